@@ -1,0 +1,27 @@
+//! What a reader can ask of the counters.
+
+/// Slot of a thread's record: 1 to 65,535.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ThreadSlot(pub u16);
+
+/// Slot of a VM's record: 1 to 4,095.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct VmSlot(pub u16);
+
+/// Values of this very moment. An implementation answers from memory, or by a system call that cannot
+/// block, and never allocates.
+pub trait Readings: Send + Sync {
+    /// CPU time of one vCPU in ns; never less than what was given out before. `None`: its probe is not
+    /// live.
+    fn vcpu_time_ns(&self, vcpu: ThreadSlot) -> Option<u64>;
+
+    /// CPU time of all threads of the VM's process in ns, those that have exited included; never less
+    /// than what was given out before. `None`: its probe is not live.
+    fn vm_time_ns(&self, vm: VmSlot) -> Option<u64>;
+
+    /// Whether the scheduler may run this vCPU on the host's CPU number `cpu`. `None`: not known.
+    fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool>;
+
+    /// Time since the host booted in ns (`CLOCK_BOOTTIME`).
+    fn since_boot_ns(&self) -> u64;
+}

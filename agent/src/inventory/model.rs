@@ -1,0 +1,156 @@
+//! The immutable view of the VMs that readers see. A change makes a new one, which replaces the old
+//! one in one swap.
+
+use crate::counters::{ThreadSlot, VmSlot};
+use crate::snmp::Oid;
+
+/// Everything that is known of the VMs of this host at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    /// What runs the VMs.
+    pub hypervisor: Hypervisor,
+    /// Time since boot in ns (`CLOCK_BOOTTIME`) at which a VM last came or went.
+    pub last_change_ns: u64,
+    /// The VMs, in ascending order of [`Vm::index`], no index twice.
+    pub vms: Vec<Vm>,
+    /// Numbers of the host's online CPUs, ascending.
+    pub cpus: Vec<u32>,
+}
+
+/// The hypervisor as VM-MIB's vmHypervisor group describes it.
+#[derive(Clone, Debug, Default)]
+pub struct Hypervisor {
+    /// vmHvSoftware: name without a version.
+    pub software: String,
+    /// vmHvVersion.
+    pub version: String,
+    /// vmHvObjectID; the null object identifier is served as 0.0.
+    pub object_id: Oid,
+}
+
+/// vmIndex: 1 to 2^31 - 1.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct VmIndex(pub u32);
+
+/// One VM.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// vmIndex.
+    pub index: VmIndex,
+    /// vmName, in full; what SNMP serves is cut at 255 octets.
+    pub name: String,
+    /// vmUUID in network byte order.
+    pub uuid: Option<[u8; 16]>,
+    /// vmOSType; empty = not known.
+    pub os_type: String,
+    /// vmAdminState.
+    pub admin_state: AdminState,
+    /// vmOperState.
+    pub oper_state: OperState,
+    /// vmAutoStart.
+    pub auto_start: AutoStart,
+    /// vmPersistent.
+    pub persistence: Persistence,
+    /// vmCurCpuNumber.
+    pub cpu_number: u32,
+    /// vmMinCpuNumber; `None` = no lower bound.
+    pub min_cpu_number: Option<u32>,
+    /// vmMaxCpuNumber; `None` = no limit.
+    pub max_cpu_number: Option<u32>,
+    /// The memory columns.
+    pub memory: Memory,
+    /// Time since boot in ns (`CLOCK_BOOTTIME`) at which the VM's process started; `None` = it has none.
+    pub started_ns: Option<u64>,
+    /// The record of its process; `None` = its probe is not live.
+    pub slot: Option<VmSlot>,
+    /// The vCPUs in ascending order of [`Vcpu::id`], no id twice.
+    pub vcpus: Vec<Vcpu>,
+    /// The network interfaces in ascending order of [`Nic::index`], no index twice.
+    pub nics: Vec<Nic>,
+}
+
+/// The memory of a VM in octets. A value that is not known makes its column absent, a limit that does
+/// not exist is served as -1.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Memory {
+    /// vmCurMem; `None` = not known.
+    pub current: Option<u64>,
+    /// vmMinMem; `None` = no lower bound.
+    pub min: Option<u64>,
+    /// vmMaxMem; `None` = no limit.
+    pub max: Option<u64>,
+}
+
+/// One virtual CPU.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Vcpu {
+    /// The id that KVM gives it; vmCpuIndex is one more.
+    pub id: u32,
+    /// The record of its thread; `None` = its probe is not live, and the columns are absent.
+    pub slot: Option<ThreadSlot>,
+}
+
+/// One virtual network interface.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Nic {
+    /// vmNetworkIndex: 1 to 2^31 - 1.
+    pub index: u32,
+    /// vmNetworkIfIndex; 0 = not in the host's interface table.
+    pub if_index: u32,
+    /// vmNetworkParent; 0 = none.
+    pub parent_if_index: u32,
+    /// vmNetworkModel.
+    pub model: String,
+    /// vmNetworkPhysAddress; empty = not known.
+    pub phys_address: Vec<u8>,
+}
+
+/// VirtualMachineAdminState; the numbers are the MIB's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "the names are the MIB's")]
+pub enum AdminState {
+    Running = 1,
+    Suspended = 2,
+    Paused = 3,
+    Shutdown = 4,
+}
+
+/// VirtualMachineOperState; the numbers are the MIB's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "the names are the MIB's")]
+pub enum OperState {
+    Unknown = 1,
+    Other = 2,
+    Preparing = 3,
+    Running = 4,
+    Suspending = 5,
+    Suspended = 6,
+    Resuming = 7,
+    Paused = 8,
+    Migrating = 9,
+    Shuttingdown = 10,
+    Shutdown = 11,
+    Crashed = 12,
+}
+
+/// VirtualMachineAutoStart; the numbers are the MIB's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "the names are the MIB's")]
+pub enum AutoStart {
+    Unknown = 1,
+    Enabled = 2,
+    Disabled = 3,
+}
+
+/// VirtualMachinePersistent; the numbers are the MIB's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "the names are the MIB's")]
+pub enum Persistence {
+    Unknown = 1,
+    Persistent = 2,
+    Transient = 3,
+}

@@ -1,0 +1,18 @@
+//! kvmeter: VM-MIB (RFC 7666) for KVM hosts, answered from memory that eBPF programs keep.
+//!
+//! The rooms, in the order in which the data flows; read them in that order:
+//!
+//! 1. [`probe`] loads, attaches, pins and adopts the BPF programs; it knows kernels, not VMs.
+//! 2. [`counters`] turns the records that the programs write into numbers.
+//! 3. [`inventory`] knows which VMs there are, and swaps in a new immutable view at each change.
+//! 4. [`mib`] is the schema of VM-MIB and answers get and get-next over the inventory and the counters.
+//! 5. [`agentx`] speaks RFC 2741 with the SNMP master; it knows a [`agentx::View`], not the MIB.
+//!
+//! [`snmp`] holds the types that the last two share and imports nothing of ours.
+
+pub mod agentx;
+pub mod counters;
+pub mod inventory;
+pub mod mib;
+pub mod probe;
+pub mod snmp;

@@ -1,0 +1,12 @@
+//! Names of maps, programs and pins, so that neither side spells one twice.
+
+/// Map: thread id → slot of its [`crate::ThreadRecord`], four `u16` an element.
+pub const TID_SLOT: &str = "TID_SLOT";
+/// Map: [`crate::ThreadRecord`].
+pub const THREAD: &str = "THREAD";
+/// Map: [`crate::VmRecord`].
+pub const VM: &str = "VM";
+/// Map: one [`crate::Meta`].
+pub const META: &str = "META";
+/// Map: ring of [`crate::Event`].
+pub const EVENTS: &str = "EVENTS";

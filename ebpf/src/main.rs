@@ -1,0 +1,2 @@
+//! kvmeter's BPF programs.
+fn main() {}

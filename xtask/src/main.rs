@@ -1,0 +1,2 @@
+//! The chores of kvmeter.
+fn main() {}
