@@ -3,7 +3,7 @@
 use crate::snmp::{Oid, Value};
 
 /// The answer to a Get for one name (RFC 2741 section 7.2.3.1).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Lookup<'a> {
     /// The instance exists.
     Found(Value<'a>),
