@@ -127,3 +127,136 @@ fn a_thread_at_rest_shows_exactly_what_the_kernel_shows() {
     }
     burner.end();
 }
+
+#[test]
+fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    // It runs already when it is registered: only a visit to its CPU tells since when.
+    burner.burn();
+    let held = OwnThread(burner.tid);
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    registration.settle(vm, &[&held]);
+    assert!(records.vcpu_time_ns(slot).is_some(), "known without waiting for the next switch");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (start, before) = (Instant::now(), records.thread(slot).unwrap());
+        while start.elapsed() < Duration::from_millis(100) {
+            std::hint::spin_loop();
+        }
+        let (elapsed, after) = (start.elapsed(), records.thread(slot).unwrap());
+        // Only a stretch without a switch says something; on a loaded machine it takes some tries.
+        if before.switches_in == after.switches_in && before.preemptions == after.preemptions {
+            let grown = Duration::from_nanos(after.run_ns.unwrap() - before.run_ns.unwrap());
+            assert!(grown.abs_diff(elapsed) < Duration::from_micros(100), "{grown:?} in {elapsed:?}");
+            break;
+        }
+        if Instant::now() > deadline {
+            eprintln!("skipped: the machine is too busy to leave a thread alone for 100 ms");
+            break;
+        }
+    }
+    burner.rest();
+    burner.end();
+}
+
+#[test]
+fn no_counter_goes_back_while_threads_migrate() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    burner.burn();
+    let held = OwnThread(burner.tid);
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    registration.settle(vm, &[&held]);
+    let cpus = thread::available_parallelism().unwrap().get();
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut vcpu, mut total) = (0, 0);
+                    for _ in 0..250_000 {
+                        let next = records.vcpu_time_ns(slot).unwrap();
+                        assert!(next >= vcpu, "the vCPU's time went from {vcpu} to {next}");
+                        vcpu = next;
+                        let next = records.vm_time_ns(vm).unwrap();
+                        assert!(next >= total, "the VM's time went from {total} to {next}");
+                        total = next;
+                    }
+                })
+            })
+            .collect();
+        let tid = rustix::process::Pid::from_raw(burner.tid.cast_signed());
+        for cpu in (0..cpus).cycle() {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(cpu);
+            rustix::thread::sched_setaffinity(tid, &set).unwrap();
+            if readers.iter().all(thread::ScopedJoinHandle::is_finished) {
+                break;
+            }
+            thread::yield_now();
+        }
+    });
+    burner.rest();
+    // What was given out is at most the kernel's lag at a switch ahead of the truth.
+    let (ours, kernel) = (records.vcpu_time_ns(slot).unwrap(), held.schedstat().unwrap().run_ns);
+    assert!(ours.abs_diff(kernel) < 100_000, "ours {ours}, the kernel's {kernel}");
+    burner.end();
+}
+
+#[test]
+fn a_new_probe_adopts_what_an_old_one_counted() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let burner = Burner::start();
+    let held = OwnThread(burner.tid);
+    let (vm, slot) = {
+        let (_records, registration, probe) = start(&pins);
+        assert!(!probe.adopted);
+        let vm = registration.track_vm(std::process::id()).unwrap();
+        (vm, registration.track_thread(vm, &held, Some(3)).unwrap())
+    };
+    // Nobody has the maps open now but the kernel.
+    burner.burn();
+    thread::yield_now();
+    burner.rest();
+    let (records, registration, probe) = start(&pins);
+    assert!(probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
+    assert_eq!(registration.tracked_vms(), [(vm, std::process::id())]);
+    assert_eq!(registration.track_vm(std::process::id()).unwrap(), vm);
+    assert_eq!(registration.track_thread(vm, &held, Some(3)).unwrap(), slot);
+    assert_eq!(records.vcpu_time_ns(slot), Some(held.schedstat().unwrap().run_ns));
+    burner.end();
+}
+
+#[test]
+fn the_end_of_a_thread_frees_its_record_and_keeps_its_time() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    let held = OwnThread(burner.tid);
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    burner.burn();
+    let until = Instant::now() + Duration::from_millis(20);
+    while Instant::now() < until {}
+    burner.rest();
+    let used = records.vcpu_time_ns(slot).unwrap();
+    burner.end();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while records.thread(slot).is_some() {
+        assert!(Instant::now() < deadline, "the record is not freed");
+        thread::yield_now();
+    }
+    assert_eq!(records.vcpu_time_ns(slot), None);
+    assert!(records.vm_time_ns(vm).unwrap() >= used);
+    registration.untrack_vm(vm);
+    assert_eq!(records.vm_time_ns(vm), None);
+    assert!(registration.tracked_vms().is_empty());
+}
