@@ -61,13 +61,14 @@ impl agentx::View for View<'_> {
             Some((leaf, tail)) => (leaf.instance_from(*self, tail, include), leaf.suffix()),
             None => (None, suffix),
         };
-        let (name, value) = within.or_else(|| {
+        let instance = within.or_else(|| {
             LEAVES[LEAVES.partition_point(|leaf| leaf.suffix() <= after)..]
                 .iter()
                 .take_while(|leaf| is_before_end(leaf))
                 .find_map(|leaf| leaf.instance_from(*self, &[], false))
         })?;
-        (end.is_empty() || name < *end).then_some((name, value))
+        let name = instance.name();
+        (end.is_empty() || name < *end).then_some((name, instance.value))
     }
 }
 
@@ -96,11 +97,11 @@ impl Leaf {
 
     /// The first instance after `tail`, or at it where `include` is set.
     fn instance_from<'a>(
-        &self,
+        &'static self,
         view: View<'a>,
         tail: &[u32],
         include: bool,
-    ) -> Option<(Oid, Value<'a>)> {
+    ) -> Option<Instance<'a>> {
         match self.object.getter {
             Getter::None | Getter::NoRows => None,
             Getter::Scalar(read) => self.first(view, tail, include, |view, Scalar| read(view)),
@@ -112,31 +113,21 @@ impl Leaf {
     }
 
     fn first<'a, const N: usize, R: Row<'a, N>>(
-        &self,
+        &'static self,
         view: View<'a>,
         tail: &[u32],
         include: bool,
         read: impl Fn(View<'a>, R) -> Option<Value<'a>>,
-    ) -> Option<(Oid, Value<'a>)> {
+    ) -> Option<Instance<'a>> {
         let mut at = lower_bound(tail, include)?;
         loop {
             let row = R::at_or_after(view.inventory, at)?;
             if let Some(value) = read(view, row) {
                 self.assert_admitted(&value);
-                return Some((self.name(&row.index()), value));
+                return Some(Instance::new(self, row.index(), value));
             }
             at = successor(row.index())?;
         }
-    }
-
-    fn name(&self, index: &[u32]) -> Oid {
-        let mut parts = [0; VM_MIB_PARTS.len() + Self::MAX_LEN + MAX_INDEX_LEN];
-        let mut len = 0;
-        for &part in VM_MIB_PARTS.iter().chain(self.suffix()).chain(index) {
-            parts[len] = part;
-            len += 1;
-        }
-        Oid::of(&parts[..len])
     }
 
     fn is_below(&self, end: &Oid) -> bool {
@@ -152,6 +143,32 @@ impl Leaf {
             "{} cannot have the value {value:?}",
             self.object.name
         );
+    }
+}
+
+/// An instance that was found; its name is made only once it is known to be the answer.
+struct Instance<'a> {
+    leaf: &'static Leaf,
+    index: [u32; MAX_INDEX_LEN],
+    index_len: usize,
+    value: Value<'a>,
+}
+
+impl<'a> Instance<'a> {
+    fn new<const N: usize>(leaf: &'static Leaf, index: [u32; N], value: Value<'a>) -> Self {
+        let mut padded = [0; MAX_INDEX_LEN];
+        padded[..N].copy_from_slice(&index);
+        Self { leaf, index: padded, index_len: N, value }
+    }
+
+    fn name(&self) -> Oid {
+        let mut parts = [0; VM_MIB_PARTS.len() + Leaf::MAX_LEN + MAX_INDEX_LEN];
+        let mut len = 0;
+        for part in [VM_MIB_PARTS, self.leaf.suffix(), &self.index[..self.index_len]] {
+            parts[len..len + part.len()].copy_from_slice(part);
+            len += part.len();
+        }
+        Oid::of(&parts[..len])
     }
 }
 

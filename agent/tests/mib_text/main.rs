@@ -1,7 +1,9 @@
 //! The printed module against a MIB compiler and against the published module.
 //!
-//! `mib_imports/` has extracts of the modules that VM-MIB imports, so that the compiler can run on a machine
+//! `imports/` has extracts of the modules that VM-MIB imports, so that the compiler can run on a machine
 //! that has none. The published module is looked for beside the workspace, in `../shared/mibs`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +33,7 @@ fn a_mib_compiler_has_nothing_to_say() {
 
 /// What smilint says about the module up to severity 3; `None` where it is not installed.
 fn smilint(dir: &Path, module: &Path) -> Option<String> {
-    let imports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mib_imports");
+    let imports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mib_text/imports");
     let config = dir.join("smi.conf");
     fs::write(&config, format!("path {}\n", imports.display())).unwrap();
     let run =
@@ -108,8 +110,8 @@ fn words(module: &str) -> Vec<String> {
     while !rest.is_empty() {
         let len = if rest.starts_with("--") {
             rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with('"') {
-            let len = rest[1..].find('"').unwrap() + 2;
+        } else if let Some(string) = rest.strip_prefix('"') {
+            let len = string.find('"').unwrap() + 2;
             let is_prose = words.last().is_some_and(|word| {
                 ["DESCRIPTION", "ORGANIZATION", "CONTACT-INFO"].contains(&word.as_str())
             });
