@@ -58,7 +58,7 @@ const OF_ONE: &[&str] = &["vmName", "vmUUID", "vmOperState"];
 const OF_ONE_DELETED: &[&str] = &["vmName", "vmUUID", "vmOperState", "vmPersistent"];
 const OF_MANY: &[&str] = &["vmAffectedVMs"];
 
-/// Tells of one virtual machine. vmOperState is the state before; the notification itself names the new one.
+/// vmOperState is the state before; the notification itself names the new one.
 macro_rules! of_one {
     ($number:literal, $name:literal, $event:literal) => {
         Notification {
@@ -80,7 +80,11 @@ macro_rules! of_many {
             number: $number,
             name: $name,
             objects: OF_MANY,
-            description: concat!("One or more virtual machines ", $event, ". A manager that needs to know more asks for vmOperState of those that it cares for."),
+            description: concat!(
+                "One or more virtual machines ",
+                $event,
+                ". A manager that needs to know more asks for vmOperState of those that it cares for."
+            ),
         }
     };
 }

@@ -46,7 +46,7 @@ fn module(out: &mut String) -> fmt::Result {
             Members::Notifications(_) => ("NOTIFICATION-GROUP", "NOTIFICATIONS"),
         };
         writeln!(out, "\n{} {kind}", group.name)?;
-        list(out, "    ", clause, &group.members.names())?;
+        list(out, clause, &group.members.names())?;
         status(out, group.description)?;
         writeln!(out, "    ::= {{ vmGroups {} }}", group.number)?;
     }
@@ -148,7 +148,7 @@ fn object(out: &mut String, object: &Object, parent: &str) -> fmt::Result {
 
 fn notification(out: &mut String, notification: &Notification) -> fmt::Result {
     writeln!(out, "\n{} NOTIFICATION-TYPE", notification.name)?;
-    list(out, "    ", "OBJECTS", notification.objects)?;
+    list(out, "OBJECTS", notification.objects)?;
     status(out, notification.description)?;
     writeln!(out, "    ::= {{ vmNotifications {} }}", notification.number)
 }
@@ -157,22 +157,21 @@ fn compliance(out: &mut String, compliance: &Compliance) -> fmt::Result {
     writeln!(out, "\n{} MODULE-COMPLIANCE", compliance.name)?;
     status(out, compliance.description)?;
     writeln!(out, "    MODULE -- this module")?;
-    list(out, "        ", "MANDATORY-GROUPS", compliance.mandatory)?;
+    list(out, "MANDATORY-GROUPS", compliance.mandatory)?;
     for (group, when) in compliance.conditional {
-        writeln!(out, "        GROUP {group}")?;
+        writeln!(out, "    GROUP        {group}")?;
         description(out, when)?;
     }
     for object in compliance.may_be_read_only {
-        writeln!(out, "        OBJECT {object}")?;
-        writeln!(out, "        MIN-ACCESS {}", Access::ReadOnly)?;
+        writeln!(out, "    OBJECT       {object}")?;
+        writeln!(out, "    MIN-ACCESS   {}", Access::ReadOnly)?;
         description(out, "An agent need not let it be written.")?;
     }
     writeln!(out, "    ::= {{ vmCompliances {} }}", compliance.number)
 }
 
-fn list(out: &mut String, indent: &str, clause: &str, names: &[&str]) -> fmt::Result {
-    let separator = format!(",\n{indent}    ");
-    writeln!(out, "{indent}{clause} {{\n{indent}    {}\n{indent}}}", names.join(&separator))
+fn list(out: &mut String, clause: &str, names: &[&str]) -> fmt::Result {
+    writeln!(out, "    {clause} {{\n        {}\n    }}", names.join(",\n        "))
 }
 
 fn status(out: &mut String, text: &str) -> fmt::Result {
