@@ -50,7 +50,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The linker to use, or what is missing.
 fn toolchain() -> Result<PathBuf, String> {
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    let sysroot = Command::new(rustc).args(["--print", "sysroot"]).output().map_err(|e| e.to_string())?;
+    let sysroot =
+        Command::new(rustc).args(["--print", "sysroot"]).output().map_err(|e| e.to_string())?;
     let sysroot = String::from_utf8_lossy(&sysroot.stdout).trim().to_owned();
     let core = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml");
     if !core.exists() {

@@ -15,7 +15,9 @@ use std::{
 };
 
 use kvmeter::{
-    counters::{HeldThread, Readings as _, Records, Registration, RunState, Schedstat, Tracker as _},
+    counters::{
+        HeldThread, Readings as _, Records, Registration, RunState, Schedstat, Tracker as _,
+    },
     probe::{KERNEL_BTF, Probe},
 };
 use lab::PinDir;
@@ -91,7 +93,10 @@ impl Burner {
     fn rest(&self) {
         self.busy.store(false, Ordering::Relaxed);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid)).unwrap().contains(") S ") {
+        while !fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid))
+            .unwrap()
+            .contains(") S ")
+        {
             assert!(Instant::now() < deadline, "the thread does not come to rest");
             thread::yield_now();
         }
@@ -123,7 +128,11 @@ fn a_thread_at_rest_shows_exactly_what_the_kernel_shows() {
         let ours = records.vcpu_time_ns(slot).unwrap();
         assert!(ours.abs_diff(kernel.run_ns) < 1000, "ours {ours}, the kernel's {}", kernel.run_ns);
         let wait = records.thread(slot).unwrap().wait_ns;
-        assert!(wait.abs_diff(kernel.wait_ns) < 1000, "waited {wait}, the kernel's {}", kernel.wait_ns);
+        assert!(
+            wait.abs_diff(kernel.wait_ns) < 1000,
+            "waited {wait}, the kernel's {}",
+            kernel.wait_ns
+        );
     }
     burner.end();
 }

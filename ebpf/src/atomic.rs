@@ -21,5 +21,8 @@ pub(crate) unsafe fn fetch_add(word: *mut u64, n: u64) -> u64 {
 #[inline(always)]
 pub(crate) unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: the caller's.
-    unsafe { atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new).1 }
+    unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
+            .1
+    }
 }

@@ -4,8 +4,20 @@
 //!
 //! On any target but BPF this is an empty program, so that the whole workspace can be checked.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics), expect(internal_features, reason = "the BPF target has atomic instructions but core::sync::atomic does not offer them there"))]
-#![cfg_attr(target_arch = "bpf", expect(unsafe_code, reason = "maps, kernel memory and atomics are reached by raw pointers"))]
+#![cfg_attr(
+    target_arch = "bpf",
+    no_std,
+    no_main,
+    feature(core_intrinsics),
+    expect(
+        internal_features,
+        reason = "the BPF target has atomic instructions but core::sync::atomic does not offer them there"
+    )
+)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(unsafe_code, reason = "maps, kernel memory and atomics are reached by raw pointers")
+)]
 
 #[cfg(target_arch = "bpf")]
 mod atomic;

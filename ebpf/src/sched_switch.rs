@@ -27,8 +27,11 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     if let Some(thread) = Thread::find(prev_slot, prev) {
         // SAFETY: argument 0 is a bool in a register, argument 3 an unsigned int where the kernel has it.
         let (preempted, state) = unsafe {
-            let state =
-                if offsets::SWITCH_HAS_STATE.load() != 0 { ctx.arg::<u32>(3) } else { prev.state() };
+            let state = if offsets::SWITCH_HAS_STATE.load() != 0 {
+                ctx.arg::<u32>(3)
+            } else {
+                prev.state()
+            };
             (*ctx.as_ptr().cast::<u64>() as u8 != 0, state)
         };
         leave(thread, prev, preempted || state == 0);

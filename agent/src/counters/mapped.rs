@@ -75,8 +75,33 @@ macro_rules! assert_same_layout {
         };
     };
 }
-assert_same_layout!(ThreadCells, ThreadRecord, run, wait, switches_in, preemptions, owner, start, given, vcpu, reserved);
-assert_same_layout!(VmCells, VmRecord, exited, handovers_begun, handovers_done, dying, tgid, pending, given, unrecorded, block_count, blocks);
+assert_same_layout!(
+    ThreadCells,
+    ThreadRecord,
+    run,
+    wait,
+    switches_in,
+    preemptions,
+    owner,
+    start,
+    given,
+    vcpu,
+    reserved
+);
+assert_same_layout!(
+    VmCells,
+    VmRecord,
+    exited,
+    handovers_begun,
+    handovers_done,
+    dying,
+    tgid,
+    pending,
+    given,
+    unrecorded,
+    block_count,
+    blocks
+);
 assert_same_layout!(MetaCells, Meta, layout, programs, events_lost, unrecorded);
 
 // SAFETY: `repr(C)`, atomics only, 64 octets without padding.

@@ -91,7 +91,10 @@ impl Records {
     }
 
     /// The VM's thread records, free ones included.
-    pub(super) fn threads_of<'a>(&'a self, vm: &'a VmCells) -> impl Iterator<Item = (u16, &'a ThreadCells)> {
+    pub(super) fn threads_of<'a>(
+        &'a self,
+        vm: &'a VmCells,
+    ) -> impl Iterator<Item = (u16, &'a ThreadCells)> {
         let count = usize::try_from(vm.block_count.load(Ordering::Acquire)).unwrap_or(usize::MAX);
         vm.blocks[..count.min(VM_BLOCKS)].iter().flat_map(move |block| {
             let first = usize::from(block.load(Ordering::Relaxed)) * BLOCK_LEN;
@@ -198,5 +201,6 @@ pub(super) fn monotonic_ns() -> u64 {
 
 /// Saturates before the clock's zero, which these clocks never show.
 fn nanoseconds(time: rustix::time::Timespec) -> u64 {
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
 }

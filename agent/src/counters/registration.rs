@@ -62,7 +62,8 @@ impl<R: AsRef<Records>> Registration<R> {
                 }
             }
         }
-        let blocks = (0..).zip(blocks).filter_map(|(block, taken)| (!taken).then_some(block)).collect();
+        let blocks =
+            (0..).zip(blocks).filter_map(|(block, taken)| (!taken).then_some(block)).collect();
         Self { records, free: Mutex::new(Free { vms, blocks }) }
     }
 
@@ -106,7 +107,10 @@ impl<R: AsRef<Records>> Registration<R> {
     /// Keeps a block's worth of records free, so that the kernel finds one for each thread that the VM
     /// starts until the agent comes round again.
     fn keep_spare(&self, vm: &VmCells) {
-        let free = self.records().threads_of(vm).filter(|(_, record)| record.owner.load(Ordering::Relaxed) == 0);
+        let free = self
+            .records()
+            .threads_of(vm)
+            .filter(|(_, record)| record.owner.load(Ordering::Relaxed) == 0);
         if free.count() < BLOCK_LEN / 2 {
             self.add_block(vm);
         }
@@ -125,7 +129,12 @@ impl<R: AsRef<Records>> Registration<R> {
     fn seed(record: &ThreadCells, stat: Schedstat) {
         let unless_known = |cell: &AtomicU64, ns| {
             // The program's store overwrites the seed, the exchange never overwrites the program's.
-            let _ = cell.compare_exchange(word::UNKNOWN, word::at_rest(ns), Ordering::AcqRel, Ordering::Relaxed);
+            let _ = cell.compare_exchange(
+                word::UNKNOWN,
+                word::at_rest(ns),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
         };
         unless_known(&record.wait, stat.wait_ns);
         unless_known(&record.run, stat.run_ns);
@@ -144,7 +153,8 @@ impl<R: AsRef<Records>> Registration<R> {
         };
         for attempt in 0..EXITED_TRIES {
             let state = || {
-                [&vm.handovers_begun, &vm.handovers_done, &vm.dying, &vm.exited].map(|cell| cell.load(Ordering::Acquire))
+                [&vm.handovers_begun, &vm.handovers_done, &vm.dying, &vm.exited]
+                    .map(|cell| cell.load(Ordering::Acquire))
             };
             let before = state();
             let [begun, done, dying, exited] = before;
@@ -157,7 +167,12 @@ impl<R: AsRef<Records>> Registration<R> {
             // loop's time off; the kernel's own sum replaces it when the next thread ends.
             if (quiet || attempt + 1 == EXITED_TRIES) && state() == before {
                 let reckoned = process.saturating_sub(live);
-                let _ = vm.exited.compare_exchange(exited, reckoned, Ordering::AcqRel, Ordering::Relaxed);
+                let _ = vm.exited.compare_exchange(
+                    exited,
+                    reckoned,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                );
                 return;
             }
         }
@@ -311,7 +326,14 @@ fn blocks_of(vm: &VmCells) -> impl Iterator<Item = u16> {
 
 /// Makes a record free. The owner goes last: whoever takes the record finds it clean.
 fn clear(record: &ThreadCells) {
-    for cell in [&record.run, &record.wait, &record.switches_in, &record.preemptions, &record.start, &record.given] {
+    for cell in [
+        &record.run,
+        &record.wait,
+        &record.switches_in,
+        &record.preemptions,
+        &record.start,
+        &record.given,
+    ] {
         cell.store(0, Ordering::Relaxed);
     }
     record.owner.store(0, Ordering::Release);

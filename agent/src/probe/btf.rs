@@ -258,9 +258,7 @@ impl<'a> Btf<'a> {
     /// [`BtfError::Missing`] if the kernel has no such tracepoint.
     pub fn tracepoint_args(&self, name: &str) -> Result<usize, BtfError> {
         let missing = || BtfError::Missing(format!("tracepoint {name}"));
-        let typedef = self
-            .find(KIND_TYPEDEF, &format!("btf_trace_{name}"))
-            .ok_or_else(missing)?;
+        let typedef = self.find(KIND_TYPEDEF, &format!("btf_trace_{name}")).ok_or_else(missing)?;
         let pointer = self.resolve(typedef.size_or_type)?.ok_or_else(missing)?;
         let prototype = self.resolve(pointer.size_or_type)?.ok_or_else(missing)?;
         if pointer.kind() != KIND_PTR || prototype.kind() != KIND_FUNC_PROTO {

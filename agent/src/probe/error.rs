@@ -58,7 +58,9 @@ pub enum ProbeError {
         dir: PathBuf,
     },
     /// The kernel refused the maps.
-    #[error("The kernel refuses the BPF maps; kvmeter must start as root or with CAP_BPF and CAP_PERFMON")]
+    #[error(
+        "The kernel refuses the BPF maps; kvmeter must start as root or with CAP_BPF and CAP_PERFMON"
+    )]
     Load(#[source] Box<dyn Error + Send + Sync>),
     /// The kernel refused a program.
     #[error("The kernel refuses the program for the tracepoint {name}")]
@@ -88,7 +90,10 @@ impl ProbeError {
         Self::Hook { name, source: Box::new(source) }
     }
 
-    pub(super) fn pin(path: impl Into<PathBuf>, source: impl Error + Send + Sync + 'static) -> Self {
+    pub(super) fn pin(
+        path: impl Into<PathBuf>,
+        source: impl Error + Send + Sync + 'static,
+    ) -> Self {
         Self::Pin { path: path.into(), source: Box::new(source) }
     }
 }

@@ -110,7 +110,8 @@ impl Probe {
             loader.map_pin_path(name, pins.map(name));
         }
         let mut ebpf = loader.load(object).map_err(ProbeError::load)?;
-        let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
+        let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default())
+            .map_err(ProbeError::load)?;
         let mut hooks = Vec::with_capacity(HOOKS.len());
         for hook in HOOKS {
             let failure = match attach(&mut ebpf, hook.name, &btf, &pins) {
@@ -126,9 +127,13 @@ impl Probe {
             // A program set of which a hook failed is tried anew by the next agent.
             let complete = hooks.iter().all(|hook| hook.failure.is_none());
             let programs = if complete { fingerprint } else { 0 };
-            array.set(0, [u64::from(LAYOUT), programs, old[2], old[3]], 0).map_err(ProbeError::load)?;
+            array
+                .set(0, [u64::from(LAYOUT), programs, old[2], old[3]], 0)
+                .map_err(ProbeError::load)?;
         }
-        let maps = pins.find_maps(tid_elements)?.ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
+        let maps = pins
+            .find_maps(tid_elements)?
+            .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
         maps.into_probe(hooks, adopted)
     }
 
@@ -155,12 +160,15 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
         loader.override_global(name, value, true);
     }
     let mut ebpf = loader.load(object).map_err(ProbeError::load)?;
-    let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
+    let btf =
+        aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
     Ok(HOOKS
         .map(|hook| {
             let failure = program(&mut ebpf, hook.name)
                 .and_then(|program| {
-                    program.load(hook.name, &btf).map_err(|source| ProbeError::hook(hook.name, source))
+                    program
+                        .load(hook.name, &btf)
+                        .map_err(|source| ProbeError::hook(hook.name, source))
                 })
                 .err()
                 .map(|error| error.to_string());
@@ -169,7 +177,10 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
         .to_vec())
 }
 
-fn program<'a>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, ProbeError> {
+fn program<'a>(
+    ebpf: &'a mut aya::Ebpf,
+    name: &'static str,
+) -> Result<&'a mut BtfTracePoint, ProbeError> {
     ebpf.program_mut(name)
         .ok_or(ProbeError::NoProgram { name })?
         .try_into()

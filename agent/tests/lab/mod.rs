@@ -31,7 +31,9 @@ pub(crate) fn need(what: &str) -> Result<(), String> {
         "kvm" if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() => {
             Some("/dev/kvm cannot be opened")
         }
-        "snmpd" if !in_path("snmpd") || !in_path("snmpget") => Some("snmpd or snmpget is not installed"),
+        "snmpd" if !in_path("snmpd") || !in_path("snmpget") => {
+            Some("snmpd or snmpget is not installed")
+        }
         "qemu" if !in_path("qemu-system-x86_64") => Some("qemu-system-x86_64 is not installed"),
         "smilint" if !in_path("smilint") => Some("smilint is not installed"),
         _ => None,
@@ -48,7 +50,9 @@ fn is_bpffs() -> bool {
 
 fn in_path(program: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| {
-        env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).any(|dir| dir.join(program).exists())
+        env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin")])
+            .any(|dir| dir.join(program).exists())
     })
 }
 

@@ -1,0 +1,160 @@
+//! vmStorageTable. The inventory knows no disks, so no instance exists; get answers noSuchInstance.
+
+use super::{
+    convention::{
+        ADMIN_STRING, IANA_STORAGE_MEDIA_TYPE, NUMBER, NUMBER_OR_NONE, UNIT,
+        VIRTUAL_MACHINE_INDEX_OR_ZERO, VIRTUAL_MACHINE_STORAGE_ACCESS,
+        VIRTUAL_MACHINE_STORAGE_INDEX, VIRTUAL_MACHINE_STORAGE_SOURCE_TYPE,
+    },
+    schema::{Getter, Object, Syntax, Table},
+};
+
+/// One row per disk.
+pub const TABLE: Table = Table {
+    name: "vmStorageTable",
+    row: "vmStorageEntry",
+    index: &["vmStorageVmIndex", "vmStorageIndex"],
+    description: "The disks of the virtual machines.",
+    row_description: "One virtual disk.",
+    columns: COLUMNS,
+};
+
+const COLUMNS: &[Object] = &[
+    Object::index(
+        1,
+        "vmStorageVmIndex",
+        Syntax::Convention(&VIRTUAL_MACHINE_INDEX_OR_ZERO),
+        "The vmIndex of the virtual machine that has this disk; 0 where none has it.",
+    ),
+    Object::index(
+        2,
+        "vmStorageIndex",
+        Syntax::Convention(&VIRTUAL_MACHINE_STORAGE_INDEX),
+        "The number of this disk.",
+    ),
+    Object::read_only(
+        3,
+        "vmStorageParent",
+        NUMBER,
+        "The hrStorageIndex of the storage of the host that holds this disk; 0 where \
+            hrStorageTable of HOST-RESOURCES-MIB has no such row.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        4,
+        "vmStorageSourceType",
+        Syntax::Convention(&VIRTUAL_MACHINE_STORAGE_SOURCE_TYPE),
+        "What holds the data of this disk.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        5,
+        "vmStorageSourceTypeString",
+        ADMIN_STRING,
+        "What vmStorageSourceType leaves open, the format of a sparse file for instance.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        6,
+        "vmStorageResourceID",
+        ADMIN_STRING,
+        "Where the data of this disk is: the path of a file or block device, or the address of a \
+            service.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        7,
+        "vmStorageAccess",
+        Syntax::Convention(&VIRTUAL_MACHINE_STORAGE_ACCESS),
+        "Whether the virtual machine may write to this disk.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        8,
+        "vmStorageMediaType",
+        Syntax::Convention(&IANA_STORAGE_MEDIA_TYPE),
+        "The kind of drive that the virtual machine sees.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        9,
+        "vmStorageMediaTypeString",
+        ADMIN_STRING,
+        "What vmStorageMediaType leaves open, the bus or the driver of the drive for instance.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        10,
+        "vmStorageSizeUnit",
+        UNIT,
+        "How many octets one step of vmStorageDefinedSize and vmStorageAllocatedSize of this row \
+            stands for.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        11,
+        "vmStorageDefinedSize",
+        NUMBER_OR_NONE,
+        "The size of the disk as the virtual machine sees it, in steps of vmStorageSizeUnit; -1 \
+            where it is not known.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        12,
+        "vmStorageAllocatedSize",
+        NUMBER_OR_NONE,
+        "The room that the disk takes on the host, in steps of vmStorageSizeUnit; the same as \
+            vmStorageDefinedSize for block(3) and raw(4); -1 where it is not known.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        13,
+        "vmStorageReadIOs",
+        Syntax::Counter64,
+        "How many read requests were made on this disk. The count can begin anew when the \
+            hypervisor is initialised and when vmAdminState changes.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        14,
+        "vmStorageWriteIOs",
+        Syntax::Counter64,
+        "How many write requests were made on this disk. The count can begin anew when the \
+            hypervisor is initialised and when vmAdminState changes.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        15,
+        "vmStorageReadOctets",
+        Syntax::Counter64,
+        "How many octets were read from this disk. The count can begin anew when the hypervisor \
+            is initialised and when vmAdminState changes.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        16,
+        "vmStorageWriteOctets",
+        Syntax::Counter64,
+        "How many octets were written to this disk. The count can begin anew when the hypervisor \
+            is initialised and when vmAdminState changes.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        17,
+        "vmStorageReadLatency",
+        Syntax::Counter64,
+        "The microseconds between the arrival and the end of each read request, summed over all \
+            of them. The count can begin anew when the hypervisor is initialised and when \
+            vmAdminState changes.",
+        Getter::NoRows,
+    ),
+    Object::read_only(
+        18,
+        "vmStorageWriteLatency",
+        Syntax::Counter64,
+        "The microseconds between the arrival and the end of each write request, summed over all \
+            of them. The count can begin anew when the hypervisor is initialised and when \
+            vmAdminState changes.",
+        Getter::NoRows,
+    ),
+];

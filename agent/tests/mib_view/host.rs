@@ -1,0 +1,74 @@
+//! A host that exists only in memory: its counters, and a VM on it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvmeter::{
+    counters::{Readings, ThreadSlot, VmSlot},
+    inventory::{AdminState, AutoStart, Memory, OperState, Persistence, Vcpu, Vm, VmIndex},
+};
+
+/// Counters whose values follow from their slots.
+#[derive(Debug, Default)]
+pub(crate) struct FixedReadings {
+    /// What [`Readings::since_boot_ns`] answers.
+    pub(crate) since_boot_ns: u64,
+    /// How often a counter or an affinity was asked for.
+    pub(crate) asked: AtomicU64,
+}
+
+impl FixedReadings {
+    pub(crate) fn at(since_boot_ns: u64) -> Self {
+        Self { since_boot_ns, asked: AtomicU64::new(0) }
+    }
+
+    fn count(&self) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Readings for FixedReadings {
+    fn vcpu_time_ns(&self, ThreadSlot(slot): ThreadSlot) -> Option<u64> {
+        self.count();
+        (slot % 3 != 0).then_some(u64::from(slot) * 1_234_567)
+    }
+
+    fn vm_time_ns(&self, VmSlot(slot): VmSlot) -> Option<u64> {
+        self.count();
+        (slot % 3 != 0).then_some(u64::MAX - u64::from(slot))
+    }
+
+    fn may_run_on(&self, ThreadSlot(slot): ThreadSlot, cpu: u32) -> Option<bool> {
+        self.count();
+        match (u32::from(slot) + cpu) % 3 {
+            0 => None,
+            1 => Some(true),
+            _ => Some(false),
+        }
+    }
+
+    fn since_boot_ns(&self) -> u64 {
+        self.since_boot_ns
+    }
+}
+
+/// A VM that runs, with nothing that is not asked for.
+pub(crate) fn running_vm(index: u32, vcpus: Vec<Vcpu>) -> Vm {
+    Vm {
+        index: VmIndex(index),
+        name: format!("vm{index}"),
+        uuid: None,
+        os_type: String::new(),
+        admin_state: AdminState::Running,
+        oper_state: OperState::Running,
+        auto_start: AutoStart::Unknown,
+        persistence: Persistence::Unknown,
+        cpu_number: 1,
+        min_cpu_number: None,
+        max_cpu_number: None,
+        memory: Memory::default(),
+        started_ns: Some(0),
+        slot: Some(VmSlot(1)),
+        vcpus,
+        nics: Vec::new(),
+    }
+}
