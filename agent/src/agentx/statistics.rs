@@ -97,13 +97,10 @@ impl Statistics {
         }
     }
 
-    /// A connection was lost or not made; whether the reason is another one than last time.
-    pub(super) fn record_failure(&self, error: String) -> bool {
+    /// A connection was lost or not made.
+    pub(super) fn record_failure(&self, error: String) {
         self.failures.fetch_add(1, Relaxed);
-        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        let differs = last.as_ref() != Some(&error);
-        *last = Some(error);
-        differs
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
     pub(super) fn record(&self, Handled { kind, error }: Handled) {
@@ -269,15 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn a_session_counts_once_and_an_error_is_new_once() {
+    fn a_session_counts_once() {
         let statistics = Statistics::default();
         let established = State::Established { session_id: 1, ping: None };
         statistics.set_state(established);
         statistics.set_state(established);
         assert_eq!(statistics.phase(), Phase::Established);
         assert_eq!(statistics.sessions.load(Relaxed), 1);
-        assert!(statistics.record_failure("gone".to_owned()));
-        assert!(!statistics.record_failure("gone".to_owned()));
+        statistics.record_failure("gone".to_owned());
         assert_eq!(statistics.last_error().as_deref(), Some("gone"));
     }
 }

@@ -25,6 +25,9 @@ const GATHER: usize = 64 * 1024;
 /// which would be too seldom: a new attempt asks at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a shutdown or a new connection waits for the master to take a Close.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// How the connection is made and kept.
 #[derive(Clone, Debug)]
 pub struct TransportConfig {
@@ -53,9 +56,9 @@ enum ConnectionError {
     #[error("The master closed the connection")]
     EndOfFile,
     #[error("The connection to the master broke: {0}")]
-    Read(io::Error),
-    #[error("The master takes no more octets: {0}")]
-    Write(io::Error),
+    Broken(io::Error),
+    #[error("The master has taken no octet for {0:?}")]
+    Stuck(Duration),
     #[error(transparent)]
     Session(#[from] Lost),
 }
@@ -76,7 +79,9 @@ pub async fn run<S, D>(
     let mut backoff = Backoff::new(config.reconnect_max);
     let mut session = Session::new(config.session);
     let mut inbox = Inbox::default();
+    let mut reported = None;
     loop {
+        let sessions = statistics.sessions.load(Relaxed);
         let lost = tokio::select! {
             () = &mut shutdown => return,
             connected = connect(&config.address) => match connected {
@@ -89,7 +94,6 @@ pub async fn run<S, D>(
                         inbox: &mut inbox,
                         source: &source,
                         statistics,
-                        backoff: &mut backoff,
                     };
                     let served = tokio::select! {
                         () = &mut shutdown => None,
@@ -107,14 +111,20 @@ pub async fn run<S, D>(
         session.disconnected();
         inbox.clear();
         statistics.set_state(session.state());
+        if statistics.sessions.load(Relaxed) != sessions {
+            backoff.reset();
+            reported = None;
+        }
         let wait = backoff.wait(fastrand::f64());
         let error = lost.to_string();
         // A master that stays away is one line in the log, not one for each attempt.
-        if statistics.record_failure(error.clone()) {
-            warn!(error, "no AgentX session; trying again until there is one");
-        } else {
+        if reported.as_ref() == Some(&error) {
             debug!(error, ?wait, "no AgentX session");
+        } else {
+            warn!(error, "no AgentX session; trying again until there is one");
         }
+        statistics.record_failure(error.clone());
+        reported = Some(error);
         tokio::select! {
             () = &mut shutdown => return,
             () = time::sleep(wait) => {}
@@ -138,16 +148,10 @@ async fn connect(address: &Address) -> Result<Box<dyn Stream>, ConnectionError> 
             }
         })
     };
-    within(CONNECT_TIMEOUT, connecting)
+    time::timeout(CONNECT_TIMEOUT, connecting)
         .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|source| ConnectionError::Connect { address: address.clone(), source })
-}
-
-async fn within<T>(
-    timeout: Duration,
-    attempt: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
-    time::timeout(timeout, attempt).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// One connection with all that serves it.
@@ -157,7 +161,6 @@ struct Connection<'c, S> {
     inbox: &'c mut Inbox,
     source: &'c S,
     statistics: &'c Statistics,
-    backoff: &'c mut Backoff,
 }
 
 impl<S, D> Connection<'_, S>
@@ -186,7 +189,7 @@ where
                     match read {
                         Ok(0) => return Err(ConnectionError::EndOfFile),
                         Ok(_) => self.answer(arrived).await?,
-                        Err(error) => return Err(ConnectionError::Read(error)),
+                        Err(error) => return Err(ConnectionError::Broken(error)),
                     }
                 }
                 () = &mut timer => {
@@ -245,14 +248,13 @@ where
     }
 
     /// Tells the statistics, and the log, how far the session is.
-    fn changed(&mut self) {
+    fn changed(&self) {
         let state = self.session.state();
         let sessions = self.statistics.sessions.load(Relaxed);
         self.statistics.set_state(state);
         if let State::Established { session_id, .. } = state
             && self.statistics.sessions.load(Relaxed) != sessions
         {
-            self.backoff.reset();
             info!(session_id, "AgentX session established");
         }
     }
@@ -260,9 +262,10 @@ where
     async fn write(&mut self) -> Result<(), ConnectionError> {
         let timeout = self.session.config().timeout;
         while !self.session.output().is_empty() {
-            let written = within(timeout, self.stream.write(self.session.output())).await;
-            match written.map_err(ConnectionError::Write)? {
-                0 => return Err(ConnectionError::Write(io::ErrorKind::WriteZero.into())),
+            let written = time::timeout(timeout, self.stream.write(self.session.output())).await;
+            let written = written.map_err(|_| ConnectionError::Stuck(timeout))?;
+            match written.map_err(ConnectionError::Broken)? {
+                0 => return Err(ConnectionError::Broken(io::ErrorKind::WriteZero.into())),
                 octets => self.session.consume_output(octets),
             }
         }
@@ -277,8 +280,10 @@ where
 
     /// Sends what is left to say on a connection that is given up. Nobody may be there to hear it.
     async fn say_goodbye(&mut self) {
-        if let Err(error) = self.write().await {
-            debug!(%error, "the last words to the AgentX master were lost");
+        match time::timeout(LAST_WORDS_TIMEOUT, self.write()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the last words to the AgentX master were lost"),
+            Err(_) => debug!("the AgentX master did not take the last words"),
         }
     }
 

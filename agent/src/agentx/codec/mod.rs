@@ -8,7 +8,7 @@
 //!
 //! Only what a master sends to a subagent is decoded. The PDUs that carry values are encoded by
 //! [`ResponseWriter`] and [`PduWriter`], straight into the buffer that goes to the socket; the ones without
-//! values are built by the `agentx` crate (see [`super::administrative`]).
+//! values are built by the `agentx` crate (`administrative.rs`).
 //!
 //! Nothing here knows a session, a socket or a clock.
 
