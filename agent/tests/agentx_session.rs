@@ -383,8 +383,15 @@ fn a_response_too_large_for_any_master_is_an_error_that_names_the_range() {
     assert_eq!(master.get_next(&["1"; 6]), failed(ResError::GEN_ERR, 6));
     assert_eq!(master.get_bulk(2, 9, &["1"; 6]), failed(ResError::GEN_ERR, 6));
     assert_eq!(master.get(&names[..5]).bindings.len(), 5);
-    // The second repetition does not fit whole, so it is not there.
-    assert_eq!(master.get_bulk(0, 9, &["1"; 3]).bindings.len(), 3);
+}
+
+#[test]
+fn a_repetition_that_does_not_fit_whole_is_left_out() {
+    let mut master = Master::established();
+    master.view = large(2, 100_000);
+    master.view.0.first_entry().unwrap().insert(Owned::Integer(1));
+    // Five of the second row would fit.
+    assert_eq!(master.get_bulk(0, 9, &["1"; 6]), found(&["2.1 = Integer(1)"; 6]));
 }
 
 #[test]
@@ -543,6 +550,19 @@ fn silence_is_broken_by_a_ping_and_its_answer_by_another() {
     master.wait(1);
     master.reply(&ping.header, ResError::NO_ERROR).unwrap();
     assert_eq!(seconds(&master.session), 60 + 30);
+}
+
+#[test]
+fn a_request_is_as_good_an_answer_to_a_ping() {
+    let mut master = Master::established();
+    master.wait(30);
+    master.session.handle_timeout(master.now).unwrap();
+    master.output();
+    master.wait(4);
+    assert_eq!(master.get(&["1.5.0"]).error, ResError::NO_ERROR);
+    master.wait(29);
+    master.session.handle_timeout(master.now).unwrap();
+    assert_eq!(master.output(), []);
 }
 
 #[test]

@@ -43,7 +43,10 @@ struct Agent {
 
 impl Agent {
     fn start(address: Address) -> Self {
-        let config = Config::new(vec!["1.3.6.1.2.1.236".parse().unwrap()]);
+        Self::start_with(address, Config::new(vec!["1.3.6.1.2.1.236".parse().unwrap()]))
+    }
+
+    fn start_with(address: Address, config: Config) -> Self {
         let statistics = Arc::new(Statistics::default());
         let (shutdown, stop) = oneshot::channel();
         let view = Arc::new(FixedView::small());
@@ -261,6 +264,22 @@ async fn idle_means_one_ping_in_30_seconds_and_a_silent_master_is_left() {
     assert_eq!(asked.elapsed().as_secs(), 35);
     assert_eq!(master.read().await, None);
     assert_eq!(agent.statistics.last_error().unwrap(), "The master did not answer Ping in time");
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_may_be_due_before_a_response_would_have_been() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("master");
+    let listener = UnixListener::bind(&path).unwrap();
+    let ping_interval = Duration::from_secs(1);
+    let config = Config { ping_interval, ..Config::new(vec!["1.3".parse().unwrap()]) };
+    let agent = Agent::start_with(Address::Unix(path), config);
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    master.establish().await;
+    let established = Instant::now();
+    master.accept(13).await;
+    assert!(established.elapsed().as_millis() <= 1010, "{:?}", established.elapsed());
     agent.stop().await;
 }
 
