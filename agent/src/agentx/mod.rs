@@ -1,5 +1,29 @@
 //! The subagent's side of AgentX (RFC 2741).
+//!
+//! From the octets up; each layer knows only the ones before it:
+//!
+//! 1. [`codec`] finds PDUs in octets and writes PDUs as octets. It knows no session.
+//! 2. [`View`] is what the session asks of whoever has the objects. It knows no protocol.
+//! 3. [`Session`] opens, registers, answers and pings, over octets and instants that it is given. It knows no
+//!    socket, no clock and no MIB.
+//! 4. [`run`] connects the session with a unix or TCP socket and with the time, and connects again
+//!    when the master is gone. It knows nothing of what is in a PDU.
 
+mod address;
+mod administrative;
+mod backoff;
+pub mod codec;
+mod request;
+mod session;
+mod set;
+mod state;
+mod statistics;
+mod transport;
 mod view;
 
+pub use address::{Address, AddressError};
+pub use session::{CommandError, Config, Handled, Lost, Session};
+pub use state::State;
+pub use statistics::{Latency, Phase, Statistics};
+pub use transport::{TransportConfig, run};
 pub use view::{Lookup, View};

@@ -1,0 +1,204 @@
+//! Variable bindings (RFC 2741 section 5.4).
+
+use super::{
+    DecodeError,
+    octets::{Reader, Writer},
+    oid,
+};
+use crate::snmp::{Oid, Value};
+
+/// `v.type`.
+mod kind {
+    pub(super) const INTEGER: u16 = 2;
+    pub(super) const OCTET_STRING: u16 = 4;
+    pub(super) const NULL: u16 = 5;
+    pub(super) const OBJECT_IDENTIFIER: u16 = 6;
+    pub(super) const IP_ADDRESS: u16 = 64;
+    pub(super) const COUNTER32: u16 = 65;
+    pub(super) const GAUGE32: u16 = 66;
+    pub(super) const TIME_TICKS: u16 = 67;
+    pub(super) const OPAQUE: u16 = 68;
+    pub(super) const COUNTER64: u16 = 70;
+    pub(super) const NO_SUCH_OBJECT: u16 = 128;
+    pub(super) const NO_SUCH_INSTANCE: u16 = 129;
+    pub(super) const END_OF_MIB_VIEW: u16 = 130;
+}
+
+/// Everything that a variable binding can carry: more than this agent serves ([`Value`]), as a manager may
+/// set, and a response may say, anything.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "the names are those of the RFC")]
+#[expect(clippy::large_enum_variant, reason = "lives on the stack only; a box would allocate")]
+pub enum Data<'a> {
+    Integer(i32),
+    OctetString(&'a [u8]),
+    Null,
+    ObjectIdentifier(Oid),
+    IpAddress([u8; 4]),
+    Counter32(u32),
+    Gauge32(u32),
+    TimeTicks(u32),
+    Opaque(&'a [u8]),
+    Counter64(u64),
+    NoSuchObject,
+    NoSuchInstance,
+    EndOfMibView,
+}
+
+/// A name and what is bound to it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct VarBind<'a> {
+    /// `v.name`.
+    pub name: Oid,
+    /// `v.data`, and by its kind `v.type`.
+    pub data: Data<'a>,
+}
+
+impl<'a> VarBind<'a> {
+    /// The binding at the reader.
+    pub(super) fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let offset = reader.offset();
+        let kind = reader.u16()?;
+        reader.take(2)?;
+        let (name, _) = oid::decode(reader)?;
+        let data = match kind {
+            kind::INTEGER => Data::Integer(reader.u32()?.cast_signed()),
+            kind::OCTET_STRING => Data::OctetString(reader.octet_string()?),
+            kind::NULL => Data::Null,
+            kind::OBJECT_IDENTIFIER => Data::ObjectIdentifier(oid::decode(reader)?.0),
+            kind::IP_ADDRESS => {
+                let offset = reader.offset();
+                let octets = reader.octet_string()?;
+                let address = octets.try_into();
+                Data::IpAddress(
+                    address.map_err(|_| DecodeError::IpAddress { offset, len: octets.len() })?,
+                )
+            }
+            kind::COUNTER32 => Data::Counter32(reader.u32()?),
+            kind::GAUGE32 => Data::Gauge32(reader.u32()?),
+            kind::TIME_TICKS => Data::TimeTicks(reader.u32()?),
+            kind::OPAQUE => Data::Opaque(reader.octet_string()?),
+            kind::COUNTER64 => Data::Counter64(reader.u64()?),
+            kind::NO_SUCH_OBJECT => Data::NoSuchObject,
+            kind::NO_SUCH_INSTANCE => Data::NoSuchInstance,
+            kind::END_OF_MIB_VIEW => Data::EndOfMibView,
+            kind => return Err(DecodeError::ValueType { offset, kind }),
+        };
+        Ok(Self { name, data })
+    }
+
+    /// Appends the binding.
+    pub(super) fn encode(&self, writer: &mut Writer<'_>) {
+        let start = |writer: &mut Writer<'_>, kind| encode_start(writer, kind, &self.name);
+        match &self.data {
+            Data::Integer(number) => encode_value(writer, &self.name, Value::Integer(*number)),
+            Data::OctetString(octets) => {
+                encode_value(writer, &self.name, Value::OctetString(octets));
+            }
+            Data::ObjectIdentifier(oid) => {
+                encode_value(writer, &self.name, Value::ObjectIdentifier(oid));
+            }
+            Data::TimeTicks(ticks) => encode_value(writer, &self.name, Value::TimeTicks(*ticks)),
+            Data::Counter64(count) => encode_value(writer, &self.name, Value::Counter64(*count)),
+            Data::Null => start(writer, kind::NULL),
+            Data::IpAddress(address) => {
+                start(writer, kind::IP_ADDRESS);
+                writer.octet_string(address);
+            }
+            Data::Counter32(count) => {
+                start(writer, kind::COUNTER32);
+                writer.u32(*count);
+            }
+            Data::Gauge32(gauge) => {
+                start(writer, kind::GAUGE32);
+                writer.u32(*gauge);
+            }
+            Data::Opaque(octets) => {
+                start(writer, kind::OPAQUE);
+                writer.octet_string(octets);
+            }
+            Data::NoSuchObject => start(writer, kind::NO_SUCH_OBJECT),
+            Data::NoSuchInstance => start(writer, kind::NO_SUCH_INSTANCE),
+            Data::EndOfMibView => start(writer, kind::END_OF_MIB_VIEW),
+        }
+    }
+}
+
+/// Appends a binding of a value, copied from where the view keeps it.
+pub(super) fn encode_value(writer: &mut Writer<'_>, name: &Oid, value: Value<'_>) {
+    match value {
+        Value::Integer(number) => {
+            encode_start(writer, kind::INTEGER, name);
+            writer.u32(number.cast_unsigned());
+        }
+        Value::OctetString(octets) => {
+            encode_start(writer, kind::OCTET_STRING, name);
+            writer.octet_string(octets);
+        }
+        Value::ObjectIdentifier(value) => {
+            encode_start(writer, kind::OBJECT_IDENTIFIER, name);
+            oid::encode(writer, value, false);
+        }
+        Value::TimeTicks(ticks) => {
+            encode_start(writer, kind::TIME_TICKS, name);
+            writer.u32(ticks);
+        }
+        Value::Counter64(count) => {
+            encode_start(writer, kind::COUNTER64, name);
+            writer.u64(count);
+        }
+    }
+}
+
+fn encode_start(writer: &mut Writer<'_>, kind: u16, name: &Oid) {
+    writer.u16(kind);
+    writer.u16(0);
+    oid::encode(writer, name, false);
+}
+
+/// The bindings of one PDU, checked: walking them cannot fail.
+#[derive(Clone, Debug)]
+pub struct VarBinds<'a> {
+    reader: Reader<'a>,
+    count: usize,
+}
+
+impl<'a> VarBinds<'a> {
+    /// Checks everything that the reader has left.
+    pub(super) fn decode(reader: Reader<'a>) -> Result<Self, DecodeError> {
+        let mut ahead = reader.clone();
+        let mut count = 0;
+        while !ahead.is_empty() {
+            VarBind::decode(&mut ahead)?;
+            count += 1;
+        }
+        Ok(Self { reader, count })
+    }
+
+    /// Bindings left.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+impl<'a> Iterator for VarBinds<'a> {
+    type Item = VarBind<'a>;
+
+    fn next(&mut self) -> Option<VarBind<'a>> {
+        self.count = self.count.checked_sub(1)?;
+        VarBind::decode(&mut self.reader).ok()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.count, Some(self.count))
+    }
+}
+
+impl ExactSizeIterator for VarBinds<'_> {}

@@ -1,0 +1,485 @@
+//! The subagent's side of one connection after the other, without a socket and without a clock.
+//!
+//! The session takes PDUs and instants, and gives octets, a deadline, and an error when the connection is to be
+//! dropped. Its methods come in four kinds:
+//!
+//! * inputs, `connected`, `handle_*`, `disconnected`: something happened. Time must not go back.
+//! * commands, `notify`, `add_agent_caps`, `close`: the agent wants something.
+//! * outputs, `output` and `consume_output`, `poll_timeout`: what to send, and when to call
+//!   [`handle_timeout`](Session::handle_timeout). Look at both after each input and command.
+//! * `state`: for those who watch.
+//!
+//! An input that returns [`Lost`] ends the connection: send the output that is there, close the socket, and call
+//! [`disconnected`](Session::disconnected).
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+
+use super::{
+    administrative::{self, Origin},
+    codec::{
+        Body, ByteOrder, CloseReason, DecodeError, Frame, FrameError, Header, Pdu, PduType,
+        PduWriter, ResError, ResponseWriter,
+    },
+    request, set,
+    state::State,
+    view::View,
+};
+use crate::snmp::{Oid, Value};
+
+/// So many PDUs in a row that cannot be parsed end the session (section 6.2.2, `reasonParseError`).
+const MAX_PARSE_ERRORS: u32 = 8;
+
+/// What a session says of itself, and how patient it is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `o.id`: names the subagent; may be null.
+    pub id: Oid,
+    /// `o.descr`: a DisplayString of at most 255 octets.
+    pub description: String,
+    /// What to register. Requests for anything else do not come.
+    pub subtrees: Vec<Oid>,
+    /// How long to wait for a Response, and (`o.timeout`, whole seconds from 1 to 255) how long the master is
+    /// to wait for one.
+    pub timeout: Duration,
+    /// After so long without a word from the master it is asked whether it is there.
+    pub ping_interval: Duration,
+    /// Of the PDUs that begin here. Responses have the byte order of their request.
+    pub byte_order: ByteOrder,
+}
+
+impl Config {
+    /// A session that registers `subtrees`.
+    #[must_use]
+    pub fn new(subtrees: Vec<Oid>) -> Self {
+        Self {
+            id: Oid::of(&[0, 0]),
+            description: concat!("kvmeter ", env!("CARGO_PKG_VERSION")).to_owned(),
+            subtrees,
+            timeout: Duration::from_secs(5),
+            // A master that ends closes its socket, which is seen at once; the ping is for one that hangs.
+            ping_interval: Duration::from_secs(30),
+            byte_order: ByteOrder::Network,
+        }
+    }
+}
+
+/// Why the connection is to be dropped.
+#[derive(Debug, Error)]
+pub enum Lost {
+    /// Section 7.1.1.
+    #[error("The master refused the session: {0}")]
+    OpenRefused(ResError),
+    /// Section 7.1.4.
+    #[error("The master refused to register {subtree}: {error}{}", hint(*error))]
+    RegisterRefused {
+        /// The subtree.
+        subtree: Box<Oid>,
+        /// Its reason.
+        error: ResError,
+    },
+    /// Section 7.1.8.
+    #[error("The master closed the session: {0}")]
+    Closed(CloseReason),
+    /// A Response of the master says that the session is not there, or not well.
+    #[error("The master no longer knows the session: {0}")]
+    SessionGone(ResError),
+    /// No Response came.
+    #[error("The master did not answer {0} in time")]
+    TimedOut(&'static str),
+    /// The octets make no PDUs.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The frames make no PDUs.
+    #[error("The master sent {MAX_PARSE_ERRORS} PDUs in a row that cannot be parsed")]
+    ParseErrors(#[source] DecodeError),
+    /// The session's own words cannot be encoded.
+    #[error("A PDU for the master cannot be built; is the configured description too long?")]
+    Encode(#[source] io::Error),
+}
+
+fn hint(error: ResError) -> &'static str {
+    match error {
+        ResError::DUPLICATE_REGISTRATION => "; does another subagent serve it?",
+        ResError::REQUEST_DENIED => "; does the master's configuration allow it?",
+        _ => "",
+    }
+}
+
+/// A PDU was handled: for those who count.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Handled {
+    /// `h.type`, if it is known.
+    pub kind: Option<PduType>,
+    /// `res.error` of the response: ours to a request, the master's to a PDU of ours.
+    pub error: ResError,
+}
+
+/// Why a command was not carried out. Nothing is sent then, now or later.
+#[derive(Debug, Error)]
+pub enum CommandError {
+    /// Notify and the like need an established session.
+    #[error("There is no session with the master")]
+    NotEstablished,
+    /// The PDU cannot be built.
+    #[error("The PDU for the master cannot be built")]
+    Encode(#[source] io::Error),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Session {
+    config: Config,
+    state: State,
+    /// Of the last PDU that began here.
+    packet_id: u32,
+    /// When the master is given up, or asked whether it is there; see [`State`].
+    deadline: Option<Instant>,
+    /// When the last PDU came.
+    heard: Option<Instant>,
+    parse_errors: u32,
+    output: Vec<u8>,
+    /// Octets at the beginning of `output` that were sent.
+    sent: usize,
+}
+
+impl Session {
+    /// Memory that the output keeps after a large response.
+    const OUTPUT_KEPT: usize = 64 * 1024;
+
+    /// A session without a connection.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            state: State::Disconnected,
+            packet_id: 0,
+            deadline: None,
+            heard: None,
+            parse_errors: 0,
+            output: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    /// How far the session is.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Octets to send.
+    #[must_use]
+    pub fn output(&self) -> &[u8] {
+        self.output.get(self.sent..).unwrap_or_default()
+    }
+
+    /// So many octets of the output were sent.
+    pub fn consume_output(&mut self, octets: usize) {
+        self.sent = self.sent.saturating_add(octets);
+        if self.sent >= self.output.len() {
+            self.output.clear();
+            self.output.shrink_to(Self::OUTPUT_KEPT);
+            self.sent = 0;
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), at the latest. While PDUs come this moves on.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Established { ping: None, .. } => {
+                self.heard?.checked_add(self.config.ping_interval)
+            }
+            _ => self.deadline,
+        }
+    }
+
+    /// A connection was made: sends Open.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost::Encode`].
+    pub fn connected(&mut self, now: Instant) -> Result<(), Lost> {
+        self.disconnected();
+        let origin = self.origin();
+        let Config { timeout, id, description, .. } = &self.config;
+        let open = administrative::open(origin, *timeout, id, description);
+        self.send(open)?;
+        self.state = State::Opening { packet_id: origin.packet_id };
+        self.await_response(now);
+        Ok(())
+    }
+
+    /// The connection is gone, with what was to be sent on it.
+    pub fn disconnected(&mut self) {
+        self.consume_output(usize::MAX);
+        self.state = State::Disconnected;
+        self.deadline = None;
+        self.heard = None;
+        self.parse_errors = 0;
+    }
+
+    /// A PDU came. If it is a request its response is now in the output; `view` is what it is answered from.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`] if the connection is to be dropped; what is in the output is still to be sent.
+    pub fn handle_pdu<V: View + ?Sized>(
+        &mut self,
+        view: &V,
+        frame: Frame<'_>,
+        now: Instant,
+    ) -> Result<Handled, Lost> {
+        self.heard = Some(now);
+        if let State::Established { ping, .. } = &mut self.state {
+            *ping = None;
+        }
+        let header = frame.header;
+        let pdu = match Pdu::decode(frame) {
+            Ok(pdu) => pdu,
+            Err(error) => return self.handle_parse_error(&header, error),
+        };
+        self.parse_errors = 0;
+        let error = match &pdu.body {
+            Body::Response { error, .. } => self.handle_response(&header, *error, now)?,
+            Body::Close { reason } => {
+                if self.state.session_id() == Some(header.session_id) {
+                    return Err(Lost::Closed(*reason));
+                }
+                ResError::NOT_OPEN
+            }
+            _ => self.respond(view, &pdu),
+        };
+        Ok(Handled { kind: header.kind(), error })
+    }
+
+    /// The octets make no PDU from here on: says so, if a response is asked for, and ends the session.
+    pub fn handle_frame_error(&mut self, error: FrameError) -> Lost {
+        if error.header.asks_for_response() {
+            ResponseWriter::new(&mut self.output, &error.header).fail(ResError::PARSE_ERROR, 0);
+        }
+        self.close(CloseReason::PARSE_ERROR);
+        Lost::Frame(error)
+    }
+
+    /// Time has passed: at [`poll_timeout`](Self::poll_timeout) or later. Does nothing before it.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`] if the master is given up; what is in the output is still to be sent.
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Lost> {
+        if self.poll_timeout().is_none_or(|deadline| now < deadline) {
+            return Ok(());
+        }
+        if let State::Established { session_id, ping: None } = self.state {
+            let origin = self.origin();
+            self.send(administrative::ping(origin))?;
+            self.state = State::Established { session_id, ping: Some(origin.packet_id) };
+            self.await_response(now);
+            return Ok(());
+        }
+        let awaited = self.state.awaited();
+        self.close(CloseReason::TIMEOUTS);
+        Err(Lost::TimedOut(awaited))
+    }
+
+    /// Sends a notification (section 6.2.10): `bindings` begin with snmpTrapOID.0, and have no sysUpTime.0
+    /// unless it is to differ from the master's. Returns the `h.packetID` of the Response to come.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::NotEstablished`].
+    pub fn notify<'v>(
+        &mut self,
+        bindings: impl IntoIterator<Item = (&'v Oid, Value<'v>)>,
+    ) -> Result<u32, CommandError> {
+        let Origin { order, session_id, packet_id } = self.established_origin()?;
+        let header = Header {
+            session_id,
+            transaction_id: packet_id,
+            packet_id,
+            ..Header::new(PduType::Notify, order)
+        };
+        let mut notify = PduWriter::new(&mut self.output, &header, &[]);
+        for (name, value) in bindings {
+            notify.value(name, value);
+        }
+        notify.finish();
+        Ok(packet_id)
+    }
+
+    /// Adds a row to the master's sysORTable (section 6.2.12). Returns the `h.packetID` of the Response to come.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub fn add_agent_caps(
+        &mut self,
+        capabilities: &Oid,
+        description: &str,
+    ) -> Result<u32, CommandError> {
+        let origin = self.established_origin()?;
+        let pdu = administrative::add_agent_caps(origin, capabilities, description);
+        self.output.extend(pdu.map_err(CommandError::Encode)?);
+        Ok(origin.packet_id)
+    }
+
+    /// Ends the session from this side: sends Close, if there is a session.
+    pub fn close(&mut self, reason: CloseReason) {
+        if self.state.session_id().is_some() {
+            let origin = self.origin();
+            // Without a Close the master notices when the socket closes.
+            if let Ok(close) = administrative::close(origin, reason) {
+                self.output.extend(close);
+            }
+        }
+        self.state = State::Disconnected;
+        self.deadline = None;
+    }
+
+    /// Section 7.2.2: answers a request, whatever is wrong with it.
+    fn respond<V: View + ?Sized>(&mut self, view: &V, pdu: &Pdu<'_>) -> ResError {
+        let header = &pdu.header;
+        let established = self.state.session_id() == Some(header.session_id);
+        if matches!(pdu.body, Body::CleanupSet) {
+            return if established { ResError::NO_ERROR } else { ResError::NOT_OPEN };
+        }
+        let mut response = ResponseWriter::new(&mut self.output, header);
+        let refused = if !established {
+            Some(ResError::NOT_OPEN)
+        } else if pdu.context.is_some() {
+            Some(ResError::UNSUPPORTED_CONTEXT)
+        } else {
+            None
+        };
+        if let Some(error) = refused {
+            response.fail(error, 0);
+            return error;
+        }
+        let answered = match &pdu.body {
+            Body::Get { ranges } => request::get(view, ranges.clone(), &mut response),
+            Body::GetNext { ranges } => request::get_next(view, ranges.clone(), &mut response),
+            Body::GetBulk { non_repeaters, max_repetitions, ranges } => request::get_bulk(
+                view,
+                *non_repeaters,
+                *max_repetitions,
+                ranges.clone(),
+                &mut response,
+            ),
+            Body::TestSet { bindings } => set::test(bindings),
+            Body::CommitSet => set::commit(),
+            Body::UndoSet => set::undo(),
+            Body::Ping | Body::CleanupSet | Body::Close { .. } | Body::Response { .. } => Ok(()),
+        };
+        match answered {
+            Ok(()) => {
+                response.finish();
+                ResError::NO_ERROR
+            }
+            Err(failure) => {
+                response.fail(failure.error, failure.index);
+                failure.error
+            }
+        }
+    }
+
+    /// Section 7.2.2: a Response that cannot be parsed is dropped, a request is answered all the same.
+    fn handle_parse_error(&mut self, header: &Header, error: DecodeError) -> Result<Handled, Lost> {
+        if header.asks_for_response() {
+            ResponseWriter::new(&mut self.output, header).fail(ResError::PARSE_ERROR, 0);
+        }
+        self.parse_errors += 1;
+        if self.parse_errors >= MAX_PARSE_ERRORS {
+            self.close(CloseReason::PARSE_ERROR);
+            return Err(Lost::ParseErrors(error));
+        }
+        Ok(Handled { kind: header.kind(), error: ResError::PARSE_ERROR })
+    }
+
+    /// Section 7.2.2: a Response is matched by its `h.packetID`; one that nobody waits for changes nothing,
+    /// unless it says that the session is gone.
+    fn handle_response(
+        &mut self,
+        header: &Header,
+        error: ResError,
+        now: Instant,
+    ) -> Result<ResError, Lost> {
+        let ours = self.state.session_id() == Some(header.session_id);
+        match self.state {
+            State::Opening { packet_id } if packet_id == header.packet_id => {
+                if error != ResError::NO_ERROR {
+                    self.close(CloseReason::OTHER);
+                    return Err(Lost::OpenRefused(error));
+                }
+                self.register(header.session_id, 0, now)?;
+            }
+            State::Registering { session_id, packet_id, subtree }
+                if ours && packet_id == header.packet_id =>
+            {
+                if error != ResError::NO_ERROR {
+                    self.close(CloseReason::OTHER);
+                    let subtree = self.config.subtrees.get(subtree).copied().unwrap_or_default();
+                    return Err(Lost::RegisterRefused { subtree: subtree.into(), error });
+                }
+                self.register(session_id, subtree + 1, now)?;
+            }
+            State::Established { .. } if ours && error == ResError::NOT_OPEN => {
+                self.state = State::Disconnected;
+                return Err(Lost::SessionGone(error));
+            }
+            _ => {}
+        }
+        Ok(error)
+    }
+
+    /// Registers the subtree with this number, or is done when there is none.
+    fn register(&mut self, session_id: u32, subtree: usize, now: Instant) -> Result<(), Lost> {
+        self.state = State::Established { session_id, ping: None };
+        if let Some(oid) = self.config.subtrees.get(subtree).copied() {
+            let origin = self.origin();
+            self.send(administrative::register(origin, &oid))?;
+            self.state = State::Registering { session_id, packet_id: origin.packet_id, subtree };
+            self.await_response(now);
+        }
+        Ok(())
+    }
+
+    /// The header fields of the next PDU that begins here.
+    fn origin(&mut self) -> Origin {
+        self.packet_id = self.packet_id.wrapping_add(1);
+        Origin {
+            order: self.config.byte_order,
+            session_id: self.state.session_id().unwrap_or(0),
+            packet_id: self.packet_id,
+        }
+    }
+
+    /// The same for a command.
+    fn established_origin(&mut self) -> Result<Origin, CommandError> {
+        match self.state {
+            State::Established { .. } => Ok(self.origin()),
+            _ => Err(CommandError::NotEstablished),
+        }
+    }
+
+    fn send(&mut self, pdu: io::Result<Vec<u8>>) -> Result<(), Lost> {
+        self.output.extend(pdu.map_err(Lost::Encode)?);
+        Ok(())
+    }
+
+    /// A timeout that no clock can express is none.
+    fn await_response(&mut self, now: Instant) {
+        self.deadline = now.checked_add(self.config.timeout);
+    }
+}

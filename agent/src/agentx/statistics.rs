@@ -1,0 +1,279 @@
+//! What the agent knows about its own AgentX side. Written on the request path with single atomic adds, read
+//! by whoever shows the status.
+
+use std::{
+    fmt,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{
+    codec::{PduType, ResError},
+    session::Handled,
+    state::State,
+};
+
+/// Counts since the start of the agent. They never go back. Each is exact; two of them read one after the other
+/// may differ by what happens between.
+#[derive(Debug, Default)]
+pub struct Statistics {
+    phase: AtomicU8,
+    /// Connections made.
+    pub connects: AtomicU64,
+    /// Sessions in which everything was registered.
+    pub sessions: AtomicU64,
+    /// Attempts to connect that failed, and connections that were lost.
+    pub failures: AtomicU64,
+    /// agentx-Get-PDUs.
+    pub get: AtomicU64,
+    /// agentx-GetNext-PDUs.
+    pub get_next: AtomicU64,
+    /// agentx-GetBulk-PDUs.
+    pub get_bulk: AtomicU64,
+    /// agentx-TestSet, CommitSet, UndoSet and CleanupSet-PDUs.
+    pub set: AtomicU64,
+    /// PDUs of other types, the master's Responses left out.
+    pub other: AtomicU64,
+    /// PDUs of the master that ended in a `res.error` other than 0.
+    pub errors: AtomicU64,
+    /// PDUs of the master that could not be parsed; requests among them are in `errors` too.
+    pub parse_errors: AtomicU64,
+    /// Responses of the master with an error.
+    pub master_errors: AtomicU64,
+    /// From the arrival of a request's last octets to the response's way into the socket.
+    pub latency: Latency,
+    last_error: Mutex<Option<String>>,
+}
+
+/// How far the session is, in a word.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Phase {
+    /// No connection.
+    Disconnected,
+    /// The master has not accepted everything yet.
+    Opening,
+    /// The master asks, the agent answers.
+    Established,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disconnected => "disconnected",
+            Self::Opening => "opening",
+            Self::Established => "established",
+        })
+    }
+}
+
+impl Statistics {
+    /// How far the session is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Relaxed) {
+            0 => Phase::Disconnected,
+            1 => Phase::Opening,
+            _ => Phase::Established,
+        }
+    }
+
+    /// Why the last connection was lost, or was not made.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        let phase = match state {
+            State::Disconnected => 0,
+            State::Opening { .. } | State::Registering { .. } => 1,
+            State::Established { .. } => 2,
+        };
+        if self.phase.swap(phase, Relaxed) != phase && phase == 2 {
+            self.sessions.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A connection was lost or not made.
+    pub(super) fn record_failure(&self, error: String) {
+        self.failures.fetch_add(1, Relaxed);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    pub(super) fn record(&self, Handled { kind, error }: Handled) {
+        let count = match kind {
+            Some(PduType::Response) => {
+                if error == ResError::PARSE_ERROR {
+                    self.parse_errors.fetch_add(1, Relaxed);
+                } else if error != ResError::NO_ERROR {
+                    self.master_errors.fetch_add(1, Relaxed);
+                }
+                return;
+            }
+            Some(PduType::Get) => &self.get,
+            Some(PduType::GetNext) => &self.get_next,
+            Some(PduType::GetBulk) => &self.get_bulk,
+            Some(
+                PduType::TestSet | PduType::CommitSet | PduType::UndoSet | PduType::CleanupSet,
+            ) => &self.set,
+            _ => &self.other,
+        };
+        count.fetch_add(1, Relaxed);
+        if error != ResError::NO_ERROR {
+            self.errors.fetch_add(1, Relaxed);
+        }
+        if error == ResError::PARSE_ERROR {
+            self.parse_errors.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// A distribution of durations in atomics: four classes to each doubling, from 1 ns to 36 minutes, so that a
+/// quantile is right within a quarter. Recording takes two atomic adds and a maximum.
+#[derive(Debug)]
+pub struct Latency {
+    classes: [AtomicU64; Self::CLASSES],
+    sum_ns: AtomicU64,
+    max_ns: AtomicU64,
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self {
+            classes: [const { AtomicU64::new(0) }; Self::CLASSES],
+            sum_ns: AtomicU64::new(0),
+            max_ns: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Latency {
+    const CLASSES: usize = 160;
+
+    pub(super) fn record(&self, latency: Duration) {
+        let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.classes[Self::class(ns)].fetch_add(1, Relaxed);
+        self.sum_ns.fetch_add(ns, Relaxed);
+        self.max_ns.fetch_max(ns, Relaxed);
+    }
+
+    /// How many were recorded.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.classes.iter().map(|class| class.load(Relaxed)).sum()
+    }
+
+    /// The longest.
+    #[must_use]
+    pub fn max(&self) -> Duration {
+        Duration::from_nanos(self.max_ns.load(Relaxed))
+    }
+
+    /// The mean; 0 before the first.
+    #[must_use]
+    pub fn mean(&self) -> Duration {
+        Duration::from_nanos(self.sum_ns.load(Relaxed).checked_div(self.count()).unwrap_or(0))
+    }
+
+    /// What the share `per_mille` of all stays below: 500 is the median, 990 the 99th percentile. 0 before the
+    /// first.
+    #[must_use]
+    pub fn quantile(&self, per_mille: u16) -> Duration {
+        let rank = u128::from(self.count()) * u128::from(per_mille.min(1000));
+        let mut seen = 0;
+        for (class, count) in self.classes.iter().enumerate() {
+            seen += u128::from(count.load(Relaxed)) * 1000;
+            if seen > 0 && seen >= rank {
+                return Duration::from_nanos(Self::end(class)).min(self.max());
+            }
+        }
+        self.max()
+    }
+
+    /// The class of a duration: the place of its highest bit, and the two bits below it.
+    fn class(ns: u64) -> usize {
+        let ns = ns.max(4);
+        let doubling = ns.ilog2();
+        let quarter = (ns >> (doubling - 2)) & 3;
+        let class = u64::from(doubling - 2) * 4 + quarter;
+        usize::try_from(class).map_or(Self::CLASSES - 1, |class| class.min(Self::CLASSES - 1))
+    }
+
+    /// The first duration after a class, in nanoseconds.
+    fn end(class: usize) -> u64 {
+        (5 + u64::try_from(class % 4).unwrap_or(0)) << (class / 4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_lies_in_its_class() {
+        for ns in (2..41).flat_map(|bit| {
+            let power = 1_u64 << bit;
+            [power - 1, power, power + 1, power + power / 2]
+        }) {
+            let class = Latency::class(ns);
+            if class < Latency::CLASSES - 1 {
+                assert!(ns < Latency::end(class), "{ns}");
+                assert!(ns < 4 || ns * 4 >= Latency::end(class) * 3, "{ns}");
+                assert!(class == 0 || ns >= Latency::end(class - 1), "{ns}");
+            }
+        }
+    }
+
+    #[test]
+    fn quantiles_are_those_of_what_was_recorded() {
+        let latency = Latency::default();
+        assert_eq!((latency.count(), latency.mean(), latency.quantile(500)), Default::default());
+        for us in 1..=1000 {
+            latency.record(Duration::from_micros(us));
+        }
+        assert_eq!(latency.count(), 1000);
+        assert_eq!(latency.max(), Duration::from_millis(1));
+        assert_eq!(latency.mean(), Duration::from_nanos(500_500));
+        let check = |per_mille, exact| {
+            let quantile = latency.quantile(per_mille).as_micros();
+            assert!((exact..=exact * 5 / 4).contains(&quantile), "{quantile}");
+        };
+        check(500, 500);
+        check(900, 900);
+        assert_eq!(latency.quantile(1000), latency.max());
+    }
+
+    #[test]
+    fn a_response_of_the_master_is_no_request() {
+        let statistics = Statistics::default();
+        let record = |kind, error| statistics.record(Handled { kind, error });
+        record(Some(PduType::Response), ResError::PROCESSING_ERROR);
+        record(Some(PduType::Get), ResError::NO_ERROR);
+        record(Some(PduType::UndoSet), ResError::UNDO_FAILED);
+        record(None, ResError::PARSE_ERROR);
+        let counts = [
+            &statistics.get,
+            &statistics.set,
+            &statistics.other,
+            &statistics.errors,
+            &statistics.parse_errors,
+            &statistics.master_errors,
+        ];
+        assert_eq!(counts.map(|count| count.load(Relaxed)), [1, 1, 1, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_session_counts_once() {
+        let statistics = Statistics::default();
+        let established = State::Established { session_id: 1, ping: None };
+        statistics.set_state(established);
+        statistics.set_state(established);
+        assert_eq!(statistics.phase(), Phase::Established);
+        assert_eq!(statistics.sessions.load(Relaxed), 1);
+        statistics.record_failure("gone".to_owned());
+        assert_eq!(statistics.last_error().as_deref(), Some("gone"));
+    }
+}

@@ -1,0 +1,299 @@
+//! The session's socket and clock: a thin loop that connects, and connects again, for ever.
+
+use std::{
+    future::Future, io, ops::Deref, pin::pin, sync::atomic::Ordering::Relaxed, time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    time::{self, Instant},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Address, Config, Lost, Session, State, Statistics, View,
+    backoff::Backoff,
+    codec::{CloseReason, Inbox},
+};
+
+/// While more PDUs wait in the inbox, responses are gathered up to so many octets, to save calls to write.
+const GATHER: usize = 64 * 1024;
+
+/// A host that is down answers nothing to the attempt to connect. The kernel asks again after 1 s, 3 s and 7 s,
+/// which would be too seldom: a new attempt asks at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a shutdown or a new connection waits for the master to take a Close.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How the connection is made and kept.
+#[derive(Clone, Debug)]
+pub struct TransportConfig {
+    /// Where the master listens.
+    pub address: Address,
+    /// The longest wait between two attempts to connect. With the default of 2 s a master that is back is
+    /// found within 3 s.
+    pub reconnect_max: Duration,
+    /// What is said once there is a connection. Its timeout holds for writing too.
+    pub session: Config,
+}
+
+impl TransportConfig {
+    /// A connection to `address`.
+    #[must_use]
+    pub fn new(address: Address, session: Config) -> Self {
+        Self { address, reconnect_max: Duration::from_secs(2), session }
+    }
+}
+
+/// Why there is no connection any more, or none yet.
+#[derive(Debug, Error)]
+enum ConnectionError {
+    #[error("No connection to the master at {address}: {source}; is it running, with AgentX on?")]
+    Connect { address: Address, source: io::Error },
+    #[error("The master closed the connection")]
+    EndOfFile,
+    #[error("The connection to the master broke: {0}")]
+    Broken(io::Error),
+    #[error("The master has taken no octet for {0:?}")]
+    Stuck(Duration),
+    #[error(transparent)]
+    Session(#[from] Lost),
+}
+
+/// Serves views over a session with the master until `shutdown` is ready, then closes the session. A view is
+/// taken from `source` for each PDU, and given back before the next octet is read or written. Without PDUs it
+/// wakes up for the ping alone.
+pub async fn run<S, D>(
+    config: TransportConfig,
+    source: S,
+    statistics: &Statistics,
+    shutdown: impl Future<Output = ()>,
+) where
+    S: Fn() -> D,
+    D: Deref<Target: View>,
+{
+    let mut shutdown = pin!(shutdown);
+    let mut backoff = Backoff::new(config.reconnect_max);
+    let mut session = Session::new(config.session);
+    let mut inbox = Inbox::default();
+    let mut reported = None;
+    loop {
+        let sessions = statistics.sessions.load(Relaxed);
+        let lost = tokio::select! {
+            () = &mut shutdown => return,
+            connected = connect(&config.address) => match connected {
+                Err(error) => error,
+                Ok(mut stream) => {
+                    statistics.connects.fetch_add(1, Relaxed);
+                    let mut connection = Connection {
+                        stream: &mut stream,
+                        session: &mut session,
+                        inbox: &mut inbox,
+                        source: &source,
+                        statistics,
+                    };
+                    let served = tokio::select! {
+                        () = &mut shutdown => None,
+                        lost = connection.serve() => Some(lost),
+                    };
+                    let Some(lost) = served else {
+                        connection.shut_down().await;
+                        return;
+                    };
+                    connection.say_goodbye().await;
+                    lost
+                }
+            },
+        };
+        session.disconnected();
+        inbox.clear();
+        statistics.set_state(session.state());
+        if statistics.sessions.load(Relaxed) != sessions {
+            backoff.reset();
+            reported = None;
+        }
+        let wait = backoff.wait(fastrand::f64());
+        let error = lost.to_string();
+        // A master that stays away is one line in the log, not one for each attempt.
+        if reported.as_ref() == Some(&error) {
+            debug!(error, ?wait, "no AgentX session");
+        } else {
+            warn!(error, "no AgentX session; trying again until there is one");
+        }
+        statistics.record_failure(error.clone());
+        reported = Some(error);
+        tokio::select! {
+            () = &mut shutdown => return,
+            () = time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Either kind of stream.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn connect(address: &Address) -> Result<Box<dyn Stream>, ConnectionError> {
+    let connecting = async {
+        Ok::<Box<dyn Stream>, io::Error>(match address {
+            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+        })
+    };
+    time::timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|source| ConnectionError::Connect { address: address.clone(), source })
+}
+
+/// One connection with all that serves it.
+struct Connection<'c, S> {
+    stream: &'c mut Box<dyn Stream>,
+    session: &'c mut Session,
+    inbox: &'c mut Inbox,
+    source: &'c S,
+    statistics: &'c Statistics,
+}
+
+impl<S, D> Connection<'_, S>
+where
+    S: Fn() -> D,
+    D: Deref<Target: View>,
+{
+    /// Serves until the connection is lost. May be dropped at any await: octets that were read are in the
+    /// inbox, and the session knows how many of its own were written.
+    async fn serve(&mut self) -> ConnectionError {
+        match self.try_serve().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn try_serve(&mut self) -> Result<std::convert::Infallible, ConnectionError> {
+        self.session.connected(Instant::now().into_std())?;
+        self.changed();
+        self.write().await?;
+        let mut timer = pin!(time::sleep_until(self.wake_up_at()));
+        loop {
+            tokio::select! {
+                read = self.stream.read_buf(self.inbox.fill()) => {
+                    let arrived = std::time::Instant::now();
+                    match read {
+                        Ok(0) => return Err(ConnectionError::EndOfFile),
+                        Ok(_) => self.answer(arrived).await?,
+                        Err(error) => return Err(ConnectionError::Broken(error)),
+                    }
+                }
+                () = &mut timer => {
+                    self.session.handle_timeout(Instant::now().into_std())?;
+                    self.write().await?;
+                    timer.as_mut().reset(self.wake_up_at());
+                }
+            }
+            // The timer is only ever brought forward here. Each PDU moves the ping back, which the timer finds
+            // out when it fires: cheaper than to set it anew for every PDU.
+            let wake_up = self.wake_up_at();
+            if wake_up < timer.deadline() {
+                timer.as_mut().reset(wake_up);
+            }
+        }
+    }
+
+    /// Answers every whole PDU in the inbox.
+    async fn answer(&mut self, arrived: std::time::Instant) -> Result<(), ConnectionError> {
+        let now = Instant::now().into_std();
+        let mut answered = 0_u32;
+        loop {
+            let frame = match self.inbox.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => {
+                    self.statistics.parse_errors.fetch_add(1, Relaxed);
+                    return Err(self.session.handle_frame_error(error).into());
+                }
+            };
+            let asked = frame.header.asks_for_response();
+            let handled = {
+                let view = (self.source)();
+                self.session.handle_pdu(&*view, frame, now)?
+            };
+            self.statistics.record(handled);
+            self.changed();
+            answered += u32::from(asked);
+            if self.session.output().len() >= GATHER {
+                self.write().await?;
+                self.record_latency(&mut answered, arrived);
+            }
+        }
+        self.write().await?;
+        self.record_latency(&mut answered, arrived);
+        Ok(())
+    }
+
+    fn record_latency(&self, answered: &mut u32, arrived: std::time::Instant) {
+        if *answered > 0 {
+            let latency = arrived.elapsed();
+            for _ in 0..std::mem::take(answered) {
+                self.statistics.latency.record(latency);
+            }
+        }
+    }
+
+    /// Tells the statistics, and the log, how far the session is.
+    fn changed(&self) {
+        let state = self.session.state();
+        let sessions = self.statistics.sessions.load(Relaxed);
+        self.statistics.set_state(state);
+        if let State::Established { session_id, .. } = state
+            && self.statistics.sessions.load(Relaxed) != sessions
+        {
+            info!(session_id, "AgentX session established");
+        }
+    }
+
+    async fn write(&mut self) -> Result<(), ConnectionError> {
+        let timeout = self.session.config().timeout;
+        while !self.session.output().is_empty() {
+            let written = time::timeout(timeout, self.stream.write(self.session.output())).await;
+            let written = written.map_err(|_| ConnectionError::Stuck(timeout))?;
+            match written.map_err(ConnectionError::Broken)? {
+                0 => return Err(ConnectionError::Broken(io::ErrorKind::WriteZero.into())),
+                octets => self.session.consume_output(octets),
+            }
+        }
+        Ok(())
+    }
+
+    /// When the session wants to be called; far away if it does not.
+    fn wake_up_at(&self) -> Instant {
+        const FAR: Duration = Duration::from_secs(86_400 * 365);
+        self.session.poll_timeout().map_or_else(|| Instant::now() + FAR, Instant::from_std)
+    }
+
+    /// Sends what is left to say on a connection that is given up. Nobody may be there to hear it.
+    async fn say_goodbye(&mut self) {
+        match time::timeout(LAST_WORDS_TIMEOUT, self.write()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the last words to the AgentX master were lost"),
+            Err(_) => debug!("the AgentX master did not take the last words"),
+        }
+    }
+
+    /// Ends the session, after what is still to be sent.
+    async fn shut_down(&mut self) {
+        self.session.close(CloseReason::SHUTDOWN);
+        self.say_goodbye().await;
+        self.statistics.set_state(self.session.state());
+        if let Err(error) = self.stream.shutdown().await {
+            debug!(%error, "the AgentX connection was gone before it was closed");
+        }
+    }
+}

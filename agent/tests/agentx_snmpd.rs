@@ -1,0 +1,194 @@
+//! The session with a real master: Debian's snmpd, private to this test, on a port of loopback.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../fuzz/src/view.rs"]
+#[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
+mod view;
+
+use std::{
+    net::UdpSocket,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kvmeter::agentx::{Address, Config, Phase, Statistics, TransportConfig, codec::ByteOrder, run};
+use tokio::sync::oneshot;
+use view::FixedView;
+
+const SUBTREE: &str = "1.3.6.1.2.1.236";
+
+/// A running snmpd. It ends with the value.
+struct Snmpd {
+    process: Child,
+}
+
+impl Snmpd {
+    fn start(directory: &Path, port: u16) -> Self {
+        let conf = directory.join("snmpd.conf");
+        let dir = directory.display();
+        let text = format!(
+            "agentaddress udp:127.0.0.1:{port}\n\
+             rocommunity public 127.0.0.1\n\
+             rwcommunity private 127.0.0.1\n\
+             master agentx\n\
+             agentXSocket unix:{dir}/master\n\
+             agentXPerms 0600 0700\n"
+        );
+        std::fs::write(&conf, text).unwrap();
+        let process = Command::new("snmpd")
+            .args(["-f", "-Lf"])
+            .arg(directory.join("snmpd.log"))
+            .args(["-C", "-I", "-smux", "-c"])
+            .arg(&conf)
+            .env("MIBS", "")
+            .env("SNMP_PERSISTENT_DIR", directory.join("persistent"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process }
+    }
+}
+
+impl Drop for Snmpd {
+    fn drop(&mut self) {
+        // Both fail only when it has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// One of net-snmp's tools with names relative to the subtree, written as numbers. Its lines, or its complaint.
+fn snmp(tool: &str, port: u16, community: &str, arguments: &[&str]) -> Result<Vec<String>, String> {
+    let absolute = |argument: &&str| match argument.strip_prefix('+') {
+        Some(suffix) => format!("{SUBTREE}.{suffix}"),
+        None => (*argument).to_owned(),
+    };
+    let output = Command::new(tool)
+        .args(["-v2c", "-c", community, "-One", "-r0", "-t3", &format!("127.0.0.1:{port}")])
+        .args(arguments.iter().map(absolute))
+        .env("MIBS", "")
+        .output()
+        .unwrap();
+    let text = |octets: &[u8]| String::from_utf8_lossy(octets).trim().to_owned();
+    if !output.status.success() {
+        return Err(text(&output.stderr));
+    }
+    Ok(text(&output.stdout)
+        .lines()
+        .map(|line| line.trim().replace(&format!(".{SUBTREE}."), "+"))
+        .collect())
+}
+
+/// Asks until the answer is there. Each attempt waits for snmpd, so that this is no busy loop.
+fn wait_for(port: u16, name: &str, limit: Duration) -> Duration {
+    let start = Instant::now();
+    loop {
+        match snmp("snmpget", port, "public", &[name]) {
+            Ok(lines) if !lines[0].contains("No Such") => return start.elapsed(),
+            answer => assert!(start.elapsed() < limit, "{name} after {limit:?}: {answer:?}"),
+        }
+    }
+}
+
+const SYS_UP_TIME: &str = "1.3.6.1.2.1.1.3.0";
+const STARTUP: Duration = Duration::from_secs(20);
+
+const WALK: [&str; 13] = [
+    "+1.1.0 = STRING: \"KVM\"",
+    "+1.2.0 = Hex-STRING: 00 FF 80",
+    "+1.3.0 = OID: .1.3.6.1.4.1.8072",
+    "+1.4.0 = Timeticks: (4294967295) 497 days, 2:27:52.95",
+    "+1.5.0 = INTEGER: -1",
+    "+1.6.1.2.1 = STRING: \"vm1\"",
+    "+1.6.1.2.2 = STRING: \"vm2\"",
+    "+1.6.1.2.7 = STRING: \"vm7\"",
+    "+1.6.1.2.4294967295 = STRING: \"vm4294967295\"",
+    "+1.6.1.3.1 = Counter64: 18446744073709551614",
+    "+1.6.1.3.2 = Counter64: 18446744073709551613",
+    "+1.6.1.3.7 = Counter64: 18446744073709551608",
+    "+1.6.1.3.4294967295 = Counter64: 18446744069414584320",
+];
+
+fn check_everything(port: u16) {
+    let ask = |tool, arguments: &[&str]| snmp(tool, port, "public", arguments).unwrap();
+    assert_eq!(ask("snmpbulkwalk", &[SUBTREE]), WALK);
+    assert_eq!(ask("snmpwalk", &[SUBTREE]), WALK);
+    for (line, next) in WALK.iter().zip(&WALK[1..]) {
+        let (name, _) = line.split_once(' ').unwrap();
+        assert_eq!(ask("snmpget", &[name]), [*line]);
+        assert_eq!(ask("snmpgetnext", &[name]), [*next]);
+    }
+    assert_eq!(
+        ask("snmpget", &["+1.5.1", "+1.1.0", "+9.0"]),
+        [
+            "+1.5.1 = No Such Instance currently exists at this OID",
+            WALK[0],
+            "+9.0 = No Such Object available on this agent at this OID",
+        ]
+    );
+    let past = ask("snmpgetnext", &["+1.6.1.3.4294967295"]);
+    assert!(!past[0].starts_with('+'), "the walk leaves the subtree: {past:?}");
+    let refused = snmp("snmpset", port, "private", &["+1.5.0", "i", "5"]).unwrap_err();
+    assert!(refused.contains("notWritable"), "{refused}");
+    assert_eq!(ask("snmpget", &["+1.5.0"]), [WALK[4]], "a refused SET leaves the session alone");
+}
+
+fn check_session(byte_order: ByteOrder) {
+    let directory = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago.
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let statistics = Arc::new(Statistics::default());
+    let (shutdown, stop) = oneshot::channel::<()>();
+    let agent = thread::spawn({
+        let (statistics, socket) = (Arc::clone(&statistics), directory.path().join("master"));
+        move || {
+            let session = Config { byte_order, ..Config::new(vec![SUBTREE.parse().unwrap()]) };
+            let config = TransportConfig::new(Address::Unix(socket), session);
+            let view = FixedView::small();
+            let stop = async { stop.await.unwrap() };
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(run(config, || &view, &statistics, stop));
+        }
+    });
+
+    let serve = |session| {
+        let snmpd = Snmpd::start(directory.path(), port);
+        wait_for(port, SYS_UP_TIME, STARTUP);
+        let found = wait_for(port, "+1.1.0", STARTUP);
+        assert!(found <= Duration::from_secs(3), "the master was found after {found:?}");
+        assert_eq!(statistics.phase(), Phase::Established);
+        assert_eq!(statistics.sessions.load(Relaxed), session);
+        check_everything(port);
+        snmpd
+    };
+    drop(serve(1));
+    // The second one begins where the first was killed: its socket is still there.
+    let _snmpd = serve(2);
+    shutdown.send(()).unwrap();
+    agent.join().unwrap();
+    let answer = snmp("snmpget", port, "public", &["+1.1.0"]).unwrap();
+    assert!(answer[0].contains("No Such Object"), "the session was closed: {answer:?}");
+    assert_eq!(statistics.parse_errors.load(Relaxed), 0);
+}
+
+#[test]
+fn a_real_master_is_served_and_found_again_after_its_restart() {
+    let missing = ["snmpd", "snmpget"].into_iter().find(|tool| {
+        Command::new(tool).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+    });
+    if let Some(missing) = missing {
+        eprintln!("skipped: {missing} is not installed");
+        return;
+    }
+    check_session(ByteOrder::Network);
+    check_session(ByteOrder::Little);
+}
