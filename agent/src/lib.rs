@@ -11,6 +11,7 @@
 //! [`snmp`] holds the types that the last two share and imports nothing of ours.
 
 pub mod agentx;
+pub mod config;
 pub mod counters;
 pub mod inventory;
 pub mod mib;
