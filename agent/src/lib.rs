@@ -17,3 +17,5 @@ pub mod inventory;
 pub mod mib;
 pub mod probe;
 pub mod snmp;
+pub mod status;
+mod unix_socket;
