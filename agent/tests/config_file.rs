@@ -222,3 +222,21 @@ fn what_is_no_configuration_file_at_all_is_refused() {
     fs::write(&path, [0xff, 0xfe]).unwrap();
     assert!(Config::load(Some(&path)).is_err(), "no UTF-8");
 }
+
+#[test]
+fn the_operators_page_has_every_key_with_its_default() {
+    let page = include_str!("../docs/configuration.md");
+    let all: toml::Table = SHIPPED.parse().unwrap();
+    for (section, keys) in &all {
+        for (key, value) in keys.as_table().unwrap() {
+            let value = match value {
+                toml::Value::String(text) => format!("\"{text}\""),
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Boolean(truth) => truth.to_string(),
+                other => panic!("{other:?}"),
+            };
+            let row = format!("| `{section}.{key}` | `{value}` |");
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+}
