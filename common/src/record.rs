@@ -33,8 +33,7 @@ pub struct ThreadRecord {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord {
-    /// CPU time of the threads that are gone: `ns << 1 | exact`. `exact` = 1 when it was the kernel's own
-    /// `signal->sum_sched_runtime`, 0 when the agent reckoned it and the next event shall correct it.
+    /// CPU time in ns of the threads that are gone: the kernel's `signal->sum_sched_runtime`.
     pub exited: u64,
     /// How many hand-overs from a thread record to `exited` were begun …
     pub handovers_begun: u64,
@@ -123,15 +122,13 @@ impl Owner {
     }
 }
 
-/// One record for the whole set of maps: whether a later agent may adopt it.
+/// One record for the whole set of maps: whether a later agent may adopt it, and what went wrong in it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Meta {
-    /// [`crate::LAYOUT`] of the agent that made the maps; 0 = the set is not complete.
-    pub layout: u32,
-    /// `pid_max` that `TID_SLOT` was sized for.
-    pub pid_max: u32,
-    /// Hash of the programs and the kernel offsets that the pinned links run with.
+    /// [`crate::LAYOUT`] of the agent that made the maps, written last; 0 = the set is not complete.
+    pub layout: u64,
+    /// Fingerprint of the programs and the kernel offsets that the pinned links run with.
     pub programs: u64,
     /// Events that found the ring full.
     pub events_lost: u64,

@@ -1,2 +1,44 @@
-//! kvmeter's BPF programs.
+//! kvmeter's BPF programs, one file a hook. Each does a bounded amount of work and keeps no policy.
+//!
+//! Reading order: [`maps`], [`offsets`], [`task`], [`thread`], then the hooks.
+//!
+//! On any target but BPF this is an empty program, so that the whole workspace can be checked.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics), expect(internal_features, reason = "the BPF target has atomic instructions but core::sync::atomic does not offer them there"))]
+#![cfg_attr(target_arch = "bpf", expect(unsafe_code, reason = "maps, kernel memory and atomics are reached by raw pointers"))]
+
+#[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod offsets;
+#[cfg(target_arch = "bpf")]
+mod sched_process_exec;
+#[cfg(target_arch = "bpf")]
+mod sched_process_exit;
+#[cfg(target_arch = "bpf")]
+mod sched_process_fork;
+#[cfg(target_arch = "bpf")]
+mod sched_switch;
+#[cfg(target_arch = "bpf")]
+mod sched_wakeup;
+#[cfg(target_arch = "bpf")]
+mod task;
+#[cfg(target_arch = "bpf")]
+mod thread;
+
+/// What the kernel reads to allow GPL-only helpers.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,7 +1,15 @@
 //! The records that the BPF programs write, as numbers. Knows no SNMP.
+//!
+//! Reading order: [`Readings`] (what can be asked), [`Records`] (how it is read), [`Tracker`] and
+//! [`Registration`] (which threads are counted).
 
+mod mapped;
 mod readings;
+mod records;
+mod registration;
 mod tracker;
 
 pub use readings::{Readings, ThreadSlot, VmSlot};
+pub use records::{Records, ThreadReading};
+pub use registration::Registration;
 pub use tracker::{HeldThread, RunState, Schedstat, TrackError, Tracker};

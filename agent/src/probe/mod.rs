@@ -1,1 +1,226 @@
 //! The BPF programs: what this kernel can do, load, attach, pin, adopt. Knows no VMs.
+//!
+//! Maps and links are pinned, so counting goes on while no agent runs. A later agent adopts what it finds if
+//! the layout, the shape of each map and the programs are its own; with other programs it keeps the maps
+//! and puts new links in the place of the old ones, which may overlap for a moment: the programs can bear
+//! to see an event twice.
+
+pub mod btf;
+mod error;
+mod object;
+mod offsets;
+mod pins;
+
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    EbpfLoader,
+    maps::{Array, Map, MapData, RingBuf},
+    programs::{BtfTracePoint, links::FdLink},
+};
+use kvmeter_common::{LAYOUT, names};
+
+pub use error::ProbeError;
+pub use offsets::Offsets;
+use pins::Pins;
+
+/// Where kernels keep their own BTF.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// A tracepoint that a program is attached to, and what is lost without it.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// Name of the tracepoint and of the program.
+    pub name: &'static str,
+    /// Whether nothing can be counted without it.
+    pub required: bool,
+    /// What it is for.
+    pub purpose: &'static str,
+}
+
+/// The hooks, in the order in which they are attached: a thread's end must be seen before its record is
+/// used.
+pub const HOOKS: [Hook; 5] = [
+    Hook { name: "sched_process_exit", required: true, purpose: "end of threads and VMs" },
+    Hook { name: "sched_switch", required: true, purpose: "CPU time" },
+    Hook { name: "sched_process_fork", required: false, purpose: "threads that VMs start" },
+    Hook { name: "sched_wakeup", required: false, purpose: "run-queue wait" },
+    Hook { name: "sched_process_exec", required: false, purpose: "start of QEMU without KVM" },
+];
+
+/// What became of a hook.
+#[derive(Clone, Debug)]
+pub struct HookState {
+    /// The hook.
+    pub hook: Hook,
+    /// Why it is not live; `None` = it is.
+    pub failure: Option<String>,
+}
+
+/// The running programs and the maps that they fill.
+#[expect(missing_debug_implementations, reason = "aya's ring has none")]
+pub struct Probe {
+    /// Thread id → slot.
+    pub tid_slot: MapData,
+    /// Thread records.
+    pub threads: MapData,
+    /// VM records.
+    pub vms: MapData,
+    /// The one record about the set.
+    pub meta: MapData,
+    /// Events for the inventory.
+    pub events: RingBuf<MapData>,
+    /// Each hook and whether it is live.
+    pub hooks: Vec<HookState>,
+    /// Whether the maps were there already, with what they counted while no agent ran.
+    pub adopted: bool,
+}
+
+impl Probe {
+    /// Adopts the programs and maps pinned under `pin_dir`, or loads and pins them.
+    ///
+    /// # Errors
+    ///
+    /// [`ProbeError`], with what to do about it. Nothing is counted then, but what was pinned before stays.
+    pub fn start(pin_dir: &Path, kernel_btf: &Path) -> Result<Self, ProbeError> {
+        let object = object::octets()?;
+        let offsets = Offsets::of_kernel(kernel_btf)?;
+        let fingerprint = fingerprint(object, &offsets);
+        let pins = Pins::open(pin_dir)?;
+        let tid_elements = pins::tid_elements()?;
+        let found = pins.find_maps(tid_elements)?;
+        let adopted = found.is_some();
+        if let Some(maps) = found
+            && maps.programs == fingerprint
+            && HOOKS.iter().all(|hook| pins.has_link(hook.name))
+        {
+            let hooks = HOOKS.map(|hook| HookState { hook, failure: None }).to_vec();
+            return maps.into_probe(hooks, adopted);
+        }
+
+        let mut loader = EbpfLoader::new();
+        for (name, value) in offsets.globals() {
+            loader.override_global(name, value, true);
+        }
+        loader.map_max_entries(names::TID_SLOT, tid_elements);
+        for name in pins::MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(object).map_err(ProbeError::load)?;
+        let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
+        let mut hooks = Vec::with_capacity(HOOKS.len());
+        for hook in HOOKS {
+            let failure = match attach(&mut ebpf, hook.name, &btf, &pins) {
+                Ok(()) => None,
+                Err(error) if hook.required => return Err(error),
+                Err(error) => Some(error.to_string()),
+            };
+            hooks.push(HookState { hook, failure });
+        }
+        if let Some(mut meta) = ebpf.take_map(names::META) {
+            let mut array = Array::<_, [u64; 4]>::try_from(&mut meta).map_err(ProbeError::load)?;
+            let old = array.get(&0, 0).map_err(ProbeError::load)?;
+            // A program set of which a hook failed is tried anew by the next agent.
+            let complete = hooks.iter().all(|hook| hook.failure.is_none());
+            let programs = if complete { fingerprint } else { 0 };
+            array.set(0, [u64::from(LAYOUT), programs, old[2], old[3]], 0).map_err(ProbeError::load)?;
+        }
+        let maps = pins.find_maps(tid_elements)?.ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
+        maps.into_probe(hooks, adopted)
+    }
+
+    /// Ends the counting: removes every pin below `pin_dir`, of any layout. Whether there was any.
+    ///
+    /// # Errors
+    ///
+    /// [`ProbeError::Pin`] when a pin cannot be removed.
+    pub fn detach(pin_dir: &Path) -> Result<bool, ProbeError> {
+        pins::remove_all(pin_dir)
+    }
+}
+
+/// Tries to load each hook's program without attaching it: what this kernel allows.
+///
+/// # Errors
+///
+/// [`ProbeError`] when not even the maps can be made.
+pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
+    let object = object::octets()?;
+    let offsets = Offsets::of_kernel(kernel_btf)?;
+    let mut loader = EbpfLoader::new();
+    for (name, value) in offsets.globals() {
+        loader.override_global(name, value, true);
+    }
+    let mut ebpf = loader.load(object).map_err(ProbeError::load)?;
+    let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
+    Ok(HOOKS
+        .map(|hook| {
+            let failure = program(&mut ebpf, hook.name)
+                .and_then(|program| {
+                    program.load(hook.name, &btf).map_err(|source| ProbeError::hook(hook.name, source))
+                })
+                .err()
+                .map(|error| error.to_string());
+            HookState { hook, failure }
+        })
+        .to_vec())
+}
+
+fn program<'a>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, ProbeError> {
+    ebpf.program_mut(name)
+        .ok_or(ProbeError::NoProgram { name })?
+        .try_into()
+        .map_err(|source| ProbeError::hook(name, source))
+}
+
+fn attach(
+    ebpf: &mut aya::Ebpf,
+    name: &'static str,
+    btf: &aya::Btf,
+    pins: &Pins,
+) -> Result<(), ProbeError> {
+    let program = program(ebpf, name)?;
+    let failed = |source| ProbeError::hook(name, source);
+    program.load(name, btf).map_err(failed)?;
+    let id = program.attach().map_err(failed)?;
+    let link: FdLink = program.take_link(id).map_err(failed)?.into();
+    pins.replace_link(name, link)
+}
+
+/// Tells one set of programs, as loaded on one kernel, from another.
+fn fingerprint(object: &[u8], offsets: &Offsets) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    object.hash(&mut hasher);
+    offsets.globals().hash(&mut hasher);
+    // 0 stands for an incomplete set.
+    hasher.finish().max(1)
+}
+
+impl pins::FoundMaps {
+    fn into_probe(self, hooks: Vec<HookState>, adopted: bool) -> Result<Probe, ProbeError> {
+        Ok(Probe {
+            tid_slot: self.tid_slot,
+            threads: self.threads,
+            vms: self.vms,
+            meta: self.meta,
+            events: RingBuf::try_from(Map::RingBuf(self.events)).map_err(ProbeError::load)?,
+            hooks,
+            adopted,
+        })
+    }
+}
+
+/// Whether this binary was built without its BPF programs.
+#[must_use]
+pub fn is_stub() -> bool {
+    object::octets().is_err()
+}
+
+/// The default of the configuration.
+#[must_use]
+pub fn default_pin_dir() -> PathBuf {
+    PathBuf::from("/sys/fs/bpf/kvmeter")
+}

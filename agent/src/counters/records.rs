@@ -1,0 +1,202 @@
+//! Reading the records.
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering, fence},
+};
+
+use kvmeter_common::{BLOCK_LEN, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS, word};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{
+    Readings, ThreadSlot, VmSlot,
+    mapped::{Mapped, MetaCells, SlotCells, ThreadCells, VmCells},
+};
+use crate::probe::Probe;
+
+/// How often a reader tries again when the writer comes in between. A thread would have to be switched that
+/// often within some hundred nanoseconds.
+const TRIES: usize = 64;
+
+/// The mapped records.
+#[derive(Debug)]
+pub struct Records {
+    pub(super) tid_slot: Mapped<SlotCells>,
+    pub(super) threads: Mapped<ThreadCells>,
+    pub(super) vms: Mapped<VmCells>,
+    pub(super) meta: Mapped<MetaCells>,
+}
+
+/// What is known of one thread beside its CPU time, for the status page.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ThreadReading {
+    /// Thread id.
+    pub tid: u32,
+    /// CPU time in ns; `None` = no event yet.
+    pub run_ns: Option<u64>,
+    /// Time runnable but without a CPU in ns.
+    pub wait_ns: u64,
+    /// How often it got a CPU.
+    pub switches_in: u64,
+    /// How often it lost one while it still wanted to run.
+    pub preemptions: u64,
+}
+
+impl Records {
+    /// Maps the records of a probe.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub fn map(probe: &Probe) -> io::Result<Self> {
+        let elements = probe.tid_slot.info().map_err(io::Error::other)?.max_entries();
+        Ok(Self {
+            tid_slot: Mapped::new(probe.tid_slot.fd(), elements as usize)?,
+            threads: Mapped::new(probe.threads.fd(), THREADS)?,
+            vms: Mapped::new(probe.vms.fd(), VMS)?,
+            meta: Mapped::new(probe.meta.fd(), 1)?,
+        })
+    }
+
+    /// Events that the kernel could not deliver, since the maps were made.
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.meta[0].events_lost.load(Ordering::Relaxed)
+    }
+
+    /// Threads that found no free record, since the maps were made.
+    #[must_use]
+    pub fn unrecorded(&self) -> u64 {
+        self.meta[0].unrecorded.load(Ordering::Relaxed)
+    }
+
+    /// Everything about one thread; `None` when the slot is free.
+    #[must_use]
+    pub fn thread(&self, slot: ThreadSlot) -> Option<ThreadReading> {
+        let record = self.threads.get(usize::from(slot.0))?;
+        let owner = owner(record)?;
+        Some(ThreadReading {
+            tid: owner.tid(),
+            run_ns: self.vcpu_time_ns(slot),
+            wait_ns: read(&record.wait).unwrap_or(0),
+            switches_in: record.switches_in.load(Ordering::Relaxed),
+            preemptions: record.preemptions.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Where the slot of a thread id is kept; `None` beyond the `pid_max` of the time of loading.
+    pub(super) fn slot_entry(&self, tid: u32) -> Option<&std::sync::atomic::AtomicU16> {
+        let tid = tid as usize;
+        Some(&self.tid_slot.get(tid / SLOTS_PER_ELEMENT)?[tid % SLOTS_PER_ELEMENT])
+    }
+
+    /// The VM's thread records, free ones included.
+    pub(super) fn threads_of<'a>(&'a self, vm: &'a VmCells) -> impl Iterator<Item = (u16, &'a ThreadCells)> {
+        let count = usize::try_from(vm.block_count.load(Ordering::Acquire)).unwrap_or(usize::MAX);
+        vm.blocks[..count.min(VM_BLOCKS)].iter().flat_map(move |block| {
+            let first = usize::from(block.load(Ordering::Relaxed)) * BLOCK_LEN;
+            (first..first + BLOCK_LEN)
+                .filter_map(|slot| Some((u16::try_from(slot).ok()?, self.threads.get(slot)?)))
+        })
+    }
+
+    /// The sum over a VM's live and gone threads at this moment, in ns.
+    fn vm_sum(&self, vm: &VmCells) -> u64 {
+        let mut sum = 0;
+        for _ in 0..TRIES {
+            let done = vm.handovers_done.load(Ordering::Acquire);
+            if vm.handovers_begun.load(Ordering::Acquire) != done {
+                std::hint::spin_loop();
+                continue;
+            }
+            let now = monotonic_ns();
+            sum = vm.exited.load(Ordering::Acquire);
+            for (_, thread) in self.threads_of(vm) {
+                // A thread that got its CPU after `now` shows some nanoseconds too little, which the larger
+                // value that was given out before covers.
+                sum = sum.wrapping_add(shows(thread.run.load(Ordering::Acquire), now));
+            }
+            fence(Ordering::Acquire);
+            if vm.handovers_begun.load(Ordering::Relaxed) == done {
+                break;
+            }
+        }
+        sum
+    }
+}
+
+impl Readings for Records {
+    fn vcpu_time_ns(&self, vcpu: ThreadSlot) -> Option<u64> {
+        let record = self.threads.get(usize::from(vcpu.0))?;
+        owner(record)?;
+        let now = read(&record.run)?;
+        Some(give(&record.given, now))
+    }
+
+    fn vm_time_ns(&self, vm: VmSlot) -> Option<u64> {
+        let record = self.vms.get(usize::from(vm.0))?;
+        if record.tgid.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        Some(give(&record.given, self.vm_sum(record)))
+    }
+
+    fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool> {
+        let record = self.threads.get(usize::from(vcpu.0))?;
+        let tid = rustix::process::Pid::from_raw(i32::try_from(owner(record)?.tid()).ok()?)?;
+        let cpus = rustix::thread::sched_getaffinity(Some(tid)).ok()?;
+        let cpu = cpu as usize;
+        (cpu < rustix::thread::CpuSet::MAX_CPU).then(|| cpus.is_set(cpu))
+    }
+
+    fn since_boot_ns(&self) -> u64 {
+        nanoseconds(clock_gettime(ClockId::Boottime))
+    }
+}
+
+/// Whose record it is; `None` = free.
+fn owner(record: &ThreadCells) -> Option<Owner> {
+    let owner = record.owner.load(Ordering::Acquire);
+    (owner != 0).then_some(Owner(owner))
+}
+
+/// What a word shows at a moment at which it was in memory; `None` = nothing is known yet.
+///
+/// The clock is read between two loads of the same word: had it been read after a single load, a writer in
+/// between would have ended the time that is added.
+fn read(cell: &AtomicU64) -> Option<u64> {
+    let mut before = cell.load(Ordering::Acquire);
+    let mut now = monotonic_ns();
+    for _ in 0..TRIES {
+        fence(Ordering::Acquire);
+        let after = cell.load(Ordering::Relaxed);
+        if after == before {
+            break;
+        }
+        before = after;
+        now = monotonic_ns();
+    }
+    (before != word::UNKNOWN).then(|| shows(before, now))
+}
+
+/// What a word shows at `now`. Saturates at 0 where `now` is some nanoseconds before the clock was started.
+fn shows(word: u64, now: u64) -> u64 {
+    let ns = word::shows(word, now);
+    if ns < 1 << 62 { ns } else { 0 }
+}
+
+/// Notes that `value` is given out, or gives the larger one that was given out before: the kernel's
+/// accounting clock lags some hundred nanoseconds behind at a switch, and a counter never goes back.
+fn give(given: &AtomicU64, value: u64) -> u64 {
+    given.fetch_max(value, Ordering::Relaxed).max(value)
+}
+
+/// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns`.
+pub(super) fn monotonic_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Monotonic))
+}
+
+/// Saturates before the clock's zero, which these clocks never show.
+fn nanoseconds(time: rustix::time::Timespec) -> u64 {
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}

@@ -1,0 +1,197 @@
+//! The pins: where maps and links outlive the agent.
+//!
+//! `PIN_DIR/v1/TID_SLOT …` are the maps, `PIN_DIR/v1/link_sched_switch …` the links; 1 is the layout.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::{Array, Map, MapData, MapType},
+    programs::links::{FdLink, PinnedLink},
+};
+use kvmeter_common::{
+    EVENT_RING_LEN, LAYOUT, Meta, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord, names,
+};
+use rustix::fs::statfs;
+
+use super::ProbeError;
+
+/// `BPF_FS_MAGIC` of the kernel's magic.h.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// `BPF_F_MMAPABLE` of the kernel's bpf.h.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// The maps that are pinned.
+pub(super) const MAPS: [&str; 5] =
+    [names::TID_SLOT, names::THREAD, names::VM, names::META, names::EVENTS];
+
+/// The directory of the pins of this layout.
+#[derive(Debug)]
+pub(super) struct Pins {
+    dir: PathBuf,
+}
+
+/// A complete set of maps of this layout.
+#[derive(Debug)]
+pub(super) struct FoundMaps {
+    pub(super) tid_slot: MapData,
+    pub(super) threads: MapData,
+    pub(super) vms: MapData,
+    pub(super) meta: MapData,
+    pub(super) events: MapData,
+    /// [`Meta::programs`].
+    pub(super) programs: u64,
+}
+
+impl Pins {
+    /// Makes the directory, for root alone.
+    pub(super) fn open(pin_dir: &Path) -> Result<Self, ProbeError> {
+        let dir = pin_dir.join(format!("v{LAYOUT}"));
+        // Below a directory that exists already the file system is asked before anything is made.
+        let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(&dir);
+        if !is_bpffs(existing) {
+            return Err(ProbeError::NotBpffs { dir: pin_dir.to_owned() });
+        }
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| ProbeError::pin(&dir, source))?;
+        Ok(Self { dir })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn link(&self, hook: &str) -> PathBuf {
+        self.dir.join(format!("link_{hook}"))
+    }
+
+    pub(super) fn has_link(&self, hook: &str) -> bool {
+        PinnedLink::from_pin(self.link(hook)).is_ok()
+    }
+
+    /// Pins a new link where the old one was; the old one ends with that.
+    pub(super) fn replace_link(&self, hook: &str, link: FdLink) -> Result<(), ProbeError> {
+        let path = self.link(hook);
+        // No dot: a BPF filesystem keeps names with dots for itself.
+        let fresh = self.dir.join(format!("new_{hook}"));
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(ProbeError::pin(fresh, error));
+            }
+            _ => {}
+        }
+        link.pin(&fresh).map_err(|source| ProbeError::pin(&fresh, source))?;
+        fs::rename(&fresh, &path).map_err(|source| ProbeError::pin(&path, source))
+    }
+
+    /// The pinned maps, if all are there, of the shape that this agent would give them, and complete.
+    /// Anything else in the directory is removed.
+    pub(super) fn find_maps(&self, tid_elements: u32) -> Result<Option<FoundMaps>, ProbeError> {
+        if MAPS.iter().any(|name| !self.map(name).exists()) {
+            return self.clear().map(|()| None);
+        }
+        let open = |name| {
+            let path = self.map(name);
+            MapData::from_pin(&path).map_err(|source| ProbeError::pin(path, source))
+        };
+        let found = FoundMaps {
+            tid_slot: open(names::TID_SLOT)?,
+            threads: open(names::THREAD)?,
+            vms: open(names::VM)?,
+            meta: open(names::META)?,
+            events: open(names::EVENTS)?,
+            programs: 0,
+        };
+        let meta = open(names::META)?;
+        let fits = [
+            is_array(&found.tid_slot, SLOTS_PER_ELEMENT * 2, tid_elements as usize),
+            is_array(&found.threads, size_of::<ThreadRecord>(), THREADS),
+            is_array(&found.vms, size_of::<VmRecord>(), VMS),
+            is_array(&found.meta, size_of::<Meta>(), 1),
+            found.events.info().is_ok_and(|info| {
+                info.map_type().is_ok_and(|kind| kind == MapType::RingBuf)
+                    && info.max_entries() == EVENT_RING_LEN
+            }),
+        ];
+        if fits.contains(&false) {
+            tracing::warn!(
+                dir = %self.dir.display(),
+                "The pinned maps are not of this version's shape; counting begins anew"
+            );
+            return self.clear().map(|()| None);
+        }
+        let [layout, programs, ..] = Array::<_, [u64; 4]>::try_from(Map::Array(meta))
+            .and_then(|array| array.get(&0, 0))
+            .map_err(|source| ProbeError::pin(self.map(names::META), source))?;
+        if layout != u64::from(LAYOUT) {
+            return self.clear().map(|()| None);
+        }
+        Ok(Some(FoundMaps { programs, ..found }))
+    }
+
+    fn clear(&self) -> Result<(), ProbeError> {
+        let failed = |source| ProbeError::pin(&self.dir, source);
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_array(map: &MapData, value_len: usize, entries: usize) -> bool {
+    map.info().is_ok_and(|info| {
+        info.map_type().is_ok_and(|kind| kind == MapType::Array)
+            && info.value_size() as usize == value_len
+            && info.max_entries() as usize == entries
+            && info.map_flags() & BPF_F_MMAPABLE != 0
+    })
+}
+
+/// Elements of `TID_SLOT` that cover every thread id of this kernel.
+pub(super) fn tid_elements() -> Result<u32, ProbeError> {
+    let pid_max = fs::read_to_string("/proc/sys/kernel/pid_max")
+        .and_then(|text| text.trim().parse::<u32>().map_err(io::Error::other))
+        .map_err(ProbeError::PidMax)?;
+    Ok(pid_max.div_ceil(u32::try_from(SLOTS_PER_ELEMENT).unwrap_or(1)))
+}
+
+/// Removes the pins of every layout below `pin_dir`, and the directory when nothing else is in it.
+pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
+    let failed = |source| ProbeError::pin(pin_dir, source);
+    let entries = match fs::read_dir(pin_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries.map_err(failed)?,
+    };
+    if !is_bpffs(pin_dir) {
+        return Err(ProbeError::NotBpffs { dir: pin_dir.to_owned() });
+    }
+    let mut found = false;
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let is_layout = entry.file_name().to_str().is_some_and(|name| {
+            name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        if is_layout {
+            fs::remove_dir_all(entry.path()).map_err(failed)?;
+            found = true;
+        }
+    }
+    match fs::remove_dir(pin_dir) {
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(failed(error)),
+        _ => Ok(found),
+    }
+}
+
+fn is_bpffs(dir: &Path) -> bool {
+    statfs(dir).is_ok_and(|fs| u64::try_from(fs.f_type).is_ok_and(|magic| magic == BPF_FS_MAGIC))
+}

@@ -1,0 +1,73 @@
+//! The maps. All but the ring are arrays that the agent maps into its memory.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, RingBuf},
+};
+use kvmeter_common::{
+    EVENT_RING_LEN, Event, Meta, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord,
+};
+
+use crate::atomic;
+
+/// Thread id → slot. The loader sets its size from `kernel.pid_max`.
+#[map]
+static TID_SLOT: Array<[u16; SLOTS_PER_ELEMENT]> = Array::with_max_entries(8192, BPF_F_MMAPABLE);
+
+#[map]
+static THREAD: Array<ThreadRecord> = Array::with_max_entries(THREADS as u32, BPF_F_MMAPABLE);
+
+#[map]
+static VM: Array<VmRecord> = Array::with_max_entries(VMS as u32, BPF_F_MMAPABLE);
+
+#[map]
+static META: Array<Meta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_LEN, 0);
+
+/// Where the slot of a thread id is kept; nothing beyond the `pid_max` of the time of loading.
+#[inline(always)]
+pub(crate) fn slot_entry(tid: u32) -> Option<*mut u16> {
+    let element = TID_SLOT.get_ptr_mut(tid / SLOTS_PER_ELEMENT as u32)?;
+    // SAFETY: the remainder is below the number of slots in the element.
+    Some(unsafe { element.cast::<u16>().add(tid as usize % SLOTS_PER_ELEMENT) })
+}
+
+/// The slot of a thread id, 0 = none.
+#[inline(always)]
+pub(crate) fn slot_of(tid: u32) -> u16 {
+    // SAFETY: the entry lies in the map's value; the agent may write it at any time, so it is volatile.
+    slot_entry(tid).map_or(0, |entry| unsafe { entry.read_volatile() })
+}
+
+#[inline(always)]
+pub(crate) fn thread(slot: u16) -> Option<*mut ThreadRecord> {
+    THREAD.get_ptr_mut(u32::from(slot))
+}
+
+#[inline(always)]
+pub(crate) fn vm(slot: u16) -> Option<*mut VmRecord> {
+    VM.get_ptr_mut(u32::from(slot))
+}
+
+/// Counts a thread that found no free record.
+#[inline(always)]
+pub(crate) fn count_unrecorded() {
+    if let Some(meta) = META.get_ptr_mut(0) {
+        // SAFETY: the field is an aligned word of the map's value.
+        unsafe { atomic::fetch_add(&raw mut (*meta).unrecorded, 1) };
+    }
+}
+
+/// Sends an event; a full ring is counted, and the agent scans anew when it sees the count move.
+#[inline(always)]
+pub(crate) fn send(event: &Event) {
+    if EVENTS.output::<Event>(event, 0).is_err()
+        && let Some(meta) = META.get_ptr_mut(0)
+    {
+        // SAFETY: the field is an aligned word of the map's value.
+        unsafe { atomic::fetch_add(&raw mut (*meta).events_lost, 1) };
+    }
+}

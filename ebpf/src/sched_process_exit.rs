@@ -1,0 +1,29 @@
+//! `sched_process_exit(task *p[, bool group_dead])`: `p` has begun to exit. It still runs for a while; its
+//! record is closed at its last switch.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use kvmeter_common::{EventKind, Owner};
+
+use crate::{atomic, maps, task::Task, thread::Thread};
+
+#[btf_tracepoint(function = "sched_process_exit")]
+fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: argument 0 is a task pointer.
+    let task = unsafe { Task::new(ctx.arg(0)) };
+    let Some(thread) = Thread::find(maps::slot_of(task.pid()), task) else { return 0 };
+    let owner = thread.owner();
+    if owner.has(Owner::DYING) {
+        return 0;
+    }
+    thread.mark(Owner::DYING);
+    if let Some(vm) = maps::vm(owner.vm_slot()) {
+        // SAFETY: an aligned field of a map value.
+        unsafe { atomic::fetch_add(&raw mut (*vm).dying, 1) };
+    }
+    if task.live_threads() <= 0 {
+        thread.report(EventKind::VmExit, task.tgid());
+    } else if owner.has(Owner::VCPU) {
+        thread.report(EventKind::VcpuExit, task.tgid());
+    }
+    0
+}

@@ -1,0 +1,65 @@
+//! `sched_process_fork(task *parent, task *child)`: a task was made and has not run yet. A new thread of a
+//! VM's process is counted from its first instruction on.
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use kvmeter_common::{EventKind, VmRecord, word};
+
+use crate::{
+    atomic, maps,
+    task::Task,
+    thread::{Thread, get, set, take_record},
+};
+
+#[btf_tracepoint(function = "sched_process_fork")]
+fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: arguments 0 and 1 are task pointers.
+    let (parent, child) = unsafe { (Task::new(ctx.arg(0)), Task::new(ctx.arg(1))) };
+    let slot = maps::slot_of(parent.pid());
+    if slot == 0 || child.tgid() != parent.tgid() {
+        return 0;
+    }
+    let Some(parent) = Thread::find(slot, parent) else { return 0 };
+    let vm_slot = parent.owner().vm_slot();
+    let Some(vm) = maps::vm(vm_slot) else { return 0 };
+    let tid = child.pid();
+    let Some(entry) = maps::slot_entry(tid) else { return 0 };
+    // SAFETY: the entry lies in the map's value.
+    let stale = unsafe { entry.read_volatile() };
+    if stale != 0 {
+        release_stale(stale, tid);
+    }
+    match take_record(vm_slot, vm, tid) {
+        Some(thread) => {
+            set!(thread.record, start, child.start_time());
+            // SAFETY: as above.
+            unsafe { entry.write_volatile(thread.slot) };
+        }
+        None => {
+            // SAFETY: an aligned field of a map value.
+            unsafe { atomic::fetch_add(&raw mut (*vm).unrecorded, 1) };
+            maps::count_unrecorded();
+        }
+    }
+    if get!(vm, pending) & VmRecord::PENDING_THREADS == 0 {
+        set!(vm, pending, get!(vm, pending) | VmRecord::PENDING_THREADS);
+        parent.report(EventKind::ThreadsChanged, child.tgid());
+    }
+    0
+}
+
+/// Closes the record of the thread that had this id before and has not come to its last switch: the kernel
+/// gives an id away as soon as it has closed its own account of the thread.
+#[inline(always)]
+fn release_stale(slot: u16, tid: u32) {
+    let Some(record) = maps::thread(slot) else { return };
+    let thread = Thread { slot, record };
+    if thread.owner().tid() != tid {
+        return;
+    }
+    // SAFETY: no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(vm) = thread.hand_over(word::shows(get!(record, run), now)) {
+        // SAFETY: an aligned field of a map value.
+        unsafe { atomic::fetch_add(&raw mut (*vm).dying, u64::MAX) };
+    }
+}
