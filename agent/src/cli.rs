@@ -20,6 +20,8 @@ pub enum Command {
     Check(Inspect),
     /// Show what the running agent serves and how it is
     Status(Inspect),
+    /// Stop counting: remove the BPF programs and counters that outlive the agent
+    Detach(ConfigFile),
 }
 
 /// Which configuration.

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kvmeter::check;
-use kvmeter::cli::{Cli, Command, Inspect};
+use kvmeter::cli::{Cli, Command, ConfigFile, Inspect};
 use kvmeter::config::Config;
+use kvmeter::probe::Probe;
 use kvmeter::status::{client, text::Text};
 
 fn main() -> ExitCode {
@@ -25,12 +26,13 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(asked) => check(&asked),
         Command::Status(asked) => status(&asked),
+        Command::Detach(file) => detach(&file),
     }
 }
 
 fn check(asked: &Inspect) -> anyhow::Result<ExitCode> {
     let config = Config::load(asked.file.config.as_deref());
-    let preflight = check::preflight(config.as_ref().cloned(), |_| Vec::new());
+    let preflight = check::preflight(config.as_ref().cloned());
     let mut out = io::stdout().lock();
     if asked.json {
         serde_json::to_writer_pretty(&mut out, &preflight).map_err(io::Error::from)?;
@@ -50,6 +52,17 @@ fn status(asked: &Inspect) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{}", Text(&report))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+    let pin_dir = Config::load(file.config.as_deref())?.probe.pin_dir;
+    let told = if Probe::detach(&pin_dir)? {
+        "Counting has ended, below"
+    } else {
+        "Nothing was pinned below"
+    };
+    writeln!(io::stdout(), "{told} {}", pin_dir.display())?;
     Ok(ExitCode::SUCCESS)
 }
 

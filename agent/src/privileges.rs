@@ -27,7 +27,7 @@ pub const REQUIRED: [Required; 4] = [
     },
     Required {
         capability: Capability::CAP_PERFMON,
-        why: "attach them to the scheduler's tracepoints",
+        why: "let them trace the scheduler",
         always: false,
     },
     Required {

@@ -172,6 +172,16 @@ fn status_shows_what_the_agent_reports() {
 }
 
 #[test]
+fn detach_where_nothing_is_pinned_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let pins = dir.path().join("pins");
+    let path = config(dir.path(), &format!("[probe]\npin_dir = \"{}\"\n", pins.display()));
+    let output = kvmeter().args(["detach", "--config", &path]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), format!("Nothing was pinned below {}\n", pins.display()));
+}
+
+#[test]
 fn a_reader_that_has_enough_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -5,16 +5,16 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::Need;
+use crate::probe::KERNEL_BTF;
 
 /// Magic number of BTF, in the byte order of the kernel that wrote it (`include/uapi/linux/btf.h`).
 const BTF_MAGIC: u16 = 0xeb9f;
 
-/// Where the kernel's own BTF is read: `/sys/kernel/btf/vmlinux`, unless the environment says otherwise in
+/// Where the kernel's own BTF is read: [`KERNEL_BTF`], unless the environment says otherwise in
 /// `KVMETER_BTF` (which serves to see what happens on a kernel without BTF, or with that of another).
 #[must_use]
 pub fn btf_path() -> PathBuf {
-    std::env::var_os("KVMETER_BTF")
-        .map_or_else(|| PathBuf::from("/sys/kernel/btf/vmlinux"), PathBuf::from)
+    std::env::var_os("KVMETER_BTF").map_or_else(|| PathBuf::from(KERNEL_BTF), PathBuf::from)
 }
 
 pub(super) fn needs() -> Vec<Need> {

@@ -5,6 +5,7 @@
 
 mod capability;
 mod directory;
+mod hook;
 mod kernel;
 mod master;
 mod source;
@@ -73,12 +74,8 @@ pub struct Preflight {
 }
 
 /// Asks for everything. A configuration that is wrong is the first need, and the defaults are checked
-/// then. `hooks` tries to load the BPF programs, one need each; it is asked only where the kernel and the
-/// capabilities allow it.
-pub fn preflight(
-    config: Result<Config, &ConfigError>,
-    hooks: impl FnOnce(&Config) -> Vec<Need>,
-) -> Preflight {
+/// then. The BPF programs are tried only where the kernel and the capabilities allow it.
+pub fn preflight(config: Result<Config, &ConfigError>) -> Preflight {
     let (first, config) = match config {
         Ok(config) => (Need::ok("config", "every key is known and in range"), config),
         Err(e) => (judge_config(e), Config::default()),
@@ -89,13 +86,9 @@ pub fn preflight(
     needs.extend(host);
     needs.extend(directory::needs(&config));
     if able {
-        needs.extend(hooks(&config));
+        needs.extend(hook::needs());
     } else {
-        needs.push(Need::warn(
-            "hooks",
-            "not tried, because the kernel or the capabilities above do not allow it",
-            "mend that first, then check again",
-        ));
+        needs.push(hook::untried());
     }
     needs.extend(source::needs(&config.inventory));
     needs.push(master::need(&config.agentx.address));
