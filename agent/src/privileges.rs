@@ -27,7 +27,7 @@ pub const REQUIRED: [Required; 4] = [
     },
     Required {
         capability: Capability::CAP_PERFMON,
-        why: "let them trace the scheduler",
+        why: "let BPF programs trace the scheduler",
         always: false,
     },
     Required {

@@ -70,7 +70,11 @@ fn judge_debugfs(opened: io::Result<()>) -> Need {
         Err(e) => Need::warn(
             NAME,
             format!("{KVM_DEBUGFS}: {e}; vCPUs are known by their threads' names instead"),
-            "mount -t debugfs debugfs /sys/kernel/debug, and load the kvm module",
+            if e.kind() == io::ErrorKind::PermissionDenied {
+                "run as root"
+            } else {
+                "mount -t debugfs debugfs /sys/kernel/debug, and load the kvm module"
+            },
         ),
     }
 }
@@ -132,6 +136,7 @@ mod tests {
         assert!(
             matches!(&missing.verdict, Verdict::Warn(fix) if fix.starts_with("mount -t debugfs"))
         );
+        assert_eq!(judge_debugfs(denied()).verdict, Verdict::Warn("run as root".into()));
     }
 
     #[test]
