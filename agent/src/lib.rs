@@ -11,8 +11,14 @@
 //! [`snmp`] holds the types that the last two share and imports nothing of ours.
 
 pub mod agentx;
+pub mod check;
+pub mod cli;
+pub mod config;
 pub mod counters;
 pub mod inventory;
 pub mod mib;
+pub mod privileges;
 pub mod probe;
 pub mod snmp;
+pub mod status;
+mod unix_socket;

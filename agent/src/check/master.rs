@@ -1,0 +1,113 @@
+//! The SNMP master, asked by connecting to it.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use super::Need;
+use crate::config::MasterAddress;
+use crate::unix_socket::connect_within;
+
+/// The longest that a master may take to accept.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+pub(super) fn need(address: &MasterAddress) -> Need {
+    judge(address, connect(address))
+}
+
+fn connect(address: &MasterAddress) -> io::Result<()> {
+    match address {
+        MasterAddress::Unix(path) => connect_within(path, DEADLINE).map(drop),
+        MasterAddress::Tcp { host, port } => {
+            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+            for address in (host.as_str(), *port).to_socket_addrs()? {
+                match TcpStream::connect_timeout(&address, DEADLINE) {
+                    Ok(_) => return Ok(()),
+                    Err(e) => last = e,
+                }
+            }
+            Err(last)
+        }
+    }
+}
+
+fn judge(address: &MasterAddress, connected: io::Result<()>) -> Need {
+    const NAME: &str = "AgentX master";
+    let error = match connected {
+        Ok(()) => return Need::ok(NAME, format!("{address} accepts")),
+        Err(error) => error,
+    };
+    let unix = matches!(address, MasterAddress::Unix(_));
+    let fix = match error.kind() {
+        io::ErrorKind::NotFound if unix => {
+            "add `master agentx` to snmpd.conf and restart snmpd, or set agentx.address to its agentXSocket"
+                .to_owned()
+        }
+        io::ErrorKind::NotFound => "correct the host in agentx.address".to_owned(),
+        io::ErrorKind::PermissionDenied if unix => {
+            "run as root, or set `agentXPerms 0660 0550 root GROUP` in snmpd.conf and restart snmpd"
+                .to_owned()
+        }
+        io::ErrorKind::ConnectionRefused if unix => {
+            "nobody listens there: start snmpd, and look for `master agentx` in snmpd.conf".to_owned()
+        }
+        io::ErrorKind::ConnectionRefused => format!(
+            "nobody listens there: add `master agentx` and `agentXSocket {address}` to snmpd.conf and restart snmpd"
+        ),
+        io::ErrorKind::TimedOut => "the master does not accept: restart snmpd".to_owned(),
+        _ => "correct agentx.address, and see whether snmpd runs".to_owned(),
+    };
+    Need::fail(NAME, format!("{address}: {error}"), fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Verdict;
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
+
+    fn fix(need: Need) -> String {
+        match need.verdict {
+            Verdict::Fail(fix) => fix,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_unix_socket_is_absent_deserted_or_accepts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master");
+        let address = MasterAddress::Unix(path.clone());
+        assert!(fix(need(&address)).starts_with("add `master agentx` to snmpd.conf"));
+        let listener = UnixListener::bind(&path).unwrap();
+        assert_eq!(need(&address).verdict, Verdict::Ok);
+        drop(listener);
+        assert!(fix(need(&address)).starts_with("nobody listens there: start snmpd"));
+    }
+
+    #[test]
+    fn a_tcp_port_accepts_or_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let address = MasterAddress::Tcp { host: "127.0.0.1".into(), port };
+        assert_eq!(need(&address).verdict, Verdict::Ok);
+        drop(listener);
+        assert!(fix(need(&address)).contains(&format!("`agentXSocket tcp:127.0.0.1:{port}`")));
+    }
+
+    #[test]
+    fn each_error_has_its_fix() {
+        let unix = MasterAddress::Unix("/var/agentx/master".into());
+        let tcp = MasterAddress::Tcp { host: "snmp".into(), port: 705 };
+        for (address, kind, begin) in [
+            (&unix, io::ErrorKind::PermissionDenied, "run as root, or set `agentXPerms"),
+            (&unix, io::ErrorKind::TimedOut, "the master does not accept: restart snmpd"),
+            (&tcp, io::ErrorKind::NotFound, "correct the host in agentx.address"),
+            (&tcp, io::ErrorKind::HostUnreachable, "correct agentx.address"),
+        ] {
+            let fix = fix(judge(address, Err(kind.into())));
+            assert!(fix.starts_with(begin), "{fix}");
+        }
+    }
+}

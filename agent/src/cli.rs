@@ -1,0 +1,72 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Serves VM-MIB (RFC 7666) of this KVM host through its SNMP master.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kvmeter", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Check what the agent needs of this host, and tell the fix for what is missing
+    Check(Inspect),
+    /// Show what the running agent serves and how it is
+    Status(Inspect),
+    /// Stop counting: remove the BPF programs and counters that outlive the agent
+    Detach(ConfigFile),
+}
+
+/// Which configuration.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigFile {
+    /// Configuration file [default: /etc/kvmeter/kvmeter.toml, which may be missing]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Of which agent, and for whom.
+#[derive(Args, Clone, Debug)]
+pub struct Inspect {
+    /// The agent.
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_default_file() {
+        let mut cli = Cli::command();
+        let help = cli.find_subcommand_mut("check").unwrap().render_help().to_string();
+        assert!(help.contains(crate::config::DEFAULT_PATH), "{help}");
+    }
+
+    #[test]
+    fn a_file_is_named_after_the_command() {
+        let cli = Cli::try_parse_from(["kvmeter", "status", "--json", "--config", "/k.toml"]);
+        let Command::Status(inspect) = cli.unwrap().command else { panic!() };
+        assert!(inspect.json);
+        assert_eq!(inspect.file.config, Some(PathBuf::from("/k.toml")));
+        assert!(Cli::try_parse_from(["kvmeter"]).is_err());
+        assert!(Cli::try_parse_from(["kvmeter", "--json", "status"]).is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! What is wrong in a configuration file, told so that the operator can mend it without a manual.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use toml::Table;
+use toml::de::{DeTable, DeValue};
+
+use super::Config;
+
+/// Names that differ by no more than this are taken for a typing error (Jaro-Winkler, 1 = equal).
+const NEAR: f64 = 0.8;
+
+/// One thing that is wrong, and where.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Fault {
+    /// Line of the file, from 1.
+    pub line: usize,
+    /// The key with its section, as in `agentx.address`; `None` where the text is no TOML.
+    pub key: Option<String>,
+    /// What is wrong, what is allowed, and which key was perhaps meant.
+    pub problem: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.line)?;
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+impl Fault {
+    fn syntax(text: &str, message: &str, span: Option<Range<usize>>) -> Self {
+        Self { line: line_of(text, span), key: None, problem: one_line(message) }
+    }
+
+    /// The value at `span` is not what its key allows.
+    pub(super) fn of_value(text: &str, message: &str, span: Option<Range<usize>>) -> Self {
+        let key = span.as_ref().and_then(|span| {
+            let document = DeTable::parse(text).ok()?;
+            path_to(document.get_ref(), span)
+        });
+        Self { line: line_of(text, span), key, problem: one_line(message) }
+    }
+
+    /// `key`, written `section.key`, is wrong in the light of the others.
+    pub(super) fn of_key(text: &str, key: &str, problem: &str) -> Self {
+        let span = DeTable::parse(text).ok().and_then(|document| {
+            let (section, leaf) = key.split_once('.')?;
+            let section = document.get_ref().get(section)?.get_ref().as_table()?;
+            section.get_key_value(leaf).map(|(name, _)| name.span())
+        });
+        Self { line: line_of(text, span), key: Some(key.to_owned()), problem: problem.to_owned() }
+    }
+}
+
+/// Looks for the first key that does not exist, before the values are looked at.
+pub(super) fn unknown_key(text: &str) -> Result<(), Fault> {
+    let document = DeTable::parse(text).map_err(|e| Fault::syntax(text, e.message(), e.span()))?;
+    let mut faults = Vec::new();
+    for (name, value) in document.get_ref() {
+        let section = name.get_ref().as_ref();
+        match (KNOWN.get(section).and_then(toml::Value::as_table), value.get_ref()) {
+            (Some(known), DeValue::Table(keys)) => {
+                faults.extend(
+                    keys.keys()
+                        .filter(|key| !known.contains_key(key.get_ref().as_ref()))
+                        .map(|key| (key.span(), Unknown::Key(known, section, key.get_ref()))),
+                );
+            }
+            (Some(_), _) => faults.push((name.span(), Unknown::NotASection(section))),
+            (None, _) => faults.push((name.span(), Unknown::Section(section))),
+        }
+    }
+    match faults.into_iter().min_by_key(|(span, _)| span.start) {
+        Some((span, unknown)) => Err(Fault {
+            line: line_of(text, Some(span)),
+            key: Some(unknown.path()),
+            problem: unknown.problem(),
+        }),
+        None => Ok(()),
+    }
+}
+
+enum Unknown<'a> {
+    Section(&'a str),
+    NotASection(&'a str),
+    Key(&'a Table, &'a str, &'a str),
+}
+
+impl Unknown<'_> {
+    fn path(&self) -> String {
+        match self {
+            Self::Section(name) | Self::NotASection(name) => (*name).to_owned(),
+            Self::Key(_, section, key) => format!("{section}.{key}"),
+        }
+    }
+
+    fn problem(&self) -> String {
+        match self {
+            Self::NotASection(name) => {
+                format!("this is a section: write [{name}] and its keys below")
+            }
+            Self::Section(name) => {
+                let meant =
+                    nearest(name, KNOWN.keys().map(|known| (known.as_str(), known.clone())))
+                        .map(|section| format!("[{section}]"))
+                        .or_else(|| nearest(name, leaves()));
+                format!("no such section; there are {}{}", list(&KNOWN), did_you_mean(meant))
+            }
+            Self::Key(known, section, key) => {
+                let meant = nearest(key, known.keys().map(|known| (known.as_str(), known.clone())))
+                    .or_else(|| nearest(key, leaves()));
+                format!("no such key; [{section}] has {}{}", list(known), did_you_mean(meant))
+            }
+        }
+    }
+}
+
+/// Sections and keys as they are, from the types.
+static KNOWN: LazyLock<Table> = LazyLock::new(|| {
+    #[expect(
+        clippy::expect_used,
+        reason = "numbers, truth values and strings in two levels of maps"
+    )]
+    Table::try_from(Config::default()).expect("the defaults are TOML")
+});
+
+/// Every key, with the name that tells its section too.
+fn leaves() -> impl Iterator<Item = (&'static str, String)> {
+    KNOWN.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?))).flat_map(
+        |(section, keys)| keys.keys().map(move |key| (key.as_str(), format!("{section}.{key}"))),
+    )
+}
+
+fn nearest<'a>(wrong: &str, known: impl Iterator<Item = (&'a str, String)>) -> Option<String> {
+    known
+        .map(|(name, shown)| (strsim::jaro_winkler(wrong, name), shown))
+        .filter(|(likeness, _)| *likeness >= NEAR)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, shown)| shown)
+}
+
+fn did_you_mean(meant: Option<String>) -> String {
+    meant.map(|meant| format!(". Did you mean {meant}?")).unwrap_or_default()
+}
+
+fn list(known: &Table) -> String {
+    known.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// The innermost key whose value holds `span`.
+fn path_to(table: &DeTable<'_>, span: &Range<usize>) -> Option<String> {
+    table.iter().find_map(|(name, value)| {
+        let inner = value.get_ref().as_table().and_then(|table| path_to(table, span));
+        let here = value.span().start <= span.start && span.end <= value.span().end;
+        match inner {
+            Some(inner) => Some(format!("{}.{inner}", name.get_ref())),
+            None => here.then(|| name.get_ref().to_string()),
+        }
+    })
+}
+
+fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
+    let before =
+        text.as_bytes().get(..span.map_or(0, |span| span.start)).unwrap_or(text.as_bytes());
+    before.iter().filter(|&&octet| octet == b'\n').count() + 1
+}
+
+fn one_line(message: &str) -> String {
+    message.trim_end().replace('\n', "; ")
+}

@@ -1,0 +1,263 @@
+//! The values that a key can have, as text in the file and as types in the program.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use serde::{Deserialize, Serializer};
+use thiserror::Error;
+
+use crate::snmp::Oid;
+
+/// Where the AgentX master listens.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum MasterAddress {
+    /// `unix:/PATH`
+    Unix(PathBuf),
+    /// `tcp:HOST:PORT`; an IPv6 address stands in brackets.
+    Tcp {
+        /// A name or an address, without brackets.
+        host: String,
+        /// 1 to 65,535.
+        port: u16,
+    },
+}
+
+/// Why a text is no [`MasterAddress`].
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[error("An AgentX address is unix:/PATH or tcp:HOST:PORT, with an IPv6 address in brackets")]
+pub struct AddressError;
+
+impl FromStr for MasterAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let named = path.len() > 1 && path.len() <= 107 && !path.contains('\0');
+            return if path.starts_with('/') && named {
+                Ok(Self::Unix(PathBuf::from(path)))
+            } else {
+                Err(AddressError)
+            };
+        }
+        let (host, port) =
+            text.strip_prefix("tcp:").and_then(|rest| rest.rsplit_once(':')).ok_or(AddressError)?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = match bare {
+            Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
+            None if host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)) => host,
+            _ => return Err(AddressError),
+        };
+        match port.parse() {
+            Ok(port @ 1..) if !host.is_empty() => Ok(Self::Tcp { host: host.to_owned(), port }),
+            _ => Err(AddressError),
+        }
+    }
+}
+
+impl fmt::Display for MasterAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+        }
+    }
+}
+
+/// A type that stands in the file as a string.
+pub(super) trait Text: fmt::Display + FromStr {
+    /// What is allowed, to go on after "expected".
+    const ALLOWED: &'static str;
+}
+
+impl Text for MasterAddress {
+    const ALLOWED: &'static str = "\"unix:/PATH\" or \"tcp:HOST:PORT\"";
+}
+
+impl Text for Oid {
+    const ALLOWED: &'static str = "an object identifier such as \"1.3.6.1.4.1.8072\"";
+}
+
+/// For `#[serde(with)]` on a [`Text`].
+pub(super) mod text {
+    use super::{Deserializer, PhantomData, Serializer, Text, TextVisitor};
+
+    pub(crate) fn serialize<T: Text, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(crate) fn deserialize<'de, T: Text, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+        from.deserialize_str(TextVisitor(PhantomData))
+    }
+}
+
+struct TextVisitor<T>(PhantomData<T>);
+
+impl<T: Text> Visitor<'_> for TextVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::ALLOWED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+    }
+}
+
+/// A whole number from `MIN` to `MAX`, counted in `unit`.
+struct Bounded<const MIN: u64, const MAX: u64> {
+    unit: &'static str,
+}
+
+impl<const MIN: u64, const MAX: u64> Visitor<'_> for Bounded<MIN, MAX> {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a whole number of {} from {MIN} to {MAX}", self.unit)
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<u64, E> {
+        match u64::try_from(number) {
+            Ok(number) if (MIN..=MAX).contains(&number) => Ok(number),
+            _ => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+        }
+    }
+}
+
+/// For `#[serde(with)]`: a [`Duration`] that stands in the file as seconds.
+pub(super) struct Seconds<const MIN: u64, const MAX: u64>;
+
+impl<const MIN: u64, const MAX: u64> Seconds<MIN, MAX> {
+    pub(super) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(value.as_secs())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        from.deserialize_i64(Bounded::<MIN, MAX> { unit: "seconds" }).map(Duration::from_secs)
+    }
+}
+
+/// For `#[serde(with)]`: a [`Duration`] that stands in the file as milliseconds.
+pub(super) struct Milliseconds<const MIN: u64, const MAX: u64>;
+
+impl<const MIN: u64, const MAX: u64> Milliseconds<MIN, MAX> {
+    pub(super) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(value.as_millis()).unwrap_or(MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        from.deserialize_i64(Bounded::<MIN, MAX> { unit: "milliseconds" })
+            .map(Duration::from_millis)
+    }
+}
+
+/// For `#[serde(with)]`: an absolute path of at most `MAX` octets that stays where it says.
+pub(super) struct Directory<const MAX: usize>;
+
+impl<const MAX: usize> Directory<MAX> {
+    pub(super) fn serialize<S: Serializer>(value: &Path, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&value.display())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        from.deserialize_str(Self)
+    }
+}
+
+impl<const MAX: usize> Visitor<'_> for Directory<MAX> {
+    type Value = PathBuf;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an absolute path below \"/\" without \"..\", of at most {MAX} octets")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<PathBuf, E> {
+        let path = Path::new(text);
+        let below_root = path.is_absolute() && path.parent().is_some();
+        let climbs = path.components().any(|part| part == Component::ParentDir);
+        if below_root && !climbs && text.len() <= MAX && !text.contains('\0') {
+            Ok(path.to_owned())
+        } else {
+            Err(E::invalid_value(Unexpected::Str(text), &self))
+        }
+    }
+}
+
+/// For `#[serde(with)]`: a URI, or nothing for `""`.
+pub(super) struct LibvirtUri;
+
+impl LibvirtUri {
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<String>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.serialize_str(value.as_deref().unwrap_or_default())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<String>, D::Error> {
+        let text = String::deserialize(from)?;
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+        let is_scheme = |s: &str| {
+            s.starts_with(|c: char| c.is_ascii_alphabetic())
+                && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+        };
+        match scheme {
+            _ if text.is_empty() => Ok(None),
+            Some(scheme) if is_scheme(scheme) && !text.contains('\0') => Ok(Some(text)),
+            _ => Err(D::Error::invalid_value(
+                Unexpected::Str(&text),
+                &"a libvirt URI such as \"qemu:///system\", or \"\" for none",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_the_same_as_text() {
+        for text in [
+            "unix:/var/agentx/master",
+            "tcp:localhost:705",
+            "tcp:127.0.0.1:1",
+            "tcp:[::1]:65535",
+            "tcp:snmp-1.example.net:705",
+        ] {
+            assert_eq!(text.parse::<MasterAddress>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for text in [
+            "",
+            "unix:",
+            "unix:/",
+            "unix:var/agentx/master",
+            "/var/agentx/master",
+            "tcp:localhost",
+            "tcp::705",
+            "tcp:localhost:0",
+            "tcp:localhost:65536",
+            "tcp:localhost:705 ",
+            "tcp:::1:705",
+            "tcp:[::1:705",
+            "tcp:[]:705",
+            "tcp:[localhost]:705",
+            "udp:localhost:705",
+        ] {
+            assert_eq!(text.parse::<MasterAddress>(), Err(AddressError), "{text}");
+        }
+        let long = format!("unix:/{}", "x".repeat(107));
+        assert_eq!(long.parse::<MasterAddress>(), Err(AddressError));
+    }
+}

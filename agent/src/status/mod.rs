@@ -1,0 +1,33 @@
+//! What a running agent tells of itself: one JSON document for every connection to a unix socket.
+//!
+//! [`model`] is the document, [`server`] gives it out, [`client`] fetches it, [`text`] prints it for
+//! people. Nothing here asks the kernel or a VM; a [`Source`] puts together what the rooms know.
+
+pub mod client;
+pub mod model;
+pub mod server;
+pub mod text;
+
+use std::path::{Path, PathBuf};
+
+pub use model::Report;
+pub use server::Server;
+
+/// Whoever can say how the agent is.
+pub trait Source: Send + Sync {
+    /// The state of this moment. Called on a thread that may block; never on the one that answers the
+    /// SNMP master.
+    fn report(&self) -> Report;
+}
+
+impl<F: Fn() -> Report + Send + Sync> Source for F {
+    fn report(&self) -> Report {
+        self()
+    }
+}
+
+/// The socket of an agent whose `state.runtime_dir` is `runtime_dir`.
+#[must_use]
+pub fn socket_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("status.sock")
+}

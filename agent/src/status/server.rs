@@ -1,0 +1,178 @@
+//! Gives the report to whoever connects. Nobody who connects can hold the agent up: a connection is only
+//! written to, a few are served at once, and each has a deadline.
+
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time;
+use tracing::{debug, warn};
+
+use super::{Source, socket_path};
+
+/// Connections that are served at once; the others wait in the listener's queue.
+const AT_ONCE: usize = 4;
+
+/// The longest that one connection may take.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Pause after an error of `accept`, which is mostly a lack of descriptors that passes.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The status socket of this agent, and the proof that it is the only agent in its `runtime_dir`.
+#[derive(Debug)]
+pub struct Server {
+    listener: StdListener,
+    path: PathBuf,
+    /// Locked for as long as this agent lives; the kernel unlocks it when the process ends, however it
+    /// ends.
+    _lock: File,
+}
+
+/// Why there is no status socket.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// Two agents would count the same VMs and fight over the session.
+    #[error(
+        "Another kvmeter runs with pid {pid} and state.runtime_dir {dir}; end it first, or give this one \
+         directories of its own", dir = dir.display()
+    )]
+    AlreadyRunning {
+        /// What it wrote down of itself.
+        pid: String,
+        /// The directory that both want.
+        dir: PathBuf,
+    },
+    /// The directory or a file in it.
+    #[error("Cannot {what} {path}; state.runtime_dir must be a directory that kvmeter may write", path = path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Server {
+    /// Makes `runtime_dir` if it is missing, and takes it: replaces the socket of an agent that is dead.
+    /// The socket has mode 0660.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::AlreadyRunning`] while another agent lives, [`ServerError::Io`] for the rest.
+    pub fn bind(runtime_dir: &Path) -> Result<Self, ServerError> {
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| ServerError::Io { what, path, source }
+        };
+        fs::create_dir_all(runtime_dir).map_err(failed("make", runtime_dir))?;
+        let lock = lock(runtime_dir)?;
+
+        // Under another name until the mode is right, so that a client finds the old socket or the
+        // finished one.
+        let unfinished = runtime_dir.join("status.sock.new");
+        match fs::remove_file(&unfinished) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &unfinished)(e));
+            }
+            _ => {}
+        }
+        let listener = StdListener::bind(&unfinished).map_err(failed("listen on", &unfinished))?;
+        listener.set_nonblocking(true).map_err(failed("listen on", &unfinished))?;
+        fs::set_permissions(&unfinished, Permissions::from_mode(0o660))
+            .map_err(failed("set the mode of", &unfinished))?;
+        let path = socket_path(runtime_dir);
+        fs::rename(&unfinished, &path).map_err(failed("replace", &path))?;
+        Ok(Self { listener, path, _lock: lock })
+    }
+
+    /// Serves until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the socket cannot be given to the runtime. Errors of a connection end that connection only.
+    pub async fn serve(self, source: Arc<dyn Source>) -> io::Result<()> {
+        let listener = UnixListener::from_std(self.listener.try_clone()?)?;
+        let free = Arc::new(Semaphore::new(AT_ONCE));
+        loop {
+            let Ok(turn) = Arc::clone(&free).acquire_owned().await else { return Ok(()) };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let source = Arc::clone(&source);
+                    tokio::spawn(async move {
+                        match time::timeout(DEADLINE, answer(stream, source)).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(e)) => debug!("A status connection failed: {e}"),
+                            Err(_) => debug!("A status connection did not read in time"),
+                        }
+                        drop(turn);
+                    });
+                }
+                Err(e) => {
+                    warn!("Cannot accept a status connection: {e}");
+                    time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_file(&self.path) {
+            debug!("Cannot remove {}: {e}", self.path.display());
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, source: Arc<dyn Source>) -> io::Result<()> {
+    let document = tokio::task::spawn_blocking(move || {
+        let mut document = serde_json::to_vec(&source.report())?;
+        document.push(b'\n');
+        io::Result::Ok(document)
+    })
+    .await??;
+    stream.write_all(&document).await?;
+    stream.shutdown().await
+}
+
+/// Takes the lock that a living agent holds, and writes the pid into it.
+fn lock(runtime_dir: &Path) -> Result<File, ServerError> {
+    let path = runtime_dir.join("lock");
+    let failed = |source| ServerError::Io { what: "lock", path: path.clone(), source };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // Its owner may be about to write it.
+            let read = Read::by_ref(&mut file).take(20).read_to_string(&mut pid);
+            let known = read.is_ok() && !pid.trim().is_empty();
+            return Err(ServerError::AlreadyRunning {
+                pid: if known { pid.trim().to_owned() } else { "unknown".to_owned() },
+                dir: runtime_dir.to_owned(),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    }
+    file.set_len(0).map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}

@@ -1,0 +1,265 @@
+//! The status socket between two sides that trust each other little.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvmeter::status::client::{self, ClientError};
+use kvmeter::status::model::{
+    Agentx, Disk, Hook, Latency, Probe, ProbeMode, Report, Requests, SessionState, SourceState,
+    Vcpu, Vm,
+};
+use kvmeter::status::server::{Server, ServerError};
+use kvmeter::status::text::Text;
+use kvmeter::status::{Source, socket_path};
+use tokio::runtime::{Builder, Runtime};
+
+fn report() -> Report {
+    let vcpu = Vcpu {
+        id: 0,
+        tid: Some(4244),
+        cpu_ns: Some(61_999_999_999),
+        wait_ns: Some(1_000_000),
+        switches: Some(12),
+        preemptions: Some(3),
+        live: true,
+    };
+    let silent = Vcpu {
+        id: 1,
+        tid: None,
+        cpu_ns: None,
+        wait_ns: None,
+        switches: None,
+        preemptions: None,
+        live: false,
+    };
+    Report {
+        version: "0.1.0".into(),
+        pid: 4242,
+        uptime_ns: 90_061_000_000_000,
+        agentx: Agentx {
+            state: SessionState::Open,
+            master: "unix:/var/agentx/master".into(),
+            connects: 2,
+            reconnects: 1,
+            last_error: Some("the master closed the connection".into()),
+            requests: Requests { get: 10, get_next: 20, get_bulk: 3, set: 0 },
+            errors: 1,
+            latency: Some(Latency { p50_us: 12, p99_us: 40, max_us: 310 }),
+        },
+        probe: Probe {
+            mode: ProbeMode::Ebpf,
+            hooks: vec![
+                Hook { name: "sched_switch".into(), live: true, why: None },
+                Hook {
+                    name: "rw_verify_area".into(),
+                    live: false,
+                    why: Some("EPERM at load".into()),
+                },
+            ],
+            adopted: true,
+            pin_dir: "/sys/fs/bpf/kvmeter".into(),
+            events_lost: 0,
+            unrecorded_threads: 0,
+        },
+        sources: vec![SourceState {
+            name: "procfs".into(),
+            state: "live".into(),
+            stale_since: None,
+            vms: 2,
+            rescans: 1,
+        }],
+        vms: vec![
+            Vm {
+                index: 1,
+                name: "web\u{1b}[31m".into(),
+                uuid: Some("c0ffee00-0000-4000-8000-000000000001".into()),
+                pid: Some(4243),
+                state: "running".into(),
+                cpu_ns: Some(62_000_000_000),
+                vcpus: vec![vcpu, silent],
+                disks: vec![Disk {
+                    index: 1,
+                    target: "vda".into(),
+                    counted_by: Some("dio".into()),
+                }],
+            },
+            Vm {
+                index: 12,
+                name: "db".into(),
+                uuid: None,
+                pid: None,
+                state: "shutdown".into(),
+                cpu_ns: None,
+                vcpus: vec![],
+                disks: vec![],
+            },
+        ],
+    }
+}
+
+fn big_report() -> Report {
+    let mut big = report();
+    let vm = big.vms[0].clone();
+    big.vms = (1..=2000).map(|index| Vm { index, ..vm.clone() }).collect();
+    big
+}
+
+/// Serves on a thread of its own until the runtime is dropped.
+fn serve(runtime_dir: &Path, source: impl Source + 'static) -> Runtime {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
+    let server = Server::bind(runtime_dir).unwrap_or_else(|e| panic!("{e}"));
+    runtime.spawn(server.serve(Arc::new(source)));
+    runtime
+}
+
+#[test]
+fn what_the_agent_reports_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime_dir = dir.path().join("made/by/the/server");
+    let _agent = serve(&runtime_dir, report);
+    let (document, arrived) = client::fetch(&runtime_dir).unwrap();
+    assert_eq!(arrived, report());
+    let json: serde_json::Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(json["agentx"]["state"], "open");
+    assert_eq!(json["probe"]["mode"], "ebpf");
+    assert_eq!(json["vms"][0]["vcpus"][1]["cpu_ns"], serde_json::Value::Null);
+}
+
+#[test]
+fn the_socket_is_for_owner_and_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = Server::bind(dir.path()).unwrap();
+    let socket = fs::metadata(socket_path(dir.path())).unwrap();
+    assert!(socket.file_type().is_socket());
+    assert_eq!(socket.permissions().mode() & 0o7777, 0o660);
+}
+
+#[test]
+fn the_socket_of_a_dead_agent_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    // What SIGKILL leaves behind: both files, no process.
+    drop(UnixListener::bind(socket_path(dir.path())).unwrap());
+    drop(UnixListener::bind(dir.path().join("status.sock.new")).unwrap());
+    fs::write(dir.path().join("lock"), "999999999\n").unwrap();
+    assert!(matches!(client::fetch(dir.path()), Err(ClientError::NotRunning { .. })));
+    let _agent = serve(dir.path(), report);
+    assert_eq!(client::fetch(dir.path()).unwrap().1, report());
+}
+
+#[test]
+fn a_second_agent_is_refused_and_told_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Server::bind(dir.path()).unwrap();
+    let refused = Server::bind(dir.path()).unwrap_err();
+    assert!(matches!(&refused, ServerError::AlreadyRunning { .. }));
+    let begin = format!("Another kvmeter runs with pid {} ", std::process::id());
+    assert!(refused.to_string().starts_with(&begin), "{refused}");
+
+    drop(first);
+    assert!(!socket_path(dir.path()).exists());
+    Server::bind(dir.path()).unwrap();
+}
+
+#[test]
+fn clients_that_never_read_cannot_keep_others_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let _agent = serve(dir.path(), big_report);
+    let socket = socket_path(dir.path());
+    let hostile: Vec<UnixStream> = (0..4)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            // One octet proves that it has its turn; the rest fills the buffer.
+            stream.read_exact(&mut [0]).unwrap();
+            stream
+        })
+        .collect();
+    let begin = Instant::now();
+    let (_, arrived) = client::fetch(dir.path()).unwrap();
+    assert_eq!(arrived.vms.len(), 2000);
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+
+    for mut stream in hostile {
+        let mut rest = Vec::new();
+        // Its turn ended before all was written; what it had sent makes that a reset.
+        assert!(stream.read_to_end(&mut rest).is_err());
+        assert!(serde_json::from_slice::<serde_json::Value>(&rest).is_err());
+    }
+}
+
+#[test]
+fn a_client_that_leaves_at_once_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let _agent = serve(dir.path(), big_report);
+    for _ in 0..50 {
+        drop(UnixStream::connect(socket_path(dir.path())).unwrap());
+    }
+    assert_eq!(client::fetch(dir.path()).unwrap().1.vms.len(), 2000);
+}
+
+#[test]
+fn without_an_agent_the_client_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = client::fetch(dir.path()).unwrap_err();
+    assert!(matches!(&error, ClientError::NotRunning { .. }));
+    assert!(error.to_string().contains("start it with `kvmeter run`"));
+}
+
+#[test]
+fn an_answer_that_is_cut_off_is_no_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(socket_path(dir.path())).unwrap();
+    let half = serde_json::to_vec(&report()).unwrap();
+    let agent = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(&half[..half.len() / 2]).unwrap();
+    });
+    assert!(matches!(client::fetch(dir.path()), Err(ClientError::NoReport { .. })));
+    agent.join().unwrap();
+}
+
+#[test]
+fn people_see_short_lines_and_no_control_characters() {
+    let expected = "\
+kvmeter 0.1.0, pid 4242, up 1 d 01:01:01
+
+AgentX  open with unix:/var/agentx/master
+        2 connections, 1 of them after a loss; last error: the master closed the connection
+        33 requests (10 get, 20 get-next, 3 get-bulk, 0 set), 1 errors; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
+Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
+        0 events lost, 0 threads without a record
+
+HOOK            STATE  WHY
+sched_switch    live
+rw_verify_area  off    EPERM at load
+
+SOURCE  STATE  STALE-SINCE  VMS  RESCANS
+procfs  live             -    2        1
+
+VM  NAME      STATE      PID  VCPUS   CPU-S  UUID
+ 1  web\u{fffd}[31m  running   4243    1/2  62.000  c0ffee00-0000-4000-8000-000000000001
+12  db        shutdown     -      0       -  -
+
+VM  VCPU   TID   CPU-S  WAIT-S  SWITCHES  PREEMPTIONS
+ 1     0  4244  61.999   0.001        12            3
+ 1     1     -       -       -         -            -
+
+VM  DISK  TARGET  COUNTED-BY
+ 1     1  vda     dio
+";
+    assert_eq!(Text(&report()).to_string(), expected);
+}
+
+#[test]
+fn thousands_of_vcpus_are_counted_and_not_listed() {
+    let text = Text(&big_report()).to_string();
+    assert!(text.contains("\n4000 vCPUs; `kvmeter status --json` lists them\n"));
+    assert!(!text.contains("PREEMPTIONS"));
+}
