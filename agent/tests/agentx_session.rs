@@ -102,7 +102,7 @@ impl Master {
         let register = pdu::Register::from_bytes(&master.output()).unwrap();
         master.reply(&register.header, ResError::NO_ERROR).unwrap();
         assert_eq!(master.session.state(), State::Established { session_id: SESSION, ping: None });
-        assert_eq!(master.output(), []);
+        assert!(master.output().is_empty());
         master
     }
 
@@ -240,7 +240,7 @@ fn a_refused_open_or_register_ends_the_connection() {
     let open = pdu::Open::from_bytes(&master.output()).unwrap();
     let lost = master.reply(&open.header, ResError::OPEN_FAILED).unwrap_err();
     assert!(matches!(lost, Lost::OpenRefused(ResError::OPEN_FAILED)));
-    assert_eq!(master.output(), []);
+    assert!(master.output().is_empty());
 
     master.connect();
     let open = pdu::Open::from_bytes(&master.output()).unwrap();
@@ -410,7 +410,7 @@ fn nothing_can_be_set() {
         master.now,
     );
     assert_eq!(handled.unwrap().error, ResError::NO_ERROR);
-    assert_eq!(master.output(), [], "CleanupSet has no response");
+    assert!(master.output().is_empty(), "CleanupSet has no response");
     let commit = master.header(PduType::CommitSet);
     assert_eq!(master.ask_header(&commit), failed(ResError::COMMIT_FAILED, 0));
     let undo = master.header(PduType::UndoSet);
@@ -503,7 +503,7 @@ fn responses_are_never_answered() {
     for payload in [octets[0].to_vec(), octets.concat()] {
         let frame = Frame { header: stray, payload: &payload };
         master.session.handle_pdu(&master.view, frame, master.now).unwrap();
-        assert_eq!(master.output(), []);
+        assert!(master.output().is_empty());
     }
 }
 
@@ -517,7 +517,7 @@ fn the_master_ends_the_session() {
     close.header.session_id = SESSION;
     let lost = master.send(&close.to_bytes().unwrap()).unwrap_err();
     assert_eq!(lost.to_string(), "The master closed the session: reasonShutdown (5)");
-    assert_eq!(master.output(), []);
+    assert!(master.output().is_empty());
 }
 
 #[test]
@@ -527,7 +527,7 @@ fn the_agent_ends_the_session() {
     let close = pdu::Close::from_bytes(&master.output()).unwrap();
     assert_eq!((close.header.session_id, close.reason), (SESSION, pdu::CloseReason::Shutdown));
     master.session.close(CloseReason::SHUTDOWN);
-    assert_eq!(master.output(), [], "once is enough");
+    assert!(master.output().is_empty(), "once is enough");
 }
 
 #[test]
@@ -538,7 +538,7 @@ fn silence_is_broken_by_a_ping_and_its_answer_by_another() {
     assert_eq!(seconds(&master.session), 30);
     master.wait(29);
     master.session.handle_timeout(master.now).unwrap();
-    assert_eq!(master.output(), [], "too early");
+    assert!(master.output().is_empty(), "too early");
     assert_eq!(master.get(&["1.5.0"]).error, ResError::NO_ERROR);
     assert_eq!(seconds(&master.session), 59, "a request is a sign of life");
 
@@ -562,7 +562,7 @@ fn a_request_is_as_good_an_answer_to_a_ping() {
     assert_eq!(master.get(&["1.5.0"]).error, ResError::NO_ERROR);
     master.wait(29);
     master.session.handle_timeout(master.now).unwrap();
-    assert_eq!(master.output(), []);
+    assert!(master.output().is_empty());
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub struct Hypervisor {
 pub struct VmIndex(pub u32);
 
 /// One VM.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Vm {
     /// vmIndex.
     pub index: VmIndex,

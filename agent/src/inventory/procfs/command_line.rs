@@ -1,0 +1,288 @@
+//! What a VMM's command line tells of its VM. Total over any octets.
+
+/// A name is kept up to so many octets; SNMP serves 255.
+const MAX_NAME: usize = 4096;
+
+const MIB: u64 = 1 << 20;
+
+/// The program that runs the VM.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum Vmm {
+    Qemu,
+    Firecracker,
+    CloudHypervisor,
+    #[default]
+    Other,
+}
+
+/// What is told, and nothing that is not.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Description {
+    pub(super) vmm: Vmm,
+    pub(super) name: Option<String>,
+    pub(super) uuid: Option<[u8; 16]>,
+    /// Octets.
+    pub(super) memory: Option<u64>,
+    /// Octets.
+    pub(super) max_memory: Option<u64>,
+    pub(super) cpus: Option<u32>,
+    pub(super) max_cpus: Option<u32>,
+    /// QEMU is not told to use KVM.
+    pub(super) tcg: bool,
+    /// QEMU runs no machine at all.
+    pub(super) no_machine: bool,
+}
+
+/// Reads `/proc/PID/cmdline`: arguments with a NUL after each.
+pub(super) fn parse(cmdline: &[u8]) -> Description {
+    let text = String::from_utf8_lossy(cmdline);
+    let mut arguments = text.split('\0');
+    let program = arguments.next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
+    let arguments: Vec<&str> = arguments.collect();
+    match program {
+        "qemu-kvm" | "kvm" => qemu(&arguments),
+        name if name.starts_with("qemu-system-") => qemu(&arguments),
+        name if name.starts_with("firecracker") => firecracker(&arguments),
+        name if name.starts_with("cloud-hyperviso") => cloud_hypervisor(&arguments),
+        _ => Description::default(),
+    }
+}
+
+/// Defaults are those of qemu-system(1): one CPU, 128 MiB, no KVM.
+fn qemu(arguments: &[&str]) -> Description {
+    let mut told = Description { vmm: Vmm::Qemu, ..Description::default() };
+    let (mut memory, mut max_memory, mut cpus, mut max_cpus) = (128 * MIB, None, 1, None);
+    let (mut accelerator, mut smbios_uuid) = (String::new(), None);
+    for (option, value) in options(arguments) {
+        let fields = fields(value);
+        let first = fields.first().map_or("", |(_, value)| value.as_str());
+        let field = |key: &str| fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        let bare = fields.first().filter(|(key, _)| key.is_empty()).map(|(_, value)| value.as_str());
+        match option {
+            "name" => told.name = field("guest").or(bare).map(cut),
+            "uuid" => told.uuid = uuid(value),
+            "smbios" if field("type") == Some("1") => smbios_uuid = field("uuid").and_then(uuid),
+            "m" => {
+                memory = bare.or_else(|| field("size")).and_then(|text| size(text, MIB)).unwrap_or(memory);
+                max_memory = field("maxmem").and_then(|text| size(text, MIB));
+            }
+            "smp" => {
+                let number = |key| field(key).and_then(|text| text.parse::<u32>().ok());
+                let topology = ["sockets", "dies", "clusters", "modules", "cores", "threads"]
+                    .map(|key| number(key).unwrap_or(1))
+                    .iter()
+                    .try_fold(1_u32, |product, &count| product.checked_mul(count))
+                    .unwrap_or(0);
+                let told_cpus = bare.and_then(|text| text.parse().ok()).or_else(|| number("cpus"));
+                max_cpus = number("maxcpus").or((topology > 1).then_some(topology));
+                cpus = told_cpus.or(max_cpus).unwrap_or(1);
+            }
+            "accel" => accelerator.clone_from(&first.to_owned()),
+            "enable-kvm" => accelerator = "kvm".to_owned(),
+            "machine" | "M" => {
+                told.no_machine = bare.or_else(|| field("type")) == Some("none");
+                if let Some(named) = field("accel") {
+                    accelerator = named.to_owned();
+                }
+            }
+            _ => {}
+        }
+    }
+    told.uuid = told.uuid.or(smbios_uuid);
+    (told.memory, told.max_memory) = (Some(memory), max_memory.or(Some(memory)));
+    (told.cpus, told.max_cpus) = (Some(cpus), Some(max_cpus.unwrap_or(cpus).max(cpus)));
+    told.tcg = !accelerator.split(':').any(|name| name == "kvm");
+    told
+}
+
+fn firecracker(arguments: &[&str]) -> Description {
+    let mut told = Description { vmm: Vmm::Firecracker, ..Description::default() };
+    for (option, value) in options(arguments) {
+        if option == "id" {
+            told.name = Some(cut(value));
+            told.uuid = uuid(value);
+        }
+    }
+    told
+}
+
+fn cloud_hypervisor(arguments: &[&str]) -> Description {
+    let mut told = Description { vmm: Vmm::CloudHypervisor, ..Description::default() };
+    for (option, value) in options(arguments) {
+        let fields = fields(value);
+        let field = |key: &str| fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        match option {
+            "memory" => {
+                told.memory = field("size").and_then(|text| size(text, 1));
+                let more = field("hotplug_size").and_then(|text| size(text, 1)).unwrap_or(0);
+                told.max_memory = told.memory.and_then(|memory| memory.checked_add(more));
+            }
+            "cpus" => {
+                told.cpus = field("boot").and_then(|text| text.parse().ok());
+                told.max_cpus = field("max").and_then(|text| text.parse().ok());
+            }
+            "platform" => told.uuid = field("uuid").and_then(uuid),
+            _ => {}
+        }
+    }
+    told
+}
+
+/// Options with one or two dashes, and what belongs to each: the rest after `=`, or the next argument.
+fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let name = |argument: &'a str| {
+        argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')).filter(|name| !name.is_empty())
+    };
+    let mut found = Vec::new();
+    for (i, argument) in arguments.iter().enumerate() {
+        let Some(option) = name(argument) else { continue };
+        found.push(match option.split_once('=') {
+            Some((option, value)) => (option, value),
+            None => {
+                let next = arguments.get(i + 1).copied().unwrap_or_default();
+                (option, if next.starts_with('-') { "" } else { next })
+            }
+        });
+    }
+    found
+}
+
+/// `a,key=b,,c` is `a` without a key and `b,c` with one: a doubled comma stands for a comma.
+fn fields(value: &str) -> Vec<(String, String)> {
+    let mut parts = vec![String::new()];
+    let mut chars = value.chars().peekable();
+    while let Some(char) = chars.next() {
+        if char != ',' {
+            if let Some(part) = parts.last_mut() {
+                part.push(char);
+            }
+        } else if chars.next_if_eq(&',').is_some() {
+            if let Some(part) = parts.last_mut() {
+                part.push(',');
+            }
+        } else {
+            parts.push(String::new());
+        }
+    }
+    parts
+        .into_iter()
+        .map(|part| match part.split_once('=') {
+            Some((key, value)) => (key.to_owned(), value.to_owned()),
+            None => (String::new(), part),
+        })
+        .collect()
+}
+
+/// A number with a binary suffix; without one it counts in `unit` octets.
+fn size(text: &str, unit: u64) -> Option<u64> {
+    let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
+        "" => unit,
+        "b" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// 32 hexadecimal digits, dashes between them or not.
+fn uuid(text: &str) -> Option<[u8; 16]> {
+    if text.len() > 64 {
+        return None;
+    }
+    let digits: String = text.chars().filter(|&char| char != '-').collect();
+    if digits.len() != 32 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
+}
+
+fn cut(name: &str) -> String {
+    let mut end = name.len().min(MAX_NAME);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse_words(line: &str) -> Description {
+        parse(line.split(' ').flat_map(|word| [word, "\0"]).collect::<String>().as_bytes())
+    }
+
+    #[test]
+    fn qemu_as_libvirt_starts_it() {
+        let told = parse_words(
+            "/usr/bin/qemu-system-x86_64 -name guest=web,,1,debug-threads=on -S -machine \
+             pc-q35-7.2,usb=off,dump-guest-core=off -accel kvm -cpu host -m size=4194304k,slots=16,maxmem=16777216k \
+             -smp 2,maxcpus=4,sockets=4,cores=1,threads=1 -uuid 2f5bd8a2-6c1c-4a3b-9d0e-0123456789ab -no-user-config",
+        );
+        assert_eq!(told.name.as_deref(), Some("web,1"));
+        assert_eq!(told.uuid.unwrap()[..4], [0x2f, 0x5b, 0xd8, 0xa2]);
+        assert_eq!((told.memory, told.max_memory), (Some(4 << 30), Some(16 << 30)));
+        assert_eq!((told.cpus, told.max_cpus, told.tcg, told.no_machine), (Some(2), Some(4), false, false));
+    }
+
+    #[test]
+    fn qemu_as_proxmox_starts_it() {
+        let told = parse_words(
+            "/usr/bin/kvm -id 100 -name web,debug-threads=on -no-shutdown -smbios \
+             type=1,uuid=11111111-2222-3333-4444-555555555555 -smp 4,sockets=1,cores=4,maxcpus=4 -m 4096 \
+             -machine type=pc+pve0,accel=kvm",
+        );
+        assert_eq!(told.name.as_deref(), Some("web"));
+        assert_eq!(told.uuid.unwrap()[..2], [0x11, 0x11]);
+        assert_eq!((told.memory, told.cpus, told.max_cpus), (Some(4 << 30), Some(4), Some(4)));
+        assert!(!told.tcg);
+    }
+
+    #[test]
+    fn qemu_says_nothing_and_has_its_defaults() {
+        let told = parse_words("qemu-system-x86_64 -display none");
+        assert_eq!((told.memory, told.cpus, told.max_cpus), (Some(128 * MIB), Some(1), Some(1)));
+        assert!(told.tcg && told.name.is_none());
+        assert!(parse_words("qemu-system-x86_64 -S -machine none,accel=kvm:tcg -qmp unix:x").no_machine);
+        assert!(!parse_words("qemu-system-x86_64 --enable-kvm").tcg);
+        assert_eq!(parse_words("qemu-system-x86_64 -smp sockets=2,cores=3").cpus, Some(6));
+    }
+
+    #[test]
+    fn other_vmms() {
+        let told = parse_words("/usr/bin/firecracker --id=vm-1 --api-sock /run/x");
+        assert_eq!((told.vmm, told.name.as_deref()), (Vmm::Firecracker, Some("vm-1")));
+        let told = parse_words("cloud-hypervisor --cpus boot=2,max=8 --memory size=512M,hotplug_size=1G");
+        assert_eq!((told.cpus, told.max_cpus), (Some(2), Some(8)));
+        assert_eq!((told.memory, told.max_memory), (Some(512 * MIB), Some(1536 * MIB)));
+        assert_eq!(parse_words("crosvm run"), Description::default());
+    }
+
+    #[test]
+    fn numbers_that_do_not_fit_are_not_told() {
+        assert_eq!(size("18446744073709551615g", 1), None);
+        assert_eq!(size("4q", 1), None);
+        assert_eq!(uuid("2f5bd8a2"), None);
+        assert_eq!(parse_words("qemu-system-x86_64 -smp sockets=65536,cores=65536").cpus, Some(1));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_octets_panic(octets in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&octets);
+        }
+
+        #[test]
+        fn no_options_panic(line in "qemu-system-x(\0-(name|m|smp|uuid|smbios|machine|accel)(\0[a-z=,:0-9é]{0,12})?){0,8}") {
+            let _ = parse(line.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Processes and threads that are held by a directory descriptor: what is read through it is of this
+//! process or thread or an error, never of another one that has got the same id.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+    path::Path,
+};
+
+use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
+
+use crate::counters::{HeldThread, RunState, Schedstat};
+
+/// No file of procfs that is read here is longer, but for a hostile command line, which is cut.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// `/proc/PID`.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    dir: OwnedFd,
+}
+
+/// `/proc/PID/task/TID`.
+#[derive(Debug)]
+pub(super) struct Thread {
+    tid: u32,
+    dir: OwnedFd,
+}
+
+/// What `/proc/PID/stat` tells (proc(5)).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Stat {
+    /// The name, in parentheses in the file; it may contain any octets.
+    pub(super) comm: String,
+    /// One letter.
+    pub(super) state: char,
+    /// Field 22: start in clock ticks since boot.
+    pub(super) start_ticks: u64,
+    /// Field 39: the CPU that it ran on last.
+    pub(super) cpu: u32,
+}
+
+impl Process {
+    pub(super) fn hold(proc_root: &Path, pid: u32) -> io::Result<Self> {
+        let dir = rustix::fs::open(
+            proc_root.join(pid.to_string()),
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self { pid, dir })
+    }
+
+    pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_at(&self.dir, name)
+    }
+
+    pub(super) fn stat(&self) -> io::Result<Stat> {
+        parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))
+    }
+
+    /// Number and target of each descriptor.
+    pub(super) fn descriptors(&self) -> io::Result<Vec<(u32, String)>> {
+        let dir = open_dir(&self.dir, "fd")?;
+        let mut found = Vec::new();
+        for number in numbers(&dir)? {
+            // One that was closed meanwhile is none.
+            if let Ok(target) = readlinkat(&dir, number.to_string(), Vec::new()) {
+                found.push((number, target.to_string_lossy().into_owned()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The threads, ascending. Those that end meanwhile are left out.
+    pub(super) fn threads(&self) -> io::Result<Vec<Thread>> {
+        let task = open_dir(&self.dir, "task")?;
+        let mut threads: Vec<Thread> = numbers(&task)?
+            .into_iter()
+            .filter_map(|tid| Some(Thread { tid, dir: open_dir(&task, &tid.to_string()).ok()? }))
+            .collect();
+        threads.sort_by_key(|thread| thread.tid);
+        Ok(threads)
+    }
+}
+
+impl Thread {
+    pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_at(&self.dir, name)
+    }
+
+    pub(super) fn name(&self) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&self.read("comm")?).trim_end_matches('\n').to_owned())
+    }
+}
+
+impl HeldThread for Thread {
+    fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    fn schedstat(&self) -> io::Result<Schedstat> {
+        let text = self.read("schedstat")?;
+        let mut words = text.split(u8::is_ascii_whitespace).map(number);
+        match (words.next().flatten(), words.next().flatten()) {
+            (Some(run_ns), Some(wait_ns)) => Ok(Schedstat { run_ns, wait_ns }),
+            _ => Err(malformed("schedstat")),
+        }
+    }
+
+    fn run_state(&self) -> io::Result<RunState> {
+        let stat = parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))?;
+        // A dead thread's file can be read until its last reference is gone.
+        if matches!(stat.state, 'X' | 'x' | 'Z') {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(RunState { runnable: stat.state == 'R', cpu: stat.cpu })
+    }
+}
+
+/// The ids of all processes.
+pub(super) fn pids(proc_root: &Path) -> io::Result<Vec<u32>> {
+    let dir = rustix::fs::open(
+        proc_root,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    numbers(&dir)
+}
+
+/// The name ends at the last parenthesis: it may hold parentheses and spaces itself.
+pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let open = text.iter().position(|&octet| octet == b'(')?;
+    let close = text.iter().rposition(|&octet| octet == b')')?;
+    let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
+    // Field 3, the state, is the first after the name.
+    let fields: Vec<&[u8]> = text.get(close + 2..)?.split(u8::is_ascii_whitespace).collect();
+    Some(Stat {
+        comm,
+        state: char::from(*fields.first()?.first()?),
+        start_ticks: number(fields.get(19)?)?,
+        cpu: u32::try_from(number(fields.get(36)?)?).ok()?,
+    })
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn numbers(dir: &OwnedFd) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        if let Some(number) = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
+            found.push(number);
+        }
+    }
+    Ok(found)
+}
+
+fn open_dir(at: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    Ok(openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn read_at(dir: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
+    let file = File::from(openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+    let mut octets = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut octets)?;
+    Ok(octets)
+}
+
+fn malformed(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{name} in procfs is not as proc(5) says"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_spaces_and_parentheses() {
+        let text = b"42 (CPU 0/KVM) x) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 999 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 3 37";
+        let stat = parse_stat(text).unwrap();
+        assert_eq!((stat.comm.as_str(), stat.state, stat.start_ticks, stat.cpu), ("CPU 0/KVM) x", 'R', 999, 3));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_octets_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_stat(&text);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Whether a process is a VM, and what can be told of it from outside.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    command_line::{self, Description, Vmm},
+    memory,
+    process::{Process, Thread},
+    vcpus,
+};
+
+/// Where procfs and debugfs are mounted.
+#[derive(Clone, Debug)]
+pub(super) struct Roots {
+    pub(super) proc: PathBuf,
+    pub(super) debugfs: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { proc: "/proc".into(), debugfs: "/sys/kernel/debug".into() }
+    }
+}
+
+/// A VM's process.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) pid: u32,
+    pub(super) start_ticks: u64,
+    pub(super) name: String,
+    pub(super) uuid: Option<[u8; 16]>,
+    pub(super) cpus: u32,
+    pub(super) max_cpus: u32,
+    pub(super) memory: Option<u64>,
+    pub(super) max_memory: Option<u64>,
+    /// Every thread, ascending.
+    pub(super) threads: Vec<Thread>,
+    /// vCPU id by thread id.
+    pub(super) vcpus: BTreeMap<u32, u32>,
+    /// All vCPU ids, with or without a known thread, ascending.
+    pub(super) vcpu_ids: Vec<u32>,
+}
+
+/// What a process turned out to be.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A VM.
+    Vm(Box<Scan>),
+    /// A QEMU that has not made its VM yet, and may do so.
+    Perhaps,
+    /// No VM, or gone.
+    Nothing,
+}
+
+/// Looks at one process.
+pub(super) fn process(roots: &Roots, pid: u32) -> Found {
+    look(roots, pid).unwrap_or(Found::Nothing)
+}
+
+/// Looks at all processes.
+///
+/// # Errors
+///
+/// When procfs itself cannot be read.
+pub(super) fn all(roots: &Roots) -> io::Result<Vec<(u32, Found)>> {
+    Ok(super::process::pids(&roots.proc)?
+        .into_iter()
+        .filter_map(|pid| match process(roots, pid) {
+            Found::Nothing => None,
+            found => Some((pid, found)),
+        })
+        .collect())
+}
+
+fn look(roots: &Roots, pid: u32) -> io::Result<Found> {
+    let process = Process::hold(&roots.proc, pid)?;
+    let (mut vm_fds, mut vcpu_fds) = (Vec::new(), BTreeMap::new());
+    for (fd, target) in process.descriptors()? {
+        if target == "anon_inode:kvm-vm" {
+            vm_fds.push(fd);
+        } else if let Some(id) = target.strip_prefix("anon_inode:kvm-vcpu:")
+            && let Ok(id) = id.parse()
+        {
+            vcpu_fds.insert(fd, id);
+        }
+    }
+    let stat = process.stat()?;
+    if vm_fds.is_empty() && !stat.comm.starts_with("qemu") && stat.comm != "kvm" {
+        return Ok(Found::Nothing);
+    }
+    let described = command_line::parse(&process.read("cmdline")?);
+    // A QEMU without a machine only answers questions about itself, as libvirt asks them.
+    if matches!(stat.state, 'Z' | 'X') || described.no_machine {
+        return Ok(Found::Nothing);
+    }
+    if vm_fds.is_empty() && described.vmm != Vmm::Qemu {
+        return Ok(Found::Nothing);
+    }
+    if vm_fds.is_empty() && !described.tcg {
+        return Ok(Found::Perhaps);
+    }
+    let threads = process.threads()?;
+    let vcpus = if vm_fds.is_empty() {
+        vcpus::of_tcg(&threads, described.cpus.unwrap_or(1))
+    } else {
+        vcpus::of_kvm(&roots.debugfs, pid, &vm_fds, &vcpu_fds, &threads)
+    };
+    let mut vcpu_ids: Vec<u32> = vcpu_fds.into_values().chain(vcpus.values().copied()).collect();
+    vcpu_ids.sort_unstable();
+    vcpu_ids.dedup();
+    Ok(Found::Vm(Box::new(describe(&process, stat.start_ticks, &stat.comm, described, threads, vcpus, vcpu_ids))))
+}
+
+fn describe(
+    process: &Process,
+    start_ticks: u64,
+    comm: &str,
+    described: Description,
+    threads: Vec<Thread>,
+    vcpus: BTreeMap<u32, u32>,
+    vcpu_ids: Vec<u32>,
+) -> Scan {
+    let seen = u32::try_from(vcpu_ids.len()).unwrap_or(u32::MAX);
+    let cpus = if seen > 0 { seen } else { described.cpus.unwrap_or(0) };
+    let memory = described.memory.or_else(|| memory::estimate(&process.read("maps").ok()?));
+    Scan {
+        pid: process.pid,
+        start_ticks,
+        name: described.name.unwrap_or_else(|| format!("{comm}-{}", process.pid)),
+        uuid: described.uuid,
+        cpus,
+        max_cpus: described.max_cpus.unwrap_or(cpus).max(cpus),
+        memory,
+        max_memory: described.max_memory.or(memory),
+        threads,
+        vcpus,
+        vcpu_ids,
+    }
+}
+
+/// The online CPUs, ascending; none where sysfs does not tell.
+pub(super) fn online_cpus(path: &Path) -> Vec<u32> {
+    std::fs::read_to_string(path).map_or_else(|_| Vec::new(), |text| parse_cpu_list(&text))
+}
+
+/// `0-3,8` as Documentation/admin-guide/cputopology.rst has it.
+fn parse_cpu_list(text: &str) -> Vec<u32> {
+    /// More than any kernel can be built for.
+    const MAX_CPUS: u32 = 1 << 16;
+    let mut cpus = Vec::new();
+    for range in text.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) {
+            cpus.extend(first..=last.min(MAX_CPUS));
+        }
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    cpus
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!(parse_cpu_list("0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(parse_cpu_list("0"), [0]);
+        assert!(parse_cpu_list("").is_empty() && parse_cpu_list("x-y,-,3-1").is_empty());
+    }
+}

@@ -1,0 +1,155 @@
+//! Which thread runs which vCPU.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use super::process::Thread;
+use crate::counters::HeldThread as _;
+
+/// `ioctl(2)` and `KVM_RUN` (`_IO(KVMIO, 0x80)`) as `/proc/PID/task/TID/syscall` shows them.
+#[cfg(target_arch = "x86_64")]
+const IOCTL: u64 = 16;
+#[cfg(not(target_arch = "x86_64"))]
+const IOCTL: u64 = 29;
+const KVM_RUN: u64 = 0xae80;
+
+/// How often a thread that is on a CPU, and so shows no system call, is looked at again.
+const SYSCALL_TRIES: usize = 3;
+
+/// The vCPU that each thread runs, by thread id. Three ways, the surest first; one that finds a thread for
+/// every vCPU descriptor ends the search.
+pub(super) fn of_kvm(
+    debugfs: &Path,
+    pid: u32,
+    vm_fds: &[u32],
+    vcpu_fds: &BTreeMap<u32, u32>,
+    threads: &[Thread],
+) -> BTreeMap<u32, u32> {
+    let mut found = BTreeMap::new();
+    for vm_fd in vm_fds {
+        // KVM's own word: the thread that last called KVM_RUN, 0 = none did. Any error: debugfs is not there
+        // or closed to us, and the next way is tried.
+        let _ = from_debugfs(&debugfs.join(format!("kvm/{pid}-{vm_fd}")), &mut found);
+    }
+    let tids: Vec<u32> = threads.iter().map(|thread| thread.tid()).collect();
+    found.retain(|tid, _| tids.contains(tid));
+    if found.len() < vcpu_fds.len() {
+        for thread in threads {
+            if let Some(id) = thread.name().ok().and_then(|name| id_in_name(&name))
+                && !found.values().any(|&known| known == id)
+                && vcpu_fds.values().any(|&known| known == id)
+            {
+                found.insert(thread.tid(), id);
+            }
+        }
+    }
+    if found.len() < vcpu_fds.len() {
+        for thread in threads {
+            if !found.contains_key(&thread.tid())
+                && let Some(id) = vcpu_fd_in_use(thread).and_then(|fd| vcpu_fds.get(&fd))
+            {
+                found.insert(thread.tid(), *id);
+            }
+        }
+    }
+    found
+}
+
+/// The vCPUs of a QEMU without KVM. With one thread for all of them only a single vCPU has a time of its own.
+pub(super) fn of_tcg(threads: &[Thread], cpus: u32) -> BTreeMap<u32, u32> {
+    threads
+        .iter()
+        .filter_map(|thread| {
+            let name = thread.name().ok()?;
+            let id = match name.as_str() {
+                "ALL CPUs/TCG" if cpus == 1 => 0,
+                name => id_in_name(name)?,
+            };
+            Some((thread.tid(), id))
+        })
+        .collect()
+}
+
+fn from_debugfs(dir: &Path, found: &mut BTreeMap<u32, u32>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let id = entry.file_name().to_str().and_then(|name| name.strip_prefix("vcpu")?.parse().ok());
+        if let Some(id) = id
+            && let Ok(text) = fs::read_to_string(entry.path().join("pid"))
+            && let Ok(tid) = text.trim().parse::<u32>()
+            && tid != 0
+        {
+            found.insert(tid, id);
+        }
+    }
+    Ok(())
+}
+
+/// The vCPU id in a thread's name as QEMU, Firecracker and Cloud Hypervisor give it.
+fn id_in_name(name: &str) -> Option<u32> {
+    let number = name
+        .strip_prefix("CPU ")
+        .and_then(|rest| rest.strip_suffix("/KVM").or_else(|| rest.strip_suffix("/TCG")))
+        .or_else(|| name.strip_prefix("fc_vcpu "))
+        .or_else(|| name.strip_prefix("vcpu"))?;
+    number.parse().ok()
+}
+
+fn vcpu_fd_in_use(thread: &Thread) -> Option<u32> {
+    (0..SYSCALL_TRIES).find_map(|_| kvm_run_fd(&thread.read("syscall").ok()?))
+}
+
+/// The descriptor on which a thread is in `KVM_RUN`: `16 0x1b 0xae80 … SP PC`.
+fn kvm_run_fd(line: &[u8]) -> Option<u32> {
+    let mut words = std::str::from_utf8(line).ok()?.split_whitespace();
+    let nr: u64 = words.next()?.parse().ok()?;
+    let numbers: Vec<u64> = words
+        .map(|word| u64::from_str_radix(word.strip_prefix("0x").unwrap_or(word), 16))
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let &[fd, request, .., sp, pc] = numbers.as_slice() else { return None };
+    // KVM's kernel threads belong to the process and show the call that made them, without a stack.
+    (nr == IOCTL && request == KVM_RUN && (sp, pc) != (0, 0)).then(|| u32::try_from(fd).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_of_vcpu_threads() {
+        for (name, id) in [
+            ("CPU 0/KVM", Some(0)),
+            ("CPU 12/TCG", Some(12)),
+            ("fc_vcpu 3", Some(3)),
+            ("vcpu7", Some(7)),
+            ("ALL CPUs/TCG", None),
+            ("kvm-nx-lpage-re", None),
+            ("CPU x/KVM", None),
+            ("worker", None),
+        ] {
+            assert_eq!(id_in_name(name), id, "{name}");
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_thread_in_kvm_run_shows_its_descriptor() {
+        let vcpu = b"16 0x1b 0xae80 0x0 0x0 0x0 0x0 0x7ffd1 0x7fab2\n";
+        let kernel_thread = b"16 0x11 0xae80 0x0 0x0 0x0 0x0 0x0 0x0\n";
+        assert_eq!(kvm_run_fd(vcpu), Some(0x1b));
+        for other in [&kernel_thread[..], b"running\n", b"202 0x1 0xae80 0x0 0x0 0x0 0x0 0x1 0x2\n", b""] {
+            assert_eq!(kvm_run_fd(other), None);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_octets_panic(line in prop::collection::vec(any::<u8>(), 0..200), name in ".{0,30}") {
+            let _ = (kvm_run_fd(&line), id_in_name(&name));
+        }
+    }
+}
