@@ -16,10 +16,14 @@ pub struct Cli {
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Serve the VMs of this host to its SNMP master, until SIGTERM
+    Run(ConfigFile),
     /// Check what the agent needs of this host, and tell the fix for what is missing
     Check(Inspect),
     /// Show what the running agent serves and how it is
     Status(Inspect),
+    /// Print the text of VM-MIB as this agent serves it, for managers that have no copy
+    Mib,
     /// Stop counting: remove the BPF programs and counters that outlive the agent
     Detach(ConfigFile),
 }

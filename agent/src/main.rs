@@ -1,6 +1,7 @@
 //! `kvmeter`: from the command line to the room that does it.
 
-use std::io::{self, Write};
+use std::env;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -9,6 +10,7 @@ use kvmeter::cli::{Cli, Command, ConfigFile, Inspect};
 use kvmeter::config::Config;
 use kvmeter::probe::Probe;
 use kvmeter::status::{client, text::Text};
+use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
@@ -24,10 +26,35 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Run(file) => run(&file),
+        Command::Mib => mib(),
         Command::Check(asked) => check(&asked),
         Command::Status(asked) => status(&asked),
         Command::Detach(file) => detach(&file),
     }
+}
+
+fn run(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file.config.as_deref())?;
+    log();
+    kvmeter::run::run(&config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the log to standard error; `KVMETER_LOG` sets the least level (error, warn, info, debug).
+fn log() {
+    let level = env::var("KVMETER_LOG").ok().and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .with_max_level(level.unwrap_or(LevelFilter::INFO))
+        .init();
+}
+
+fn mib() -> anyhow::Result<ExitCode> {
+    io::stdout().lock().write_all(kvmeter::mib::text().as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn check(asked: &Inspect) -> anyhow::Result<ExitCode> {

@@ -1,6 +1,8 @@
 //! The BTF reader on the types of two real kernels (Debian's 6.1 and a 6.18 build, cut down to what the
 //! scheduler's tracepoints touch) and on octets that are none.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use kvmeter::probe::btf::{Btf, BtfError};
 use proptest::prelude::*;
 
@@ -68,8 +70,12 @@ fn tracepoints_have_the_arguments_of_their_kernel() {
 #[test]
 fn what_is_not_there_is_named() {
     let btf = Btf::parse(LINUX_6_18).unwrap();
-    for (name, path) in [("no_struct", "pid"), ("task_struct", "nothing"), ("task_struct", "pid.deeper")] {
-        assert!(matches!(btf.field_offset(name, path), Err(BtfError::Missing(what)) if what.contains(name)));
+    for (name, path) in
+        [("no_struct", "pid"), ("task_struct", "nothing"), ("task_struct", "pid.deeper")]
+    {
+        assert!(
+            matches!(btf.field_offset(name, path), Err(BtfError::Missing(what)) if what.contains(name))
+        );
     }
     assert!(matches!(btf.tracepoint_args("no_such"), Err(BtfError::Missing(_))));
 }
@@ -77,7 +83,10 @@ fn what_is_not_there_is_named() {
 #[test]
 fn a_bit_field_has_no_offset() {
     let btf = Btf::parse(LINUX_6_18).unwrap();
-    assert!(matches!(btf.field_offset("task_struct", "sched_remote_wakeup"), Err(BtfError::BitField(_))));
+    assert!(matches!(
+        btf.field_offset("task_struct", "sched_remote_wakeup"),
+        Err(BtfError::BitField(_))
+    ));
 }
 
 #[test]

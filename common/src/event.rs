@@ -18,7 +18,7 @@ pub struct Event {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum EventKind {
-    /// A process whose name begins as QEMU's began to run a program.
+    /// A process whose name begins as QEMU's began to run a program, or was forked.
     Exec = 1,
     /// The last thread of a VM's process has begun to exit.
     VmExit = 2,

@@ -12,7 +12,13 @@ const QEMU_KVM: u64 = u64::from_ne_bytes(*b"qemu-kvm");
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: argument 0 is a task pointer.
-    let task = unsafe { Task::new(ctx.arg(0)) };
+    report_if_qemu(unsafe { Task::new(ctx.arg(0)) });
+    0
+}
+
+/// Tells the agent of a process that may be about to run a machine.
+#[inline(always)]
+pub(crate) fn report_if_qemu(task: Task) {
     let comm = task.comm();
     if comm == QEMU_SYSTEM || comm == QEMU_KVM {
         maps::send(&Event {
@@ -22,5 +28,4 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
             vm_slot: 0,
         });
     }
-    0
 }

@@ -6,6 +6,7 @@ use kvmeter_common::{EventKind, VmRecord, word};
 
 use crate::{
     atomic, maps,
+    sched_process_exec::report_if_qemu,
     task::Task,
     thread::{Thread, get, set, take_record},
 };
@@ -14,10 +15,12 @@ use crate::{
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: arguments 0 and 1 are task pointers.
     let (parent, child) = unsafe { (Task::new(ctx.arg(0)), Task::new(ctx.arg(1))) };
-    let slot = maps::slot_of(parent.pid());
-    if slot == 0 || child.tgid() != parent.tgid() {
+    if child.tgid() != parent.tgid() {
+        // A QEMU that goes into the background runs its machine in a child.
+        report_if_qemu(child);
         return 0;
     }
+    let slot = maps::slot_of(parent.pid());
     let Some(parent) = Thread::find(slot, parent) else { return 0 };
     let vm_slot = parent.owner().vm_slot();
     let Some(vm) = maps::vm(vm_slot) else { return 0 };

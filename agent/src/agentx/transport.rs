@@ -1,8 +1,6 @@
 //! The session's socket and clock: a thin loop that connects, and connects again, for ever.
 
-use std::{
-    future::Future, io, ops::Deref, pin::pin, sync::atomic::Ordering::Relaxed, time::Duration,
-};
+use std::{future::Future, io, pin::pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use thiserror::Error;
 use tokio::{
@@ -66,14 +64,14 @@ enum ConnectionError {
 /// Serves views over a session with the master until `shutdown` is ready, then closes the session. A view is
 /// taken from `source` for each PDU, and given back before the next octet is read or written. Without PDUs it
 /// wakes up for the ping alone.
-pub async fn run<S, D>(
+pub async fn run<S, V>(
     config: TransportConfig,
     source: S,
     statistics: &Statistics,
     shutdown: impl Future<Output = ()>,
 ) where
-    S: Fn() -> D,
-    D: Deref<Target: View>,
+    S: Fn() -> V,
+    V: View,
 {
     let mut shutdown = pin!(shutdown);
     let mut backoff = Backoff::new(config.reconnect_max);
@@ -163,10 +161,10 @@ struct Connection<'c, S> {
     statistics: &'c Statistics,
 }
 
-impl<S, D> Connection<'_, S>
+impl<S, V> Connection<'_, S>
 where
-    S: Fn() -> D,
-    D: Deref<Target: View>,
+    S: Fn() -> V,
+    V: View,
 {
     /// Serves until the connection is lost. May be dropped at any await: octets that were read are in the
     /// inbox, and the session knows how many of its own were written.
@@ -223,7 +221,7 @@ where
             let asked = frame.header.asks_for_response();
             let handled = {
                 let view = (self.source)();
-                self.session.handle_pdu(&*view, frame, now)?
+                self.session.handle_pdu(&view, frame, now)?
             };
             self.statistics.record(handled);
             self.changed();

@@ -1,5 +1,7 @@
 //! What the session asks of whoever has the objects.
 
+use std::ops::Deref;
+
 use crate::snmp::{Oid, Value};
 
 /// The answer to a Get for one name (RFC 2741 section 7.2.3.1).
@@ -22,4 +24,14 @@ pub trait View {
     /// The first instance whose name is after `start` (or equal to it, when `include` is set) and
     /// before `end`; an empty `end` sets no bound (RFC 2741 section 7.2.3.2). `None`: endOfMibView.
     fn get_next(&self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'_>)>;
+}
+
+impl<P: Deref<Target: View>> View for P {
+    fn get(&self, name: &Oid) -> Lookup<'_> {
+        (**self).get(name)
+    }
+
+    fn get_next(&self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'_>)> {
+        (**self).get_next(start, include, end)
+    }
 }

@@ -5,20 +5,20 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use super::Need;
-use crate::config::MasterAddress;
+use crate::agentx::Address;
 use crate::unix_socket::connect_within;
 
 /// The longest that a master may take to accept.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-pub(super) fn need(address: &MasterAddress) -> Need {
+pub(super) fn need(address: &Address) -> Need {
     judge(address, connect(address))
 }
 
-fn connect(address: &MasterAddress) -> io::Result<()> {
+fn connect(address: &Address) -> io::Result<()> {
     match address {
-        MasterAddress::Unix(path) => connect_within(path, DEADLINE).map(drop),
-        MasterAddress::Tcp { host, port } => {
+        Address::Unix(path) => connect_within(path, DEADLINE).map(drop),
+        Address::Tcp { host, port } => {
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
             for address in (host.as_str(), *port).to_socket_addrs()? {
                 match TcpStream::connect_timeout(&address, DEADLINE) {
@@ -31,13 +31,13 @@ fn connect(address: &MasterAddress) -> io::Result<()> {
     }
 }
 
-fn judge(address: &MasterAddress, connected: io::Result<()>) -> Need {
+fn judge(address: &Address, connected: io::Result<()>) -> Need {
     const NAME: &str = "AgentX master";
     let error = match connected {
         Ok(()) => return Need::ok(NAME, format!("{address} accepts")),
         Err(error) => error,
     };
-    let unix = matches!(address, MasterAddress::Unix(_));
+    let unix = matches!(address, Address::Unix(_));
     let fix = match error.kind() {
         io::ErrorKind::NotFound if unix => {
             "add `master agentx` to snmpd.conf and restart snmpd, or set agentx.address to its agentXSocket"
@@ -78,7 +78,7 @@ mod tests {
     fn a_unix_socket_is_absent_deserted_or_accepts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master");
-        let address = MasterAddress::Unix(path.clone());
+        let address = Address::Unix(path.clone());
         assert!(fix(need(&address)).starts_with("add `master agentx` to snmpd.conf"));
         let listener = UnixListener::bind(&path).unwrap();
         assert_eq!(need(&address).verdict, Verdict::Ok);
@@ -90,7 +90,7 @@ mod tests {
     fn a_tcp_port_accepts_or_refuses() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let address = MasterAddress::Tcp { host: "127.0.0.1".into(), port };
+        let address = Address::Tcp { host: "127.0.0.1".into(), port };
         assert_eq!(need(&address).verdict, Verdict::Ok);
         drop(listener);
         assert!(fix(need(&address)).contains(&format!("`agentXSocket tcp:127.0.0.1:{port}`")));
@@ -98,8 +98,8 @@ mod tests {
 
     #[test]
     fn each_error_has_its_fix() {
-        let unix = MasterAddress::Unix("/var/agentx/master".into());
-        let tcp = MasterAddress::Tcp { host: "snmp".into(), port: 705 };
+        let unix = Address::Unix("/var/agentx/master".into());
+        let tcp = Address::Tcp { host: "snmp".into(), port: 705 };
         for (address, kind, begin) in [
             (&unix, io::ErrorKind::PermissionDenied, "run as root, or set `agentXPerms"),
             (&unix, io::ErrorKind::TimedOut, "the master does not accept: restart snmpd"),

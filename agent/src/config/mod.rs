@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use fault::Fault;
-pub use values::{AddressError, MasterAddress};
 use values::{Directory, LibvirtUri, Milliseconds, Seconds};
 
+use crate::agentx::Address;
 use crate::snmp::Oid;
 
 /// The file that is read when none is named. That it is missing means: all defaults.
@@ -48,7 +48,7 @@ pub struct Config {
 pub struct Agentx {
     /// Where the master listens.
     #[serde(with = "values::text")]
-    pub address: MasterAddress,
+    pub address: Address,
     /// o.timeout of the Open PDU (RFC 2741 section 6.2.1), and how long an answer of the master may
     /// take: 1 to 255 s.
     #[serde(rename = "timeout_s", with = "Seconds::<1, 255>")]
@@ -65,7 +65,7 @@ pub struct Agentx {
 impl Default for Agentx {
     fn default() -> Self {
         Self {
-            address: MasterAddress::Unix(PathBuf::from("/var/agentx/master")),
+            address: Address::Unix(PathBuf::from("/var/agentx/master")),
             timeout: Duration::from_secs(5),
             reconnect_max: Duration::from_secs(2),
             ping: Duration::from_mins(1),

@@ -8,65 +8,9 @@ use std::time::Duration;
 
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serializer};
-use thiserror::Error;
 
+use crate::agentx::Address;
 use crate::snmp::Oid;
-
-/// Where the AgentX master listens.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum MasterAddress {
-    /// `unix:/PATH`
-    Unix(PathBuf),
-    /// `tcp:HOST:PORT`; an IPv6 address stands in brackets.
-    Tcp {
-        /// A name or an address, without brackets.
-        host: String,
-        /// 1 to 65,535.
-        port: u16,
-    },
-}
-
-/// Why a text is no [`MasterAddress`].
-#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
-#[error("An AgentX address is unix:/PATH or tcp:HOST:PORT, with an IPv6 address in brackets")]
-pub struct AddressError;
-
-impl FromStr for MasterAddress {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            let named = path.len() > 1 && path.len() <= 107 && !path.contains('\0');
-            return if path.starts_with('/') && named {
-                Ok(Self::Unix(PathBuf::from(path)))
-            } else {
-                Err(AddressError)
-            };
-        }
-        let (host, port) =
-            text.strip_prefix("tcp:").and_then(|rest| rest.rsplit_once(':')).ok_or(AddressError)?;
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host = match bare {
-            Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
-            None if host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)) => host,
-            _ => return Err(AddressError),
-        };
-        match port.parse() {
-            Ok(port @ 1..) if !host.is_empty() => Ok(Self::Tcp { host: host.to_owned(), port }),
-            _ => Err(AddressError),
-        }
-    }
-}
-
-impl fmt::Display for MasterAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
-        }
-    }
-}
 
 /// A type that stands in the file as a string.
 pub(super) trait Text: fmt::Display + FromStr {
@@ -74,7 +18,7 @@ pub(super) trait Text: fmt::Display + FromStr {
     const ALLOWED: &'static str;
 }
 
-impl Text for MasterAddress {
+impl Text for Address {
     const ALLOWED: &'static str = "\"unix:/PATH\" or \"tcp:HOST:PORT\"";
 }
 
@@ -216,48 +160,5 @@ impl LibvirtUri {
                 &"a libvirt URI such as \"qemu:///system\", or \"\" for none",
             )),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_the_same_as_text() {
-        for text in [
-            "unix:/var/agentx/master",
-            "tcp:localhost:705",
-            "tcp:127.0.0.1:1",
-            "tcp:[::1]:65535",
-            "tcp:snmp-1.example.net:705",
-        ] {
-            assert_eq!(text.parse::<MasterAddress>().unwrap().to_string(), text);
-        }
-    }
-
-    #[test]
-    fn what_is_no_address_is_refused() {
-        for text in [
-            "",
-            "unix:",
-            "unix:/",
-            "unix:var/agentx/master",
-            "/var/agentx/master",
-            "tcp:localhost",
-            "tcp::705",
-            "tcp:localhost:0",
-            "tcp:localhost:65536",
-            "tcp:localhost:705 ",
-            "tcp:::1:705",
-            "tcp:[::1:705",
-            "tcp:[]:705",
-            "tcp:[localhost]:705",
-            "udp:localhost:705",
-        ] {
-            assert_eq!(text.parse::<MasterAddress>(), Err(AddressError), "{text}");
-        }
-        let long = format!("unix:/{}", "x".repeat(107));
-        assert_eq!(long.parse::<MasterAddress>(), Err(AddressError));
     }
 }

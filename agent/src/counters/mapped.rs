@@ -145,13 +145,3 @@ impl<T: Cells> Deref for Mapped<T> {
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<T>(), self.len) }
     }
 }
-
-#[cfg(test)]
-impl<T: Cells> Mapped<T> {
-    /// Values that only this process sees, all octets 0.
-    pub(super) fn anonymous(len: usize) -> Self {
-        let bytes = size_of::<T>() * len;
-        let map: MmapRaw = memmap2::MmapMut::map_anon(bytes).unwrap().into();
-        Self { map, len, cells: PhantomData }
-    }
-}

@@ -10,6 +10,6 @@ mod registration;
 mod tracker;
 
 pub use readings::{Readings, ThreadSlot, VmSlot};
-pub use records::{Records, ThreadReading};
+pub use records::{NotCounted, Records, ThreadReading, since_boot_ns};
 pub use registration::Registration;
 pub use tracker::{HeldThread, RunState, Schedstat, TrackError, Tracker};

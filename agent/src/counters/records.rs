@@ -153,8 +153,36 @@ impl Readings for Records {
     }
 
     fn since_boot_ns(&self) -> u64 {
-        nanoseconds(clock_gettime(ClockId::Boottime))
+        since_boot_ns()
     }
+}
+
+/// Where there are no probes: nothing is known but the time.
+#[derive(Clone, Copy, Debug)]
+pub struct NotCounted;
+
+impl Readings for NotCounted {
+    fn vcpu_time_ns(&self, _: ThreadSlot) -> Option<u64> {
+        None
+    }
+
+    fn vm_time_ns(&self, _: VmSlot) -> Option<u64> {
+        None
+    }
+
+    fn may_run_on(&self, _: ThreadSlot, _: u32) -> Option<bool> {
+        None
+    }
+
+    fn since_boot_ns(&self) -> u64 {
+        since_boot_ns()
+    }
+}
+
+/// Time since the host booted in ns (`CLOCK_BOOTTIME`: sleep counts).
+#[must_use]
+pub fn since_boot_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Boottime))
 }
 
 /// Whose record it is; `None` = free.

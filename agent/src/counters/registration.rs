@@ -43,9 +43,22 @@ struct Free {
 }
 
 impl<R: AsRef<Records>> Registration<R> {
-    /// Takes over what is registered in the records.
+    /// Takes over what is registered in the records. The programs saw the end of every thread while no agent
+    /// ran, so a VM without a thread is gone, whoever has its process id now.
     #[must_use]
     pub fn adopt(records: R) -> Self {
+        let adopted = Self::take_over(records);
+        for (slot, _) in adopted.tracked_vms() {
+            let maps = adopted.records();
+            let mut threads = maps.threads_of(adopted.vm(slot));
+            if threads.all(|(_, record)| record.owner.load(Ordering::Acquire) == 0) {
+                adopted.untrack_vm(slot);
+            }
+        }
+        adopted
+    }
+
+    fn take_over(records: R) -> Self {
         let maps = records.as_ref();
         let mut blocks = vec![false; THREADS / BLOCK_LEN];
         // Block 0 holds slot 0, which stands for none.

@@ -61,6 +61,8 @@ pub struct Vm {
     pub memory: Memory,
     /// Time since boot in ns (`CLOCK_BOOTTIME`) at which the VM's process started; `None` = it has none.
     pub started_ns: Option<u64>,
+    /// Its process, in the PID namespace of the host; `None` = it has none.
+    pub pid: Option<u32>,
     /// The record of its process; `None` = its probe is not live.
     pub slot: Option<VmSlot>,
     /// The vCPUs in ascending order of [`Vcpu::id`], no id twice.
@@ -133,6 +135,27 @@ pub enum OperState {
     Shuttingdown = 10,
     Shutdown = 11,
     Crashed = 12,
+}
+
+impl OperState {
+    /// The state's name in the MIB.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Other => "other",
+            Self::Preparing => "preparing",
+            Self::Running => "running",
+            Self::Suspending => "suspending",
+            Self::Suspended => "suspended",
+            Self::Resuming => "resuming",
+            Self::Paused => "paused",
+            Self::Migrating => "migrating",
+            Self::Shuttingdown => "shuttingdown",
+            Self::Shutdown => "shutdown",
+            Self::Crashed => "crashed",
+        }
+    }
 }
 
 /// VirtualMachineAutoStart; the numbers are the MIB's.

@@ -33,9 +33,11 @@ impl Registry {
         if old.vms == vms && old.cpus == cpus {
             return;
         }
-        let same_rows = old.vms.iter().map(|vm| (vm.index, vm.uuid, vm.started_ns)).eq(
-            vms.iter().map(|vm| (vm.index, vm.uuid, vm.started_ns)),
-        );
+        let same_rows = old
+            .vms
+            .iter()
+            .map(|vm| (vm.index, vm.uuid, vm.started_ns))
+            .eq(vms.iter().map(|vm| (vm.index, vm.uuid, vm.started_ns)));
         self.present.store(Arc::new(Inventory {
             hypervisor: old.hypervisor.clone(),
             last_change_ns: if same_rows { old.last_change_ns } else { now_ns },

@@ -22,4 +22,4 @@ pub mod vm;
 
 pub use schema::VM_MIB;
 pub use text::text;
-pub use view::View;
+pub use view::{Snapshot, View};

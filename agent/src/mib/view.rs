@@ -1,6 +1,6 @@
 //! Get and get-next over the schema.
 
-use std::fmt;
+use std::{fmt, ops::Deref};
 
 use crate::{
     agentx::{self, Lookup},
@@ -36,13 +36,13 @@ impl fmt::Debug for View<'_> {
     }
 }
 
-impl agentx::View for View<'_> {
+impl<'a> View<'a> {
     /// What may not be read (index columns and vmAffectedVMs) is noSuchObject: RFC 3416 section 4.2.1
     /// looks only at variables that are accessible by the request.
-    fn get(&self, name: &Oid) -> Lookup<'_> {
+    fn exactly(self, name: &Oid) -> Lookup<'a> {
         let Some(suffix) = name.strip_prefix(VM_MIB_PARTS) else { return Lookup::NoSuchObject };
         let Some((leaf, tail)) = leaf_above(suffix) else { return Lookup::NoSuchObject };
-        match leaf.instance(*self, tail) {
+        match leaf.instance(self, tail) {
             Some(value) => Lookup::Found(value),
             None => Lookup::NoSuchInstance,
         }
@@ -50,7 +50,7 @@ impl agentx::View for View<'_> {
 
     /// Costs a few binary searches for each instance tried. Instances that are absent are tried one by
     /// one, so the worst case is a column whose probes are all dead: as many searches as it has rows.
-    fn get_next(&self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'_>)> {
+    fn from(self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'a>)> {
         let suffix = match start.strip_prefix(VM_MIB_PARTS) {
             Some(suffix) => suffix,
             None if *start < VM_MIB => &[],
@@ -58,17 +58,63 @@ impl agentx::View for View<'_> {
         };
         let is_before_end = |leaf: &Leaf| end.is_empty() || leaf.is_below(end);
         let (within, after) = match leaf_above(suffix) {
-            Some((leaf, tail)) => (leaf.instance_from(*self, tail, include), leaf.suffix()),
+            Some((leaf, tail)) => (leaf.instance_from(self, tail, include), leaf.suffix()),
             None => (None, suffix),
         };
         let instance = within.or_else(|| {
             LEAVES[LEAVES.partition_point(|leaf| leaf.suffix() <= after)..]
                 .iter()
                 .take_while(|leaf| is_before_end(leaf))
-                .find_map(|leaf| leaf.instance_from(*self, &[], false))
+                .find_map(|leaf| leaf.instance_from(self, &[], false))
         })?;
         let name = instance.name();
         (end.is_empty() || name < *end).then_some((name, instance.value))
+    }
+}
+
+impl agentx::View for View<'_> {
+    fn get(&self, name: &Oid) -> Lookup<'_> {
+        self.exactly(name)
+    }
+
+    fn get_next(&self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'_>)> {
+        self.from(start, include, end)
+    }
+}
+
+/// A [`View`] that keeps the state of the inventory that it shows, for as long as an answer takes.
+#[derive(Debug)]
+pub struct Snapshot<I, R> {
+    inventory: I,
+    readings: R,
+}
+
+impl<I, R> Snapshot<I, R>
+where
+    I: Deref<Target: Deref<Target = Inventory>>,
+    R: Deref<Target = dyn Readings>,
+{
+    /// Keeps what a registry gave out.
+    pub const fn new(inventory: I, readings: R) -> Self {
+        Self { inventory, readings }
+    }
+
+    fn view(&self) -> View<'_> {
+        View::new(&self.inventory, &*self.readings)
+    }
+}
+
+impl<I, R> agentx::View for Snapshot<I, R>
+where
+    I: Deref<Target: Deref<Target = Inventory>>,
+    R: Deref<Target = dyn Readings>,
+{
+    fn get(&self, name: &Oid) -> Lookup<'_> {
+        self.view().exactly(name)
+    }
+
+    fn get_next(&self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'_>)> {
+        self.view().from(start, include, end)
     }
 }
 

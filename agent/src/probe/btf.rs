@@ -275,12 +275,10 @@ fn octets<const N: usize>(data: &[u8], at: usize, what: &'static str) -> Result<
         .ok_or(BtfError::Truncated { at: data.len(), what })
 }
 
-#[expect(clippy::host_endian_bytes, reason = "the kernel's BTF is in the machine's byte order")]
 fn word16(data: &[u8], at: usize, what: &'static str) -> Result<u16, BtfError> {
     octets(data, at, what).map(u16::from_ne_bytes)
 }
 
-#[expect(clippy::host_endian_bytes, reason = "the kernel's BTF is in the machine's byte order")]
 fn word32(data: &[u8], at: usize, what: &'static str) -> Result<u32, BtfError> {
     octets(data, at, what).map(u32::from_ne_bytes)
 }

@@ -62,6 +62,12 @@ pub enum ProbeError {
         "The kernel refuses the BPF maps; kvmeter must start as root or with CAP_BPF and CAP_PERFMON"
     )]
     Load(#[source] Box<dyn Error + Send + Sync>),
+    /// The records cannot be mapped.
+    #[error("The maps of the counters cannot be mapped; run `kvmeter detach` and start again")]
+    Map {
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel refused a program.
     #[error("The kernel refuses the program for the tracepoint {name}")]
     Hook {
@@ -96,4 +102,15 @@ impl ProbeError {
     ) -> Self {
         Self::Pin { path: path.into(), source: Box::new(source) }
     }
+}
+
+/// An error with all that caused it, in one line.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

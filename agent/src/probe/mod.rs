@@ -7,13 +7,14 @@
 
 pub mod btf;
 mod error;
+mod events;
 mod object;
 mod offsets;
 mod pins;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use aya::{
@@ -24,6 +25,8 @@ use aya::{
 use kvmeter_common::{LAYOUT, names};
 
 pub use error::ProbeError;
+pub(crate) use error::with_causes;
+pub use events::Events;
 pub use offsets::Offsets;
 use pins::Pins;
 
@@ -71,8 +74,8 @@ pub struct Probe {
     pub vms: MapData,
     /// The one record about the set.
     pub meta: MapData,
-    /// Events for the inventory.
-    pub events: RingBuf<MapData>,
+    /// What the programs tell the inventory.
+    pub events: Events,
     /// Each hook and whether it is live.
     pub hooks: Vec<HookState>,
     /// Whether the maps were there already, with what they counted while no agent ran.
@@ -117,7 +120,7 @@ impl Probe {
             let failure = match attach(&mut ebpf, hook.name, &btf, &pins) {
                 Ok(()) => None,
                 Err(error) if hook.required => return Err(error),
-                Err(error) => Some(error.to_string()),
+                Err(error) => Some(with_causes(&error)),
             };
             hooks.push(HookState { hook, failure });
         }
@@ -171,7 +174,7 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
                         .map_err(|source| ProbeError::hook(hook.name, source))
                 })
                 .err()
-                .map(|error| error.to_string());
+                .map(|error| with_causes(&error));
             HookState { hook, failure }
         })
         .to_vec())
@@ -217,7 +220,9 @@ impl pins::FoundMaps {
             threads: self.threads,
             vms: self.vms,
             meta: self.meta,
-            events: RingBuf::try_from(Map::RingBuf(self.events)).map_err(ProbeError::load)?,
+            events: Events::new(
+                RingBuf::try_from(Map::RingBuf(self.events)).map_err(ProbeError::load)?,
+            ),
             hooks,
             adopted,
         })
@@ -228,10 +233,4 @@ impl pins::FoundMaps {
 #[must_use]
 pub fn is_stub() -> bool {
     object::octets().is_err()
-}
-
-/// The default of the configuration.
-#[must_use]
-pub fn default_pin_dir() -> PathBuf {
-    PathBuf::from("/sys/fs/bpf/kvmeter")
 }

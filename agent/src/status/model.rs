@@ -113,7 +113,7 @@ pub struct Probe {
 pub enum ProbeMode {
     /// BPF programs write them.
     Ebpf,
-    /// Without BPF: read from procfs when they are asked for.
+    /// Without BPF there are none.
     Degraded,
 }
 

@@ -67,6 +67,7 @@ pub(crate) fn running_vm(index: u32, vcpus: Vec<Vcpu>) -> Vm {
         max_cpu_number: None,
         memory: Memory::default(),
         started_ns: Some(0),
+        pid: None,
         slot: Some(VmSlot(1)),
         vcpus,
         nics: Vec::new(),

@@ -228,6 +228,7 @@ fn rows_of_a_vm_that_is_down_stay_at_zero_and_those_without_a_probe_are_absent()
     let down = Vm {
         oper_state: OperState::Shutdown,
         started_ns: None,
+        pid: None,
         slot: None,
         ..running_vm(2, vec![vcpu])
     };

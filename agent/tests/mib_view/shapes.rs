@@ -95,6 +95,7 @@ fn vm() -> impl Strategy<Value = Vm> {
             max_cpu_number: cpus.2,
             memory: Memory { current, min, max },
             started_ns,
+            pid: None,
             slot,
             vcpus: cpus.3,
             nics,

@@ -1,5 +1,7 @@
 //! What a VMM's command line tells of its VM. Total over any octets.
 
+use uuid::Uuid;
+
 /// A name is kept up to so many octets; SNMP serves 255.
 const MAX_NAME: usize = 4096;
 
@@ -56,14 +58,20 @@ fn qemu(arguments: &[&str]) -> Description {
     for (option, value) in options(arguments) {
         let fields = fields(value);
         let first = fields.first().map_or("", |(_, value)| value.as_str());
-        let field = |key: &str| fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
-        let bare = fields.first().filter(|(key, _)| key.is_empty()).map(|(_, value)| value.as_str());
+        let field = |key: &str| {
+            fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+        };
+        let bare =
+            fields.first().filter(|(key, _)| key.is_empty()).map(|(_, value)| value.as_str());
         match option {
             "name" => told.name = field("guest").or(bare).map(cut),
             "uuid" => told.uuid = uuid(value),
             "smbios" if field("type") == Some("1") => smbios_uuid = field("uuid").and_then(uuid),
             "m" => {
-                memory = bare.or_else(|| field("size")).and_then(|text| size(text, MIB)).unwrap_or(memory);
+                memory = bare
+                    .or_else(|| field("size"))
+                    .and_then(|text| size(text, MIB))
+                    .unwrap_or(memory);
                 max_memory = field("maxmem").and_then(|text| size(text, MIB));
             }
             "smp" => {
@@ -74,7 +82,7 @@ fn qemu(arguments: &[&str]) -> Description {
                     .try_fold(1_u32, |product, &count| product.checked_mul(count))
                     .unwrap_or(0);
                 let told_cpus = bare.and_then(|text| text.parse().ok()).or_else(|| number("cpus"));
-                max_cpus = number("maxcpus").or((topology > 1).then_some(topology));
+                max_cpus = number("maxcpus").or_else(|| (topology > 1).then_some(topology));
                 cpus = told_cpus.or(max_cpus).unwrap_or(1);
             }
             "accel" => accelerator.clone_from(&first.to_owned()),
@@ -110,7 +118,9 @@ fn cloud_hypervisor(arguments: &[&str]) -> Description {
     let mut told = Description { vmm: Vmm::CloudHypervisor, ..Description::default() };
     for (option, value) in options(arguments) {
         let fields = fields(value);
-        let field = |key: &str| fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        let field = |key: &str| {
+            fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+        };
         match option {
             "memory" => {
                 told.memory = field("size").and_then(|text| size(text, 1));
@@ -131,7 +141,10 @@ fn cloud_hypervisor(arguments: &[&str]) -> Description {
 /// Options with one or two dashes, and what belongs to each: the rest after `=`, or the next argument.
 fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     let name = |argument: &'a str| {
-        argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')).filter(|name| !name.is_empty())
+        argument
+            .strip_prefix("--")
+            .or_else(|| argument.strip_prefix('-'))
+            .filter(|name| !name.is_empty())
     };
     let mut found = Vec::new();
     for (i, argument) in arguments.iter().enumerate() {
@@ -188,16 +201,8 @@ fn size(text: &str, unit: u64) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// 32 hexadecimal digits, dashes between them or not.
 fn uuid(text: &str) -> Option<[u8; 16]> {
-    if text.len() > 64 {
-        return None;
-    }
-    let digits: String = text.chars().filter(|&char| char != '-').collect();
-    if digits.len() != 32 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
+    Uuid::try_parse(text).ok().map(Uuid::into_bytes)
 }
 
 fn cut(name: &str) -> String {
@@ -228,7 +233,10 @@ mod tests {
         assert_eq!(told.name.as_deref(), Some("web,1"));
         assert_eq!(told.uuid.unwrap()[..4], [0x2f, 0x5b, 0xd8, 0xa2]);
         assert_eq!((told.memory, told.max_memory), (Some(4 << 30), Some(16 << 30)));
-        assert_eq!((told.cpus, told.max_cpus, told.tcg, told.no_machine), (Some(2), Some(4), false, false));
+        assert_eq!(
+            (told.cpus, told.max_cpus, told.tcg, told.no_machine),
+            (Some(2), Some(4), false, false)
+        );
     }
 
     #[test]
@@ -249,7 +257,9 @@ mod tests {
         let told = parse_words("qemu-system-x86_64 -display none");
         assert_eq!((told.memory, told.cpus, told.max_cpus), (Some(128 * MIB), Some(1), Some(1)));
         assert!(told.tcg && told.name.is_none());
-        assert!(parse_words("qemu-system-x86_64 -S -machine none,accel=kvm:tcg -qmp unix:x").no_machine);
+        assert!(
+            parse_words("qemu-system-x86_64 -S -machine none,accel=kvm:tcg -qmp unix:x").no_machine
+        );
         assert!(!parse_words("qemu-system-x86_64 --enable-kvm").tcg);
         assert_eq!(parse_words("qemu-system-x86_64 -smp sockets=2,cores=3").cpus, Some(6));
     }
@@ -258,7 +268,8 @@ mod tests {
     fn other_vmms() {
         let told = parse_words("/usr/bin/firecracker --id=vm-1 --api-sock /run/x");
         assert_eq!((told.vmm, told.name.as_deref()), (Vmm::Firecracker, Some("vm-1")));
-        let told = parse_words("cloud-hypervisor --cpus boot=2,max=8 --memory size=512M,hotplug_size=1G");
+        let told =
+            parse_words("cloud-hypervisor --cpus boot=2,max=8 --memory size=512M,hotplug_size=1G");
         assert_eq!((told.cpus, told.max_cpus), (Some(2), Some(8)));
         assert_eq!((told.memory, told.max_memory), (Some(512 * MIB), Some(1536 * MIB)));
         assert_eq!(parse_words("crosvm run"), Description::default());

@@ -75,9 +75,15 @@ impl Process {
 
     /// The threads, ascending. Those that end meanwhile are left out.
     pub(super) fn threads(&self) -> io::Result<Vec<Thread>> {
+        self.threads_beside(|_| false)
+    }
+
+    /// The threads whose ids are not known, ascending.
+    pub(super) fn threads_beside(&self, known: impl Fn(u32) -> bool) -> io::Result<Vec<Thread>> {
         let task = open_dir(&self.dir, "task")?;
         let mut threads: Vec<Thread> = numbers(&task)?
             .into_iter()
+            .filter(|&tid| !known(tid))
             .filter_map(|tid| Some(Thread { tid, dir: open_dir(&task, &tid.to_string()).ok()? }))
             .collect();
         threads.sort_by_key(|thread| thread.tid);
@@ -183,7 +189,10 @@ mod tests {
     fn a_name_may_hold_spaces_and_parentheses() {
         let text = b"42 (CPU 0/KVM) x) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 999 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 3 37";
         let stat = parse_stat(text).unwrap();
-        assert_eq!((stat.comm.as_str(), stat.state, stat.start_ticks, stat.cpu), ("CPU 0/KVM) x", 'R', 999, 3));
+        assert_eq!(
+            (stat.comm.as_str(), stat.state, stat.start_ticks, stat.cpu),
+            ("CPU 0/KVM) x", 'R', 999, 3)
+        );
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use std::{
 use super::{
     command_line::{self, Description, Vmm},
     memory,
-    process::{Process, Thread},
+    process::{Process, Stat, Thread},
     vcpus,
 };
 
@@ -29,7 +29,7 @@ impl Default for Roots {
 /// A VM's process.
 #[derive(Debug)]
 pub(super) struct Scan {
-    pub(super) pid: u32,
+    pub(super) process: Process,
     pub(super) start_ticks: u64,
     pub(super) name: String,
     pub(super) uuid: Option<[u8; 16]>,
@@ -39,44 +39,16 @@ pub(super) struct Scan {
     pub(super) max_memory: Option<u64>,
     /// Every thread, ascending.
     pub(super) threads: Vec<Thread>,
-    /// vCPU id by thread id.
+    /// vCPU id by thread id. A vCPU that was unplugged keeps its descriptor in QEMU, but has no thread.
     pub(super) vcpus: BTreeMap<u32, u32>,
-    /// All vCPU ids, with or without a known thread, ascending.
-    pub(super) vcpu_ids: Vec<u32>,
 }
 
-/// What a process turned out to be.
-#[derive(Debug)]
-pub(super) enum Found {
-    /// A VM.
-    Vm(Box<Scan>),
-    /// A QEMU that has not made its VM yet, and may do so.
-    Perhaps,
-    /// No VM, or gone.
-    Nothing,
+/// The VM that a process runs; `None` = it is none, or gone.
+pub(super) fn vm(roots: &Roots, pid: u32) -> Option<Scan> {
+    look(roots, pid).unwrap_or(None)
 }
 
-/// Looks at one process.
-pub(super) fn process(roots: &Roots, pid: u32) -> Found {
-    look(roots, pid).unwrap_or(Found::Nothing)
-}
-
-/// Looks at all processes.
-///
-/// # Errors
-///
-/// When procfs itself cannot be read.
-pub(super) fn all(roots: &Roots) -> io::Result<Vec<(u32, Found)>> {
-    Ok(super::process::pids(&roots.proc)?
-        .into_iter()
-        .filter_map(|pid| match process(roots, pid) {
-            Found::Nothing => None,
-            found => Some((pid, found)),
-        })
-        .collect())
-}
-
-fn look(roots: &Roots, pid: u32) -> io::Result<Found> {
+fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let (mut vm_fds, mut vcpu_fds) = (Vec::new(), BTreeMap::new());
     for (fd, target) in process.descriptors()? {
@@ -90,47 +62,44 @@ fn look(roots: &Roots, pid: u32) -> io::Result<Found> {
     }
     let stat = process.stat()?;
     if vm_fds.is_empty() && !stat.comm.starts_with("qemu") && stat.comm != "kvm" {
-        return Ok(Found::Nothing);
+        return Ok(None);
     }
     let described = command_line::parse(&process.read("cmdline")?);
     // A QEMU without a machine only answers questions about itself, as libvirt asks them.
     if matches!(stat.state, 'Z' | 'X') || described.no_machine {
-        return Ok(Found::Nothing);
+        return Ok(None);
     }
     if vm_fds.is_empty() && described.vmm != Vmm::Qemu {
-        return Ok(Found::Nothing);
-    }
-    if vm_fds.is_empty() && !described.tcg {
-        return Ok(Found::Perhaps);
+        return Ok(None);
     }
     let threads = process.threads()?;
+    // A QEMU that may use KVM has not made its VM yet, or could not and does without.
+    if vm_fds.is_empty() && !described.tcg && vcpus::of_tcg(&threads, 1).is_empty() {
+        return Ok(None);
+    }
     let vcpus = if vm_fds.is_empty() {
         vcpus::of_tcg(&threads, described.cpus.unwrap_or(1))
     } else {
         vcpus::of_kvm(&roots.debugfs, pid, &vm_fds, &vcpu_fds, &threads)
     };
-    let mut vcpu_ids: Vec<u32> = vcpu_fds.into_values().chain(vcpus.values().copied()).collect();
-    vcpu_ids.sort_unstable();
-    vcpu_ids.dedup();
-    Ok(Found::Vm(Box::new(describe(&process, stat.start_ticks, &stat.comm, described, threads, vcpus, vcpu_ids))))
+    let cpus = [vcpus.len(), vcpu_fds.len()].into_iter().find(|&seen| seen > 0);
+    let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
+    Ok(Some(describe(process, &stat, described, threads, vcpus, cpus)))
 }
 
 fn describe(
-    process: &Process,
-    start_ticks: u64,
-    comm: &str,
+    process: Process,
+    stat: &Stat,
     described: Description,
     threads: Vec<Thread>,
     vcpus: BTreeMap<u32, u32>,
-    vcpu_ids: Vec<u32>,
+    cpus_seen: Option<u32>,
 ) -> Scan {
-    let seen = u32::try_from(vcpu_ids.len()).unwrap_or(u32::MAX);
-    let cpus = if seen > 0 { seen } else { described.cpus.unwrap_or(0) };
+    let cpus = cpus_seen.or(described.cpus).unwrap_or(0);
     let memory = described.memory.or_else(|| memory::estimate(&process.read("maps").ok()?));
     Scan {
-        pid: process.pid,
-        start_ticks,
-        name: described.name.unwrap_or_else(|| format!("{comm}-{}", process.pid)),
+        start_ticks: stat.start_ticks,
+        name: described.name.unwrap_or_else(|| format!("{}-{}", stat.comm, process.pid)),
         uuid: described.uuid,
         cpus,
         max_cpus: described.max_cpus.unwrap_or(cpus).max(cpus),
@@ -138,7 +107,7 @@ fn describe(
         max_memory: described.max_memory.or(memory),
         threads,
         vcpus,
-        vcpu_ids,
+        process,
     }
 }
 

@@ -70,6 +70,13 @@ impl Schedule {
         self.processes.remove(&pid);
     }
 
+    /// A process was looked at and is no VM.
+    pub(super) fn settle(&mut self, pid: u32) {
+        if self.processes.get(&pid).is_some_and(|looks| looks.due.is_none()) {
+            self.forget(pid);
+        }
+    }
+
     /// When the next look is due; `None` = nothing is to be done.
     pub(super) fn next(&self) -> Option<Instant> {
         self.processes.values().filter_map(|looks| looks.due).min()
@@ -94,11 +101,6 @@ impl Schedule {
         }
         due.sort_unstable();
         due
-    }
-
-    /// Whether more looks at a process that was born lately are due.
-    pub(super) fn is_young(&self, pid: u32) -> bool {
-        self.processes.get(&pid).is_some_and(|looks| looks.due.is_some())
     }
 
     fn looks(&mut self, pid: u32) -> &mut Looks {
@@ -161,6 +163,9 @@ mod tests {
         schedule.changed(7, start + ms(1));
         schedule.urgent(8, start + ms(1));
         assert_eq!(schedule.take_due(start + ms(1)), [8]);
+        schedule.settle(8);
+        schedule.settle(7);
+        assert_eq!(schedule.processes.len(), 1, "a look at 7 is due");
         schedule.forget(7);
         assert_eq!(schedule.next(), None);
     }

@@ -7,8 +7,8 @@
 use std::{io, os::fd::OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, netlink::SocketAddrNetlink, recv,
-    socket_with,
+    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, netlink::SocketAddrNetlink,
+    recv, socket_with,
 };
 use socket2::{SockFilter, SockRef};
 
@@ -124,7 +124,12 @@ mod tests {
             SUBSYSTEM=misc\0CREATED=1\0COUNT=1\0EVENT=create\0PID=9204\0STATS_PATH=/kvm/9204-5\0SEQNUM=820\0";
         assert_eq!(parse(message), Some(Uevent::VmCreated(9204)));
         assert_eq!(parse(b"online@/devices/system/cpu/cpu1\0ACTION=online\0"), Some(Uevent::Cpus));
-        for other in [&b"add@/devices/virtual/net/veth0\0"[..], b"online@/devices/pnp0\0", b"", &message[..60]] {
+        for other in [
+            &b"add@/devices/virtual/net/veth0\0"[..],
+            b"online@/devices/pnp0\0",
+            b"",
+            &message[..60],
+        ] {
             assert_eq!(parse(other), None);
         }
     }

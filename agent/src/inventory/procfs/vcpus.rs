@@ -72,7 +72,8 @@ pub(super) fn of_tcg(threads: &[Thread], cpus: u32) -> BTreeMap<u32, u32> {
 fn from_debugfs(dir: &Path, found: &mut BTreeMap<u32, u32>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let id = entry.file_name().to_str().and_then(|name| name.strip_prefix("vcpu")?.parse().ok());
+        let id =
+            entry.file_name().to_str().and_then(|name| name.strip_prefix("vcpu")?.parse().ok());
         if let Some(id) = id
             && let Ok(text) = fs::read_to_string(entry.path().join("pid"))
             && let Ok(tid) = text.trim().parse::<u32>()
@@ -108,7 +109,9 @@ fn kvm_run_fd(line: &[u8]) -> Option<u32> {
         .ok()?;
     let &[fd, request, .., sp, pc] = numbers.as_slice() else { return None };
     // KVM's kernel threads belong to the process and show the call that made them, without a stack.
-    (nr == IOCTL && request == KVM_RUN && (sp, pc) != (0, 0)).then(|| u32::try_from(fd).ok()).flatten()
+    (nr == IOCTL && request == KVM_RUN && (sp, pc) != (0, 0))
+        .then(|| u32::try_from(fd).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -139,7 +142,9 @@ mod tests {
         let vcpu = b"16 0x1b 0xae80 0x0 0x0 0x0 0x0 0x7ffd1 0x7fab2\n";
         let kernel_thread = b"16 0x11 0xae80 0x0 0x0 0x0 0x0 0x0 0x0\n";
         assert_eq!(kvm_run_fd(vcpu), Some(0x1b));
-        for other in [&kernel_thread[..], b"running\n", b"202 0x1 0xae80 0x0 0x0 0x0 0x0 0x1 0x2\n", b""] {
+        for other in
+            [&kernel_thread[..], b"running\n", b"202 0x1 0xae80 0x0 0x0 0x0 0x0 0x1 0x2\n", b""]
+        {
             assert_eq!(kvm_run_fd(other), None);
         }
     }

@@ -1,0 +1,301 @@
+//! The processes that are VMs: looked at, counted, and described.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tracing::{debug, info, warn};
+
+use super::{
+    super::{
+        AdminState, AutoStart, Memory, OperState, Persistence, Vcpu, Vm,
+        indexes::{Identity, Indexes},
+    },
+    SharedTracker,
+    process::{self, Thread},
+    scan::{self, Roots, Scan},
+};
+use crate::counters::{HeldThread, ThreadSlot, TrackError, VmSlot};
+
+/// How often the threads of a process are listed until there is none that is not counted.
+const PASSES: usize = 8;
+
+/// The VMs of this host that are processes.
+pub(super) struct Machines {
+    roots: Roots,
+    tracker: Option<SharedTracker>,
+    ticks_per_second: u64,
+    indexes: Indexes,
+    known: BTreeMap<u32, Machine>,
+    /// Slots of VMs that are gone. A view that is still in use may show them.
+    retired: Vec<VmSlot>,
+}
+
+struct Machine {
+    start_ticks: u64,
+    identity: Identity,
+    vm: Vm,
+    /// Its last thread has begun to exit: it is no VM any more, but its threads still run.
+    ending: bool,
+    /// A thread for which there is no record has been reported.
+    reported: bool,
+    _pidfd: OwnedFd,
+}
+
+/// What a look at a process found.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A VM that was not known; the descriptor tells its end.
+    New(OwnedFd),
+    /// A VM that was known.
+    Known,
+    /// As before, and threads that came during the look: it should be looked at again.
+    Moving,
+    /// No VM.
+    Nothing,
+}
+
+impl Machines {
+    pub(super) fn new(tracker: Option<SharedTracker>) -> Self {
+        Self {
+            roots: Roots::default(),
+            tracker,
+            ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
+            indexes: Indexes::default(),
+            known: BTreeMap::new(),
+            retired: Vec::new(),
+        }
+    }
+
+    /// The ids of all processes that are there.
+    pub(super) fn processes(&self) -> std::io::Result<Vec<u32>> {
+        process::pids(&self.roots.proc)
+    }
+
+    /// The online CPUs.
+    pub(super) fn cpus() -> Vec<u32> {
+        scan::online_cpus(&PathBuf::from("/sys/devices/system/cpu/online"))
+    }
+
+    /// The ids of the processes that are VMs.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.known.keys().copied().collect()
+    }
+
+    /// The VMs as they are known now.
+    pub(super) fn vms(&self) -> Vec<Vm> {
+        self.known.values().filter(|known| !known.ending).map(|known| known.vm.clone()).collect()
+    }
+
+    /// The VMs that an earlier agent counted and that are gone.
+    pub(super) fn retire_unknown(&mut self) {
+        let Some(tracker) = &self.tracker else { return };
+        for (slot, pid) in tracker.tracked_vms() {
+            if !self.known.contains_key(&pid) {
+                self.retired.push(slot);
+            }
+        }
+    }
+
+    /// Ends the counting of VMs that are gone. To be called once no new reader sees them.
+    pub(super) fn untrack_retired(&mut self) {
+        for slot in self.retired.drain(..) {
+            if let Some(tracker) = &self.tracker {
+                tracker.untrack_vm(slot);
+            }
+        }
+    }
+
+    /// The last thread of a process has begun to exit.
+    pub(super) fn begin_end(&mut self, pid: u32) {
+        if let Some(known) = self.known.get_mut(&pid) {
+            known.ending = true;
+        }
+    }
+
+    /// A process has ended.
+    pub(super) fn end(&mut self, pid: u32) {
+        let Some(gone) = self.known.remove(&pid) else { return };
+        info!(vm = gone.vm.name, pid, "VM ended");
+        self.indexes.release(gone.identity);
+        self.retired.extend(gone.vm.slot);
+    }
+
+    /// Looks at a process and counts all that it has.
+    pub(super) fn look(&mut self, pid: u32) -> Found {
+        if self.known.get(&pid).is_some_and(|known| known.ending) {
+            return Found::Known;
+        }
+        // Before the look: what comes after it is an event again.
+        let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
+        let Some(scan) = scan::vm(&self.roots, pid) else {
+            self.end(pid);
+            return Found::Nothing;
+        };
+        if self.known.get(&pid).is_some_and(|known| known.start_ticks != scan.start_ticks) {
+            // Another process with the same id. What the old one used must not become the new one's.
+            self.end(pid);
+            self.untrack_retired();
+            return self.look(pid);
+        }
+        let is_new = !self.known.contains_key(&pid);
+        let pidfd = if is_new {
+            let Some(pidfd) = open_pidfd(pid) else { return Found::Nothing };
+            Some(pidfd)
+        } else {
+            None
+        };
+        let slot = slot_before.or_else(|| self.track_vm(pid));
+        let (slots, moving) = self.track_threads(pid, slot, &scan);
+        let identity = self.identity(pid, &scan);
+        let vm = self.describe(identity, slot, &scan, &slots);
+        match (self.known.get_mut(&pid), pidfd) {
+            (Some(known), _) => {
+                if known.vm != vm {
+                    debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
+                }
+                known.vm = vm;
+            }
+            (None, Some(pidfd)) => {
+                info!(vm = vm.name, index = vm.index.0, pid, vcpus = vm.vcpus.len(), "VM found");
+                let Ok(watched) = pidfd.try_clone() else { return Found::Nothing };
+                let start_ticks = scan.start_ticks;
+                let machine = Machine {
+                    start_ticks,
+                    identity,
+                    vm,
+                    ending: false,
+                    reported: false,
+                    _pidfd: pidfd,
+                };
+                self.known.insert(pid, machine);
+                return Found::New(watched);
+            }
+            (None, None) => {}
+        }
+        if moving { Found::Moving } else { Found::Known }
+    }
+
+    fn track_vm(&self, pid: u32) -> Option<VmSlot> {
+        match self.tracker.as_ref()?.track_vm(pid) {
+            Ok(slot) => Some(slot),
+            Err(error) => {
+                warn!(pid, "{error}");
+                None
+            }
+        }
+    }
+
+    /// Counts every thread, and says which slot each has and whether threads came meanwhile.
+    fn track_threads(
+        &mut self,
+        pid: u32,
+        slot: Option<VmSlot>,
+        scan: &Scan,
+    ) -> (HashMap<u32, ThreadSlot>, bool) {
+        let mut slots = HashMap::new();
+        let (Some(tracker), Some(slot)) = (&self.tracker, slot) else { return (slots, false) };
+        let mut later: Vec<Thread> = Vec::new();
+        let mut failure = None;
+        let mut tried = 0;
+        for _ in 0..PASSES {
+            let threads =
+                if tried == 0 { &scan.threads[..] } else { &later[tried - scan.threads.len()..] };
+            tried += threads.len();
+            for thread in threads {
+                match tracker.track_thread(slot, thread, scan.vcpus.get(&thread.tid()).copied()) {
+                    Ok(thread_slot) => {
+                        slots.insert(thread.tid(), thread_slot);
+                    }
+                    Err(TrackError::Gone { .. }) => {}
+                    Err(error) => failure = Some(error),
+                }
+            }
+            // A thread that an uncounted thread has started meanwhile is no event.
+            let known = |tid| scan.threads.iter().chain(&later).any(|thread| thread.tid() == tid);
+            match scan.process.threads_beside(known) {
+                Ok(more) if !more.is_empty() => later.extend(more),
+                _ => break,
+            }
+        }
+        let all: Vec<&dyn HeldThread> =
+            scan.threads.iter().chain(&later).map(|thread| thread as &dyn HeldThread).collect();
+        tracker.settle(slot, &all);
+        if let (Some(error), Some(known)) = (failure, self.known.get_mut(&pid))
+            && !std::mem::replace(&mut known.reported, true)
+        {
+            warn!(vm = known.vm.name, pid, "{error}");
+        }
+        (slots, !later.is_empty())
+    }
+
+    /// Who this is: its UUID, unless another VM has the same.
+    fn identity(&self, pid: u32, scan: &Scan) -> Identity {
+        if let Some(known) = self.known.get(&pid) {
+            return known.identity;
+        }
+        let of_process = Identity::Process { pid, start_ticks: scan.start_ticks };
+        let Some(uuid) = scan.uuid else { return of_process };
+        let of_uuid = Identity::Uuid(uuid);
+        if self.known.values().any(|other| other.identity == of_uuid && !other.ending) {
+            warn!(
+                pid,
+                name = scan.name,
+                "another VM has the same UUID; this one gets an index of its own"
+            );
+            return of_process;
+        }
+        of_uuid
+    }
+
+    fn describe(
+        &mut self,
+        identity: Identity,
+        slot: Option<VmSlot>,
+        scan: &Scan,
+        slots: &HashMap<u32, ThreadSlot>,
+    ) -> Vm {
+        let mut vcpus: Vec<Vcpu> = scan
+            .vcpus
+            .iter()
+            .map(|(tid, &id)| Vcpu { id, slot: slots.get(tid).copied() })
+            .collect();
+        vcpus.sort_by_key(|vcpu| vcpu.id);
+        // A process may have two VMs, each with a vCPU 0.
+        vcpus.dedup_by_key(|vcpu| vcpu.id);
+        Vm {
+            index: self.indexes.assign(identity),
+            name: scan.name.clone(),
+            uuid: scan.uuid,
+            os_type: String::new(),
+            admin_state: AdminState::Running,
+            oper_state: OperState::Running,
+            auto_start: AutoStart::Unknown,
+            persistence: Persistence::Transient,
+            cpu_number: scan.cpus,
+            min_cpu_number: None,
+            max_cpu_number: Some(scan.max_cpus),
+            memory: Memory { current: scan.memory, min: None, max: scan.max_memory },
+            started_ns: Some(ticks_to_ns(scan.start_ticks, self.ticks_per_second)),
+            pid: Some(scan.process.pid),
+            slot,
+            vcpus,
+            nics: Vec::new(),
+        }
+    }
+}
+
+fn open_pidfd(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Saturates.
+const fn ticks_to_ns(ticks: u64, per_second: u64) -> u64 {
+    (ticks / per_second)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(ticks % per_second * (1_000_000_000 / per_second))
+}

@@ -1,0 +1,319 @@
+//! VMs that show themselves in the kernel: every process that holds a KVM VM, and QEMU without KVM.
+//!
+//! One look at all processes at the start, or when events were lost; from then on the kernel tells. A VM that
+//! is made is a uevent of KVM; a QEMU without KVM is an `exec` that the programs see; threads that come and
+//! go, and threads in `KVM_RUN` that nobody took for a vCPU, are events of the programs; an end is one of the
+//! programs' too, and a pidfd for when they are not there. Nothing is asked again and again: between events
+//! the thread of this source sleeps without a timer.
+//!
+//! From the bottom up: [`process`] reads procfs, [`command_line`], [`memory`], [`vcpus`] and [`scan`] make sense
+//! of it, [`machines`] keeps what is known and has it counted, [`schedule`] says when what is looked at,
+//! [`watch`] and [`uevent`] wake this up.
+
+mod command_line;
+mod machines;
+mod memory;
+mod process;
+mod scan;
+mod schedule;
+mod uevent;
+mod vcpus;
+mod watch;
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use kvmeter_common::EventKind;
+use thiserror::Error;
+use tracing::{error, warn};
+
+use self::{
+    machines::{Found, Machines},
+    schedule::Schedule,
+    uevent::Uevent,
+    watch::{Ready, Watch},
+};
+use super::Registry;
+use crate::{
+    counters::{Records, Tracker},
+    probe::Events,
+};
+
+/// Has VMs counted.
+pub type SharedTracker = Arc<dyn Tracker + Send + Sync>;
+
+/// Events that were lost are found by a look at everything, but not more often than this.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The probes, as this source needs them.
+pub struct Counted {
+    /// What they tell.
+    pub events: Events,
+    /// Whether they could not tell all.
+    pub records: Arc<Records>,
+    /// Has VMs counted.
+    pub tracker: SharedTracker,
+}
+
+/// What this source has done, for the status.
+#[derive(Debug, Default)]
+pub struct Statistics {
+    /// Looks at all processes.
+    pub scans: AtomicU64,
+    /// Looks at one process.
+    pub looks: AtomicU64,
+    /// Whether the source's thread has ended.
+    pub ended: AtomicBool,
+}
+
+/// Why this source cannot work.
+#[derive(Debug, Error)]
+pub enum ProcfsError {
+    /// A descriptor that it needs.
+    #[error("Cannot watch the host's processes: {what}")]
+    Watch {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Procfs is the source itself.
+    #[error("Cannot read /proc; is it mounted, and may kvmeter see the processes of others?")]
+    Procfs(#[source] io::Error),
+}
+
+/// The source at work. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Procfs {
+    stop: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+    statistics: Arc<Statistics>,
+}
+
+impl Procfs {
+    /// Looks at all processes, publishes the VMs among them, and goes on with that on a thread of its own.
+    /// Without probes the VMs are listed but not counted, and those without KVM are found only at the start.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcfsError`]
+    pub fn start(registry: Arc<Registry>, counted: Option<Counted>) -> Result<Self, ProcfsError> {
+        let failed = |what| move |source| ProcfsError::Watch { what, source };
+        let watch = Watch::new().map_err(failed("epoll"))?;
+        let stop = watch.stop().map_err(failed("eventfd"))?;
+        let uevents = uevent::open().map_err(failed("the netlink socket of uevents"))?;
+        watch.add(uevents.as_fd(), Ready::Uevents).map_err(failed("uevents"))?;
+        let (events, records, tracker) = match counted {
+            Some(Counted { events, records, tracker }) => {
+                (Some(events), Some(records), Some(tracker))
+            }
+            None => (None, None, None),
+        };
+        if let Some(events) = &events {
+            watch.add(events.as_fd(), Ready::Events).map_err(failed("the programs' events"))?;
+        }
+        let statistics = Arc::new(Statistics::default());
+        let mut source = Source {
+            registry,
+            watch,
+            uevents,
+            events,
+            records,
+            machines: Machines::new(tracker),
+            schedule: Schedule::default(),
+            statistics: Arc::clone(&statistics),
+            cpus: Machines::cpus(),
+            lost: 0,
+            full_due: None,
+            full_last: Instant::now(),
+        };
+        source.lost = source.events_lost();
+        source.look_at_all().map_err(ProcfsError::Procfs)?;
+        source.machines.retire_unknown();
+        source.publish();
+        let thread = std::thread::Builder::new()
+            .name("inventory".to_owned())
+            .spawn(move || source.run())
+            .map_err(failed("a thread"))?;
+        Ok(Self { stop, thread: Some(thread), statistics })
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn statistics(&self) -> Arc<Statistics> {
+        Arc::clone(&self.statistics)
+    }
+}
+
+impl Drop for Procfs {
+    fn drop(&mut self) {
+        // Any number but 0 makes the descriptor readable; it fails only for a counter that is full.
+        let _ = rustix::io::write(&self.stop, &[1; 8]);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the thread of the inventory had panicked");
+        }
+    }
+}
+
+struct Source {
+    registry: Arc<Registry>,
+    watch: Watch,
+    uevents: OwnedFd,
+    events: Option<Events>,
+    records: Option<Arc<Records>>,
+    machines: Machines,
+    schedule: Schedule,
+    statistics: Arc<Statistics>,
+    cpus: Vec<u32>,
+    lost: u64,
+    full_due: Option<Instant>,
+    full_last: Instant,
+}
+
+impl Source {
+    fn run(mut self) {
+        loop {
+            let next = [self.schedule.next(), self.full_due].into_iter().flatten().min();
+            let limit = next.map(|at| at.saturating_duration_since(Instant::now()));
+            let ready = match self.watch.wait(limit) {
+                Ok(ready) => ready,
+                Err(error) => {
+                    error!(
+                        "Cannot wait for events of VMs: {error}; the VMs stay as they are known"
+                    );
+                    break;
+                }
+            };
+            if ready.contains(&Ready::Stop) {
+                break;
+            }
+            for ready in ready {
+                match ready {
+                    Ready::Events => self.take_events(),
+                    Ready::Uevents => self.take_uevents(),
+                    Ready::End(pid) => self.end(pid),
+                    Ready::Stop => {}
+                }
+            }
+            self.look_at_due();
+            self.publish();
+        }
+        self.statistics.ended.store(true, Relaxed);
+    }
+
+    fn take_events(&mut self) {
+        let now = Instant::now();
+        while let Some(event) = self.events.as_mut().and_then(Events::oldest) {
+            match EventKind::from_u32(event.kind) {
+                Some(EventKind::Exec) => self.schedule.born(event.tgid, now),
+                Some(EventKind::VmExit) => self.machines.begin_end(event.tgid),
+                Some(EventKind::ThreadsChanged) => self.schedule.changed(event.tgid, now),
+                Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
+                    self.schedule.urgent(event.tgid, now);
+                }
+                None => {}
+            }
+        }
+        let lost = self.events_lost();
+        if lost != self.lost {
+            self.lost = lost;
+            self.full_due = Some(now.max(self.full_last + FULL_PAUSE));
+        }
+    }
+
+    fn take_uevents(&mut self) {
+        loop {
+            let now = Instant::now();
+            match uevent::next(&self.uevents) {
+                Ok(Some(Uevent::VmCreated(pid))) => self.schedule.born(pid, now),
+                Ok(Some(Uevent::VmDestroyed(pid))) => self.schedule.urgent(pid, now),
+                Ok(Some(Uevent::Cpus)) => self.cpus = Machines::cpus(),
+                Ok(None) => return,
+                Err(error) => {
+                    // ENOBUFS is one error for all that was lost.
+                    warn!("Uevents of KVM were lost ({error}); looking at all processes");
+                    self.full_due = Some(now.max(self.full_last + FULL_PAUSE));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, pid: u32) {
+        self.schedule.forget(pid);
+        self.machines.end(pid);
+        // The id may have a new owner already.
+        self.look(pid);
+    }
+
+    fn look_at_due(&mut self) {
+        let now = Instant::now();
+        if self.full_due.is_some_and(|due| due <= now) {
+            self.full_due = None;
+            if let Err(error) = self.look_at_all() {
+                warn!("Cannot look at all processes: {error}");
+            }
+        }
+        for pid in self.schedule.take_due(now) {
+            self.look(pid);
+        }
+    }
+
+    fn look_at_all(&mut self) -> io::Result<()> {
+        self.statistics.scans.fetch_add(1, Relaxed);
+        self.full_last = Instant::now();
+        self.cpus = Machines::cpus();
+        let mut pids = self.machines.processes()?;
+        pids.extend(self.machines.pids());
+        pids.sort_unstable();
+        pids.dedup();
+        for pid in pids {
+            self.look(pid);
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, pid: u32) {
+        self.statistics.looks.fetch_add(1, Relaxed);
+        match self.machines.look(pid) {
+            Found::New(pidfd) => {
+                if let Err(error) = self.watch.add(pidfd.as_fd(), Ready::End(pid)) {
+                    warn!(pid, "Cannot watch for the end of a VM: {error}");
+                }
+            }
+            Found::Known => {}
+            Found::Moving => self.schedule.changed(pid, Instant::now()),
+            Found::Nothing => self.schedule.settle(pid),
+        }
+    }
+
+    /// Readers see the new view before the slots of what is gone are free for others.
+    fn publish(&mut self) {
+        self.registry.publish(
+            self.machines.vms(),
+            self.cpus.clone(),
+            crate::counters::since_boot_ns(),
+        );
+        self.machines.untrack_retired();
+    }
+
+    fn events_lost(&self) -> u64 {
+        self.records.as_ref().map_or(0, |records| records.events_lost())
+    }
+}
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counted").field("events", &self.events).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,180 @@
+//! `kvmeter run`: puts the rooms together, in the order in which privileges are needed, and serves until it is
+//! told to end.
+
+mod report;
+
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::{
+    agentx::{self, Statistics, TransportConfig},
+    check,
+    config::Config,
+    counters::{Records, Registration, since_boot_ns},
+    inventory::{
+        Hypervisor, Registry,
+        procfs::{Counted, Procfs, ProcfsError},
+    },
+    mib,
+    privileges::{self, PrivilegeError},
+    probe::{Events, HOOKS, HookState, Probe, ProbeError, with_causes},
+    status::{Server, server::ServerError},
+};
+use report::Reporter;
+
+/// How long the end may take that answers the status at the moment.
+const LAST_ANSWER: Duration = Duration::from_millis(500);
+
+/// Why the agent cannot run. A lack of probes is no such reason: the VMs are served without counters then.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// There is another agent, or no place for the status socket.
+    #[error(transparent)]
+    Status(#[from] ServerError),
+    /// It would run with more power than it should.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    /// VMs cannot be found.
+    #[error(transparent)]
+    Procfs(#[from] ProcfsError),
+    /// The runtime of the agent.
+    #[error("Cannot start the runtime that serves the master")]
+    Runtime(#[source] io::Error),
+}
+
+/// What the probes gave, or why there are none.
+struct Counting {
+    records: Option<Arc<Records>>,
+    hooks: Vec<HookState>,
+    adopted: bool,
+}
+
+/// Serves the VMs of this host until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// [`RunError`], all before the first request is served.
+pub fn run(config: &Config) -> Result<(), RunError> {
+    let started = Instant::now();
+    // First of all, for it tells whether another agent has these directories.
+    let status = Server::bind(&config.state.runtime_dir)?;
+    let (counting, events) = begin_to_count(&config.probe.pin_dir);
+    privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
+
+    let registry = Arc::new(Registry::new(hypervisor(config), since_boot_ns()));
+    let counted = match (&counting.records, events) {
+        (Some(records), Some(events)) => Some(Counted {
+            events,
+            records: Arc::clone(records),
+            tracker: Arc::new(Registration::adopt(Arc::clone(records))),
+        }),
+        _ => None,
+    };
+    let procfs = if config.inventory.procfs {
+        Some(Procfs::start(Arc::clone(&registry), counted)?)
+    } else {
+        None
+    };
+
+    let statistics = Arc::new(Statistics::default());
+    let reporter = Arc::new(Reporter {
+        config: config.clone(),
+        started,
+        counting,
+        registry: Arc::clone(&registry),
+        procfs: procfs.as_ref().map(Procfs::statistics),
+        statistics: Arc::clone(&statistics),
+    });
+    let readings = reporter.readings();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(RunError::Runtime)?;
+    runtime
+        .block_on(async {
+            // Only from here on are the signals caught; before, they end the process at once.
+            let [terminate, interrupt] =
+                [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+            let (terminate, interrupt) =
+                (terminate.map_err(RunError::Runtime)?, interrupt.map_err(RunError::Runtime)?);
+            tokio::spawn(async move {
+                if let Err(error) = status.serve(reporter).await {
+                    warn!("`kvmeter status` finds nobody: {error}");
+                }
+            });
+            info!(vms = registry.view().vms.len(), master = %config.agentx.address, "serving");
+            if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+                warn!("Cannot tell the service manager that kvmeter is ready: {error}");
+            }
+            agentx::run(
+                transport(config),
+                || mib::Snapshot::new(registry.view(), Arc::clone(&readings)),
+                &statistics,
+                told_to_end(terminate, interrupt),
+            )
+            .await;
+            Ok(())
+        })
+        .inspect(|()| info!("ended; counting goes on until `kvmeter detach`"))
+        .inspect(|()| runtime.shutdown_timeout(LAST_ANSWER))
+}
+
+fn begin_to_count(pin_dir: &Path) -> (Counting, Option<Events>) {
+    let started = Probe::start(pin_dir, &check::btf_path()).and_then(|probe| {
+        let records = Records::map(&probe).map_err(|source| ProbeError::Map { source })?;
+        Ok((probe, records))
+    });
+    match started {
+        Ok((Probe { events, hooks, adopted, .. }, records)) => {
+            for state in &hooks {
+                if let Some(failure) = &state.failure {
+                    warn!(hook = state.hook.name, lost = state.hook.purpose, "not live: {failure}");
+                }
+            }
+            let records = Some(Arc::new(records));
+            (Counting { records, hooks, adopted }, Some(events))
+        }
+        Err(error) => {
+            let error = with_causes(&error);
+            warn!("VMs are served without counters: {error}. `kvmeter check` says more");
+            let hooks = HOOKS.map(|hook| HookState { hook, failure: Some(error.clone()) }).to_vec();
+            (Counting { records: None, hooks, adopted: false }, None)
+        }
+    }
+}
+
+fn hypervisor(config: &Config) -> Hypervisor {
+    Hypervisor {
+        software: "KVM".to_owned(),
+        version: rustix::system::uname().release().to_string_lossy().into_owned(),
+        object_id: config.inventory.hv_object_id,
+    }
+}
+
+fn transport(config: &Config) -> TransportConfig {
+    let mut session = agentx::Config::new(vec![mib::VM_MIB]);
+    session.timeout = config.agentx.timeout;
+    session.ping_interval = config.agentx.ping;
+    let mut transport = TransportConfig::new(config.agentx.address.clone(), session);
+    transport.reconnect_max = config.agentx.reconnect_max;
+    transport
+}
+
+async fn told_to_end(mut terminate: Signal, mut interrupt: Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
+        warn!("Cannot tell the service manager that kvmeter ends: {error}");
+    }
+}
