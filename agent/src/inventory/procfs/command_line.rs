@@ -46,7 +46,7 @@ pub(super) fn parse(cmdline: &[u8]) -> Description {
         name if name.starts_with("qemu-system-") => qemu(&arguments),
         name if name.starts_with("firecracker") => firecracker(&arguments),
         name if name.starts_with("cloud-hyperviso") => cloud_hypervisor(&arguments),
-        _ => Description::default(),
+        _ => other(&arguments),
     }
 }
 
@@ -112,6 +112,14 @@ fn firecracker(arguments: &[&str]) -> Description {
         }
     }
     told
+}
+
+/// Other VMMs, such as kvmtool, have at most a name that means the same everywhere.
+fn other(arguments: &[&str]) -> Description {
+    let name = options(arguments)
+        .into_iter()
+        .find(|&(option, value)| option == "name" && !value.is_empty());
+    Description { name: name.map(|(_, value)| cut(value)), ..Description::default() }
 }
 
 fn cloud_hypervisor(arguments: &[&str]) -> Description {
@@ -273,6 +281,7 @@ mod tests {
         assert_eq!((told.cpus, told.max_cpus), (Some(2), Some(8)));
         assert_eq!((told.memory, told.max_memory), (Some(512 * MIB), Some(1536 * MIB)));
         assert_eq!(parse_words("crosvm run"), Description::default());
+        assert_eq!(parse_words("lkvm run --name web -m 64").name.as_deref(), Some("web"));
     }
 
     #[test]

@@ -1,0 +1,111 @@
+//! The smallest VM that is one: a few octets of real-mode code on KVM, for the demo, the tests and the
+//! benchmarks. It starts within milliseconds and uses as much CPU as it is told to.
+
+mod machine;
+
+use std::{
+    io::{self, BufRead as _, Write as _},
+    process,
+    str::FromStr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use machine::Machine;
+use rustix::process::Signal;
+
+/// A VM without devices, on KVM
+#[derive(Debug, Parser)]
+struct Options {
+    /// Shown nowhere but in the command line
+    #[arg(long)]
+    name: Option<String>,
+    /// vCPUs
+    #[arg(long, default_value_t = 1)]
+    vcpus: u32,
+    /// What the vCPUs do: busy, half, idle, with commas between them; the last is for all that follow
+    #[arg(long, value_delimiter = ',', default_value = "idle")]
+    duty: Vec<Duty>,
+    /// Guest memory in MiB
+    #[arg(long, default_value_t = 16)]
+    memory: usize,
+    /// Threads that the VMM starts and ends in a second, beside those of the vCPUs
+    #[arg(long, default_value_t = 0)]
+    churn: u32,
+    /// vCPUs' threads have the name of the process
+    #[arg(long)]
+    unnamed: bool,
+}
+
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Duty {
+    /// Runs without an end.
+    Busy,
+    /// Runs, leaves the guest, sleeps for as long as it ran.
+    Half,
+    /// Halts.
+    Idle,
+}
+
+impl FromStr for Duty {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "busy" => Ok(Self::Busy),
+            "half" => Ok(Self::Half),
+            "idle" => Ok(Self::Idle),
+            _ => Err("busy, half or idle".to_owned()),
+        }
+    }
+}
+
+/// Runs until its input ends, it gets SIGTERM, or its parent is gone. `add` and `remove` on its input plug and
+/// unplug a vCPU.
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let mut machine = Machine::new(options.memory << 20, !options.unnamed)?;
+    let last = *options.duty.last().context("--duty names nothing")?;
+    for id in 0..options.vcpus {
+        let place = usize::try_from(id)?;
+        machine.add_vcpu(options.duty.get(place).copied().unwrap_or(last))?;
+    }
+    if options.churn > 0 {
+        let pause = Duration::from_secs(1) / options.churn;
+        thread::Builder::new().name("churn".to_owned()).spawn(move || churn(pause))?;
+    }
+    say("ready", &machine)?;
+    for line in io::stdin().lock().lines() {
+        match line?.trim() {
+            "add" => machine.add_vcpu(last)?,
+            "remove" => machine.remove_vcpu()?,
+            other => bail!("{other:?} is neither add nor remove"),
+        }
+        say("vcpus", &machine)?;
+    }
+    Ok(())
+}
+
+fn say(what: &str, machine: &Machine) -> anyhow::Result<()> {
+    let tids: Vec<String> = machine.tids().map(|tid| tid.to_string()).collect();
+    writeln!(io::stdout(), "{what} pid={} tids={}", process::id(), tids.join(","))?;
+    Ok(io::stdout().flush()?)
+}
+
+fn churn(pause: Duration) {
+    loop {
+        let worker = thread::spawn(|| {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(100) {
+                std::hint::spin_loop();
+            }
+        });
+        thread::sleep(pause);
+        // It cannot panic.
+        let _ = worker.join();
+    }
+}

@@ -1,0 +1,49 @@
+//! Real guests, a real SNMP master, and the agent itself, each private to whoever starts it, and gone with the
+//! value that holds it.
+
+mod agent;
+mod child;
+mod guest;
+mod need;
+mod qemu;
+mod snmpd;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use agent::Agent;
+pub use child::{Child, LabError};
+pub use guest::TinyGuest;
+pub use need::{missing, need};
+pub use qemu::{Accelerator, Qemu};
+pub use snmpd::{Snmpd, snmp};
+
+/// How long is waited for something that takes milliseconds on a machine with nothing else to do.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Looks until there is something to see.
+///
+/// # Errors
+///
+/// [`LabError::TooLate`] when there is nothing until `limit`.
+pub fn wait_until<T>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T, LabError> {
+    let start = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return Ok(seen);
+        }
+        if start.elapsed() > limit {
+            return Err(LabError::TooLate { what: what.to_owned(), limit });
+        }
+        thread::sleep(PAUSE);
+    }
+}

@@ -1,0 +1,65 @@
+//! What a test needs of the machine, and how it says that it is not there.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+/// Skips the test with a printed reason, or fails it where the machine is known to have what is missing:
+/// `KVMETER_REQUIRE` names those things with commas between them.
+#[macro_export]
+macro_rules! require {
+    ($($what:expr),+) => {
+        $(if let Err(reason) = $crate::lab::need($what) {
+            eprintln!("skipped: {reason}");
+            return;
+        })+
+    };
+}
+
+/// Whether the machine has `what`; else why not.
+///
+/// # Errors
+///
+/// The reason.
+///
+/// # Panics
+///
+/// When `KVMETER_REQUIRE` says that it has.
+pub fn need(what: &str) -> Result<(), String> {
+    let Some(reason) = missing(what) else { return Ok(()) };
+    let required = env::var("KVMETER_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == what), "{what} is required here, but {reason}");
+    Err(reason.to_owned())
+}
+
+/// Why the machine does not have `what`; `None` = it has.
+#[must_use]
+pub fn missing(what: &str) -> Option<&'static str> {
+    match what {
+        "ebpf" if !rustix::process::geteuid().is_root() => Some("this is not root"),
+        "ebpf" if !Path::new("/sys/kernel/btf/vmlinux").exists() => Some("the kernel has no BTF"),
+        "ebpf" if !is_bpffs() => Some("/sys/fs/bpf is not mounted"),
+        "kvm" if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() => {
+            Some("/dev/kvm cannot be opened")
+        }
+        "snmpd" if !is_in_path("snmpd") || !is_in_path("snmpget") => {
+            Some("snmpd or snmpget is not installed")
+        }
+        "qemu" if !is_in_path("qemu-system-x86_64") => Some("qemu-system-x86_64 is not installed"),
+        "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
+        _ => None,
+    }
+}
+
+fn is_bpffs() -> bool {
+    fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| mounts.contains(" /sys/fs/bpf bpf "))
+}
+
+fn is_in_path(program: &str) -> bool {
+    env::var_os("PATH").is_some_and(|path| {
+        env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin")])
+            .any(|dir| dir.join(program).exists())
+    })
+}

@@ -1,0 +1,3 @@
+//! What the demo, the tests and the benchmarks share.
+
+pub mod lab;

@@ -1,0 +1,213 @@
+//! `cargo xtask setup`: what building, showing and testing kvmeter need. Can be run again at any time; what is
+//! there stays as it is.
+
+use std::{
+    env, fs,
+    io::{self, IsTerminal as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use crate::command::{as_root, cargo, find, root, run, step};
+
+/// The last version that links with the LLVM of the pinned compiler itself; later ones want LLVM installed.
+const BPF_LINKER: &str = "0.10.1";
+
+/// For the demo: the master and its tools.
+const SHOW: &[&str] = &["snmpd", "snmp"];
+
+/// For the demo's guests on a machine without KVM, and for the tests.
+const QEMU: &[&str] = &["qemu-system-x86"];
+
+/// What the tests and benchmarks use beside that.
+const TEST: &[&str] = &["bpftool", "iproute2", "libcap2-bin", "smitools", "strace"];
+
+/// Filesystems of the kernel that the programs, the tests and the inventory use.
+const MOUNTS: [(&str, &str); 3] =
+    [("bpf", "/sys/fs/bpf"), ("tracefs", "/sys/kernel/tracing"), ("debugfs", "/sys/kernel/debug")];
+
+/// Debian's way to keep a package from starting its daemon while it is installed.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Install without asking
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// Installs everything.
+pub(crate) fn run_all(options: &Options) -> anyhow::Result<()> {
+    toolchain()?;
+    packages(&[SHOW, QEMU, TEST].concat(), options.yes)?;
+    mounts(options.yes)?;
+    println!("Everything is there.");
+    Ok(())
+}
+
+/// Installs what the demo needs.
+pub(crate) fn run_for_demo(has_kvm: bool) -> anyhow::Result<()> {
+    toolchain()?;
+    packages(&if has_kvm { SHOW.to_vec() } else { [SHOW, QEMU].concat() }, false)?;
+    mounts(false)
+}
+
+/// The compiler's sources and the linker, for the BPF programs.
+fn toolchain() -> anyhow::Result<()> {
+    if !core_sources()?.exists() {
+        let channel = channel()?;
+        let mut rustup = Command::new("rustup");
+        rustup.args(["component", "add", "rust-src", "--toolchain", &channel]);
+        step("Installing the sources of Rust's core library", &mut rustup).context(
+            "The BPF programs are built with their own core library; install the component rust-src",
+        )?;
+    }
+    let linker_root = cache()?.join(format!("bpf-linker-{BPF_LINKER}"));
+    if !linker_root.join("bin/bpf-linker").exists() {
+        let version = format!("bpf-linker@{BPF_LINKER}");
+        let mut install = cargo(["install", &version, "--locked", "--root"]);
+        // In the checkout, so that the pinned compiler builds it: it links with that compiler's LLVM.
+        install.arg(&linker_root).current_dir(root());
+        step("Building bpf-linker (about a minute, once)", &mut install)?;
+    }
+    Ok(())
+}
+
+fn core_sources() -> anyhow::Result<PathBuf> {
+    let rustc = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .current_dir(root())
+        .output()
+        .context("rustc cannot be started")?;
+    let sysroot = String::from_utf8(rustc.stdout)?;
+    Ok(Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml"))
+}
+
+/// The pinned compiler.
+fn channel() -> anyhow::Result<String> {
+    let text = fs::read_to_string(root().join("rust-toolchain.toml"))?;
+    let channel = text.lines().find_map(|line| line.strip_prefix("channel = "));
+    Ok(channel.context("rust-toolchain.toml names no channel")?.trim_matches('"').to_owned())
+}
+
+/// Where the agent's build looks for bpf-linker.
+fn cache() -> anyhow::Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    Ok(cache.context("HOME is not set")?.join("kvmeter"))
+}
+
+fn packages(wanted: &[&str], yes: bool) -> anyhow::Result<()> {
+    if find("dpkg-query").is_none() || find("apt-get").is_none() {
+        eprintln!("==> Not Debian: install by hand what is missing of {}", wanted.join(", "));
+        return Ok(());
+    }
+    let missing: Vec<&str> = wanted.iter().copied().filter(|name| !is_installed(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    ask(&format!("install the packages {}", missing.join(", ")), yes)?;
+    let _policy = NoDaemons::begin()?;
+    let apt = || {
+        let mut apt = as_root("env");
+        apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
+        apt
+    };
+    step("Reading the lists of packages", apt().arg("update"))?;
+    let install = |more: &[&str]| {
+        let mut apt = apt();
+        apt.args(["install", "-y", "--no-install-recommends"]).args(more).args(&missing);
+        apt
+    };
+    if step(&format!("Installing {}", missing.join(", ")), &mut install(&[])).is_ok() {
+        return Ok(());
+    }
+    // QEMU's tools from elsewhere, such as backports that are configured no more, keep its other packages
+    // from being installed.
+    let release = release()?;
+    let qemu = format!("qemu-utils/{release}");
+    step(
+        "Once more, with QEMU's tools of this release",
+        &mut install(&["--allow-downgrades", &qemu]),
+    )
+}
+
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status}", package])
+        .output()
+        .is_ok_and(|output| output.stdout == b"installed")
+}
+
+fn release() -> anyhow::Result<String> {
+    let text = fs::read_to_string("/etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release has no VERSION_CODENAME")?.trim_matches('"').to_owned())
+}
+
+/// Daemons that are installed meanwhile are not started: those that the demo and the tests need they start
+/// themselves, beside whatever runs on the host. A policy that is there already stays.
+struct NoDaemons {
+    is_ours: bool,
+}
+
+impl NoDaemons {
+    fn begin() -> anyhow::Result<Self> {
+        if Path::new(POLICY).exists() {
+            return Ok(Self { is_ours: false });
+        }
+        let policy = tempfile::NamedTempFile::new()?;
+        fs::write(policy.path(), "#!/bin/sh\nexit 101\n")?;
+        fs::set_permissions(policy.path(), fs::Permissions::from_mode(0o755))?;
+        run(as_root("cp").arg("-p").arg(policy.path()).arg(POLICY))?;
+        Ok(Self { is_ours: true })
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if self.is_ours
+            && let Err(error) = run(as_root("rm").arg(POLICY))
+        {
+            eprintln!("{POLICY} keeps daemons from starting; remove it by hand: {error}");
+        }
+    }
+}
+
+fn mounts(yes: bool) -> anyhow::Result<()> {
+    let mounted = fs::read_to_string("/proc/self/mounts")?;
+    for (kind, place) in MOUNTS {
+        let is_there = mounted.lines().any(|line| {
+            let mut fields = line.split(' ').skip(1);
+            fields.next() == Some(place) && fields.next() == Some(kind)
+        });
+        if !is_there {
+            ask(&format!("mount {kind} on {place}"), yes)?;
+            step(&format!("Mounting {place}"), as_root("mount").args(["-t", kind, kind, place]))?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks before anything is done with `sudo`.
+fn ask(what: &str, yes: bool) -> anyhow::Result<()> {
+    if yes || rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        bail!("Root is needed to {what}; run `cargo xtask setup` in a terminal, or with --yes");
+    }
+    eprint!("Use sudo to {what}? [y/N] ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if !answer.trim().eq_ignore_ascii_case("y") {
+        bail!("Not done: {what}");
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! `cargo xtask test`: everything that has to be green.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Stdio,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use crate::{
+    command::{cargo, find, root, step},
+    setup,
+};
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Only tests whose names contain this
+    filter: Option<String>,
+    /// Leave out what is not a test: setup, format, lints, docs
+    #[arg(long)]
+    only_tests: bool,
+}
+
+/// What the runner printed, added up.
+#[derive(Debug, Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    /// By the runner.
+    skipped: u64,
+    /// By the tests themselves, which return and are among those that passed.
+    skipped_within: u64,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    if !options.only_tests {
+        if rustix::process::geteuid().is_root() {
+            setup::run_all(&setup::Options { yes: true })?;
+        }
+        step("Format", &mut cargo(["fmt", "--all", "--check"]))?;
+        step(
+            "Lints",
+            &mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        )?;
+        let mut fuzz = cargo(["check", "--manifest-path", "agent/fuzz/Cargo.toml"]);
+        step("Fuzz targets", fuzz.env("CARGO_TARGET_DIR", root().join("target/fuzz")))?;
+        let mut doc = cargo(["doc", "--no-deps", "--document-private-items", "-q"]);
+        step("Documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+        step(
+            "BPF programs and release build",
+            &mut cargo(["build", "--release", "-p", "kvmeter"]),
+        )?;
+    }
+    let count = tests(options.filter.as_deref())?;
+    let passed = count.passed.saturating_sub(count.skipped_within);
+    let skipped = count.skipped + count.skipped_within;
+    println!("{passed} passed, {} failed, {skipped} skipped", count.failed);
+    if count.failed > 0 || count.passed == 0 {
+        bail!("not green");
+    }
+    Ok(())
+}
+
+/// Runs the tests one binary after the other, and within a binary one after the other: many of them load
+/// programs and measure time.
+fn tests(filter: Option<&str>) -> anyhow::Result<Count> {
+    eprintln!("==> Tests");
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--"]);
+    tests.args(["--nocapture", "--test-threads=1"]).args(filter);
+    tests.env("KVMETER_REQUIRE", required());
+    // Cargo tells on standard error which binary runs; both in one stream stay in order.
+    let (reader, writer) = std::io::pipe()?;
+    let mut running = tests
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .spawn()
+        .context("cargo cannot be started")?;
+    drop(tests);
+    let mut count = Count::default();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        count.take(&line);
+    }
+    let status = running.wait()?;
+    if !status.success() && count.failed == 0 {
+        // Did not build, or a binary died.
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+impl Count {
+    /// `test result: ok. 12 passed; 0 failed; …`, and what a test says that found something missing.
+    fn take(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            for part in rest.split(['.', ';']) {
+                let mut words = part.split_whitespace();
+                if let (Some(number), Some(what)) = (words.next(), words.next())
+                    && let Ok(number) = number.parse::<u64>()
+                {
+                    match what {
+                        "passed" => self.passed += number,
+                        "failed" => self.failed += number,
+                        "ignored" => self.skipped += number,
+                        _ => {}
+                    }
+                }
+            }
+        } else if line.contains("skipped: ") {
+            self.skipped_within += 1;
+        }
+    }
+}
+
+/// What this machine has, so that a test that does not find it fails.
+fn required() -> String {
+    if let Ok(required) = env::var("KVMETER_REQUIRE") {
+        return required;
+    }
+    let mut has = Vec::new();
+    if rustix::process::geteuid().is_root() && Path::new("/sys/kernel/btf/vmlinux").exists() {
+        has.push("ebpf");
+    }
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_ok() {
+        has.push("kvm");
+    }
+    for (name, program) in
+        [("snmpd", "snmpd"), ("qemu", "qemu-system-x86_64"), ("smilint", "smilint")]
+    {
+        if find(program).is_some() {
+            has.push(name);
+        }
+    }
+    has.join(",")
+}
