@@ -182,13 +182,7 @@ fn check_session(byte_order: ByteOrder) {
 
 #[test]
 fn a_real_master_is_served_and_found_again_after_its_restart() {
-    let missing = ["snmpd", "snmpget"].into_iter().find(|tool| {
-        Command::new(tool).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-    });
-    if let Some(missing) = missing {
-        eprintln!("skipped: {missing} is not installed");
-        return;
-    }
+    xtask::require!("snmpd");
     check_session(ByteOrder::Network);
     check_session(ByteOrder::Little);
 }

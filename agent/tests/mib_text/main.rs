@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -16,33 +16,31 @@ use kvmeter::mib;
 
 #[test]
 fn a_mib_compiler_has_nothing_to_say() {
+    xtask::require!("smilint");
     let dir = tempfile::tempdir().unwrap();
     let module = dir.path().join("VM-MIB");
     fs::write(&module, mib::text()).unwrap();
-    let Some(messages) = smilint(dir.path(), &module) else {
-        println!("skipped: smilint is not installed (Debian package smitools)");
-        return;
-    };
-    assert_eq!(messages, "", "smilint -l 3 on the printed module");
+    assert_eq!(smilint(dir.path(), &module), "", "smilint -l 3 on the printed module");
 
     // What the silence is worth: the same module with one name misspelt is refused.
     fs::write(&module, mib::text().replace("SYNTAX       UUIDorZero", "SYNTAX       UUIDorNull"))
         .unwrap();
-    assert!(smilint(dir.path(), &module).unwrap().contains("UUIDorNull"));
+    assert!(smilint(dir.path(), &module).contains("UUIDorNull"));
 }
 
-/// What smilint says about the module up to severity 3; `None` where it is not installed.
-fn smilint(dir: &Path, module: &Path) -> Option<String> {
+/// What smilint says about the module up to severity 3.
+fn smilint(dir: &Path, module: &Path) -> String {
     let imports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mib_text/imports");
     let config = dir.join("smi.conf");
     fs::write(&config, format!("path {}\n", imports.display())).unwrap();
-    let run =
-        Command::new("smilint").arg("-c").arg(&config).args(["-s", "-l", "3"]).arg(module).output();
-    let output = match run {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        run => run.unwrap(),
-    };
-    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    let output = Command::new("smilint")
+        .arg("-c")
+        .arg(&config)
+        .args(["-s", "-l", "3"])
+        .arg(module)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
 #[test]

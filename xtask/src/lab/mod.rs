@@ -3,6 +3,7 @@
 
 mod agent;
 mod child;
+mod client;
 mod guest;
 mod need;
 mod qemu;
@@ -15,8 +16,9 @@ use std::{
 
 pub use agent::Agent;
 pub use child::{Child, LabError};
+pub use client::{Answer, Client};
 pub use guest::TinyGuest;
-pub use need::{missing, need};
+pub use need::{lacks, missing, need};
 pub use qemu::{Accelerator, Qemu};
 pub use snmpd::{Snmpd, snmp};
 

@@ -27,7 +27,19 @@ macro_rules! require {
 ///
 /// When `KVMETER_REQUIRE` says that it has.
 pub fn need(what: &str) -> Result<(), String> {
-    let Some(reason) = missing(what) else { return Ok(()) };
+    missing(what).map_or(Ok(()), |reason| lacks(what, reason))
+}
+
+/// Says that the machine does not have `what`.
+///
+/// # Errors
+///
+/// The reason.
+///
+/// # Panics
+///
+/// When `KVMETER_REQUIRE` says that it has.
+pub fn lacks(what: &str, reason: &str) -> Result<(), String> {
     let required = env::var("KVMETER_REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|name| name == what), "{what} is required here, but {reason}");
     Err(reason.to_owned())

@@ -1,0 +1,100 @@
+//! A master, the agent and a manager, all private to one test.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use xtask::lab::{Agent, Client, PATIENCE, Snmpd, wait_until};
+
+const VM_MIB: [u32; 8] = [1, 3, 6, 1, 2, 1, 236, 1];
+
+/// Columns and scalars, below vmObjects.
+pub(crate) const VM_NUMBER: &[u32] = &[2, 0];
+pub(crate) const VM_CUR_CPU_NUMBER: &[u32] = &[4, 1, 9];
+pub(crate) const VM_CPU_TIME: &[u32] = &[4, 1, 17];
+pub(crate) const VM_CPU_CORE_TIME: &[u32] = &[5, 1, 2];
+
+/// Dropped in this order: the agent before its master.
+pub(crate) struct Stage {
+    pub(crate) agent: Agent,
+    pub(crate) snmpd: Snmpd,
+    pub(crate) client: Client,
+    _dir: TempDir,
+}
+
+impl Stage {
+    /// Everything runs, and the agent serves.
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let snmpd = Snmpd::start(dir.path(), "").unwrap();
+        let more = "[inventory]\nlibvirt = \"\"\n";
+        let mut agent = Agent::new(dir.path(), &snmpd.agentx_address(), more).unwrap();
+        agent.start().unwrap();
+        let client = Client::new(snmpd.port()).unwrap();
+        Self { agent, snmpd, client, _dir: dir }
+    }
+
+    /// The number at vmObjects.`column`.`index` now.
+    pub(crate) fn number(&mut self, column: &[u32], index: &[u32]) -> Option<u64> {
+        self.client.number(&name(column, index)).unwrap()
+    }
+
+    /// Asks until the value is as wanted; how long that took.
+    pub(crate) fn wait_for(
+        &mut self,
+        what: &str,
+        column: &[u32],
+        index: &[u32],
+        is_wanted: impl Fn(Option<u64>) -> bool,
+    ) -> Duration {
+        let start = Instant::now();
+        wait_until(PATIENCE, what, || is_wanted(self.number(column, index)).then_some(()))
+            .unwrap_or_else(|error| panic!("{error}; the agent says:\n{}", self.agent.log()));
+        start.elapsed()
+    }
+
+    /// The vmIndex under which the agent lists this process.
+    pub(crate) fn index_of(&self, pid: u32) -> Option<u32> {
+        let vms = self.status()["vms"].as_array().unwrap().clone();
+        let vm = vms.iter().find(|vm| vm["pid"] == pid)?;
+        vm["index"].as_u64().and_then(|index| index.try_into().ok())
+    }
+
+    /// Waits until it lists this process with so many vCPUs that are counted.
+    pub(crate) fn wait_for_vm(&self, pid: u32, vcpus: usize) -> u32 {
+        wait_until(PATIENCE, "the VM and its vCPUs are listed", || {
+            let vms = self.status()["vms"].as_array().unwrap().clone();
+            let vm = vms.iter().find(|vm| vm["pid"] == pid)?;
+            let live = vm["vcpus"].as_array().unwrap().iter().filter(|vcpu| vcpu["live"] == true);
+            (live.count() == vcpus).then(|| self.index_of(pid)).flatten()
+        })
+        .unwrap_or_else(|error| panic!("{error}; the agent says:\n{}", self.agent.log()))
+    }
+
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let output = self.agent.ask("status", &["--json"]).unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
+        })
+    }
+}
+
+/// vmObjects.`column`.`index`
+pub(crate) fn name(column: &[u32], index: &[u32]) -> Vec<u32> {
+    [&VM_MIB, column, index].concat()
+}
+
+/// Time on a CPU in ns, as the kernel shows it for a thread.
+pub(crate) fn schedstat_ns(pid: u32, tid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap();
+    text.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// CPU time in ns of all threads of a process, those that are gone included, by its CPU-time clock.
+pub(crate) fn process_clock_ns(pid: u32) -> u64 {
+    let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+    let time = nix::time::clock_getcpuclockid(pid).unwrap().now().unwrap();
+    u64::try_from(time.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap()
+}
