@@ -126,6 +126,24 @@ fn a_qemu_in_the_background_is_found() {
     stage.wait_for("the one that started it is gone", VM_NUMBER, &[], |number| number == Some(1));
 }
 
+#[test]
+fn without_btf_vms_are_served_and_only_their_counters_are_absent() {
+    require!("kvm", "snmpd");
+    let mut stage = Stage::with(|agent| agent.set("KVMETER_BTF", "/nonexistent/vmlinux"));
+    let guest = TinyGuest::start(&["--vcpus", "2", "--duty", "busy"]).unwrap();
+    stage.wait_for("the VM is there", VM_NUMBER, &[], |number| number == Some(1));
+    let index = stage.index_of(guest.pid()).unwrap();
+    stage.wait_for("its vCPUs", VM_CUR_CPU_NUMBER, &[index], |number| number == Some(2));
+    assert_eq!(stage.number(VM_CPU_TIME, &[index]), None);
+    assert_eq!(stage.number(VM_CPU_CORE_TIME, &[index, 1]), None);
+    let status = stage.status();
+    assert_eq!(status["probe"]["mode"], "degraded");
+    let why = status["probe"]["hooks"][0]["why"].as_str().unwrap();
+    assert!(why.contains("CONFIG_DEBUG_INFO_BTF"), "{why}");
+    drop(guest);
+    stage.wait_for("the VM is gone", VM_NUMBER, &[], |number| number == Some(0));
+}
+
 /// Ends a process that is no child.
 struct Kill(i32);
 

@@ -27,10 +27,16 @@ pub(crate) struct Stage {
 impl Stage {
     /// Everything runs, and the agent serves.
     pub(crate) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// The same with an agent that is prepared before its start.
+    pub(crate) fn with(prepare: impl FnOnce(&mut Agent)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let snmpd = Snmpd::start(dir.path(), "").unwrap();
         let more = "[inventory]\nlibvirt = \"\"\n";
         let mut agent = Agent::new(dir.path(), &snmpd.agentx_address(), more).unwrap();
+        prepare(&mut agent);
         agent.start().unwrap();
         let client = Client::new(snmpd.port()).unwrap();
         Self { agent, snmpd, client, _dir: dir }

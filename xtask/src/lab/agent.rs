@@ -21,6 +21,7 @@ pub struct Agent {
     dir: PathBuf,
     pin_dir: PathBuf,
     program: Option<PathBuf>,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -35,7 +36,13 @@ impl Agent {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pin_dir = PathBuf::from(format!("/sys/fs/bpf/kvmeter-lab-{}-{number}", process::id()));
-        let agent = Self { dir: dir.to_owned(), pin_dir, program: None, child: None };
+        let agent = Self {
+            dir: dir.to_owned(),
+            pin_dir,
+            program: None,
+            environment: Vec::new(),
+            child: None,
+        };
         let text = format!(
             "[agentx]\naddress = \"{address}\"\n\
              [state]\ndir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\
@@ -51,6 +58,11 @@ impl Agent {
     /// Another build of it than the one beside the program that runs this.
     pub fn use_program(&mut self, program: PathBuf) {
         self.program = Some(program);
+    }
+
+    /// Sets a variable of its environment.
+    pub fn set(&mut self, variable: &str, value: &str) {
+        self.environment.push((variable.to_owned(), value.to_owned()));
     }
 
     /// Its configuration file.
@@ -134,7 +146,7 @@ impl Agent {
             Some(program) => Command::new(program),
             None => Command::new(program()?),
         };
-        command.arg(name);
+        command.arg(name).envs(self.environment.iter().cloned());
         if name != "mib" {
             command.arg("--config").arg(self.config());
         }
