@@ -59,6 +59,9 @@ pub fn missing(what: &str) -> Option<&'static str> {
             Some("snmpd or snmpget is not installed")
         }
         "qemu" if !is_in_path("qemu-system-x86_64") => Some("qemu-system-x86_64 is not installed"),
+        "libvirt" if !is_in_path("virsh") || !is_in_path("libvirtd") => {
+            Some("virsh or libvirtd is not installed")
+        }
         "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
         _ => None,
     }
