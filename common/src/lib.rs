@@ -4,16 +4,18 @@
 //! two programs that may be of different age: maps are pinned and outlive the agent. A change of any
 //! size, offset or meaning here is a change of [`LAYOUT`].
 //!
-//! Reading order: [`word`] (how a time is kept), [`ThreadRecord`], [`VmRecord`], [`Event`].
+//! Reading order: [`word`] (how a time is kept), [`ThreadRecord`], [`VmRecord`], [`Event`], [`Field`].
 
 #![no_std]
 
 pub mod event;
+pub mod field;
 pub mod names;
 pub mod record;
 pub mod word;
 
 pub use event::{Event, EventKind};
+pub use field::Field;
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of everything in this crate that both sides must agree on. Pinned maps of another version

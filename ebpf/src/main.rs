@@ -1,6 +1,6 @@
 //! kvmeter's BPF programs, one file a hook. Each does a bounded amount of work and keeps no policy.
 //!
-//! Reading order: [`maps`], [`offsets`], [`task`], [`thread`], then the hooks.
+//! Reading order: [`maps`], [`kernel`], [`task`], [`thread`], then the hooks.
 //!
 //! On any target but BPF this is an empty program, so that the whole workspace can be checked.
 
@@ -8,7 +8,7 @@
     target_arch = "bpf",
     no_std,
     no_main,
-    feature(core_intrinsics),
+    feature(asm_experimental_arch, core_intrinsics),
     expect(
         internal_features,
         reason = "the BPF target has atomic instructions but core::sync::atomic does not offer them there"
@@ -22,9 +22,9 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
-mod maps;
+mod kernel;
 #[cfg(target_arch = "bpf")]
-mod offsets;
+mod maps;
 #[cfg(target_arch = "bpf")]
 mod sched_process_exec;
 #[cfg(target_arch = "bpf")]

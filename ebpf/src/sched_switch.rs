@@ -8,7 +8,7 @@ use aya_ebpf::{
 use kvmeter_common::{EventKind, Owner, word};
 
 use crate::{
-    atomic, maps, offsets,
+    atomic, kernel, maps,
     task::Task,
     thread::{Thread, get, set},
 };
@@ -24,37 +24,34 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     if prev_slot | next_slot == 0 {
         return 0;
     }
+    // SAFETY: no precondition. Once for both: it is more than half of what this program costs.
+    let now = unsafe { bpf_ktime_get_ns() };
     if let Some(thread) = Thread::find(prev_slot, prev) {
         // SAFETY: argument 0 is a bool in a register, argument 3 an unsigned int where the kernel has it.
         let (preempted, state) = unsafe {
-            let state = if offsets::SWITCH_HAS_STATE.load() != 0 {
-                ctx.arg::<u32>(3)
-            } else {
-                prev.state()
-            };
+            let state =
+                if kernel::SWITCH_HAS_STATE.load() != 0 { ctx.arg::<u32>(3) } else { prev.state() };
             (*ctx.as_ptr().cast::<u64>() as u8 != 0, state)
         };
-        leave(thread, prev, preempted || state == 0);
+        leave(thread, prev, preempted || state == 0, now);
         if state & TASK_DEAD != 0 {
             finish(thread, prev);
         }
     }
     if let Some(thread) = Thread::find(next_slot, next) {
-        arrive(thread, next);
+        arrive(thread, next, now);
     }
     0
 }
 
 /// `task` loses its CPU, and still wants one if it is `runnable`.
 #[inline(always)]
-fn leave(thread: Thread, task: Task, runnable: bool) {
+fn leave(thread: Thread, task: Task, runnable: bool, now: u64) {
     let record = thread.record;
     let was = get!(record, run);
     set!(record, run, word::at_rest(task.sum_exec_runtime()));
     let delay = task.run_delay();
     if runnable {
-        // SAFETY: no precondition.
-        let now = unsafe { bpf_ktime_get_ns() };
         set!(record, wait, word::running(delay, now));
         if word::is_running(was) {
             set!(record, preemptions, get!(record, preemptions) + 1);
@@ -70,10 +67,8 @@ fn leave(thread: Thread, task: Task, runnable: bool) {
 
 /// `task` gets a CPU.
 #[inline(always)]
-fn arrive(thread: Thread, task: Task) {
+fn arrive(thread: Thread, task: Task, now: u64) {
     let record = thread.record;
-    // SAFETY: no precondition.
-    let now = unsafe { bpf_ktime_get_ns() };
     let wait = get!(record, wait);
     if word::is_running(wait) {
         set!(record, wait, word::at_rest(word::shows(wait, now)));

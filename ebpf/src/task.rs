@@ -1,89 +1,99 @@
 //! Reads from the kernel's `task_struct`.
 
-use aya_ebpf::Global;
+use core::arch::asm;
 
-use crate::offsets;
+use kvmeter_common::Field;
+
+use crate::kernel;
 
 /// A `struct task_struct *` that a `tp_btf` program was given.
 #[derive(Clone, Copy)]
 pub(crate) struct Task(*const u8);
 
+/// Loads a field by its mark. In assembly, for the compiler must not touch the offset; and every time anew.
+macro_rules! load {
+    ($size:literal, $from:expr, $field:ident) => {{
+        let value: u64;
+        // SAFETY: the agent replaces the mark by the offset of a field of this size. The verifier knows the
+        // pointer's type, checks that, and turns the load into one that survives a fault.
+        unsafe {
+            asm!(
+                concat!("{value} = *(", $size, " *)({from} + {mark})"),
+                value = out(reg) value,
+                from = in(reg) $from,
+                mark = const Field::$field.mark(),
+                options(nostack, readonly),
+            );
+        }
+        value
+    }};
+}
+
 impl Task {
     /// # Safety
     ///
-    /// `pointer` is a task pointer out of the program's context: the verifier knows its type and turns
-    /// every load from it into one that survives a fault.
+    /// `pointer` is a task pointer out of the program's context.
     #[inline(always)]
     pub(crate) unsafe fn new(pointer: *const u8) -> Self {
         Self(pointer)
     }
 
     #[inline(always)]
-    fn load<T: Copy>(self, offset: &Global<u64>) -> T {
-        // SAFETY: the offset is that of a field of this size in the running kernel's BTF, which the
-        // verifier checks again.
-        unsafe { self.0.add(offset.load() as usize).cast::<T>().read_volatile() }
-    }
-
-    #[inline(always)]
     pub(crate) fn pid(self) -> u32 {
-        self.load(&offsets::TASK_PID)
+        load!("u32", self.0, TaskPid) as u32
     }
 
     #[inline(always)]
     pub(crate) fn tgid(self) -> u32 {
-        self.load(&offsets::TASK_TGID)
+        load!("u32", self.0, TaskTgid) as u32
     }
 
     /// The first eight octets of the name.
     #[inline(always)]
     pub(crate) fn comm(self) -> u64 {
-        self.load(&offsets::TASK_COMM)
+        load!("u64", self.0, TaskComm)
     }
 
     #[inline(always)]
     pub(crate) fn state(self) -> u32 {
-        self.load(&offsets::TASK_STATE)
+        load!("u32", self.0, TaskState) as u32
     }
 
     #[inline(always)]
     pub(crate) fn start_time(self) -> u64 {
-        self.load(&offsets::TASK_START_TIME)
+        load!("u64", self.0, TaskStartTime)
     }
 
     #[inline(always)]
     pub(crate) fn sum_exec_runtime(self) -> u64 {
-        self.load(&offsets::TASK_SUM_EXEC_RUNTIME)
+        load!("u64", self.0, TaskSumExecRuntime)
     }
 
     #[inline(always)]
     pub(crate) fn run_delay(self) -> u64 {
-        self.load(&offsets::TASK_RUN_DELAY)
+        load!("u64", self.0, TaskRunDelay)
     }
 
     /// Whether the thread is inside `KVM_RUN`: only KVM registers preemption notifiers.
     #[inline(always)]
     pub(crate) fn is_in_kvm_run(self) -> bool {
-        offsets::TASK_PREEMPT_NOTIFIERS.load() != u64::MAX
-            && self.load::<u64>(&offsets::TASK_PREEMPT_NOTIFIERS) != 0
-    }
-
-    #[inline(always)]
-    fn signal<T: Copy>(self, offset: &Global<u64>) -> T {
-        let signal = self.load::<*const u8>(&offsets::TASK_SIGNAL);
-        // SAFETY: `signal` is a typed pointer that the verifier follows, the offset a field of it.
-        unsafe { signal.add(offset.load() as usize).cast::<T>().read_volatile() }
+        kernel::HAS_PREEMPT_NOTIFIERS.load() != 0 && load!("u64", self.0, TaskPreemptNotifiers) != 0
     }
 
     /// Threads of the process that have not begun to exit.
     #[inline(always)]
     pub(crate) fn live_threads(self) -> i32 {
-        self.signal(&offsets::SIGNAL_LIVE)
+        load!("u32", self.signal(), SignalLive) as i32
     }
 
     /// CPU time in ns of the process's threads that are gone.
     #[inline(always)]
     pub(crate) fn sum_sched_runtime(self) -> u64 {
-        self.signal(&offsets::SIGNAL_SUM_SCHED_RUNTIME)
+        load!("u64", self.signal(), SignalSumSchedRuntime)
+    }
+
+    #[inline(always)]
+    fn signal(self) -> u64 {
+        load!("u64", self.0, TaskSignal)
     }
 }

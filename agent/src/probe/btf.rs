@@ -61,6 +61,11 @@ pub enum BtfError {
     /// A field that does not begin at an octet.
     #[error("{0} is a bit field")]
     BitField(String),
+    /// A field that no load reaches.
+    #[error(
+        "A field lies {0} octets behind the begin of its struct, further than a BPF load reaches"
+    )]
+    TooFar(u64),
     /// Types that contain each other.
     #[error("The types nest deeper than {MAX_DEPTH} levels")]
     TooDeep,

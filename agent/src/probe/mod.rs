@@ -112,7 +112,8 @@ impl Probe {
         for name in pins::MAPS {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader.load(object).map_err(ProbeError::load)?;
+        let object = offsets.write_into(object).map_err(ProbeError::load)?;
+        let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
         let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default())
             .map_err(ProbeError::load)?;
         let mut hooks = Vec::with_capacity(HOOKS.len());
@@ -162,7 +163,8 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     for (name, value) in offsets.globals() {
         loader.override_global(name, value, true);
     }
-    let mut ebpf = loader.load(object).map_err(ProbeError::load)?;
+    let object = offsets.write_into(object).map_err(ProbeError::load)?;
+    let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
     let btf =
         aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
     Ok(HOOKS
@@ -208,7 +210,7 @@ fn attach(
 fn fingerprint(object: &[u8], offsets: &Offsets) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
-    offsets.globals().hash(&mut hasher);
+    offsets.hash(&mut hasher);
     // 0 stands for an incomplete set.
     hasher.finish().max(1)
 }

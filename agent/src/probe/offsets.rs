@@ -2,31 +2,38 @@
 
 use std::{fs, path::Path};
 
+use kvmeter_common::Field;
+use object::{Object as _, ObjectSection as _, SectionKind};
+
 use super::{
     ProbeError,
     btf::{Btf, BtfError},
 };
 
-/// Global of the BPF object ← field of a kernel struct.
-const FIELDS: [(&str, &str, &str); 9] = [
-    ("TASK_PID", "task_struct", "pid"),
-    ("TASK_TGID", "task_struct", "tgid"),
-    ("TASK_COMM", "task_struct", "comm"),
-    ("TASK_START_TIME", "task_struct", "start_time"),
-    ("TASK_SUM_EXEC_RUNTIME", "task_struct", "se.sum_exec_runtime"),
-    ("TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
-    ("TASK_SIGNAL", "task_struct", "signal"),
-    ("SIGNAL_LIVE", "signal_struct", "live.counter"),
-    ("SIGNAL_SUM_SCHED_RUNTIME", "signal_struct", "sum_sched_runtime"),
-];
+/// Where BTF has each field; of two names the first that the kernel has.
+const fn place(field: Field) -> (&'static str, &'static [&'static str]) {
+    match field {
+        Field::TaskPid => ("task_struct", &["pid"]),
+        Field::TaskTgid => ("task_struct", &["tgid"]),
+        Field::TaskComm => ("task_struct", &["comm"]),
+        // Named so since Linux 5.14.
+        Field::TaskState => ("task_struct", &["__state", "state"]),
+        Field::TaskStartTime => ("task_struct", &["start_time"]),
+        Field::TaskSumExecRuntime => ("task_struct", &["se.sum_exec_runtime"]),
+        Field::TaskRunDelay => ("task_struct", &["sched_info.run_delay"]),
+        Field::TaskPreemptNotifiers => ("task_struct", &["preempt_notifiers.first"]),
+        Field::TaskSignal => ("task_struct", &["signal"]),
+        Field::SignalLive => ("signal_struct", &["live.counter"]),
+        Field::SignalSumSchedRuntime => ("signal_struct", &["sum_sched_runtime"]),
+    }
+}
 
-/// The offset of a field that the kernel does not have: the programs leave out what would read it.
-const ABSENT: u64 = u64::MAX;
-
-/// Values for the globals of the BPF object.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// What the programs need to know of the kernel.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Offsets {
-    globals: Vec<(&'static str, u64)>,
+    /// By the numbers of the fields.
+    fields: [i16; Field::ALL.len()],
+    globals: [(&'static str, u64); 2],
 }
 
 impl Offsets {
@@ -44,26 +51,72 @@ impl Offsets {
     }
 
     fn from_btf(btf: &Btf<'_>) -> Result<Self, BtfError> {
-        let mut globals = FIELDS
-            .iter()
-            .map(|&(global, name, path)| Ok((global, btf.field_offset(name, path)?)))
-            .collect::<Result<Vec<_>, BtfError>>()?;
-        // Named so since Linux 5.14.
-        let state = btf
-            .field_offset("task_struct", "__state")
-            .or_else(|_| btf.field_offset("task_struct", "state"))?;
-        globals.push(("TASK_STATE", state));
-        // Only kernels that are built with KVM have the field.
-        let notifiers = btf.field_offset("task_struct", "preempt_notifiers.first");
-        globals.push(("TASK_PREEMPT_NOTIFIERS", notifiers.unwrap_or(ABSENT)));
+        let mut fields = [0; Field::ALL.len()];
+        let mut has_preempt_notifiers = true;
+        for (offset, field) in fields.iter_mut().zip(Field::ALL) {
+            let (name, paths) = place(field);
+            let mut found = paths.iter().map(|path| btf.field_offset(name, path));
+            *offset = match found.find_map(Result::ok) {
+                Some(found) => i16::try_from(found).map_err(|_| BtfError::TooFar(found))?,
+                // Only kernels that are built with KVM have it. A load that is never run needs an offset too.
+                None if field == Field::TaskPreemptNotifiers => {
+                    has_preempt_notifiers = false;
+                    0
+                }
+                None => {
+                    btf.field_offset(name, paths[0])?;
+                    0
+                }
+            };
+        }
         let tells_state = btf.tracepoint_args("sched_switch")? >= 4;
-        globals.push(("SWITCH_HAS_STATE", u64::from(tells_state)));
-        Ok(Self { globals })
+        let globals = [
+            ("SWITCH_HAS_STATE", u64::from(tells_state)),
+            ("HAS_PREEMPT_NOTIFIERS", u64::from(has_preempt_notifiers)),
+        ];
+        Ok(Self { fields, globals })
     }
 
     /// The globals and their values.
-    pub(super) fn globals(&self) -> &[(&'static str, u64)] {
+    pub(super) const fn globals(&self) -> &[(&'static str, u64)] {
         &self.globals
+    }
+
+    /// The object with the offsets in place of the marks.
+    ///
+    /// # Errors
+    ///
+    /// When the object is no ELF file.
+    pub(super) fn write_into(&self, object: &[u8]) -> Result<Vec<u8>, object::Error> {
+        let mut written = object.to_vec();
+        for section in object::File::parse(object)?.sections() {
+            let (SectionKind::Text, Some((begin, len))) = (section.kind(), section.file_range())
+            else {
+                continue;
+            };
+            let range = usize::try_from(begin).ok().zip(usize::try_from(begin + len).ok());
+            if let Some(code) = range.and_then(|(begin, end)| written.get_mut(begin..end)) {
+                self.write_into_code(code);
+            }
+        }
+        Ok(written)
+    }
+
+    /// Instructions are eight octets (Documentation/bpf/standardization/instruction-set.rst): opcode, registers, a
+    /// 16-bit offset, a 32-bit number.
+    fn write_into_code(&self, code: &mut [u8]) {
+        /// The class of loads from memory, and the bits of an opcode that tell it.
+        const LDX: u8 = 0x01;
+        const CLASS: u8 = 0x07;
+        for instruction in code.chunks_exact_mut(8) {
+            let &mut [opcode, _, low, high, ..] = instruction else { continue };
+            if opcode & CLASS == LDX
+                && let Some(field) = Field::of_mark(i16::from_le_bytes([low, high]))
+            {
+                let offset = self.fields[usize::from(field.number())];
+                instruction[2..4].copy_from_slice(&offset.to_le_bytes());
+            }
+        }
     }
 }
 
@@ -79,7 +132,25 @@ mod tests {
             return;
         }
         let offsets = Offsets::of_kernel(path).unwrap();
-        assert_eq!(offsets.globals().len(), FIELDS.len() + 3);
+        assert!(offsets.fields[1..].iter().all(|&offset| offset > 0), "{offsets:?}");
+    }
+
+    #[test]
+    fn only_marks_of_loads_become_offsets() {
+        let fields = std::array::from_fn(|number| i16::try_from(number * 8).unwrap());
+        let offsets = Offsets { fields, globals: [("", 0); 2] };
+        let [low, high] = Field::TaskTgid.mark().to_le_bytes();
+        // r1 = *(u32 *)(r2 + mark), the same as a store, a load at 16, and the second half of a wide load
+        let mut code = [
+            [0x61, 0x21, low, high, 0, 0, 0, 0],
+            [0x63, 0x21, low, high, 0, 0, 0, 0],
+            [0x61, 0x21, 16, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 1, 2, 3, 4],
+        ];
+        let before = code;
+        offsets.write_into_code(code.as_flattened_mut());
+        assert_eq!(code[0], [0x61, 0x21, 8, 0, 0, 0, 0, 0]);
+        assert_eq!(code[1..], before[1..]);
     }
 
     #[test]

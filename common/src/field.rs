@@ -1,0 +1,89 @@
+//! The fields of kernel structs that the programs read.
+//!
+//! Where a field lies differs from kernel to kernel. A program is built with loads whose offset is no offset but
+//! [`MARK`] plus the number of the field; the agent takes the true offsets from the kernel's BTF and writes them
+//! into these instructions before it loads the program. So each read is the one load that it would be in the
+//! kernel itself.
+
+/// Offsets of loads from here on stand for fields. No struct that is read is so large, and no map value.
+pub const MARK: i16 = 0x7f00;
+
+/// A field.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[repr(u8)]
+pub enum Field {
+    /// `task_struct.pid`: the thread id.
+    TaskPid,
+    /// `task_struct.tgid`: the process id.
+    TaskTgid,
+    /// `task_struct.comm`: the first eight octets of the name.
+    TaskComm,
+    /// `task_struct.__state`.
+    TaskState,
+    /// `task_struct.start_time`: `CLOCK_MONOTONIC` in ns.
+    TaskStartTime,
+    /// `task_struct.se.sum_exec_runtime`: time on a CPU in ns, exact at a switch.
+    TaskSumExecRuntime,
+    /// `task_struct.sched_info.run_delay`: time runnable without a CPU in ns.
+    TaskRunDelay,
+    /// `task_struct.preempt_notifiers.first`: not null inside `KVM_RUN`.
+    TaskPreemptNotifiers,
+    /// `task_struct.signal`: the process.
+    TaskSignal,
+    /// `signal_struct.live`: threads that have not begun to exit.
+    SignalLive,
+    /// `signal_struct.sum_sched_runtime`: CPU time in ns of threads that are gone.
+    SignalSumSchedRuntime,
+}
+
+impl Field {
+    /// All of them, by number.
+    pub const ALL: [Self; 11] = [
+        Self::TaskPid,
+        Self::TaskTgid,
+        Self::TaskComm,
+        Self::TaskState,
+        Self::TaskStartTime,
+        Self::TaskSumExecRuntime,
+        Self::TaskRunDelay,
+        Self::TaskPreemptNotifiers,
+        Self::TaskSignal,
+        Self::SignalLive,
+        Self::SignalSumSchedRuntime,
+    ];
+
+    /// The offset that stands for it.
+    #[must_use]
+    pub const fn mark(self) -> i16 {
+        MARK + self as u8 as i16
+    }
+
+    /// Its place in [`Self::ALL`].
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The field for which an offset stands; `None` = it is an offset.
+    #[must_use]
+    pub fn of_mark(offset: i16) -> Option<Self> {
+        let number = usize::try_from(offset.checked_sub(MARK)?).ok()?;
+        Self::ALL.get(number).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_and_fields_belong_together() {
+        for field in Field::ALL {
+            assert_eq!(Field::of_mark(field.mark()), Some(field));
+        }
+        assert_eq!(Field::of_mark(0), None);
+        assert_eq!(Field::of_mark(MARK - 1), None);
+        assert_eq!(Field::of_mark(i16::MIN), None);
+        assert_eq!(Field::of_mark(i16::MAX), None);
+    }
+}
