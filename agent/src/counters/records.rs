@@ -216,8 +216,11 @@ fn shows(word: u64, now: u64) -> u64 {
     if ns < 1 << 62 { ns } else { 0 }
 }
 
-/// Notes that `value` is given out, or gives the larger one that was given out before: the kernel's
-/// accounting clock lags some hundred nanoseconds behind at a switch, and a counter never goes back.
+/// Notes that `value` is given out, or gives the larger one that was given out before, for a counter never goes
+/// back. The larger one may be ahead of the kernel's by what its accounting clock leaves out of the present stretch
+/// on the CPU: some hundred nanoseconds at the switch, and the time that interrupts (`CONFIG_IRQ_TIME_ACCOUNTING`)
+/// or a hypervisor below (`CONFIG_PARAVIRT_TIME_ACCOUNTING`) took. It is right again as soon as the thread has run
+/// for as long.
 fn give(given: &AtomicU64, value: u64) -> u64 {
     given.fetch_max(value, Ordering::Relaxed).max(value)
 }
