@@ -1,6 +1,6 @@
 //! kvmeter's BPF programs, one file a hook. Each does a bounded amount of work and keeps no policy.
 //!
-//! Reading order: [`maps`], [`kernel`], [`task`], [`thread`], then the hooks.
+//! Reading order: `maps`, `kernel`, `task`, `thread`, then the hooks.
 //!
 //! On any target but BPF this is an empty program, so that the whole workspace can be checked.
 

@@ -48,7 +48,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let mut fuzz = cargo(["check", "--manifest-path", "agent/fuzz/Cargo.toml"]);
         step("Fuzz targets", fuzz.env("CARGO_TARGET_DIR", root().join("target/fuzz")))?;
         let mut doc = cargo(["doc", "--no-deps", "--document-private-items", "-q"]);
-        step("Documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+        step(
+            "Documentation",
+            doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
+        )?;
         step(
             "BPF programs and release build",
             &mut cargo(["build", "--release", "-p", "kvmeter"]),

@@ -3,7 +3,7 @@
 //! Reading order: [`schema`] says what an object is and joins the tables, one file each ([`hypervisor`],
 //! [`vm`], [`vcpu`], [`affinity`], [`storage`], [`network`], [`notification`]); a line there is all that an
 //! object needs. [`convert`] turns the host's units into SNMP's, `rows` finds rows, [`View`] answers
-//! requests, [`text`] prints the module.
+//! requests, [`text()`] prints the module.
 
 pub mod affinity;
 pub mod conformance;
