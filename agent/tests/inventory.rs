@@ -20,6 +20,7 @@ const SOON: Duration = Duration::from_millis(200);
 #[test]
 fn a_vm_that_starts_or_ends_is_seen_soon() {
     require!("ebpf", "kvm", "snmpd");
+    TinyGuest::build().unwrap();
     let mut stage = Stage::new();
     assert_eq!(stage.number(VM_NUMBER, &[]), Some(0));
     for round in 0..5 {

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the whole way, from two guests to a manager's tables, in half a minute.
 
 use std::{
-    fs,
+    env, fs,
     io::Write as _,
     path::Path,
     sync::{
@@ -18,13 +18,20 @@ use xtask::lab::{
     Accelerator, Agent, Child, PATIENCE, Qemu, Snmpd, TinyGuest, missing, wait_until,
 };
 
-use crate::{build, command::root, setup};
+use crate::{
+    build,
+    command::{as_root, root, step},
+    setup,
+};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     /// Seconds between the two looks at the tables
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
+    /// Everything is installed and built: what runs as root when the demo was not started by root
+    #[arg(long, hide = true)]
+    prepared: bool,
 }
 
 const CPU_TIME: &str = "VM-MIB::vmCpuCoreTime";
@@ -32,12 +39,23 @@ const CPU_TIME: &str = "VM-MIB::vmCpuCoreTime";
 /// Shows it. Everything that is started is ended, and everything that is written is removed, also on
 /// Ctrl-C.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let has_kvm = missing("kvm").is_none();
-    setup::run_for_demo(has_kvm)?;
-    if let Some(reason) = missing("ebpf") {
-        bail!("The demo loads BPF programs: {reason}. Run `sudo -E cargo xtask demo`");
+    let has_kvm = Path::new("/dev/kvm").exists();
+    if !options.prepared {
+        setup::run_for_demo(has_kvm)?;
+        build::run()?;
+        if has_kvm {
+            TinyGuest::build()?;
+        }
+        if !rustix::process::geteuid().is_root() {
+            let seconds = options.seconds.to_string();
+            let mut again = as_root(env::current_exe()?);
+            again.args(["demo", "--prepared", "--seconds", &seconds]);
+            return step("Going on as root: programs are loaded into the kernel", &mut again);
+        }
     }
-    build::run()?;
+    if let Some(reason) = missing("ebpf") {
+        bail!("The demo loads BPF programs: {reason}. `cargo xtask setup` mends what it can");
+    }
 
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

@@ -20,6 +20,15 @@ pub struct TinyGuest {
 }
 
 impl TinyGuest {
+    /// Builds it, if need be, without starting one.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn build() -> Result<(), LabError> {
+        program().map(drop)
+    }
+
     /// Starts it with these options of `tiny-guest`, and waits until its vCPUs run.
     ///
     /// # Errors
@@ -121,7 +130,10 @@ pub(super) fn built(name: &str, package: &[&str]) -> Result<PathBuf, LabError> {
     let is_in = |dir: &str| own.parent().is_some_and(|parent| parent.ends_with(dir));
     let up = if is_in("deps") || is_in("examples") { 2 } else { 1 };
     let profile = own.ancestors().nth(up).unwrap_or(&own).to_owned();
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let program = profile.join(name);
+    // Started by sudo, and not by cargo: whoever did that has built it.
+    let Some(cargo) = env::var_os("CARGO") else { return Ok(program) };
+    let mut cargo = Command::new(cargo);
     cargo.args(["build", "--quiet"]).args(package).current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo.arg("--target-dir").arg(profile.parent().unwrap_or(&profile));
     if profile.ends_with("release") {
@@ -136,5 +148,5 @@ pub(super) fn built(name: &str, package: &[&str]) -> Result<PathBuf, LabError> {
             said,
         });
     }
-    Ok(profile.join(name))
+    Ok(program)
 }
