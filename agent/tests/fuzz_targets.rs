@@ -62,6 +62,11 @@ proptest! {
     }
 
     #[test]
+    fn btf(octets in vec(any::<u8>(), 0..256)) {
+        fuzz::btf::run(&octets);
+    }
+
+    #[test]
     fn session(octets in inputs()) {
         fuzz::session::run(&octets);
     }
