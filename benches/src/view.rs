@@ -95,6 +95,7 @@ fn inventory() -> anyhow::Result<Inventory> {
             pid: None,
             slot: Some(VmSlot(u16::try_from(index)?)),
             vcpus,
+            disks: Vec::new(),
             nics: Vec::new(),
         });
     }
