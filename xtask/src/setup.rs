@@ -17,6 +17,9 @@ use crate::command::{as_root, cargo, find, root, run, step};
 /// The last version that links with the LLVM of the pinned compiler itself; later ones want LLVM installed.
 const BPF_LINKER: &str = "0.10.1";
 
+/// For the build: the library of libvirt.
+const BUILD: &[&str] = &["libvirt-dev", "pkg-config"];
+
 /// For the demo: the master and its tools.
 const SHOW: &[&str] = &["snmpd", "snmp"];
 
@@ -24,7 +27,16 @@ const SHOW: &[&str] = &["snmpd", "snmp"];
 const QEMU: &[&str] = &["qemu-system-x86"];
 
 /// What the tests and benchmarks use beside that.
-const TEST: &[&str] = &["bpftool", "iproute2", "libcap2-bin", "smitools", "strace"];
+const TEST: &[&str] = &[
+    "bpftool",
+    "iproute2",
+    "libcap2-bin",
+    "libvirt-clients",
+    "libvirt-daemon-system",
+    "qemu-utils",
+    "smitools",
+    "strace",
+];
 
 /// Filesystems of the kernel that the programs, the tests and the inventory use.
 const MOUNTS: [(&str, &str); 3] =
@@ -43,7 +55,7 @@ pub(crate) struct Options {
 /// Installs everything.
 pub(crate) fn run_all(options: &Options) -> anyhow::Result<()> {
     toolchain()?;
-    packages(&[SHOW, QEMU, TEST].concat(), options.yes)?;
+    packages(&[BUILD, SHOW, QEMU, TEST].concat(), options.yes)?;
     mounts(options.yes)?;
     println!("Everything is there.");
     Ok(())
@@ -52,7 +64,8 @@ pub(crate) fn run_all(options: &Options) -> anyhow::Result<()> {
 /// Installs what the demo needs.
 pub(crate) fn run_for_demo(has_kvm: bool) -> anyhow::Result<()> {
     toolchain()?;
-    packages(&if has_kvm { SHOW.to_vec() } else { [SHOW, QEMU].concat() }, false)?;
+    let wanted = [BUILD, SHOW, if has_kvm { &[] } else { QEMU }].concat();
+    packages(&wanted, false)?;
     mounts(false)
 }
 

@@ -132,9 +132,12 @@ fn required() -> String {
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_ok() {
         has.push("kvm");
     }
-    for (name, program) in
-        [("snmpd", "snmpd"), ("qemu", "qemu-system-x86_64"), ("smilint", "smilint")]
-    {
+    for (name, program) in [
+        ("snmpd", "snmpd"),
+        ("qemu", "qemu-system-x86_64"),
+        ("smilint", "smilint"),
+        ("libvirt", "libvirtd"),
+    ] {
         if find(program).is_some() {
             has.push(name);
         }

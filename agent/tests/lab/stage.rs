@@ -30,12 +30,21 @@ impl Stage {
         Self::with(|_| {})
     }
 
+    /// The same with an agent that asks a libvirt.
+    pub(crate) fn of_libvirt(uri: &str) -> Self {
+        Self::made(uri, |_| {})
+    }
+
     /// The same with an agent that is prepared before its start.
     pub(crate) fn with(prepare: impl FnOnce(&mut Agent)) -> Self {
+        Self::made("", prepare)
+    }
+
+    fn made(libvirt: &str, prepare: impl FnOnce(&mut Agent)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let snmpd = Snmpd::start(dir.path(), "").unwrap();
-        let more = "[inventory]\nlibvirt = \"\"\n";
-        let mut agent = Agent::new(dir.path(), &snmpd.agentx_address(), more).unwrap();
+        let more = format!("[inventory]\nlibvirt = \"{libvirt}\"\n");
+        let mut agent = Agent::new(dir.path(), &snmpd.agentx_address(), &more).unwrap();
         prepare(&mut agent);
         agent.start().unwrap();
         let client = Client::new(snmpd.port()).unwrap();

@@ -14,12 +14,14 @@ use crossbeam_channel::Sender;
 use virt::{connect::Connect, error::Error, sys};
 
 /// What libvirt tells.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) enum Event {
     /// Something about the domain with this UUID is different.
     Changed([u8; 16]),
     /// The connection is lost.
     Closed,
+    /// Not of libvirt: somebody wants to know whether it answers.
+    Ping(Sender<()>),
 }
 
 /// A function of another signature, as the call that registers it wants it.

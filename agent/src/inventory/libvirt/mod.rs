@@ -24,13 +24,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 use virt::{
     connect::Connect,
     domain::Domain as Handle,
-    error::{Error, ErrorNumber},
+    error::{Error, ErrorNumber, clear_error_callback},
     event::{event_register_default_impl, event_run_default_impl},
 };
 
@@ -39,8 +39,8 @@ use events::{Event, Registered};
 use sizes::Sizes;
 use socket::Appearance;
 
-/// A call that takes longer is a libvirt that hangs, to whoever asks for the status.
-const SLOW: Duration = Duration::from_secs(1);
+/// Who asks for the status waits so long for libvirt's answer; one that takes longer hangs.
+const SLOW: Duration = Duration::from_millis(500);
 
 /// Between two attempts to connect: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -69,6 +69,8 @@ struct State {
     /// When the call began that is not answered yet.
     asked: Option<(Instant, SystemTime)>,
     domains: u64,
+    /// Reaches the source while it follows events.
+    source: Option<Sender<Event>>,
 }
 
 /// How this source is.
@@ -83,11 +85,17 @@ pub struct Health {
 }
 
 impl Statistics {
-    /// How the source is now.
+    /// How the source is now. Asks libvirt whether it is there, and waits half a second for that at most.
     #[must_use]
     pub fn health(&self) -> Health {
+        let source = self.state().source.clone();
+        let mut answers = true;
+        if let Some(source) = source {
+            let (reply, answer) = bounded(1);
+            answers = source.send(Event::Ping(reply)).is_ok() && answer.recv_timeout(SLOW).is_ok();
+        }
         let state = self.state();
-        let hangs = state.asked.filter(|(asked, _)| asked.elapsed() > SLOW);
+        let hangs = state.asked.filter(|_| !answers);
         let (text, stale_since) = match (&state.error, state.lost, hangs) {
             (Some(error), since, _) => (error.clone(), since),
             (None, _, Some((_, since))) => ("it does not answer".to_owned(), Some(since)),
@@ -103,6 +111,7 @@ impl Statistics {
 
     fn lost(&self, error: String) {
         let mut state = self.state();
+        state.source = None;
         state.error = Some(error);
         state.lost.get_or_insert_with(SystemTime::now);
     }
@@ -194,7 +203,7 @@ impl Source {
         self.take_all(&connection, sizes)?;
         {
             let mut state = self.statistics.state();
-            (state.error, state.lost) = (None, None);
+            (state.error, state.lost, state.source) = (None, None, Some(sender));
         }
         info!(uri = self.uri, domains = self.statistics.state().domains, "libvirt is live");
         self.follow(&connection, &receiver, sizes);
@@ -245,7 +254,16 @@ impl Source {
                         changed.insert(uuid);
                     }
                     Event::Closed => return,
+                    Event::Ping(reply) => {
+                        if self.statistics.asking(|| connection.lib_version()).is_ok() {
+                            // Whoever asked may have gone.
+                            let _ = reply.send(());
+                        }
+                    }
                 }
+            }
+            if changed.is_empty() {
+                continue;
             }
             let changes: Vec<_> = changed
                 .iter()
@@ -331,6 +349,8 @@ fn run_event_loop() -> Result<(), Box<dyn std::error::Error>> {
     static REGISTERED: Once = Once::new();
     let mut result = Ok(());
     REGISTERED.call_once(|| {
+        // Errors are told by whoever gets them; libvirt would print each a second time.
+        clear_error_callback();
         result = event_register_default_impl().map_err(Into::into).and_then(|()| {
             let run = || loop {
                 if let Err(error) = event_run_default_impl() {

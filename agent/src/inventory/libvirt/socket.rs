@@ -31,8 +31,10 @@ impl Appearance {
         let fd =
             inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
         let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        let dir = if Path::new(DIR).exists() { DIR } else { PARENT };
-        inotify::add_watch(&fd, dir, flags).ok()?;
+        let named =
+            rest.split_once("socket=").map(|(_, path)| path.split('&').next().unwrap_or(path));
+        let dir = named.and_then(|path| Path::new(path).parent()).unwrap_or_else(|| Path::new(DIR));
+        inotify::add_watch(&fd, if dir.exists() { dir } else { Path::new(PARENT) }, flags).ok()?;
         Some(Self(fd))
     }
 

@@ -71,9 +71,9 @@ mod tests {
         use AdminState as A;
         use OperState as O;
         let reason_of = |state: DomainState, reason: u32| match state {
-            DomainState::Paused => Reason::Paused(reason.into()),
-            DomainState::Shutoff => Reason::Shutoff(reason.into()),
-            _ => Reason::NoState(DomainNoStateReason::Unknown.into()),
+            DomainState::Paused => Reason::Paused(Enum::from_raw(reason)),
+            DomainState::Shutoff => Reason::Shutoff(Enum::from_raw(reason)),
+            _ => Reason::NoState(Enum::Known(DomainNoStateReason::Unknown)),
         };
         for (state, reason, saved, expected) in [
             (DomainState::NoState, 0, false, (A::Running, O::Unknown)),
@@ -122,7 +122,7 @@ mod tests {
             (DomainState::Crashed, 0, false, (A::Running, O::Crashed)),
             (DomainState::PMSuspended, 0, false, (A::Paused, O::Paused)),
         ] {
-            let seen = of(state.into(), Enum::Known(reason_of(state, reason)), saved);
+            let seen = of(Enum::Known(state), Enum::Known(reason_of(state, reason)), saved);
             assert_eq!(seen, expected, "{state:?} {reason}");
         }
     }

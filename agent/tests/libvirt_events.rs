@@ -1,0 +1,157 @@
+//! Domains of libvirt's built-in test driver, which lives in this process and needs no daemon: every change is
+//! there soon after its event.
+
+#![cfg(feature = "libvirt")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kvmeter::{
+    agentx::{Lookup, View as _},
+    counters::NotCounted,
+    inventory::{Assembly, Hypervisor, OperState, Registry, libvirt},
+    mib,
+    snmp::{Oid, Value},
+};
+use virt::{connect::Connect, sys};
+use xtask::lab::{PATIENCE, wait_until};
+
+/// From an event of libvirt to the value that a GET finds.
+const SOON: Duration = Duration::from_millis(100);
+
+struct Host {
+    connection: Connect,
+    registry: Arc<Registry>,
+    statistics: Arc<libvirt::Statistics>,
+    _state: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::new(Hypervisor::default(), 0));
+        let assembly = Arc::new(Assembly::new(Arc::clone(&registry), false, state.path()));
+        let statistics = libvirt::start("test:///default".to_owned(), assembly).unwrap();
+        let host = Self {
+            connection: Connect::open(Some("test:///default")).unwrap(),
+            registry,
+            statistics,
+            _state: state,
+        };
+        wait_until(PATIENCE, "libvirt is live", || {
+            (host.statistics.health().state == "live").then_some(())
+        })
+        .unwrap();
+        host
+    }
+
+    /// The integer at vmObjects.`parts`, as a GET finds it.
+    fn integer(&self, parts: &[u32]) -> Option<i32> {
+        let inventory = self.registry.view();
+        let view = mib::View::new(&inventory, &NotCounted);
+        let name = Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
+        match view.get(&name) {
+            Lookup::Found(Value::Integer(number)) => Some(number),
+            _ => None,
+        }
+    }
+
+    fn index(&self, name: &str) -> Option<u32> {
+        self.registry.view().vms.iter().find(|vm| vm.name == name).map(|vm| vm.index.0)
+    }
+
+    /// Does something, and waits for what a GET finds then.
+    fn expect(&self, what: &str, act: impl FnOnce(), is_seen: impl Fn(&Self) -> bool) {
+        act();
+        let start = Instant::now();
+        wait_until(PATIENCE, what, || is_seen(self).then_some(())).unwrap();
+        assert!(start.elapsed() < SOON, "{what}: seen after {:?}", start.elapsed());
+    }
+}
+
+/// One process has one test driver, so this is one test.
+#[test]
+fn each_change_of_a_domain_is_seen_soon() {
+    let host = Host::new();
+    let is = |state: OperState, index: u32| {
+        move |host: &Host| host.integer(&[4, 1, 6, index]) == Some(state as i32)
+    };
+    // The driver has one domain from the beginning.
+    let known = host.index("test").unwrap();
+    assert!(is(OperState::Running, known)(&host));
+    assert_eq!(host.integer(&[2, 0]), Some(1));
+
+    let xml = |name: &str, uuid: u8| {
+        format!(
+            "<domain type='test'><name>{name}</name>\
+             <uuid>0000000{uuid}-0000-0000-0000-000000000000</uuid><memory>8192</memory>\
+             <vcpu current='1'>2</vcpu><os><type>hvm</type></os></domain>"
+        )
+    };
+    let mut domain = None;
+    host.expect(
+        "defined",
+        || domain = Some(host.connection.define_domain_xml(&xml("näme", 1)).unwrap()),
+        |host| host.index("näme").is_some(),
+    );
+    let domain = domain.unwrap();
+    let index = host.index("näme").unwrap();
+    assert_eq!(host.integer(&[2, 0]), Some(2));
+    assert!(is(OperState::Shutdown, index)(&host));
+    // Persistent, one of two vCPUs, 8 MiB.
+    assert_eq!(host.integer(&[4, 1, 8, index]), Some(2));
+    assert_eq!(host.integer(&[4, 1, 9, index]), Some(1));
+    assert_eq!(host.integer(&[4, 1, 11, index]), Some(2));
+    assert_eq!(host.integer(&[4, 1, 13, index]), Some(8192));
+
+    host.expect("started", || domain.create().unwrap(), is(OperState::Running, index));
+    host.expect("paused", || domain.suspend().unwrap(), is(OperState::Paused, index));
+    assert_eq!(host.integer(&[4, 1, 5, index]), Some(3));
+    host.expect("resumed", || domain.resume().unwrap(), is(OperState::Running, index));
+    host.expect("saved", || domain.managed_save(0).unwrap(), is(OperState::Suspended, index));
+    host.expect("restored", || domain.create().unwrap(), is(OperState::Running, index));
+    host.expect("shut down", || domain.shutdown().unwrap(), is(OperState::Shutdown, index));
+    host.expect("started again", || domain.create().unwrap(), is(OperState::Running, index));
+    host.expect("destroyed", || domain.destroy().unwrap(), is(OperState::Shutdown, index));
+    host.expect(
+        "undefined",
+        || domain.undefine().unwrap(),
+        |host| host.index("näme").is_none() && host.integer(&[2, 0]) == Some(1),
+    );
+
+    // Another takes the next index: the one that is away may come again.
+    let mut transient = None;
+    host.expect(
+        "created",
+        || {
+            transient = Some(host.connection.create_domain_xml(&xml("other", 2), 0).unwrap());
+        },
+        |host| host.index("other").is_some(),
+    );
+    let other = host.index("other").unwrap();
+    assert_ne!(other, index);
+    assert_eq!(host.integer(&[4, 1, 8, other]), Some(3), "transient");
+    host.expect(
+        "defined again",
+        || drop(host.connection.define_domain_xml(&xml("näme", 1)).unwrap()),
+        |host| host.index("näme") == Some(index),
+    );
+    host.expect(
+        "the transient one is gone with its end",
+        || transient.unwrap().destroy().unwrap(),
+        |host| host.index("other").is_none(),
+    );
+
+    // A storm: each domain many times, and at the end what is true.
+    let domains = host.connection.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE).unwrap();
+    assert_eq!(domains.len(), 1);
+    for _ in 0..200 {
+        domains[0].suspend().unwrap();
+        domains[0].resume().unwrap();
+    }
+    host.expect("the storm is over", || {}, is(OperState::Running, known));
+    assert_eq!(host.statistics.health().state, "live");
+}

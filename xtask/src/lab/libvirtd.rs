@@ -1,0 +1,162 @@
+//! A private libvirt daemon.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{Child, LabError, PATIENCE, wait_until};
+
+/// The directories that a daemon of root has to itself, each replaced by one of this daemon's own.
+const DIRS: [&str; 5] =
+    ["/etc/libvirt", "/run/libvirt", "/var/cache/libvirt", "/var/lib/libvirt", "/var/log/libvirt"];
+
+/// A running libvirtd in a mount namespace of its own, for QEMU as root. Domains that it started outlive it, as
+/// they do elsewhere; those that run when this is dropped are destroyed.
+#[derive(Debug)]
+pub struct Libvirtd {
+    dir: PathBuf,
+    child: Option<Child>,
+}
+
+impl Libvirtd {
+    /// Starts it with all its files below `dir`, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn start(dir: &Path) -> Result<Self, LabError> {
+        let file = |path: PathBuf| move |source| LabError::File { path, source };
+        for name in DIRS {
+            let path = own(dir, name);
+            fs::create_dir_all(&path).map_err(file(path))?;
+        }
+        let etc = own(dir, "/etc/libvirt");
+        for (name, text) in [
+            (
+                "libvirtd.conf",
+                "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nunix_sock_ro_perms = \"0777\"\n",
+            ),
+            (
+                "qemu.conf",
+                "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\nstdio_handler = \"file\"\n\
+                 cgroup_controllers = []\nnamespaces = []\nremember_owner = 0\n",
+            ),
+        ] {
+            let path = etc.join(name);
+            fs::write(&path, text).map_err(file(path))?;
+        }
+        let mut libvirtd = Self { dir: dir.to_owned(), child: None };
+        libvirtd.begin()?;
+        Ok(libvirtd)
+    }
+
+    /// Starts it after [`end`](Self::end), as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn begin(&mut self) -> Result<(), LabError> {
+        let mut script: String = DIRS
+            .iter()
+            .map(|name| {
+                let own = own(&self.dir, name);
+                // A host that never had libvirt has no such directory.
+                format!("mkdir -p {name} && mount --bind '{}' {name} && ", own.display())
+            })
+            .collect();
+        script.push_str("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid");
+        let path = self.dir.join("libvirtd.log");
+        let log = fs::File::create(&path).map_err(|source| LabError::File { path, source })?;
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "sh",
+            "-c",
+            &script,
+        ]);
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(Child::start(&mut command)?);
+        wait_until(PATIENCE, "libvirtd answers", || self.virsh(&["-q", "list"]).ok())?;
+        Ok(())
+    }
+
+    /// Kills it (SIGKILL). Its domains run on.
+    pub fn end(&mut self) {
+        self.child = None;
+    }
+
+    /// Its process, while it runs.
+    #[must_use]
+    pub const fn child(&self) -> Option<&Child> {
+        self.child.as_ref()
+    }
+
+    /// How it is reached by those who may only read.
+    #[must_use]
+    pub fn uri_read_only(&self) -> String {
+        self.uri("libvirt-sock-ro")
+    }
+
+    /// Runs virsh against it. What it printed.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Failed`] with its complaint.
+    pub fn virsh(&self, arguments: &[&str]) -> Result<String, LabError> {
+        let output = Command::new("virsh")
+            .args(["-c", &self.uri("libvirt-sock")])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| LabError::Start { program: "virsh".to_owned(), source })?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(LabError::Failed {
+                program: format!("virsh {}", arguments.join(" ")),
+                said,
+            });
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Defines a domain, without starting it.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn define(&self, xml: &str) -> Result<(), LabError> {
+        let path = self.dir.join("domain.xml");
+        fs::write(&path, xml).map_err(|source| LabError::File { path: path.clone(), source })?;
+        self.virsh(&["-q", "define", &path.to_string_lossy()]).map(drop)
+    }
+
+    fn uri(&self, socket: &str) -> String {
+        let socket = own(&self.dir, "/run/libvirt").join(socket);
+        format!("qemu:///system?socket={}", socket.display())
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        if self.child.as_ref().is_some_and(|child| child.go_on().is_ok())
+            && let Ok(running) = self.virsh(&["-q", "list", "--uuid"])
+        {
+            for uuid in running.split_whitespace() {
+                // One that ended meanwhile is what is wanted.
+                let _ = self.virsh(&["-q", "destroy", uuid]);
+            }
+        }
+    }
+}
+
+fn own(dir: &Path, name: &str) -> PathBuf {
+    dir.join(name.trim_start_matches('/').replace('/', "-"))
+}
