@@ -118,6 +118,7 @@ fn host() -> anyhow::Result<Inventory> {
             pid: None,
             slot: Some(VmSlot(u16::try_from(index)?)),
             vcpus: (0..VCPUS).map(vcpu).collect::<anyhow::Result<_>>()?,
+            disks: Vec::new(),
             nics: Vec::new(),
         })
     };

@@ -1,15 +1,21 @@
 //! The VMs of this host: who they are and what they have. Changes by events, never by a request.
 //!
-//! [`Inventory`] is what readers see, and [`Registry`] where they find the present one. [`procfs`] finds the VMs
-//! that show themselves in the kernel.
+//! [`Inventory`] is what readers see, and [`Registry`] where they find the present one. Two sources know VMs:
+//! [`procfs`] finds those that show themselves in the kernel, and [`libvirt`] the domains of libvirt, running or
+//! not. [`Assembly`] makes one set of VMs out of both.
 
+mod assembly;
 mod indexes;
+mod interfaces;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 mod model;
 pub mod procfs;
 mod registry;
 
+pub use assembly::{Assembly, Domain, DomainDisk, DomainNic, VmProcess};
 pub use model::{
-    AdminState, AutoStart, Hypervisor, Inventory, Memory, Nic, OperState, Persistence, Vcpu, Vm,
-    VmIndex,
+    AdminState, AutoStart, Disk, DiskSize, Hypervisor, Inventory, Memory, Nic, OperState,
+    Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
 };
 pub use registry::Registry;

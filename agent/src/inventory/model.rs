@@ -18,7 +18,7 @@ pub struct Inventory {
 }
 
 /// The hypervisor as VM-MIB's vmHypervisor group describes it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Hypervisor {
     /// vmHvSoftware: name without a version.
     pub software: String,
@@ -67,6 +67,8 @@ pub struct Vm {
     pub slot: Option<VmSlot>,
     /// The vCPUs in ascending order of [`Vcpu::id`], no id twice.
     pub vcpus: Vec<Vcpu>,
+    /// The disks in ascending order of [`Disk::index`], no index twice.
+    pub disks: Vec<Disk>,
     /// The network interfaces in ascending order of [`Nic::index`], no index twice.
     pub nics: Vec<Nic>,
 }
@@ -90,6 +92,38 @@ pub struct Vcpu {
     pub id: u32,
     /// The record of its thread; `None` = its probe is not live, and the columns are absent.
     pub slot: Option<ThreadSlot>,
+}
+
+/// One virtual disk.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Disk {
+    /// vmStorageIndex: 1 to 2^31 - 1.
+    pub index: u32,
+    /// What the guest knows it by, such as `vda`.
+    pub target: String,
+    /// vmStorageSourceType.
+    pub source: StorageSource,
+    /// vmStorageSourceTypeString: the format of the image.
+    pub format: String,
+    /// vmStorageResourceID.
+    pub resource: String,
+    /// vmStorageAccess.
+    pub access: StorageAccess,
+    /// vmStorageMediaType.
+    pub media: StorageMedia,
+    /// vmStorageMediaTypeString.
+    pub bus: String,
+    /// The size columns.
+    pub size: DiskSize,
+}
+
+/// The sizes of a disk in octets. A size that is not known is served as -1.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DiskSize {
+    /// vmStorageDefinedSize: what the guest sees.
+    pub defined: Option<u64>,
+    /// vmStorageAllocatedSize: what it takes on the host.
+    pub allocated: Option<u64>,
 }
 
 /// One virtual network interface.
@@ -176,4 +210,39 @@ pub enum Persistence {
     Unknown = 1,
     Persistent = 2,
     Transient = 3,
+}
+
+/// VirtualMachineStorageSourceType; the numbers are the MIB's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "the names are the MIB's")]
+pub enum StorageSource {
+    Unknown = 1,
+    Other = 2,
+    Block = 3,
+    Raw = 4,
+    Sparse = 5,
+    Network = 6,
+}
+
+/// VirtualMachineStorageAccess; the numbers are the MIB's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "the names are the MIB's")]
+pub enum StorageAccess {
+    Unknown = 1,
+    ReadWrite = 2,
+    ReadOnly = 3,
+}
+
+/// IANAStorageMediaType; the numbers are the MIB's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "the names are the MIB's")]
+pub enum StorageMedia {
+    Other = 1,
+    Unknown = 2,
+    HardDisk = 3,
+    OpticalDisk = 4,
+    FloppyDisk = 5,
 }

@@ -27,19 +27,16 @@ impl Registry {
 
     /// Puts a new set of VMs and CPUs in the place of the present one, unless nothing is different. Only one
     /// thread may do this. `now_ns` is the time since boot; it is noted when a VM came or went.
-    pub fn publish(&self, mut vms: Vec<Vm>, cpus: Vec<u32>, now_ns: u64) {
+    pub fn publish(&self, mut vms: Vec<Vm>, cpus: Vec<u32>, hypervisor: &Hypervisor, now_ns: u64) {
         vms.sort_by_key(|vm| vm.index);
         let old = self.present.load();
-        if old.vms == vms && old.cpus == cpus {
+        if old.vms == vms && old.cpus == cpus && old.hypervisor == *hypervisor {
             return;
         }
-        let same_rows = old
-            .vms
-            .iter()
-            .map(|vm| (vm.index, vm.uuid, vm.started_ns))
-            .eq(vms.iter().map(|vm| (vm.index, vm.uuid, vm.started_ns)));
+        let row = |vm: &Vm| (vm.index, vm.uuid);
+        let same_rows = old.vms.iter().map(row).eq(vms.iter().map(row));
         self.present.store(Arc::new(Inventory {
-            hypervisor: old.hypervisor.clone(),
+            hypervisor: hypervisor.clone(),
             last_change_ns: if same_rows { old.last_change_ns } else { now_ns },
             vms,
             cpus,

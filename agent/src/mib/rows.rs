@@ -1,6 +1,6 @@
 //! The rows of each table, found by binary search in the inventory. No table is ever built.
 
-use crate::inventory::{Inventory, Nic, Vcpu, Vm};
+use crate::inventory::{Disk, Inventory, Nic, Vcpu, Vm};
 
 /// Sub-identifiers of the longest index, vmCpuAffinityTable's.
 pub(super) const MAX_INDEX_LEN: usize = 3;
@@ -117,6 +117,27 @@ impl<'a> Row<'a, 3> for AffinityRow<'a> {
 /// hrDeviceIndex of the first processor in net-snmp's HOST-RESOURCES-MIB; CPU number n has this plus n
 /// (`HRDEV_PROC << HRDEV_TYPE_SHIFT`, agent/mibgroup/host/hr_device.h and hr_proc.c).
 pub(super) const FIRST_PROCESSOR: u32 = 3 << 16;
+
+/// A row of vmStorageTable.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DiskRow<'a> {
+    pub(super) vm: &'a Vm,
+    pub(super) disk: &'a Disk,
+}
+
+impl<'a> Row<'a, 2> for DiskRow<'a> {
+    fn at_or_after(inventory: &'a Inventory, [vm, disk]: [u32; 2]) -> Option<Self> {
+        vms_from(inventory, vm).iter().find_map(|row| {
+            let from = if row.index.0 == vm { disk } else { 0 };
+            let disk = row.disks.get(row.disks.partition_point(|disk| disk.index < from))?;
+            Some(Self { vm: row, disk })
+        })
+    }
+
+    fn index(self) -> [u32; 2] {
+        [self.vm.index.0, self.disk.index]
+    }
+}
 
 /// A row of vmNetworkTable.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use crate::{
 
 use super::{
     View, affinity, hypervisor, network, notification,
-    rows::{AffinityRow, NicRow, VcpuRow},
+    rows::{AffinityRow, DiskRow, NicRow, VcpuRow},
     storage, vcpu, vm,
 };
 
@@ -123,12 +123,13 @@ impl Object {
 pub(super) enum Getter {
     /// Never answered to a request: index columns, vmAffectedVMs.
     None,
-    /// No row is known to the inventory.
+    /// Not counted: no instance exists.
     NoRows,
     Scalar(for<'a> fn(View<'a>) -> Option<Value<'a>>),
     Vm(for<'a> fn(View<'a>, &'a Vm) -> Option<Value<'a>>),
     Vcpu(for<'a> fn(View<'a>, VcpuRow<'a>) -> Option<Value<'a>>),
     Affinity(for<'a> fn(View<'a>, AffinityRow<'a>) -> Option<Value<'a>>),
+    Disk(for<'a> fn(View<'a>, DiskRow<'a>) -> Option<Value<'a>>),
     Nic(for<'a> fn(View<'a>, NicRow<'a>) -> Option<Value<'a>>),
 }
 
@@ -339,7 +340,7 @@ mod tests {
                     Getter::None | Getter::NoRows => continue,
                     Getter::Scalar(_) => 0,
                     Getter::Vm(_) => 1,
-                    Getter::Vcpu(_) | Getter::Nic(_) => 2,
+                    Getter::Vcpu(_) | Getter::Disk(_) | Getter::Nic(_) => 2,
                     Getter::Affinity(_) => 3,
                 };
                 assert_eq!(index_len, expected, "{}", object.name);

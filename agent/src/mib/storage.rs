@@ -1,4 +1,9 @@
-//! vmStorageTable. The inventory knows no disks, so no instance exists; get answers noSuchInstance.
+//! vmStorageTable.
+
+use crate::{
+    inventory::{Disk, StorageSource},
+    snmp::Value,
+};
 
 use super::{
     convention::{
@@ -6,6 +11,7 @@ use super::{
         VIRTUAL_MACHINE_INDEX_OR_ZERO, VIRTUAL_MACHINE_STORAGE_ACCESS,
         VIRTUAL_MACHINE_STORAGE_INDEX, VIRTUAL_MACHINE_STORAGE_SOURCE_TYPE,
     },
+    convert::{SizeUnit, admin_string_cut},
     schema::{Getter, Object, Syntax, Table},
 };
 
@@ -38,21 +44,21 @@ const COLUMNS: &[Object] = &[
         NUMBER,
         "The hrStorageIndex of the storage of the host that holds this disk; 0 where \
             hrStorageTable of HOST-RESOURCES-MIB has no such row.",
-        Getter::NoRows,
+        Getter::Disk(|_, _| Some(Value::Integer(0))),
     ),
     Object::read_only(
         4,
         "vmStorageSourceType",
         Syntax::Convention(&VIRTUAL_MACHINE_STORAGE_SOURCE_TYPE),
         "What holds the data of this disk.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| Some(Value::Integer(row.disk.source as i32))),
     ),
     Object::read_only(
         5,
         "vmStorageSourceTypeString",
         ADMIN_STRING,
         "What vmStorageSourceType leaves open, the format of a sparse file for instance.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| Some(Value::OctetString(admin_string_cut(&row.disk.format)))),
     ),
     Object::read_only(
         6,
@@ -60,28 +66,28 @@ const COLUMNS: &[Object] = &[
         ADMIN_STRING,
         "Where the data of this disk is: the path of a file or block device, or the address of a \
             service.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| Some(Value::OctetString(admin_string_cut(&row.disk.resource)))),
     ),
     Object::read_only(
         7,
         "vmStorageAccess",
         Syntax::Convention(&VIRTUAL_MACHINE_STORAGE_ACCESS),
         "Whether the virtual machine may write to this disk.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| Some(Value::Integer(row.disk.access as i32))),
     ),
     Object::read_only(
         8,
         "vmStorageMediaType",
         Syntax::Convention(&IANA_STORAGE_MEDIA_TYPE),
         "The kind of drive that the virtual machine sees.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| Some(Value::Integer(row.disk.media as i32))),
     ),
     Object::read_only(
         9,
         "vmStorageMediaTypeString",
         ADMIN_STRING,
         "What vmStorageMediaType leaves open, the bus or the driver of the drive for instance.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| Some(Value::OctetString(admin_string_cut(&row.disk.bus)))),
     ),
     Object::read_only(
         10,
@@ -89,7 +95,7 @@ const COLUMNS: &[Object] = &[
         UNIT,
         "How many octets one step of vmStorageDefinedSize and vmStorageAllocatedSize of this row \
             stands for.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| Some(Value::Integer(unit(row.disk).octets()))),
     ),
     Object::read_only(
         11,
@@ -97,7 +103,9 @@ const COLUMNS: &[Object] = &[
         NUMBER_OR_NONE,
         "The size of the disk as the virtual machine sees it, in steps of vmStorageSizeUnit; -1 \
             where it is not known.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| {
+            Some(Value::Integer(unit(row.disk).limit_saturating(row.disk.size.defined)))
+        }),
     ),
     Object::read_only(
         12,
@@ -105,7 +113,9 @@ const COLUMNS: &[Object] = &[
         NUMBER_OR_NONE,
         "The room that the disk takes on the host, in steps of vmStorageSizeUnit; the same as \
             vmStorageDefinedSize for block(3) and raw(4); -1 where it is not known.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| {
+            Some(Value::Integer(unit(row.disk).limit_saturating(allocated(row.disk))))
+        }),
     ),
     Object::read_only(
         13,
@@ -158,3 +168,17 @@ const COLUMNS: &[Object] = &[
         Getter::NoRows,
     ),
 ];
+
+/// Both sizes are told in the same unit.
+fn unit(disk: &Disk) -> SizeUnit {
+    let sizes = [disk.size.defined, allocated(disk)];
+    SizeUnit::for_largest(sizes.into_iter().flatten().max().unwrap_or(0))
+}
+
+/// A block device takes all that it has, and a raw file is to be told as if it did.
+const fn allocated(disk: &Disk) -> Option<u64> {
+    match disk.source {
+        StorageSource::Block | StorageSource::Raw => disk.size.defined,
+        _ => disk.size.allocated,
+    }
+}

@@ -135,6 +135,7 @@ impl Leaf {
             Getter::Vm(read) => exact(view, index, read),
             Getter::Vcpu(read) => exact(view, index, read),
             Getter::Affinity(read) => exact(view, index, read),
+            Getter::Disk(read) => exact(view, index, read),
             Getter::Nic(read) => exact(view, index, read),
         }?;
         self.assert_admitted(&value);
@@ -154,6 +155,7 @@ impl Leaf {
             Getter::Vm(read) => self.first(view, tail, include, read),
             Getter::Vcpu(read) => self.first(view, tail, include, read),
             Getter::Affinity(read) => self.first(view, tail, include, read),
+            Getter::Disk(read) => self.first(view, tail, include, read),
             Getter::Nic(read) => self.first(view, tail, include, read),
         }
     }

@@ -14,13 +14,15 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
+#[cfg(feature = "libvirt")]
+use crate::inventory::libvirt;
 use crate::{
     agentx::{self, Statistics, TransportConfig},
     check,
     config::Config,
     counters::{Records, Registration, since_boot_ns},
     inventory::{
-        Hypervisor, Registry,
+        Assembly, Hypervisor, Registry,
         procfs::{Counted, Procfs, ProcfsError},
     },
     mib,
@@ -78,11 +80,11 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         }),
         _ => None,
     };
-    let procfs = if config.inventory.procfs {
-        Some(Procfs::start(Arc::clone(&registry), counted)?)
-    } else {
-        None
-    };
+    let assembly =
+        Arc::new(Assembly::new(Arc::clone(&registry), config.inventory.procfs, &config.state.dir));
+    // Also where only libvirt's domains are served: their processes are what is counted.
+    let procfs = Procfs::start(Arc::clone(&assembly), counted)?;
+    let libvirt = start_libvirt(config, &assembly);
 
     let statistics = Arc::new(Statistics::default());
     let reporter = Arc::new(Reporter {
@@ -90,7 +92,9 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         started,
         counting,
         registry: Arc::clone(&registry),
-        procfs: procfs.as_ref().map(Procfs::statistics),
+        assembly,
+        procfs: procfs.statistics(),
+        libvirt,
         statistics: Arc::clone(&statistics),
     });
     let readings = reporter.readings();
@@ -150,6 +154,22 @@ fn begin_to_count(pin_dir: &Path) -> (Counting, Option<Events>) {
             (Counting { records: None, hooks, adopted: false }, None)
         }
     }
+}
+
+#[cfg(feature = "libvirt")]
+fn start_libvirt(config: &Config, assembly: &Arc<Assembly>) -> Option<Arc<libvirt::Statistics>> {
+    let uri = config.inventory.libvirt.clone()?;
+    libvirt::start(uri, Arc::clone(assembly))
+        .inspect_err(|error| warn!("No domains of libvirt are served: {error}"))
+        .ok()
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn start_libvirt(config: &Config, _: &Arc<Assembly>) -> Option<()> {
+    if config.inventory.libvirt.is_some() {
+        info!("This kvmeter was built without libvirt; VMs are found in procfs");
+    }
+    None
 }
 
 fn hypervisor(config: &Config) -> Hypervisor {

@@ -1,5 +1,7 @@
 //! What `kvmeter status` shows, put together from what the rooms know.
 
+#[cfg(feature = "libvirt")]
+use std::time::UNIX_EPOCH;
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -8,16 +10,18 @@ use std::{
 use uuid::Uuid;
 
 use super::Counting;
+#[cfg(feature = "libvirt")]
+use crate::inventory::libvirt;
 use crate::{
     agentx::{Phase, Statistics},
     config::Config,
     counters::{NotCounted, Readings, Records},
-    inventory::{self, Inventory, Registry, procfs},
+    inventory::{self, Assembly, Registry, procfs},
     status::{
         Source,
         model::{
-            Agentx, Hook, Latency, Probe, ProbeMode, Report, Requests, SessionState, SourceState,
-            Vcpu, Vm,
+            Agentx, Disk, Hook, Latency, Probe, ProbeMode, Report, Requests, SessionState,
+            SourceState, Vcpu, Vm,
         },
     },
 };
@@ -28,7 +32,12 @@ pub(super) struct Reporter {
     pub(super) started: Instant,
     pub(super) counting: Counting,
     pub(super) registry: Arc<Registry>,
-    pub(super) procfs: Option<Arc<procfs::Statistics>>,
+    pub(super) assembly: Arc<Assembly>,
+    pub(super) procfs: Arc<procfs::Statistics>,
+    #[cfg(feature = "libvirt")]
+    pub(super) libvirt: Option<Arc<libvirt::Statistics>>,
+    #[cfg(not(feature = "libvirt"))]
+    pub(super) libvirt: Option<()>,
     pub(super) statistics: Arc<Statistics>,
 }
 
@@ -88,19 +97,53 @@ impl Reporter {
         }
     }
 
-    fn sources(&self, inventory: &Inventory) -> Vec<SourceState> {
-        let (state, rescans) = match &self.procfs {
-            None => ("off", 0),
-            Some(procfs) if procfs.ended.load(Relaxed) => ("ended", procfs.scans.load(Relaxed)),
-            Some(procfs) => ("live", procfs.scans.load(Relaxed)),
+    fn sources(&self) -> Vec<SourceState> {
+        let (domains, others) = self.assembly.counts();
+        let state = match (self.procfs.ended.load(Relaxed), self.config.inventory.procfs) {
+            (true, _) => "ended",
+            (false, true) => "live",
+            (false, false) => "for libvirt's domains only",
         };
-        vec![SourceState {
+        let mut sources = vec![SourceState {
             name: "procfs".to_owned(),
             state: state.to_owned(),
             stale_since: None,
-            vms: u64::try_from(inventory.vms.len()).unwrap_or(u64::MAX),
-            rescans,
-        }]
+            vms: u64::try_from(others).unwrap_or(u64::MAX),
+            rescans: self.procfs.scans.load(Relaxed),
+        }];
+        sources.push(self.libvirt(u64::try_from(domains).unwrap_or(u64::MAX)));
+        sources
+    }
+
+    #[cfg(feature = "libvirt")]
+    fn libvirt(&self, vms: u64) -> SourceState {
+        let name = "libvirt".to_owned();
+        let Some(libvirt) = &self.libvirt else {
+            return SourceState {
+                name,
+                state: "off".to_owned(),
+                stale_since: None,
+                vms,
+                rescans: 0,
+            };
+        };
+        let health = libvirt.health();
+        let since = health.stale_since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
+        SourceState {
+            name,
+            state: health.state,
+            stale_since: since.map(|since| since.as_secs()),
+            vms,
+            rescans: libvirt.scans.load(Relaxed),
+        }
+    }
+
+    #[cfg(not(feature = "libvirt"))]
+    fn libvirt(&self, vms: u64) -> SourceState {
+        let state = match self.libvirt {
+            Some(()) | None => "not in this build".to_owned(),
+        };
+        SourceState { name: "libvirt".to_owned(), state, stale_since: None, vms, rescans: 0 }
     }
 
     fn vm(&self, vm: &inventory::Vm) -> Vm {
@@ -113,7 +156,7 @@ impl Reporter {
             state: vm.oper_state.name().to_owned(),
             cpu_ns: vm.slot.and_then(|slot| records?.vm_time_ns(slot)),
             vcpus: vm.vcpus.iter().map(|vcpu| reading(*vcpu, records)).collect(),
-            disks: Vec::new(),
+            disks: vm.disks.iter().map(disk).collect(),
         }
     }
 }
@@ -127,10 +170,14 @@ impl Source for Reporter {
             uptime_ns: u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX),
             agentx: self.agentx(),
             probe: self.probe(),
-            sources: self.sources(&inventory),
+            sources: self.sources(),
             vms: inventory.vms.iter().map(|vm| self.vm(vm)).collect(),
         }
     }
+}
+
+fn disk(disk: &inventory::Disk) -> Disk {
+    Disk { index: disk.index, target: disk.target.clone(), counted_by: None }
 }
 
 fn reading(vcpu: inventory::Vcpu, records: Option<&Records>) -> Vcpu {

@@ -70,6 +70,7 @@ pub(crate) fn running_vm(index: u32, vcpus: Vec<Vcpu>) -> Vm {
         pid: None,
         slot: Some(VmSlot(1)),
         vcpus,
+        disks: Vec::new(),
         nics: Vec::new(),
     }
 }

@@ -98,6 +98,7 @@ fn vm() -> impl Strategy<Value = Vm> {
             pid: None,
             slot,
             vcpus: cpus.3,
+            disks: Vec::new(),
             nics,
         },
     )

@@ -6,9 +6,15 @@ use std::{
     path::PathBuf,
     process::{ChildStdout, Command, Stdio},
     sync::OnceLock,
+    time::Instant,
 };
 
-use super::{Child, LabError};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use super::{Child, LabError, PATIENCE};
 
 /// A VM of a few octets of code that uses as much CPU as it is told to.
 #[derive(Debug)]
@@ -95,6 +101,7 @@ impl TinyGuest {
 
     /// `ready pid=1 tids=2,3`
     fn listen(&mut self) -> Result<(), LabError> {
+        self.wait_for_output()?;
         let mut line = String::new();
         let tids = match self.said.read_line(&mut line) {
             Ok(_) => line.trim_end().split_once("tids=").map(|(_, tids)| tids),
@@ -106,6 +113,30 @@ impl TinyGuest {
         self.tids = tids.split(',').filter_map(|tid| tid.parse().ok()).collect();
         Ok(())
     }
+
+    /// Waits for an answer or the end of the output. The guest writes an answer at once, so that reading the
+    /// line then blocks no more.
+    fn wait_for_output(&self) -> Result<(), LabError> {
+        let start = Instant::now();
+        loop {
+            let mut output = [PollFd::new(self.said.get_ref(), PollFlags::IN)];
+            match poll(&mut output, Some(&rest(start))) {
+                Ok(0) => {
+                    let what = format!("{} says which threads it has", self.child.program());
+                    return Err(LabError::TooLate { what, limit: PATIENCE });
+                }
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(&self.child, &error.to_string())),
+            }
+        }
+    }
+}
+
+/// The rest of [`PATIENCE`] since `start`.
+fn rest(start: Instant) -> Timespec {
+    let rest = PATIENCE.saturating_sub(start.elapsed());
+    Timespec { tv_sec: rest.as_secs().cast_signed(), tv_nsec: rest.subsec_nanos().into() }
 }
 
 fn failed(child: &Child, said: &str) -> LabError {

@@ -10,10 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{
-        AdminState, AutoStart, Memory, OperState, Persistence, Vcpu, Vm,
-        indexes::{Identity, Indexes},
-    },
+    super::{Memory, Vcpu, VmProcess},
     SharedTracker,
     process::{self, Thread},
     scan::{self, Roots, Scan},
@@ -28,16 +25,13 @@ pub(super) struct Machines {
     roots: Roots,
     tracker: Option<SharedTracker>,
     ticks_per_second: u64,
-    indexes: Indexes,
     known: BTreeMap<u32, Machine>,
     /// Slots of VMs that are gone. A view that is still in use may show them.
     retired: Vec<VmSlot>,
 }
 
 struct Machine {
-    start_ticks: u64,
-    identity: Identity,
-    vm: Vm,
+    vm: VmProcess,
     /// Its last thread has begun to exit: it is no VM any more, but its threads still run.
     ending: bool,
     /// A thread for which there is no record has been reported.
@@ -64,7 +58,6 @@ impl Machines {
             roots: Roots::default(),
             tracker,
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
-            indexes: Indexes::default(),
             known: BTreeMap::new(),
             retired: Vec::new(),
         }
@@ -86,7 +79,7 @@ impl Machines {
     }
 
     /// The VMs as they are known now.
-    pub(super) fn vms(&self) -> Vec<Vm> {
+    pub(super) fn vms(&self) -> Vec<VmProcess> {
         self.known.values().filter(|known| !known.ending).map(|known| known.vm.clone()).collect()
     }
 
@@ -120,7 +113,6 @@ impl Machines {
     pub(super) fn end(&mut self, pid: u32) {
         let Some(gone) = self.known.remove(&pid) else { return };
         info!(vm = gone.vm.name, pid, "VM ended");
-        self.indexes.release(gone.identity);
         self.retired.extend(gone.vm.slot);
     }
 
@@ -135,7 +127,7 @@ impl Machines {
             self.end(pid);
             return Found::Nothing;
         };
-        if self.known.get(&pid).is_some_and(|known| known.start_ticks != scan.start_ticks) {
+        if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.start_ticks) {
             // Another process with the same id. What the old one used must not become the new one's.
             self.end(pid);
             self.untrack_retired();
@@ -150,8 +142,7 @@ impl Machines {
         };
         let slot = slot_before.or_else(|| self.track_vm(pid));
         let (slots, moving) = self.track_threads(pid, slot, &scan);
-        let identity = self.identity(pid, &scan);
-        let vm = self.describe(identity, slot, &scan, &slots);
+        let vm = self.describe(slot, &scan, &slots);
         match (self.known.get_mut(&pid), pidfd) {
             (Some(known), _) => {
                 if known.vm != vm {
@@ -160,17 +151,9 @@ impl Machines {
                 known.vm = vm;
             }
             (None, Some(pidfd)) => {
-                info!(vm = vm.name, index = vm.index.0, pid, vcpus = vm.vcpus.len(), "VM found");
+                info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
                 let Ok(watched) = pidfd.try_clone() else { return Found::Nothing };
-                let start_ticks = scan.start_ticks;
-                let machine = Machine {
-                    start_ticks,
-                    identity,
-                    vm,
-                    ending: false,
-                    reported: false,
-                    _pidfd: pidfd,
-                };
+                let machine = Machine { vm, ending: false, reported: false, _pidfd: pidfd };
                 self.known.insert(pid, machine);
                 return Found::New(watched);
             }
@@ -232,32 +215,12 @@ impl Machines {
         (slots, !later.is_empty())
     }
 
-    /// Who this is: its UUID, unless another VM has the same.
-    fn identity(&self, pid: u32, scan: &Scan) -> Identity {
-        if let Some(known) = self.known.get(&pid) {
-            return known.identity;
-        }
-        let of_process = Identity::Process { pid, start_ticks: scan.start_ticks };
-        let Some(uuid) = scan.uuid else { return of_process };
-        let of_uuid = Identity::Uuid(uuid);
-        if self.known.values().any(|other| other.identity == of_uuid && !other.ending) {
-            warn!(
-                pid,
-                name = scan.name,
-                "another VM has the same UUID; this one gets an index of its own"
-            );
-            return of_process;
-        }
-        of_uuid
-    }
-
     fn describe(
-        &mut self,
-        identity: Identity,
+        &self,
         slot: Option<VmSlot>,
         scan: &Scan,
         slots: &HashMap<u32, ThreadSlot>,
-    ) -> Vm {
+    ) -> VmProcess {
         let mut vcpus: Vec<Vcpu> = scan
             .vcpus
             .iter()
@@ -266,24 +229,17 @@ impl Machines {
         vcpus.sort_by_key(|vcpu| vcpu.id);
         // A process may have two VMs, each with a vCPU 0.
         vcpus.dedup_by_key(|vcpu| vcpu.id);
-        Vm {
-            index: self.indexes.assign(identity),
+        VmProcess {
+            pid: scan.process.pid,
+            start_ticks: scan.start_ticks,
+            started_ns: ticks_to_ns(scan.start_ticks, self.ticks_per_second),
             name: scan.name.clone(),
             uuid: scan.uuid,
-            os_type: String::new(),
-            admin_state: AdminState::Running,
-            oper_state: OperState::Running,
-            auto_start: AutoStart::Unknown,
-            persistence: Persistence::Transient,
-            cpu_number: scan.cpus,
-            min_cpu_number: None,
-            max_cpu_number: Some(scan.max_cpus),
+            cpus: scan.cpus,
+            max_cpus: scan.max_cpus,
             memory: Memory { current: scan.memory, min: None, max: scan.max_memory },
-            started_ns: Some(ticks_to_ns(scan.start_ticks, self.ticks_per_second)),
-            pid: Some(scan.process.pid),
             slot,
             vcpus,
-            nics: Vec::new(),
         }
     }
 }

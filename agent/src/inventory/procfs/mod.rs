@@ -33,7 +33,7 @@ use std::{
 
 use kvmeter_common::EventKind;
 use thiserror::Error;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use self::{
     machines::{Found, Machines},
@@ -41,7 +41,7 @@ use self::{
     uevent::Uevent,
     watch::{Ready, Watch},
 };
-use super::Registry;
+use super::Assembly;
 use crate::{
     counters::{Records, Tracker},
     probe::Events,
@@ -105,7 +105,7 @@ impl Procfs {
     /// # Errors
     ///
     /// [`ProcfsError`]
-    pub fn start(registry: Arc<Registry>, counted: Option<Counted>) -> Result<Self, ProcfsError> {
+    pub fn start(assembly: Arc<Assembly>, counted: Option<Counted>) -> Result<Self, ProcfsError> {
         let failed = |what| move |source| ProcfsError::Watch { what, source };
         let watch = Watch::new().map_err(failed("epoll"))?;
         let stop = watch.stop().map_err(failed("eventfd"))?;
@@ -122,7 +122,7 @@ impl Procfs {
         }
         let statistics = Arc::new(Statistics::default());
         let mut source = Source {
-            registry,
+            assembly,
             watch,
             uevents,
             events,
@@ -166,7 +166,7 @@ impl Drop for Procfs {
 }
 
 struct Source {
-    registry: Arc<Registry>,
+    assembly: Arc<Assembly>,
     watch: Watch,
     uevents: OwnedFd,
     events: Option<Events>,
@@ -214,6 +214,7 @@ impl Source {
     fn take_events(&mut self) {
         let now = Instant::now();
         while let Some(event) = self.events.as_mut().and_then(Events::oldest) {
+            debug!(kind = event.kind, tgid = event.tgid, tid = event.tid, "event of the programs");
             match EventKind::from_u32(event.kind) {
                 Some(EventKind::Exec) => self.schedule.born(event.tgid, now),
                 Some(EventKind::VmExit) => self.machines.begin_end(event.tgid),
@@ -234,7 +235,9 @@ impl Source {
     fn take_uevents(&mut self) {
         loop {
             let now = Instant::now();
-            match uevent::next(&self.uevents) {
+            let next = uevent::next(&self.uevents);
+            debug!(?next, "uevent");
+            match next {
                 Ok(Some(Uevent::VmCreated(pid))) => self.schedule.born(pid, now),
                 Ok(Some(Uevent::VmDestroyed(pid))) => self.schedule.urgent(pid, now),
                 Ok(Some(Uevent::Cpus)) => self.cpus = Machines::cpus(),
@@ -299,11 +302,7 @@ impl Source {
 
     /// Readers see the new view before the slots of what is gone are free for others.
     fn publish(&mut self) {
-        self.registry.publish(
-            self.machines.vms(),
-            self.cpus.clone(),
-            crate::counters::since_boot_ns(),
-        );
+        self.assembly.set_processes(self.machines.vms(), self.cpus.clone());
         self.machines.untrack_retired();
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -76,10 +76,8 @@ impl Machine {
         // reads or writes it after this.
         unsafe { vm.set_user_memory_region(region) }.context("KVM refuses the guest's memory")?;
         // The signal that brings a vCPU's thread out of the guest. What matters is the interrupted call.
-        static HANDLER: OnceLock<()> = OnceLock::new();
-        HANDLER.get_or_init(|| {
-            let _ = register_signal_handler(SIGRTMIN(), on_signal);
-        });
+        register_signal_handler(SIGRTMIN(), on_signal)
+            .context("no handler for the signal that ends a vCPU")?;
         Ok(Self { vm, _memory: mapping, vcpus: Vec::new(), parked: Vec::new(), are_named })
     }
 

@@ -23,14 +23,14 @@ struct Options {
     #[arg(long)]
     name: Option<String>,
     /// vCPUs
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: u32,
     /// What the vCPUs do: busy, half, idle, with commas between them; the last is for all that follow
     #[arg(long, value_delimiter = ',', default_value = "idle")]
     duty: Vec<Duty>,
     /// Guest memory in MiB
-    #[arg(long, default_value_t = 16)]
-    memory: usize,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    memory: u32,
     /// Threads that the VMM starts and ends in a second, beside those of the vCPUs
     #[arg(long, default_value_t = 0)]
     churn: u32,
@@ -68,7 +68,7 @@ impl FromStr for Duty {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    let mut machine = Machine::new(options.memory << 20, !options.unnamed)?;
+    let mut machine = Machine::new(usize::try_from(options.memory)? << 20, !options.unnamed)?;
     let last = *options.duty.last().context("--duty names nothing")?;
     for id in 0..options.vcpus {
         let place = usize::try_from(id)?;

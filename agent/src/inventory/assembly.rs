@@ -1,0 +1,378 @@
+//! One set of VMs out of what each source knows.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    AdminState, AutoStart, Disk, DiskSize, Hypervisor, Memory, Nic, OperState, Persistence,
+    Registry, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm,
+    indexes::{Identity, Indexes, Part},
+    interfaces,
+};
+use crate::counters::{VmSlot, since_boot_ns};
+
+/// A VM as its process shows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct VmProcess {
+    /// Process id.
+    pub pid: u32,
+    /// Start in clock ticks since boot.
+    pub start_ticks: u64,
+    /// The same in ns.
+    pub started_ns: u64,
+    /// By its command line, or made of its program and process id.
+    pub name: String,
+    /// By its command line.
+    pub uuid: Option<[u8; 16]>,
+    /// vCPUs that it has.
+    pub cpus: u32,
+    /// vCPUs that it can have.
+    pub max_cpus: u32,
+    /// By its command line, or estimated.
+    pub memory: Memory,
+    /// The record of its process; `None` = not counted.
+    pub slot: Option<VmSlot>,
+    /// In ascending order of id, no id twice.
+    pub vcpus: Vec<Vcpu>,
+}
+
+/// A VM as libvirt knows it, running or not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Domain {
+    /// UUID in network byte order.
+    pub uuid: [u8; 16],
+    /// Name.
+    pub name: String,
+    /// libosinfo's id of the guest's system; empty = not known.
+    pub os_type: String,
+    /// vmAdminState.
+    pub admin_state: AdminState,
+    /// vmOperState.
+    pub oper_state: OperState,
+    /// Whether it has a process, by libvirt's word.
+    pub is_active: bool,
+    /// vmAutoStart.
+    pub auto_start: AutoStart,
+    /// vmPersistent.
+    pub persistence: Persistence,
+    /// vCPUs that are plugged in; `None` = not known.
+    pub cpus: Option<u32>,
+    /// vCPUs that it can have; `None` = not known.
+    pub max_cpus: Option<u32>,
+    /// Ids of the vCPUs, where the domain's description lists them.
+    pub vcpu_ids: Vec<u32>,
+    /// The memory columns.
+    pub memory: Memory,
+    /// In the order of the description.
+    pub disks: Vec<DomainDisk>,
+    /// In the order of the description.
+    pub nics: Vec<DomainNic>,
+}
+
+/// A disk of a [`Domain`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "the fields are those of `Disk`")]
+pub struct DomainDisk {
+    pub target: String,
+    pub source: StorageSource,
+    pub format: String,
+    pub resource: String,
+    pub access: StorageAccess,
+    pub media: StorageMedia,
+    pub bus: String,
+}
+
+/// A network interface of a [`Domain`].
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct DomainNic {
+    /// Link-layer address.
+    pub mac: Vec<u8>,
+    /// The host's interface.
+    pub device: Option<String>,
+    /// What the guest sees.
+    pub model: String,
+}
+
+/// Puts the VMs together and publishes them. Called by sources, never by a request.
+#[derive(Debug)]
+pub struct Assembly {
+    registry: Arc<Registry>,
+    /// Whether processes that are of no domain are VMs too.
+    shows_processes: bool,
+    parts: Mutex<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    indexes: Indexes,
+    processes: Vec<VmProcess>,
+    cpus: Vec<u32>,
+    domains: HashMap<[u8; 16], Domain>,
+    sizes: HashMap<([u8; 16], String), DiskSize>,
+    /// libvirt answers, so that what it says of a state holds.
+    is_libvirt_live: bool,
+    hypervisor: Hypervisor,
+}
+
+impl Assembly {
+    /// Publishes into `registry`, with indexes that are kept in `state_dir`.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, shows_processes: bool, state_dir: &Path) -> Self {
+        let hypervisor = registry.view().hypervisor.clone();
+        let parts = Parts {
+            indexes: Indexes::load(state_dir),
+            processes: Vec::new(),
+            cpus: Vec::new(),
+            domains: HashMap::new(),
+            sizes: HashMap::new(),
+            is_libvirt_live: false,
+            hypervisor,
+        };
+        Self { registry, shows_processes, parts: Mutex::new(parts) }
+    }
+
+    /// All VMs that are processes, and the online CPUs.
+    pub fn set_processes(&self, processes: Vec<VmProcess>, cpus: Vec<u32>) {
+        let mut parts = self.parts();
+        (parts.processes, parts.cpus) = (processes, cpus);
+        self.publish(&mut parts);
+    }
+
+    /// All domains of libvirt, which answers again.
+    pub fn set_domains(&self, domains: Vec<Domain>) {
+        let mut parts = self.parts();
+        parts.domains = domains.into_iter().map(|domain| (domain.uuid, domain)).collect();
+        let Parts { sizes, domains, .. } = &mut *parts;
+        sizes.retain(|(uuid, _), _| domains.contains_key(uuid));
+        parts.is_libvirt_live = true;
+        self.publish(&mut parts);
+    }
+
+    /// Some domains as they are now; `None` = it is gone.
+    pub fn update_domains(&self, changes: Vec<([u8; 16], Option<Domain>)>) {
+        let mut parts = self.parts();
+        for (uuid, domain) in changes {
+            match domain {
+                Some(domain) => {
+                    parts.domains.insert(uuid, domain);
+                }
+                None => {
+                    parts.domains.remove(&uuid);
+                    parts.sizes.retain(|(of, _), _| *of != uuid);
+                }
+            }
+        }
+        self.publish(&mut parts);
+    }
+
+    /// The sizes of a domain's disks, by their names in the guest.
+    pub fn set_sizes(&self, uuid: [u8; 16], sizes: Vec<(String, DiskSize)>) {
+        let mut parts = self.parts();
+        if parts.domains.contains_key(&uuid) {
+            parts.sizes.retain(|(of, _), _| *of != uuid);
+            parts.sizes.extend(sizes.into_iter().map(|(target, size)| ((uuid, target), size)));
+            self.publish(&mut parts);
+        }
+    }
+
+    /// What runs the VMs, by its own word.
+    pub fn set_hypervisor(&self, software: String, version: String) {
+        let mut parts = self.parts();
+        (parts.hypervisor.software, parts.hypervisor.version) = (software, version);
+        self.publish(&mut parts);
+    }
+
+    /// libvirt does not answer: what it said last stays, but for what the processes show.
+    pub fn libvirt_is_gone(&self) {
+        let mut parts = self.parts();
+        parts.is_libvirt_live = false;
+        self.publish(&mut parts);
+    }
+
+    /// How many domains and how many other processes there are.
+    pub fn counts(&self) -> (usize, usize) {
+        let parts = self.parts();
+        let all = self.registry.view().vms.len();
+        (parts.domains.len(), all.saturating_sub(parts.domains.len()))
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        // Whoever panicked left whole parts.
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, parts: &mut Parts) {
+        let vms = parts.compose(self.shows_processes);
+        parts.indexes.save();
+        self.registry.publish(vms, parts.cpus.clone(), &parts.hypervisor, since_boot_ns());
+    }
+}
+
+impl Parts {
+    fn compose(&mut self, shows_processes: bool) -> Vec<Vm> {
+        let mut uuids: Vec<[u8; 16]> = self.domains.keys().copied().collect();
+        // A full list comes in no order; without this, equal hosts would differ in their indexes.
+        uuids.sort_unstable();
+        let mut of_domains = HashSet::new();
+        let mut vms = Vec::with_capacity(uuids.len() + self.processes.len());
+        for uuid in &uuids {
+            let Some(domain) = self.domains.get(uuid).cloned() else { continue };
+            let process = self.process_of(&domain).cloned();
+            of_domains.extend(process.as_ref().map(|process| process.pid));
+            vms.push(self.domain(&domain, process.as_ref()));
+        }
+        let mut identities = HashSet::new();
+        if shows_processes {
+            let mut taken: HashSet<[u8; 16]> = uuids.into_iter().collect();
+            for process in self.processes.clone() {
+                if of_domains.contains(&process.pid) {
+                    continue;
+                }
+                let identity = match process.uuid {
+                    // Another VM has it too: only one can have its index.
+                    Some(uuid) if !taken.insert(uuid) => process.identity(),
+                    Some(uuid) => Identity::Uuid(uuid),
+                    None => process.identity(),
+                };
+                identities.insert(identity);
+                vms.push(self.process(&process, identity));
+            }
+        }
+        for gone in self.indexes.processes() {
+            if !identities.contains(&gone) {
+                self.indexes.release(gone);
+            }
+        }
+        vms
+    }
+
+    /// The process of a domain: libvirt starts QEMU with the domain's UUID and name.
+    fn process_of(&self, domain: &Domain) -> Option<&VmProcess> {
+        if !domain.is_active && self.is_libvirt_live {
+            return None;
+        }
+        let mut same = self.processes.iter().filter(|process| process.uuid == Some(domain.uuid));
+        same.clone().find(|process| process.name == domain.name).or_else(|| same.next())
+    }
+
+    fn domain(&mut self, domain: &Domain, process: Option<&VmProcess>) -> Vm {
+        let identity = Identity::Uuid(domain.uuid);
+        let index = self.indexes.assign(identity);
+        let (mut admin_state, mut oper_state) = (domain.admin_state, domain.oper_state);
+        if !self.is_libvirt_live && domain.is_active != process.is_some() {
+            // It was started, or it ended, while libvirt could not tell.
+            (admin_state, oper_state) = match process {
+                Some(_) => (AdminState::Running, OperState::Running),
+                None => (admin_state, OperState::Unknown),
+            };
+        }
+        let cpus = domain.cpus.or_else(|| process.map(|process| process.cpus)).unwrap_or(0);
+        let vcpus = match process {
+            Some(process) => process.vcpus.clone(),
+            None if domain.vcpu_ids.is_empty() => {
+                (0..cpus).map(|id| Vcpu { id, slot: None }).collect()
+            }
+            None => domain.vcpu_ids.iter().map(|&id| Vcpu { id, slot: None }).collect(),
+        };
+        let mut disks: Vec<Disk> =
+            domain.disks.iter().map(|disk| self.disk(domain.uuid, disk)).collect();
+        disks.sort_by_key(|disk| disk.index);
+        // Names are unique, but they are only text.
+        disks.dedup_by_key(|disk| disk.index);
+        let mut nics: Vec<Nic> =
+            domain.nics.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic)).collect();
+        nics.sort_by_key(|nic| nic.index);
+        nics.dedup_by_key(|nic| nic.index);
+        Vm {
+            index,
+            name: domain.name.clone(),
+            uuid: Some(domain.uuid),
+            os_type: domain.os_type.clone(),
+            admin_state,
+            oper_state,
+            auto_start: domain.auto_start,
+            persistence: domain.persistence,
+            cpu_number: cpus,
+            min_cpu_number: None,
+            max_cpu_number: domain.max_cpus.or_else(|| process.map(|process| process.max_cpus)),
+            memory: match process {
+                Some(process) if domain.memory == Memory::default() => process.memory,
+                _ => domain.memory,
+            },
+            started_ns: process.map(|process| process.started_ns),
+            pid: process.map(|process| process.pid),
+            slot: process.and_then(|process| process.slot),
+            vcpus,
+            disks,
+            nics,
+        }
+    }
+
+    fn disk(&mut self, uuid: [u8; 16], disk: &DomainDisk) -> Disk {
+        let index = self.indexes.assign_part(Identity::Uuid(uuid), Part::Disk(&disk.target));
+        let size = self.sizes.get(&(uuid, disk.target.clone())).copied().unwrap_or_default();
+        Disk {
+            index,
+            target: disk.target.clone(),
+            source: disk.source,
+            format: disk.format.clone(),
+            resource: disk.resource.clone(),
+            access: disk.access,
+            media: disk.media,
+            bus: disk.bus.clone(),
+            size,
+        }
+    }
+
+    fn nic(&mut self, identity: Identity, at: usize, nic: &DomainNic) -> Nic {
+        // Addresses need not be unique in a domain, and may be missing.
+        let key = match (&nic.mac[..], &nic.device) {
+            (&[], Some(device)) => device.clone(),
+            (&[], None) => format!("#{at}"),
+            (mac, _) => {
+                mac.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
+            }
+        };
+        let index = self.indexes.assign_part(identity, Part::Nic(&key));
+        let (if_index, parent_if_index) = nic.device.as_deref().map_or((0, 0), interfaces::numbers);
+        Nic {
+            index,
+            if_index,
+            parent_if_index,
+            model: nic.model.clone(),
+            phys_address: nic.mac.clone(),
+        }
+    }
+
+    fn process(&mut self, process: &VmProcess, identity: Identity) -> Vm {
+        Vm {
+            index: self.indexes.assign(identity),
+            name: process.name.clone(),
+            uuid: process.uuid,
+            os_type: String::new(),
+            admin_state: AdminState::Running,
+            oper_state: OperState::Running,
+            auto_start: AutoStart::Unknown,
+            persistence: Persistence::Transient,
+            cpu_number: process.cpus,
+            min_cpu_number: None,
+            max_cpu_number: Some(process.max_cpus),
+            memory: process.memory,
+            started_ns: Some(process.started_ns),
+            pid: Some(process.pid),
+            slot: process.slot,
+            vcpus: process.vcpus.clone(),
+            disks: Vec::new(),
+            nics: Vec::new(),
+        }
+    }
+}
+
+impl VmProcess {
+    const fn identity(&self) -> Identity {
+        Identity::Process { pid: self.pid, start_ticks: self.start_ticks }
+    }
+}

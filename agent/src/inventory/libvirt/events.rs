@@ -1,0 +1,269 @@
+//! The events of libvirt, which its bindings do not wrap: the one place that hands C a function of ours.
+//!
+//! The functions run on the thread of libvirt's event loop. They take the UUID out of the domain, which asks
+//! nobody, and put it into a channel; what has happened is looked at by another thread.
+
+#![expect(unsafe_code, reason = "libvirt calls back through C")]
+
+use std::{
+    ffi::{c_char, c_int, c_longlong, c_ulonglong, c_void},
+    mem,
+};
+
+use crossbeam_channel::Sender;
+use virt::{connect::Connect, error::Error, sys};
+
+/// What libvirt tells.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Event {
+    /// Something about the domain with this UUID is different.
+    Changed([u8; 16]),
+    /// The connection is lost.
+    Closed,
+}
+
+/// A function of another signature, as the call that registers it wants it.
+macro_rules! callback {
+    ($name:ident($($argument:ty),*)) => {
+        /// # Safety
+        ///
+        /// libvirt calls it with a valid domain, and with the pointer that was registered with it.
+        unsafe extern "C" fn $name(
+            _: sys::virConnectPtr,
+            domain: sys::virDomainPtr,
+            $(_: $argument,)*
+            sender: *mut c_void,
+        ) {
+            // SAFETY: as this function's own.
+            unsafe { changed(domain, sender) }
+        }
+    };
+}
+
+callback!(plain());
+callback!(one_int(c_int));
+callback!(one_text(*const c_char));
+callback!(text_and_int(*const c_char, c_int));
+callback!(text_and_two_ints(*const c_char, c_int, c_int));
+callback!(int_and_text(c_int, *const c_char));
+callback!(balloon(c_ulonglong));
+callback!(clock(c_longlong));
+callback!(three_texts_and_int(*const c_char, *const c_char, *const c_char, c_int));
+callback!(two_texts_and_int(*const c_char, *const c_char, c_int));
+callback!(job(sys::virTypedParameterPtr, c_int));
+callback!(memory_device(*const c_char, c_ulonglong));
+
+/// The life cycle has its own, which returns a number that nobody reads.
+///
+/// # Safety
+///
+/// As the others.
+unsafe extern "C" fn life_cycle(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _: c_int,
+    _: c_int,
+    sender: *mut c_void,
+) -> c_int {
+    // SAFETY: as this function's own.
+    unsafe { changed(domain, sender) };
+    0
+}
+
+/// # Safety
+///
+/// `domain` is valid, `sender` is what [`Registered::new`] registered and has not freed.
+unsafe fn changed(domain: sys::virDomainPtr, sender: *mut c_void) {
+    let mut uuid = [0; 16];
+    // SAFETY: it writes VIR_UUID_BUFLEN octets, which are 16.
+    if unsafe { sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) } == 0 {
+        // SAFETY: the sender lives until `free`, and is only read.
+        let sender = unsafe { &*sender.cast::<Sender<Event>>() };
+        // Nobody receives when the source has ended.
+        let _ = sender.send(Event::Changed(uuid));
+    }
+}
+
+/// # Safety
+///
+/// `sender` as in [`changed`].
+unsafe extern "C" fn closed(_: sys::virConnectPtr, _: c_int, sender: *mut c_void) {
+    // SAFETY: as in `changed`.
+    let sender = unsafe { &*sender.cast::<Sender<Event>>() };
+    let _ = sender.send(Event::Closed);
+}
+
+/// # Safety
+///
+/// `sender` came from [`Box::into_raw`], and nobody uses it any more: libvirt calls this last, and once.
+unsafe extern "C" fn free(sender: *mut c_void) {
+    // SAFETY: as this function's own.
+    drop(unsafe { Box::from_raw(sender.cast::<Sender<Event>>()) });
+}
+
+/// Events of all domains of a connection, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Registered<'a> {
+    connection: &'a Connect,
+    ids: Vec<c_int>,
+}
+
+impl<'a> Registered<'a> {
+    /// Registers for every kind that may change what is served. A kind that this daemon does not know is left
+    /// out; without the life cycle there is no source.
+    pub(super) fn new(connection: &'a Connect, sender: &Sender<Event>) -> Result<Self, Error> {
+        type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+        macro_rules! generic {
+            ($function:expr, $signature:ty) => {
+                // SAFETY: VIR_DOMAIN_EVENT_CALLBACK() of libvirt's header does the same; libvirt calls the
+                // function with the arguments of the event with whose number it is registered below.
+                unsafe { mem::transmute::<$signature, Generic>($function as $signature) }
+            };
+        }
+        type C = sys::virConnectPtr;
+        type D = sys::virDomainPtr;
+        type P = *mut c_void;
+        type T = *const c_char;
+        let kinds: [(sys::virDomainEventID, Generic); 20] = [
+            (
+                sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                generic!(life_cycle, unsafe extern "C" fn(C, D, c_int, c_int, P) -> c_int),
+            ),
+            (sys::VIR_DOMAIN_EVENT_ID_REBOOT, plain),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_RTC_CHANGE,
+                generic!(clock, unsafe extern "C" fn(C, D, c_longlong, P)),
+            ),
+            (sys::VIR_DOMAIN_EVENT_ID_CONTROL_ERROR, plain),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_IO_ERROR,
+                generic!(two_texts_and_int, unsafe extern "C" fn(C, D, T, T, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_WATCHDOG,
+                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_DISK_CHANGE,
+                generic!(three_texts_and_int, unsafe extern "C" fn(C, D, T, T, T, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_TRAY_CHANGE,
+                generic!(text_and_int, unsafe extern "C" fn(C, D, T, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_PMWAKEUP,
+                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_PMSUSPEND,
+                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE,
+                generic!(balloon, unsafe extern "C" fn(C, D, c_ulonglong, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_PMSUSPEND_DISK,
+                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+                generic!(one_text, unsafe extern "C" fn(C, D, T, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+                generic!(one_text, unsafe extern "C" fn(C, D, T, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
+                generic!(text_and_two_ints, unsafe extern "C" fn(C, D, T, c_int, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
+                generic!(job, unsafe extern "C" fn(C, D, sys::virTypedParameterPtr, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
+                generic!(int_and_text, unsafe extern "C" fn(C, D, c_int, T, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE,
+                generic!(memory_device, unsafe extern "C" fn(C, D, T, c_ulonglong, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION,
+                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_TUNABLE,
+                generic!(job, unsafe extern "C" fn(C, D, sys::virTypedParameterPtr, c_int, P)),
+            ),
+        ];
+        let mut registered = Self { connection, ids: Vec::with_capacity(kinds.len()) };
+        for (kind, function) in kinds {
+            match register(connection, kind, function, sender) {
+                Ok(id) => registered.ids.push(id),
+                Err(error) if kind == sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let sender = Box::into_raw(Box::new(sender.clone())).cast();
+        // SAFETY: the connection is open; `closed` and `free` have the signatures that are asked for, and
+        // `sender` is theirs from here on. Drivers without a connection to lose refuse it.
+        let refused = unsafe {
+            sys::virConnectRegisterCloseCallback(
+                connection.as_ptr(),
+                Some(closed),
+                sender,
+                Some(free),
+            )
+        } < 0;
+        if refused {
+            // SAFETY: libvirt has not kept it.
+            unsafe { free(sender) };
+        }
+        Ok(registered)
+    }
+}
+
+fn register(
+    connection: &Connect,
+    kind: sys::virDomainEventID,
+    function: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void),
+    sender: &Sender<Event>,
+) -> Result<c_int, Error> {
+    let sender = Box::into_raw(Box::new(sender.clone())).cast();
+    let kind = c_int::try_from(kind).unwrap_or(-1);
+    // SAFETY: the connection is open; without a domain the events of all are meant; the function takes the arguments
+    // of this kind, and `sender` belongs to it and to `free` from here on.
+    let id = unsafe {
+        sys::virConnectDomainEventRegisterAny(
+            connection.as_ptr(),
+            std::ptr::null_mut(),
+            kind,
+            Some(function),
+            sender,
+            Some(free),
+        )
+    };
+    if id < 0 {
+        // SAFETY: libvirt has not kept it.
+        unsafe { free(sender) };
+        return Err(Error::last_error());
+    }
+    Ok(id)
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the connection is open as long as it is borrowed, and the ids are its own. What fails here
+        // fails because the connection is lost.
+        unsafe {
+            for &id in &self.ids {
+                sys::virConnectDomainEventDeregisterAny(self.connection.as_ptr(), id);
+            }
+            sys::virConnectUnregisterCloseCallback(self.connection.as_ptr(), Some(closed));
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! The domains of libvirt, running or not.
+//!
+//! Three kinds of threads, so that nothing that hangs stops what does not need it: libvirt's event loop, which only
+//! puts events into a channel; the source itself, which asks for whatever an event is about, by calls that libvirt
+//! answers without the domain's monitor; and threads for the sizes of disks, which may have to wait for a QEMU
+//! that hangs. All connections are read-only.
+//!
+//! Nothing is refreshed by the clock. While libvirt does not answer, what it said last stays; the source waits for
+//! its socket to appear, and looks itself ever more seldom in case that cannot be seen.
+
+mod events;
+mod sizes;
+mod socket;
+mod state;
+pub mod xml;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, Once, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+use virt::{
+    connect::Connect,
+    domain::Domain as Handle,
+    error::{Error, ErrorNumber},
+    event::{event_register_default_impl, event_run_default_impl},
+};
+
+use super::{Assembly, AutoStart, Domain, Persistence};
+use events::{Event, Registered};
+use sizes::Sizes;
+use socket::Appearance;
+
+/// A call that takes longer is a libvirt that hangs, to whoever asks for the status.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Between two attempts to connect: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Where a socket cannot be watched (another host, another transport) there is no other way to see a daemon
+/// return.
+const BLIND_PAUSE: Duration = Duration::from_secs(2);
+
+/// What this source is doing, for the status.
+#[derive(Debug, Default)]
+pub struct Statistics {
+    /// Lists of all domains that were taken.
+    pub scans: AtomicU64,
+    /// Domains that were asked for because of an event.
+    pub looks: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Why there is no connection.
+    error: Option<String>,
+    /// Since when there is none.
+    lost: Option<SystemTime>,
+    /// When the call began that is not answered yet.
+    asked: Option<(Instant, SystemTime)>,
+    domains: u64,
+}
+
+/// How this source is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Health {
+    /// `live`, `stale`, or why there is no connection.
+    pub state: String,
+    /// Since when what it said may be old.
+    pub stale_since: Option<SystemTime>,
+    /// Domains that it knows.
+    pub domains: u64,
+}
+
+impl Statistics {
+    /// How the source is now.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let state = self.state();
+        let hangs = state.asked.filter(|(asked, _)| asked.elapsed() > SLOW);
+        let (text, stale_since) = match (&state.error, state.lost, hangs) {
+            (Some(error), since, _) => (error.clone(), since),
+            (None, _, Some((_, since))) => ("it does not answer".to_owned(), Some(since)),
+            (None, Some(since), None) => ("connecting".to_owned(), Some(since)),
+            (None, None, None) => ("live".to_owned(), None),
+        };
+        Health { state: text, stale_since, domains: state.domains }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lost(&self, error: String) {
+        let mut state = self.state();
+        state.error = Some(error);
+        state.lost.get_or_insert_with(SystemTime::now);
+    }
+
+    /// Notes that libvirt is asked, and that it has answered.
+    fn asking<T>(&self, ask: impl FnOnce() -> T) -> T {
+        self.state().asked = Some((Instant::now(), SystemTime::now()));
+        let answer = ask();
+        self.state().asked = None;
+        answer
+    }
+}
+
+/// Starts the source. It lives as long as the process: a call to a libvirt that hangs cannot be ended.
+///
+/// # Errors
+///
+/// When a thread cannot be started.
+pub fn start(uri: String, assembly: Arc<Assembly>) -> std::io::Result<Arc<Statistics>> {
+    let statistics = Arc::new(Statistics::default());
+    statistics.state().lost = Some(SystemTime::now());
+    let source = Source { uri, assembly, statistics: Arc::clone(&statistics) };
+    thread::Builder::new().name("libvirt".to_owned()).spawn(move || source.run())?;
+    Ok(statistics)
+}
+
+struct Source {
+    uri: String,
+    assembly: Arc<Assembly>,
+    statistics: Arc<Statistics>,
+}
+
+impl Source {
+    fn run(self) {
+        if let Err(error) = run_event_loop() {
+            warn!("No domains of libvirt are served: its event loop does not start: {error}");
+            self.statistics.lost(error.to_string());
+            return;
+        }
+        let sizes = Sizes::new(self.uri.clone(), Arc::clone(&self.assembly));
+        let mut pause = FIRST_PAUSE;
+        let mut reported = None;
+        loop {
+            // Before the attempt: a socket that appears during it is seen.
+            let appearance = Appearance::watch(&self.uri);
+            let connected = Instant::now();
+            let error = match self.serve(&sizes) {
+                Ok(()) => "the connection was closed".to_owned(),
+                Err(error) => error.message().to_owned(),
+            };
+            self.assembly.libvirt_is_gone();
+            self.statistics.lost(error.clone());
+            if connected.elapsed() > LAST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            if reported.as_ref() != Some(&error) {
+                warn!(uri = self.uri, error, "no libvirt; what it said last stays");
+                reported = Some(error);
+            }
+            pause = match appearance {
+                Some(appearance) => {
+                    if appearance.wait(pause) {
+                        FIRST_PAUSE
+                    } else {
+                        (pause * 2).min(LAST_PAUSE)
+                    }
+                }
+                None => {
+                    thread::sleep(pause);
+                    (pause * 2).min(BLIND_PAUSE)
+                }
+            };
+        }
+    }
+
+    /// Connects and follows the events until the connection is lost.
+    fn serve(&self, sizes: &Sizes) -> Result<(), Error> {
+        let ask = |what: &mut dyn FnMut() -> Result<(), Error>| self.statistics.asking(what);
+        let mut connection = None;
+        ask(&mut || {
+            connection = Some(Connect::open_read_only(Some(&self.uri))?);
+            Ok(())
+        })?;
+        let Some(connection) = connection else { return Ok(()) };
+        let (sender, receiver) = unbounded();
+        // Registered before the list is taken: what changes meanwhile is an event that waits.
+        let _registered = self.statistics.asking(|| Registered::new(&connection, &sender))?;
+        self.describe_hypervisor(&connection);
+        self.take_all(&connection, sizes)?;
+        {
+            let mut state = self.statistics.state();
+            (state.error, state.lost) = (None, None);
+        }
+        info!(uri = self.uri, domains = self.statistics.state().domains, "libvirt is live");
+        self.follow(&connection, &receiver, sizes);
+        Ok(())
+    }
+
+    fn describe_hypervisor(&self, connection: &Connect) {
+        let driver = self.statistics.asking(|| connection.driver_type());
+        let version = self.statistics.asking(|| connection.hyp_version());
+        if let (Ok(driver), Ok(version)) = (driver, version) {
+            // virConnectGetVersion(): major * 1,000,000 + minor * 1,000 + release
+            let version =
+                format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000);
+            self.assembly.set_hypervisor(driver, version);
+        }
+    }
+
+    fn take_all(&self, connection: &Connect, sizes: &Sizes) -> Result<(), Error> {
+        self.statistics.scans.fetch_add(1, Relaxed);
+        let handles = self.statistics.asking(|| connection.list_all_domains(0))?;
+        let domains: Vec<Domain> = handles
+            .iter()
+            .filter_map(|handle| match self.statistics.asking(|| describe(handle)) {
+                Ok(domain) => Some(domain),
+                Err(error) => {
+                    // It went between the list and this.
+                    debug!("A domain cannot be described: {}", error.message());
+                    None
+                }
+            })
+            .collect();
+        let uuids: Vec<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
+        self.statistics.state().domains = u64::try_from(domains.len()).unwrap_or(u64::MAX);
+        self.assembly.set_domains(domains);
+        for uuid in uuids {
+            sizes.ask(uuid);
+        }
+        Ok(())
+    }
+
+    fn follow(&self, connection: &Connect, receiver: &Receiver<Event>, sizes: &Sizes) {
+        while let Ok(first) = receiver.recv() {
+            // What has come meanwhile is answered together, each domain once.
+            let mut changed = BTreeSet::new();
+            for event in std::iter::once(first).chain(receiver.try_iter()) {
+                match event {
+                    Event::Changed(uuid) => {
+                        changed.insert(uuid);
+                    }
+                    Event::Closed => return,
+                }
+            }
+            let changes: Vec<_> = changed
+                .iter()
+                .filter_map(|&uuid| {
+                    self.statistics.looks.fetch_add(1, Relaxed);
+                    Some((uuid, self.statistics.asking(|| look(connection, uuid))?))
+                })
+                .collect();
+            let there: Vec<_> = changes
+                .iter()
+                .filter(|(_, domain)| domain.is_some())
+                .map(|(uuid, _)| *uuid)
+                .collect();
+            self.assembly.update_domains(changes);
+            let (domains, _) = self.assembly.counts();
+            self.statistics.state().domains = u64::try_from(domains).unwrap_or(u64::MAX);
+            for uuid in there {
+                sizes.ask(uuid);
+            }
+        }
+    }
+}
+
+/// A domain as it is now: `None` = libvirt did not say, `Some(None)` = it is gone.
+fn look(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domain>> {
+    let found = connection
+        .lookup_domain_by_uuid(Uuid::from_bytes(uuid))
+        .and_then(|handle| describe(&handle));
+    match found {
+        Ok(domain) => Some(Some(domain)),
+        Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoDomain) => Some(None),
+        Err(error) => {
+            debug!(uuid = %Uuid::from_bytes(uuid), "not described: {}", error.message());
+            None
+        }
+    }
+}
+
+/// Everything that libvirt tells of a domain without asking its monitor. What of it fails is not known.
+fn describe(handle: &Handle) -> Result<Domain, Error> {
+    let uuid = handle.uuid()?.into_bytes();
+    let name = handle.name()?;
+    let (state, reason) = handle.state()?;
+    let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
+    let (admin_state, oper_state) = state::of(state, reason, has_managed_save);
+    let told = match xml::parse(&handle.xml_desc(0)?) {
+        Ok(told) => told,
+        Err(error) => {
+            warn!(domain = name, "{error}; only its name and state are served");
+            xml::Description::default()
+        }
+    };
+    let auto_start = match handle.autostart() {
+        Ok(true) => AutoStart::Enabled,
+        Ok(false) => AutoStart::Disabled,
+        Err(_) => AutoStart::Unknown,
+    };
+    let persistence = match handle.is_persistent() {
+        Ok(true) => Persistence::Persistent,
+        Ok(false) => Persistence::Transient,
+        Err(_) => Persistence::Unknown,
+    };
+    Ok(Domain {
+        uuid,
+        name,
+        os_type: told.os,
+        admin_state,
+        oper_state,
+        is_active: handle.is_active().unwrap_or(true),
+        auto_start,
+        persistence,
+        cpus: told.vcpus,
+        max_cpus: told.max_vcpus,
+        vcpu_ids: told.vcpu_ids,
+        memory: told.memory,
+        disks: told.disks,
+        nics: told.nics,
+    })
+}
+
+/// libvirt has one event loop in a process, which must be there before a connection is made.
+fn run_event_loop() -> Result<(), Box<dyn std::error::Error>> {
+    static REGISTERED: Once = Once::new();
+    let mut result = Ok(());
+    REGISTERED.call_once(|| {
+        result = event_register_default_impl().map_err(Into::into).and_then(|()| {
+            let run = || loop {
+                if let Err(error) = event_run_default_impl() {
+                    warn!("libvirt's event loop: {}", error.message());
+                    // Only against a loop that fails at once, again and again.
+                    thread::sleep(FIRST_PAUSE);
+                }
+            };
+            thread::Builder::new().name("libvirt events".to_owned()).spawn(run)?;
+            Ok(())
+        });
+    });
+    result
+}

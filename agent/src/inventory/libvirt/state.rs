@@ -1,0 +1,129 @@
+//! The MIB's states out of libvirt's state *and* its reason.
+
+use virt::{
+    domain::{
+        DomainPausedReason as Paused, DomainShutoffReason as Shutoff, DomainState, DomainStateEnum,
+        DomainStateReason as Reason, DomainStateReasonEnum,
+    },
+    enumutil::Enum,
+};
+
+use super::super::{AdminState, OperState};
+
+/// What is asked of a domain, and what it does. `has_managed_save`: its memory waits in a file.
+pub(super) fn of(
+    state: DomainStateEnum,
+    reason: DomainStateReasonEnum,
+    has_managed_save: bool,
+) -> (AdminState, OperState) {
+    match state.unwrap_or(DomainState::NoState) {
+        DomainState::NoState => (AdminState::Running, OperState::Unknown),
+        // Blocked: it waits for something, as a running guest often does.
+        DomainState::Running | DomainState::Blocked => (AdminState::Running, OperState::Running),
+        DomainState::Paused => match reason {
+            Enum::Known(Reason::Paused(reason)) => paused(reason.unwrap_or(Paused::Unknown)),
+            _ => (AdminState::Paused, OperState::Paused),
+        },
+        DomainState::Shutdown => (AdminState::Shutdown, OperState::Shuttingdown),
+        DomainState::Shutoff if has_managed_save => (AdminState::Suspended, OperState::Suspended),
+        DomainState::Shutoff => match reason {
+            Enum::Known(Reason::Shutoff(reason))
+                if reason.is_known_and(|r| r == Shutoff::Crashed) =>
+            {
+                (AdminState::Shutdown, OperState::Crashed)
+            }
+            _ => (AdminState::Shutdown, OperState::Shutdown),
+        },
+        DomainState::Crashed => (AdminState::Running, OperState::Crashed),
+        // Its memory stays where it is.
+        DomainState::PMSuspended => (AdminState::Paused, OperState::Paused),
+    }
+}
+
+const fn paused(reason: Paused) -> (AdminState, OperState) {
+    match reason {
+        Paused::Migration | Paused::PostCopy | Paused::PostCopyFailed => {
+            (AdminState::Running, OperState::Migrating)
+        }
+        Paused::Save => (AdminState::Suspended, OperState::Suspending),
+        Paused::StartingUp => (AdminState::Running, OperState::Preparing),
+        Paused::Crashed => (AdminState::Running, OperState::Crashed),
+        Paused::ShuttingDown => (AdminState::Shutdown, OperState::Shuttingdown),
+        Paused::Unknown
+        | Paused::User
+        | Paused::Dump
+        | Paused::IOError
+        | Paused::Watchdog
+        | Paused::FromSnapshot
+        | Paused::Snapshot
+        | Paused::APIError => (AdminState::Paused, OperState::Paused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virt::{domain::DomainNoStateReason, sys};
+
+    use super::*;
+
+    #[test]
+    fn states_and_reasons() {
+        use AdminState as A;
+        use OperState as O;
+        let reason_of = |state: DomainState, reason: u32| match state {
+            DomainState::Paused => Reason::Paused(reason.into()),
+            DomainState::Shutoff => Reason::Shutoff(reason.into()),
+            _ => Reason::NoState(DomainNoStateReason::Unknown.into()),
+        };
+        for (state, reason, saved, expected) in [
+            (DomainState::NoState, 0, false, (A::Running, O::Unknown)),
+            (DomainState::Running, 0, false, (A::Running, O::Running)),
+            (DomainState::Blocked, 0, false, (A::Running, O::Running)),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_USER, false, (A::Paused, O::Paused)),
+            (
+                DomainState::Paused,
+                sys::VIR_DOMAIN_PAUSED_MIGRATION,
+                false,
+                (A::Running, O::Migrating),
+            ),
+            (
+                DomainState::Paused,
+                sys::VIR_DOMAIN_PAUSED_SAVE,
+                false,
+                (A::Suspended, O::Suspending),
+            ),
+            (
+                DomainState::Paused,
+                sys::VIR_DOMAIN_PAUSED_STARTING_UP,
+                false,
+                (A::Running, O::Preparing),
+            ),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_CRASHED, false, (A::Running, O::Crashed)),
+            (DomainState::Paused, 4711, false, (A::Paused, O::Paused)),
+            (DomainState::Shutdown, 0, false, (A::Shutdown, O::Shuttingdown)),
+            (
+                DomainState::Shutoff,
+                sys::VIR_DOMAIN_SHUTOFF_SAVED,
+                true,
+                (A::Suspended, O::Suspended),
+            ),
+            (
+                DomainState::Shutoff,
+                sys::VIR_DOMAIN_SHUTOFF_CRASHED,
+                false,
+                (A::Shutdown, O::Crashed),
+            ),
+            (
+                DomainState::Shutoff,
+                sys::VIR_DOMAIN_SHUTOFF_DESTROYED,
+                false,
+                (A::Shutdown, O::Shutdown),
+            ),
+            (DomainState::Crashed, 0, false, (A::Running, O::Crashed)),
+            (DomainState::PMSuspended, 0, false, (A::Paused, O::Paused)),
+        ] {
+            let seen = of(state.into(), Enum::Known(reason_of(state, reason)), saved);
+            assert_eq!(seen, expected, "{state:?} {reason}");
+        }
+    }
+}
