@@ -1,11 +1,11 @@
-//! What kvmeter costs, measured: `cargo xtask bench [NAME]`. Each figure is the median of many rounds, and what is
-//! compared is measured in turns in one run. The ledger beside this, README.md, keeps what was found.
+//! What kvmeter costs, measured: `cargo xtask bench [NAME]`. What counting costs the kernel, what a reading costs
+//! the agent, what an answer costs the MIB. README.md says how each is measured and keeps the figures.
 
-mod empty;
+mod machine;
+mod measure;
 mod read;
-mod rounds;
 mod switch;
-mod threads;
+mod tracked;
 mod view;
 
 use std::process::ExitCode;
@@ -18,26 +18,32 @@ use clap::{Parser, Subcommand};
 struct Cli {
     #[command(subcommand)]
     name: Option<Name>,
+    /// Rounds to measure; the more, the steadier the medians
+    #[arg(long, global = true, default_value_t = 100, value_parser = clap::value_parser!(u32).range(3..))]
+    rounds: u32,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Subcommand)]
 enum Name {
-    /// The program at each task switch, over an empty program, beside runqlat and cpudist
+    /// The programs at each task switch and wake-up, over empty programs, beside runqlat and cpudist
     Switch,
     /// A counter, beside the kernel's own files and libvirt
     Read,
-    /// A request, on 1,000 VMs with 16 vCPUs each
+    /// An answer of the MIB, on 1,000 VMs with 16 vCPUs each
     View,
 }
 
 fn main() -> ExitCode {
-    let all = [Name::Switch, Name::Read, Name::View];
-    let wanted = Cli::parse().name;
-    for name in all.iter().filter(|name| wanted.is_none_or(|wanted| wanted as u8 == **name as u8)) {
+    let Cli { name: wanted, rounds } = Cli::parse();
+    println!("{}", machine::description());
+    for name in [Name::Switch, Name::Read, Name::View] {
+        if wanted.is_some_and(|wanted| wanted != name) {
+            continue;
+        }
         let measured = match name {
-            Name::Switch => switch::run(),
-            Name::Read => read::run(),
-            Name::View => view::run(),
+            Name::Switch => switch::run(rounds),
+            Name::Read => read::run(rounds),
+            Name::View => view::run(rounds),
         };
         if let Err(error) = measured {
             eprintln!("{error:#}");

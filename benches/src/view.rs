@@ -1,103 +1,151 @@
-//! What answering a request costs, without the wire.
+//! What an answer of the MIB takes on a large host: 1,000 VMs of 16 vCPUs, 256 CPUs. The counters are made
+//! up, so that the time is the MIB's own.
 
+use anyhow::Context as _;
 use kvmeter::{
-    agentx::View as _,
+    agentx::{Lookup, View as _},
     counters::{Readings, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex,
     },
-    mib::View,
+    mib::{VM_MIB, View},
     snmp::Oid,
 };
 
-use crate::rounds::{print, time};
+use crate::measure::{Subject, compare, print};
 
 const VMS: u32 = 1000;
 const VCPUS: u32 = 16;
 const CPUS: u32 = 256;
-const CALLS: usize = 20_000;
 
-/// Counters without a clock: what is measured is the way to them.
-struct Still;
+/// vmTable, vmCpuTable and vmCpuAffinityTable below VM-MIB.
+const TABLES: [(&str, [u32; 2]); 3] =
+    [("vmTable", [1, 4]), ("vmCpuTable", [1, 5]), ("vmCpuAffinityTable", [1, 6])];
 
-impl Readings for Still {
-    fn vcpu_time_ns(&self, vcpu: ThreadSlot) -> Option<u64> {
-        Some(u64::from(vcpu.0))
+/// How many names of a table are asked for in turn.
+const NAMES: usize = 4096;
+/// Names are taken this far apart: a prime, so that they fall on all columns and rows.
+const STEP: usize = 7;
+/// Variables that one GetBulk asks for.
+const BULK: u32 = 64;
+
+/// Measures and prints.
+pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
+    let inventory = host()?;
+    let view = View::new(&inventory, &MadeUp);
+    let mut subjects = Vec::new();
+    for (table, suffix) in TABLES {
+        let mut below = VM_MIB;
+        for part in suffix {
+            below.push(part)?;
+        }
+        let names: Vec<Oid> = Walk { view, at: below }.step_by(STEP).take(NAMES).collect();
+        for name in &names {
+            let found = matches!(view.get(name), Lookup::Found(_));
+            anyhow::ensure!(found, "{name} is not there");
+        }
+        let (mut get, mut next) = (Cycle::new(names.clone())?, Cycle::new(names.clone())?);
+        let mut bulk = Cycle::new(names)?;
+        subjects.push(Subject::new(format!("get, {table}"), move || {
+            matches!(view.get(get.next()), Lookup::Found(_))
+        }));
+        subjects.push(Subject::new(format!("get-next, {table}"), move || {
+            view.get_next(next.next(), false, &Oid::empty()).is_some()
+        }));
+        let walk = move || (0..BULK).zip(Walk { view, at: *bulk.next() }).count();
+        subjects
+            .push(Subject::new(format!("each of {BULK} in a row, {table}"), walk).of_parts(BULK));
+    }
+    compare(&mut subjects, rounds);
+    print("an answer", &subjects);
+    Ok(())
+}
+
+/// The names after one another.
+struct Walk<'a> {
+    view: View<'a>,
+    at: Oid,
+}
+
+impl Iterator for Walk<'_> {
+    type Item = Oid;
+
+    fn next(&mut self) -> Option<Oid> {
+        let (name, _) = self.view.get_next(&self.at, false, &Oid::empty())?;
+        self.at = name;
+        Some(name)
+    }
+}
+
+/// Names, over and over.
+struct Cycle {
+    names: Vec<Oid>,
+    at: usize,
+}
+
+impl Cycle {
+    fn new(names: Vec<Oid>) -> anyhow::Result<Self> {
+        anyhow::ensure!(!names.is_empty(), "The table is empty");
+        Ok(Self { names, at: 0 })
     }
 
-    fn vm_time_ns(&self, vm: VmSlot) -> Option<u64> {
-        Some(u64::from(vm.0))
+    fn next(&mut self) -> &Oid {
+        self.at = (self.at + 1) % self.names.len();
+        &self.names[self.at]
+    }
+}
+
+fn host() -> anyhow::Result<Inventory> {
+    let vm = |index: u32| {
+        let vcpu = |id| {
+            let slot = u16::try_from((index - 1) * VCPUS + id + 1).context("Too many vCPUs")?;
+            Ok(Vcpu { id, slot: Some(ThreadSlot(slot)) })
+        };
+        anyhow::Ok(Vm {
+            index: VmIndex(index),
+            name: format!("vm{index}"),
+            uuid: Some([7; 16]),
+            os_type: String::new(),
+            admin_state: AdminState::Running,
+            oper_state: OperState::Running,
+            auto_start: AutoStart::Unknown,
+            persistence: Persistence::Unknown,
+            cpu_number: VCPUS,
+            min_cpu_number: None,
+            max_cpu_number: None,
+            memory: Memory { current: Some(1 << 32), min: None, max: Some(1 << 33) },
+            started_ns: Some(0),
+            pid: None,
+            slot: Some(VmSlot(u16::try_from(index)?)),
+            vcpus: (0..VCPUS).map(vcpu).collect::<anyhow::Result<_>>()?,
+            disks: Vec::new(),
+            nics: Vec::new(),
+        })
+    };
+    Ok(Inventory {
+        vms: (1..=VMS).map(vm).collect::<anyhow::Result<_>>()?,
+        cpus: (0..CPUS).collect(),
+        ..Inventory::default()
+    })
+}
+
+/// Counters that follow from their slots.
+struct MadeUp;
+
+impl Readings for MadeUp {
+    fn vcpu_time_ns(&self, ThreadSlot(slot): ThreadSlot) -> Option<u64> {
+        Some(u64::from(slot) * 1_234_567_891)
     }
 
-    fn may_run_on(&self, _: ThreadSlot, _: u32) -> Option<bool> {
-        Some(true)
+    fn vm_time_ns(&self, VmSlot(slot): VmSlot) -> Option<u64> {
+        Some(u64::from(slot) * 12_345_678_912)
+    }
+
+    fn may_run_on(&self, ThreadSlot(slot): ThreadSlot, cpu: u32) -> Option<bool> {
+        Some((u32::from(slot) + cpu).is_multiple_of(3))
     }
 
     fn since_boot_ns(&self) -> u64 {
         1
     }
-}
-
-pub(crate) fn run() -> anyhow::Result<()> {
-    println!("view: nanoseconds of one name, {VMS} VMs with {VCPUS} vCPUs on {CPUS} CPUs");
-    let inventory = inventory()?;
-    let view = View::new(&inventory, &Still);
-    let name = |parts: &[u32]| Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
-    let core_time = name(&[5, 1, 2, 700, 9]);
-    let vm_name = name(&[4, 1, 2, 700]);
-    let (mut table, mut affinity) = (name(&[5]), name(&[6]));
-    let follow = |at: &mut Oid, start: &[u32]| {
-        match view.get_next(at, false, &Oid::empty()) {
-            Some((next, _)) => *at = next,
-            None => *at = name(start),
-        }
-        u64::try_from(at.len()).unwrap_or(0)
-    };
-    let [get, get_text, walk, walk_affinity] = time([
-        (CALLS, &mut || {
-            u64::from(matches!(view.get(&core_time), kvmeter::agentx::Lookup::Found(_)))
-        }),
-        (CALLS, &mut || u64::from(matches!(view.get(&vm_name), kvmeter::agentx::Lookup::Found(_)))),
-        (CALLS, &mut || follow(&mut table, &[5])),
-        (CALLS, &mut || follow(&mut affinity, &[6])),
-    ]);
-    print("get of vmCpuCoreTime", get, None);
-    print("get of vmName", get_text, None);
-    print("get-next along vmCpuTable", walk, None);
-    print("get-next along vmCpuAffinityTable", walk_affinity, None);
-    println!();
-    Ok(())
-}
-
-fn inventory() -> anyhow::Result<Inventory> {
-    let mut vms = Vec::new();
-    for index in 1..=VMS {
-        let vcpus = (0..VCPUS)
-            .map(|id| {
-                let slot = u16::try_from(index * VCPUS + id)?;
-                Ok(Vcpu { id, slot: Some(ThreadSlot(slot)) })
-            })
-            .collect::<anyhow::Result<_>>()?;
-        vms.push(Vm {
-            index: VmIndex(index),
-            name: format!("vm{index}"),
-            uuid: None,
-            os_type: String::new(),
-            admin_state: AdminState::Running,
-            oper_state: OperState::Running,
-            auto_start: AutoStart::Unknown,
-            persistence: Persistence::Transient,
-            cpu_number: VCPUS,
-            min_cpu_number: None,
-            max_cpu_number: Some(VCPUS),
-            memory: Memory { current: Some(1 << 30), min: None, max: Some(1 << 30) },
-            started_ns: Some(0),
-            pid: None,
-            slot: Some(VmSlot(u16::try_from(index)?)),
-            vcpus,
-            disks: Vec::new(),
-            nics: Vec::new(),
-        });
-    }
-    Ok(Inventory { vms, cpus: (0..CPUS).collect(), ..Inventory::default() })
 }
