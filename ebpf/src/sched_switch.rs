@@ -24,16 +24,19 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     if prev_slot | next_slot == 0 {
         return 0;
     }
-    // SAFETY: no precondition. Once for both: it is more than half of what this program costs.
-    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: argument 0 is a bool in a register, argument 3 an unsigned int where the kernel has it.
+    let (preempted, state) = unsafe {
+        let state =
+            if kernel::SWITCH_HAS_STATE.load() != 0 { ctx.arg::<u32>(3) } else { prev.state() };
+        (*ctx.as_ptr().cast::<u64>() as u8 != 0, state)
+    };
+    let runnable = preempted || state == 0;
+    // The clock is more than half of what this program costs: it is read once for both, and not for a thread
+    // that goes to sleep.
+    // SAFETY: no precondition.
+    let now = if next_slot != 0 || runnable { unsafe { bpf_ktime_get_ns() } } else { 0 };
     if let Some(thread) = Thread::find(prev_slot, prev) {
-        // SAFETY: argument 0 is a bool in a register, argument 3 an unsigned int where the kernel has it.
-        let (preempted, state) = unsafe {
-            let state =
-                if kernel::SWITCH_HAS_STATE.load() != 0 { ctx.arg::<u32>(3) } else { prev.state() };
-            (*ctx.as_ptr().cast::<u64>() as u8 != 0, state)
-        };
-        leave(thread, prev, preempted || state == 0, now);
+        leave(thread, prev, runnable, now);
         if state & TASK_DEAD != 0 {
             finish(thread, prev);
         }

@@ -112,6 +112,9 @@ pub(crate) fn take_record(vm_slot: u16, vm: *mut VmRecord, tid: u32) -> Option<T
                 && slot != 0
                 && unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, owner) }
             {
+                // A program on another CPU may have written after the record was freed.
+                set!(record, run, word::UNKNOWN);
+                set!(record, wait, word::UNKNOWN);
                 return Some(Thread { slot, record });
             }
         }

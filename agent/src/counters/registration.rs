@@ -102,8 +102,12 @@ impl<R: AsRef<Records>> Registration<R> {
             let taken = self.records().threads_of(vm).find(|(_, record)| {
                 record.owner.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             });
-            if taken.is_some() {
-                return taken;
+            if let Some((slot, record)) = taken {
+                // A program on another CPU that had found the record may have written after it was freed.
+                for cell in [&record.run, &record.wait, &record.start] {
+                    cell.store(0, Ordering::Relaxed);
+                }
+                return Some((slot, record));
             }
             self.add_block(vm)?;
         }
