@@ -122,3 +122,46 @@ fn names(walk: &str) -> Vec<String> {
     assert!(names.iter().map(parts).is_sorted_by(|one, other| one < other), "{names:?}");
     names
 }
+
+#[test]
+fn a_manager_sets_the_two_switches_and_nothing_else() {
+    require!("ebpf", "snmpd");
+    let mut stage = Stage::new();
+    let set = |stage: &Stage, arguments: &[&str]| {
+        stage
+            .snmpd
+            .ask("snmpset", &["-On", "-cprivate"], arguments)
+            .map_err(|error| error.to_string())
+    };
+    const PER_VM: &str = "1.3.6.1.2.1.236.1.9.0";
+    const BULK: &str = "1.3.6.1.2.1.236.1.10.0";
+    let values = |stage: &mut Stage| {
+        (stage.number(&[9, 0], &[]).unwrap(), stage.number(&[10, 0], &[]).unwrap())
+    };
+    assert_eq!(values(&mut stage), (2, 2));
+    set(&stage, &[PER_VM, "i", "1", BULK, "i", "1"]).unwrap();
+    assert_eq!(values(&mut stage), (1, 1));
+    set(&stage, &[BULK, "i", "2"]).unwrap();
+    assert_eq!(values(&mut stage), (1, 2));
+
+    // All or nothing: the second of each is refused, and the first does not change.
+    for (arguments, reason) in [
+        ([PER_VM, "i", "2", BULK, "i", "3"], "wrongValue"),
+        ([PER_VM, "i", "2", BULK, "s", "x"], "wrongType"),
+        ([PER_VM, "i", "2", "1.3.6.1.2.1.236.1.10.1", "i", "1"], "noCreation"),
+        ([PER_VM, "i", "2", "1.3.6.1.2.1.236.1.2.0", "i", "1"], "notWritable"),
+        ([PER_VM, "i", "2", "1.3.6.1.2.1.236.1.4.1.5.1", "i", "4"], "notWritable"),
+    ] {
+        let refused = set(&stage, &arguments).unwrap_err();
+        assert!(refused.contains(reason), "{arguments:?}: {refused}");
+        assert_eq!(values(&mut stage), (1, 2), "{arguments:?}");
+    }
+
+    // What was set ends with the agent.
+    stage.agent.end().unwrap();
+    stage.agent.start().unwrap();
+    assert_eq!(values(&mut stage), (2, 2));
+    let capabilities = stage.snmpd.ask("snmpwalk", &["-On"], &["1.3.6.1.2.1.1.9.1"]).unwrap();
+    assert!(capabilities.contains("OID: .1.3.6.1.2.1.236"), "{capabilities}");
+    assert!(capabilities.contains("RFC 7666"), "{capabilities}");
+}

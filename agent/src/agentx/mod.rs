@@ -26,4 +26,4 @@ pub use session::{CommandError, Config, Handled, Lost, Session};
 pub use state::State;
 pub use statistics::{Latency, Phase, Statistics};
 pub use transport::{TransportConfig, run};
-pub use view::{Lookup, View};
+pub use view::{Lookup, SetError, View};

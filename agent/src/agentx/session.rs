@@ -43,6 +43,8 @@ pub struct Config {
     pub description: String,
     /// What to register. Requests for anything else do not come.
     pub subtrees: Vec<Oid>,
+    /// Rows for the master's sysORTable, with their texts (section 6.2.12), once everything is registered.
+    pub capabilities: Vec<(Oid, String)>,
     /// How long to wait for a Response, and (`o.timeout`, whole seconds from 1 to 255) how long the master is
     /// to wait for one.
     pub timeout: Duration,
@@ -60,6 +62,7 @@ impl Config {
             id: Oid::of(&[0, 0]),
             description: concat!("kvmeter ", env!("CARGO_PKG_VERSION")).to_owned(),
             subtrees,
+            capabilities: Vec::new(),
             timeout: Duration::from_secs(5),
             // A master that ends closes its socket, which is seen at once; the ping is for one that hangs.
             ping_interval: Duration::from_secs(30),
@@ -142,6 +145,8 @@ pub struct Session {
     /// When the last PDU came.
     heard: Option<Instant>,
     parse_errors: u32,
+    /// The SET that was tested last, until its CleanupSet.
+    transaction: Option<set::Transaction>,
     output: Vec<u8>,
     /// Octets at the beginning of `output` that were sent.
     sent: usize,
@@ -161,6 +166,7 @@ impl Session {
             deadline: None,
             heard: None,
             parse_errors: 0,
+            transaction: None,
             output: Vec::new(),
             sent: 0,
         }
@@ -228,6 +234,7 @@ impl Session {
         self.deadline = None;
         self.heard = None;
         self.parse_errors = 0;
+        self.transaction = None;
     }
 
     /// A PDU came. If it is a request its response is now in the output; `view` is what it is answered from.
@@ -353,7 +360,11 @@ impl Session {
         let header = &pdu.header;
         let established = self.state.session_id() == Some(header.session_id);
         if matches!(pdu.body, Body::CleanupSet) {
-            return if established { ResError::NO_ERROR } else { ResError::NOT_OPEN };
+            if !established {
+                return ResError::NOT_OPEN;
+            }
+            self.transaction = None;
+            return ResError::NO_ERROR;
         }
         let mut response = ResponseWriter::new(&mut self.output, header);
         let refused = if !established {
@@ -377,9 +388,14 @@ impl Session {
                 ranges.clone(),
                 &mut response,
             ),
-            Body::TestSet { bindings } => set::test(bindings),
-            Body::CommitSet => set::commit(),
-            Body::UndoSet => set::undo(),
+            Body::TestSet { bindings } => {
+                // One that was never cleaned up is of a master that has forgotten it.
+                self.transaction = None;
+                set::test(view, header.transaction_id, bindings.clone())
+                    .map(|transaction| self.transaction = Some(transaction))
+            }
+            Body::CommitSet => set::commit(view, header.transaction_id, self.transaction.as_mut()),
+            Body::UndoSet => set::undo(view, header.transaction_id, self.transaction.as_mut()),
             Body::Ping | Body::CleanupSet | Body::Close { .. } | Body::Response { .. } => Ok(()),
         };
         match answered {
@@ -451,6 +467,15 @@ impl Session {
             self.send(administrative::register(origin, &oid))?;
             self.state = State::Registering { session_id, packet_id: origin.packet_id, subtree };
             self.await_response(now);
+            return Ok(());
+        }
+        for at in 0..self.config.capabilities.len() {
+            let origin = self.origin();
+            if let Some((oid, text)) = self.config.capabilities.get(at) {
+                // Its Response is not waited for: a master that refuses serves all the same.
+                let pdu = administrative::add_agent_caps(origin, oid, text);
+                self.send(pdu)?;
+            }
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ pub mod vcpu;
 mod view;
 pub mod vm;
 
+pub use notification::Switches;
 pub use schema::VM_MIB;
 pub use text::text;
 pub use view::{Snapshot, View};

@@ -1,6 +1,8 @@
 //! The notifications, and the variables that belong to them.
 
-use crate::snmp::Value;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::{agentx::SetError, snmp::Value};
 
 use super::{
     convention::{TRUTH_VALUE, VIRTUAL_MACHINE_LIST},
@@ -8,7 +10,59 @@ use super::{
 };
 
 /// TruthValue.
+const TRUE: i32 = 1;
 const FALSE: i32 = 2;
+
+/// The two objects that a manager may set. A change lasts as long as the agent runs.
+#[derive(Debug, Default)]
+pub struct Switches {
+    /// vmPerVMNotificationsEnabled.
+    pub per_vm: AtomicBool,
+    /// vmBulkNotificationsEnabled.
+    pub bulk: AtomicBool,
+}
+
+/// Where there is nobody to set them.
+pub(super) static OFF: Switches = Switches::new(false, false);
+
+impl Switches {
+    /// As they are at the start.
+    #[must_use]
+    pub const fn new(per_vm: bool, bulk: bool) -> Self {
+        Self { per_vm: AtomicBool::new(per_vm), bulk: AtomicBool::new(bulk) }
+    }
+
+    /// The switch with the name that ends so, below vmObjects, and whether an instance of it is named.
+    fn named(&self, suffix: &[u32]) -> Option<(&AtomicBool, bool)> {
+        let (switch, instance) = match suffix {
+            [1, 9, instance @ ..] => (&self.per_vm, instance),
+            [1, 10, instance @ ..] => (&self.bulk, instance),
+            _ => return None,
+        };
+        Some((switch, instance == [0]))
+    }
+
+    /// RFC 3416 section 4.2.5, in its order.
+    pub(super) fn test(&self, suffix: &[u32], value: Option<Value<'_>>) -> Result<i32, SetError> {
+        let (_, exists) = self.named(suffix).ok_or(SetError::NotWritable)?;
+        match value {
+            Some(Value::Integer(TRUE | FALSE)) if !exists => Err(SetError::NoCreation),
+            Some(Value::Integer(number @ (TRUE | FALSE))) => Ok(number),
+            Some(Value::Integer(_)) => Err(SetError::WrongValue),
+            _ => Err(SetError::WrongType),
+        }
+    }
+
+    pub(super) fn set(&self, suffix: &[u32], value: i32) -> bool {
+        let Some((switch, true)) = self.named(suffix) else { return false };
+        switch.store(value == TRUE, Relaxed);
+        true
+    }
+}
+
+fn truth(switch: &AtomicBool) -> Option<Value<'static>> {
+    Some(Value::Integer(if switch.load(Relaxed) { TRUE } else { FALSE }))
+}
 
 /// The switches, and what bulk notifications carry.
 pub const VARIABLES: &[Object] = &[
@@ -18,7 +72,7 @@ pub const VARIABLES: &[Object] = &[
         Syntax::Convention(&TRUTH_VALUE),
         "Whether notifications of single virtual machines are sent. A change is forgotten when the \
             agent is initialised again.",
-        Getter::Scalar(|_| Some(Value::Integer(FALSE))),
+        Getter::Scalar(|view| truth(&view.switches.per_vm)),
     )
     .with_access(Access::ReadWrite),
     Object::read_only(
@@ -27,7 +81,7 @@ pub const VARIABLES: &[Object] = &[
         Syntax::Convention(&TRUTH_VALUE),
         "Whether notifications of several virtual machines at once are sent. A change is forgotten \
             when the agent is initialised again.",
-        Getter::Scalar(|_| Some(Value::Integer(FALSE))),
+        Getter::Scalar(|view| truth(&view.switches.bulk)),
     )
     .with_access(Access::ReadWrite),
     Object::read_only(

@@ -3,13 +3,14 @@
 use std::{fmt, ops::Deref};
 
 use crate::{
-    agentx::{self, Lookup},
+    agentx::{self, Lookup, SetError},
     counters::Readings,
     inventory::Inventory,
     snmp::{Oid, Value},
 };
 
 use super::{
+    notification::{OFF, Switches},
     rows::{MAX_INDEX_LEN, Row, Scalar, lower_bound, successor},
     schema::{Getter, LEAVES, Leaf, VM_MIB, VM_MIB_PARTS},
 };
@@ -20,13 +21,20 @@ use super::{
 pub struct View<'a> {
     pub(super) inventory: &'a Inventory,
     pub(super) readings: &'a dyn Readings,
+    pub(super) switches: &'a Switches,
 }
 
 impl<'a> View<'a> {
     /// The module over these VMs and their counters.
     #[must_use]
     pub const fn new(inventory: &'a Inventory, readings: &'a dyn Readings) -> Self {
-        Self { inventory, readings }
+        Self { inventory, readings, switches: &OFF }
+    }
+
+    /// The same with switches that a manager may set.
+    #[must_use]
+    pub const fn with_switches(self, switches: &'a Switches) -> Self {
+        Self { switches, ..self }
     }
 }
 
@@ -80,34 +88,46 @@ impl agentx::View for View<'_> {
     fn get_next(&self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'_>)> {
         self.from(start, include, end)
     }
+
+    fn test_set(&self, name: &Oid, value: Option<Value<'_>>) -> Result<i32, SetError> {
+        let suffix = name.strip_prefix(VM_MIB_PARTS).ok_or(SetError::NotWritable)?;
+        self.switches.test(suffix, value)
+    }
+
+    fn set(&self, name: &Oid, value: i32) -> bool {
+        name.strip_prefix(VM_MIB_PARTS).is_some_and(|suffix| self.switches.set(suffix, value))
+    }
 }
 
 /// A [`View`] that keeps the state of the inventory that it shows, for as long as an answer takes.
 #[derive(Debug)]
-pub struct Snapshot<I, R> {
+pub struct Snapshot<I, R, S> {
     inventory: I,
     readings: R,
+    switches: S,
 }
 
-impl<I, R> Snapshot<I, R>
+impl<I, R, S> Snapshot<I, R, S>
 where
     I: Deref<Target: Deref<Target = Inventory>>,
     R: Deref<Target = dyn Readings>,
+    S: Deref<Target = Switches>,
 {
     /// Keeps what a registry gave out.
-    pub const fn new(inventory: I, readings: R) -> Self {
-        Self { inventory, readings }
+    pub const fn new(inventory: I, readings: R, switches: S) -> Self {
+        Self { inventory, readings, switches }
     }
 
     fn view(&self) -> View<'_> {
-        View::new(&self.inventory, &*self.readings)
+        View::new(&self.inventory, &*self.readings).with_switches(&self.switches)
     }
 }
 
-impl<I, R> agentx::View for Snapshot<I, R>
+impl<I, R, S> agentx::View for Snapshot<I, R, S>
 where
     I: Deref<Target: Deref<Target = Inventory>>,
     R: Deref<Target = dyn Readings>,
+    S: Deref<Target = Switches>,
 {
     fn get(&self, name: &Oid) -> Lookup<'_> {
         self.view().exactly(name)
@@ -115,6 +135,14 @@ where
 
     fn get_next(&self, start: &Oid, include: bool, end: &Oid) -> Option<(Oid, Value<'_>)> {
         self.view().from(start, include, end)
+    }
+
+    fn test_set(&self, name: &Oid, value: Option<Value<'_>>) -> Result<i32, SetError> {
+        agentx::View::test_set(&self.view(), name, value)
+    }
+
+    fn set(&self, name: &Oid, value: i32) -> bool {
+        agentx::View::set(&self.view(), name, value)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
         Assembly, Hypervisor, Registry,
         procfs::{Counted, Procfs, ProcfsError},
     },
-    mib,
+    mib::{self, Switches},
     privileges::{self, PrivilegeError},
     probe::{Events, HOOKS, HookState, Probe, ProbeError, with_causes},
     status::{Server, server::ServerError},
@@ -34,6 +34,9 @@ use report::Reporter;
 
 /// How long the end may take that answers the status at the moment.
 const LAST_ANSWER: Duration = Duration::from_millis(500);
+
+/// What the master's sysORTable says of this agent.
+const CAPABILITIES: &str = "The MIB module of RFC 7666 for virtual machines on KVM";
 
 /// Why the agent cannot run. A lack of probes is no such reason: the VMs are served without counters then.
 #[derive(Debug, Error)]
@@ -98,6 +101,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         statistics: Arc::clone(&statistics),
     });
     let readings = reporter.readings();
+    let switches = Switches::new(config.notifications.per_vm, config.notifications.bulk);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -121,7 +125,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             }
             agentx::run(
                 transport(config),
-                || mib::Snapshot::new(registry.view(), Arc::clone(&readings)),
+                || mib::Snapshot::new(registry.view(), Arc::clone(&readings), &switches),
                 &statistics,
                 told_to_end(terminate, interrupt),
             )
@@ -182,6 +186,7 @@ fn hypervisor(config: &Config) -> Hypervisor {
 
 fn transport(config: &Config) -> TransportConfig {
     let mut session = agentx::Config::new(vec![mib::VM_MIB]);
+    session.capabilities = vec![(mib::VM_MIB, CAPABILITIES.to_owned())];
     session.timeout = config.agentx.timeout;
     session.ping_interval = config.agentx.ping;
     let mut transport = TransportConfig::new(config.agentx.address.clone(), session);
