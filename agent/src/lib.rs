@@ -8,7 +8,7 @@
 //! 4. [`mib`] is the schema of VM-MIB and answers get and get-next over the inventory and the counters.
 //! 5. [`agentx`] speaks RFC 2741 with the SNMP master; it knows a [`agentx::View`], not the MIB.
 //!
-//! [`run`](mod@run) puts them together. [`snmp`] holds the types that 4 and 5 share and imports nothing of ours.
+//! [`notify`] makes notifications of changes in 3, and 5 sends them. [`run`](mod@run) puts them together. [`snmp`] holds the types that 4 and 5 share and imports nothing of ours.
 
 pub mod agentx;
 pub mod check;
@@ -17,6 +17,7 @@ pub mod config;
 pub mod counters;
 pub mod inventory;
 pub mod mib;
+pub mod notify;
 pub mod privileges;
 pub mod probe;
 pub mod run;

@@ -152,11 +152,9 @@ fn check_session(byte_order: ByteOrder) {
             let config = TransportConfig::new(Address::Unix(socket), session);
             let view = FixedView::small();
             let stop = async { stop.await.unwrap() };
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap()
-                .block_on(run(config, || &view, &statistics, stop));
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(
+                run(config, || &view, tokio::sync::mpsc::channel(1).1, &statistics, stop),
+            );
         }
     });
 

@@ -55,7 +55,9 @@ impl Agent {
             async move {
                 let stop = async { stop.await.unwrap() };
                 let source = || Arc::clone(&view);
-                run(TransportConfig::new(address, config), source, &statistics, stop).await;
+                let notices = tokio::sync::mpsc::channel(1).1;
+                run(TransportConfig::new(address, config), source, notices, &statistics, stop)
+                    .await;
             }
         });
         Self { statistics, shutdown, task }

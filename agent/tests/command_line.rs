@@ -6,7 +6,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use kvmeter::status::Server;
-use kvmeter::status::model::{Agentx, Probe, ProbeMode, Report, Requests, SessionState};
+use kvmeter::status::model::{
+    Agentx, Notifications, Probe, ProbeMode, Report, Requests, SessionState,
+};
 
 fn kvmeter() -> Command {
     Command::new(env!("CARGO_BIN_EXE_kvmeter"))
@@ -165,6 +167,7 @@ fn status_shows_what_the_agent_reports() {
             errors: 0,
             latency: None,
         },
+        notifications: Notifications { changes: 5, sent: 3, dropped: 0, refused: 0 },
         probe: Probe {
             mode: ProbeMode::Degraded,
             hooks: vec![],

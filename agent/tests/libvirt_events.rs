@@ -5,14 +5,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use kvmeter::{
     agentx::{Lookup, View as _},
     counters::NotCounted,
-    inventory::{Assembly, Hypervisor, OperState, Registry, libvirt},
+    inventory::{
+        Assembly, Change, ChangeEvent, Hypervisor,
+        OperState::{self, Paused, Running, Shutdown, Suspended},
+        Registry, libvirt,
+    },
     mib,
     snmp::{Oid, Value},
 };
@@ -26,19 +30,27 @@ struct Host {
     connection: Connect,
     registry: Arc<Registry>,
     statistics: Arc<libvirt::Statistics>,
+    changes: mpsc::Receiver<Change>,
     _state: tempfile::TempDir,
 }
 
 impl Host {
     fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
+        let (tell, changes) = mpsc::channel();
         let registry = Arc::new(Registry::new(Hypervisor::default(), 0));
-        let assembly = Arc::new(Assembly::new(Arc::clone(&registry), false, state.path()));
+        let assembly = Arc::new(Assembly::new(
+            Arc::clone(&registry),
+            false,
+            state.path(),
+            Box::new(move |change| drop(tell.send(change))),
+        ));
         let statistics = libvirt::start("test:///default".to_owned(), assembly).unwrap();
         let host = Self {
             connection: Connect::open(Some("test:///default")).unwrap(),
             registry,
             statistics,
+            changes,
             _state: state,
         };
         wait_until(PATIENCE, "libvirt is live", || {
@@ -81,7 +93,7 @@ fn each_change_of_a_domain_is_seen_soon() {
     };
     // The driver has one domain from the beginning.
     let known = host.index("test").unwrap();
-    assert!(is(OperState::Running, known)(&host));
+    assert!(is(Running, known)(&host));
     assert_eq!(host.integer(&[2, 0]), Some(1));
 
     let xml = |name: &str, uuid: u8| {
@@ -100,22 +112,22 @@ fn each_change_of_a_domain_is_seen_soon() {
     let domain = domain.unwrap();
     let index = host.index("näme").unwrap();
     assert_eq!(host.integer(&[2, 0]), Some(2));
-    assert!(is(OperState::Shutdown, index)(&host));
+    assert!(is(Shutdown, index)(&host));
     // Persistent, one of two vCPUs, 8 MiB.
     assert_eq!(host.integer(&[4, 1, 8, index]), Some(2));
     assert_eq!(host.integer(&[4, 1, 9, index]), Some(1));
     assert_eq!(host.integer(&[4, 1, 11, index]), Some(2));
     assert_eq!(host.integer(&[4, 1, 13, index]), Some(8192));
 
-    host.expect("started", || domain.create().unwrap(), is(OperState::Running, index));
-    host.expect("paused", || domain.suspend().unwrap(), is(OperState::Paused, index));
+    host.expect("started", || domain.create().unwrap(), is(Running, index));
+    host.expect("paused", || domain.suspend().unwrap(), is(Paused, index));
     assert_eq!(host.integer(&[4, 1, 5, index]), Some(3));
-    host.expect("resumed", || domain.resume().unwrap(), is(OperState::Running, index));
-    host.expect("saved", || domain.managed_save(0).unwrap(), is(OperState::Suspended, index));
-    host.expect("restored", || domain.create().unwrap(), is(OperState::Running, index));
-    host.expect("shut down", || domain.shutdown().unwrap(), is(OperState::Shutdown, index));
-    host.expect("started again", || domain.create().unwrap(), is(OperState::Running, index));
-    host.expect("destroyed", || domain.destroy().unwrap(), is(OperState::Shutdown, index));
+    host.expect("resumed", || domain.resume().unwrap(), is(Running, index));
+    host.expect("saved", || domain.managed_save(0).unwrap(), is(Suspended, index));
+    host.expect("restored", || domain.create().unwrap(), is(Running, index));
+    host.expect("shut down", || domain.shutdown().unwrap(), is(Shutdown, index));
+    host.expect("started again", || domain.create().unwrap(), is(Running, index));
+    host.expect("destroyed", || domain.destroy().unwrap(), is(Shutdown, index));
     host.expect(
         "undefined",
         || domain.undefine().unwrap(),
@@ -152,6 +164,36 @@ fn each_change_of_a_domain_is_seen_soon() {
         domains[0].suspend().unwrap();
         domains[0].resume().unwrap();
     }
-    host.expect("the storm is over", || {}, is(OperState::Running, known));
+    host.expect("the storm is over", || {}, is(Running, known));
+
+    // Each change of that was told once, in order, with the state before it.
+    let told: Vec<Change> = host.changes.try_iter().collect();
+    let of = |index: u32| -> Vec<(OperState, ChangeEvent)> {
+        let its = told.iter().filter(|change| change.index.0 == index);
+        its.map(|change| (change.before, change.event)).collect()
+    };
+    let to = ChangeEvent::State;
+    let expected = [
+        (Shutdown, to(Running)),
+        (Running, to(Paused)),
+        (Paused, to(Running)),
+        (Running, to(Suspended)),
+        (Suspended, to(Running)),
+        (Running, to(Shutdown)),
+        (Shutdown, to(Running)),
+        (Running, to(Shutdown)),
+        (Shutdown, ChangeEvent::Deleted),
+    ];
+    // This driver tells of neither the beginning of a save nor of a restoration.
+    assert_eq!(of(index), expected);
+    assert_eq!(
+        of(other),
+        [(Shutdown, to(Running)), (Running, to(Shutdown)), (Shutdown, ChangeEvent::Deleted)]
+    );
+    let storm = of(known);
+    assert_eq!(storm.len(), 400, "each pause and each resumption, once");
+    for pair in storm.chunks(2) {
+        assert_eq!(pair, [(Running, to(Paused)), (Paused, to(Running))]);
+    }
     assert_eq!(host.statistics.health().state, "live");
 }

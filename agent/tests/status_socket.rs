@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use kvmeter::status::client::{self, ClientError};
 use kvmeter::status::model::{
-    Agentx, Disk, Hook, Latency, Probe, ProbeMode, Report, Requests, SessionState, SourceState,
-    Vcpu, Vm,
+    Agentx, Disk, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests, SessionState,
+    SourceState, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
 use kvmeter::status::text::Text;
@@ -52,6 +52,7 @@ fn report() -> Report {
             errors: 1,
             latency: Some(Latency { p50_us: 12, p99_us: 40, max_us: 310 }),
         },
+        notifications: Notifications { changes: 5, sent: 3, dropped: 0, refused: 0 },
         probe: Probe {
             mode: ProbeMode::Ebpf,
             hooks: vec![

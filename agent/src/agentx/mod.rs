@@ -13,6 +13,7 @@ mod address;
 mod administrative;
 mod backoff;
 pub mod codec;
+mod notice;
 mod request;
 mod session;
 mod set;
@@ -22,6 +23,7 @@ mod transport;
 mod view;
 
 pub use address::{Address, AddressError};
+pub use notice::{Notice, NoticeValue};
 pub use session::{CommandError, Config, Handled, Lost, Session};
 pub use state::State;
 pub use statistics::{Latency, Phase, Statistics};

@@ -41,6 +41,10 @@ pub struct Statistics {
     pub errors: AtomicU64,
     /// PDUs of the master that could not be parsed; requests among them are in `errors` too.
     pub parse_errors: AtomicU64,
+    /// agentx-Notify-PDUs that were sent.
+    pub notified: AtomicU64,
+    /// Notices that came while there was no session: nobody is told later what was true then.
+    pub unsent: AtomicU64,
     /// Responses of the master with an error.
     pub master_errors: AtomicU64,
     /// From the arrival of a request's last octets to the response's way into the socket.

@@ -6,12 +6,13 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
+    sync::mpsc::Receiver,
     time::{self, Instant},
 };
 use tracing::{debug, info, warn};
 
 use super::{
-    Address, Config, Lost, Session, State, Statistics, View,
+    Address, Config, Lost, Notice, Session, State, Statistics, View,
     backoff::Backoff,
     codec::{CloseReason, Inbox},
 };
@@ -63,10 +64,11 @@ enum ConnectionError {
 
 /// Serves views over a session with the master until `shutdown` is ready, then closes the session. A view is
 /// taken from `source` for each PDU, and given back before the next octet is read or written. Without PDUs it
-/// wakes up for the ping alone.
+/// wakes up for the ping alone. `notices` are sent as they come; those that come without a session are dropped.
 pub async fn run<S, V>(
     config: TransportConfig,
     source: S,
+    mut notices: Receiver<Notice>,
     statistics: &Statistics,
     shutdown: impl Future<Output = ()>,
 ) where
@@ -91,6 +93,7 @@ pub async fn run<S, V>(
                         session: &mut session,
                         inbox: &mut inbox,
                         source: &source,
+                        notices: &mut notices,
                         statistics,
                     };
                     let served = tokio::select! {
@@ -127,6 +130,9 @@ pub async fn run<S, V>(
             () = &mut shutdown => return,
             () = time::sleep(wait) => {}
         }
+        while notices.try_recv().is_ok() {
+            statistics.unsent.fetch_add(1, Relaxed);
+        }
     }
 }
 
@@ -158,6 +164,7 @@ struct Connection<'c, S> {
     session: &'c mut Session,
     inbox: &'c mut Inbox,
     source: &'c S,
+    notices: &'c mut Receiver<Notice>,
     statistics: &'c Statistics,
 }
 
@@ -189,6 +196,10 @@ where
                         Ok(_) => self.answer(arrived).await?,
                         Err(error) => return Err(ConnectionError::Broken(error)),
                     }
+                }
+                Some(notice) = self.notices.recv() => {
+                    self.notify(&notice);
+                    self.write().await?;
                 }
                 () = &mut timer => {
                     self.session.handle_timeout(Instant::now().into_std())?;
@@ -234,6 +245,16 @@ where
         self.write().await?;
         self.record_latency(&mut answered, arrived);
         Ok(())
+    }
+
+    /// What the master is told must be true now: there is no queue for a session that is not there yet.
+    fn notify(&mut self, notice: &Notice) {
+        let bindings = notice.bindings.iter().map(|(name, value)| (name, value.value()));
+        let counter = match self.session.notify(bindings) {
+            Ok(_) => &self.statistics.notified,
+            Err(_) => &self.statistics.unsent,
+        };
+        counter.fetch_add(1, Relaxed);
     }
 
     fn record_latency(&self, answered: &mut u32, arrived: std::time::Instant) {

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    AdminState, AutoStart, Disk, DiskSize, Hypervisor, Memory, Nic, OperState, Persistence,
+    AdminState, AutoStart, Change, Disk, DiskSize, Hypervisor, Memory, Nic, OperState, Persistence,
     Registry, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm,
+    change::Changes,
     indexes::{Identity, Indexes, Part},
     interfaces,
 };
@@ -115,12 +116,22 @@ struct Parts {
     /// libvirt answers, so that what it says of a state holds.
     is_libvirt_live: bool,
     hypervisor: Hypervisor,
+    changes: Changes,
+    /// Each source has told once what there is.
+    has_processes: bool,
+    has_domains: bool,
 }
 
 impl Assembly {
-    /// Publishes into `registry`, with indexes that are kept in `state_dir`.
+    /// Publishes into `registry`, with indexes that are kept in `state_dir`. `tell` gets every change of state
+    /// and must not wait.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, shows_processes: bool, state_dir: &Path) -> Self {
+    pub fn new(
+        registry: Arc<Registry>,
+        shows_processes: bool,
+        state_dir: &Path,
+        tell: Box<dyn Fn(Change) + Send + Sync>,
+    ) -> Self {
         let hypervisor = registry.view().hypervisor.clone();
         let parts = Parts {
             indexes: Indexes::load(state_dir),
@@ -130,6 +141,9 @@ impl Assembly {
             sizes: HashMap::new(),
             is_libvirt_live: false,
             hypervisor,
+            changes: Changes::new(tell),
+            has_processes: false,
+            has_domains: false,
         };
         Self { registry, shows_processes, parts: Mutex::new(parts) }
     }
@@ -138,7 +152,8 @@ impl Assembly {
     pub fn set_processes(&self, processes: Vec<VmProcess>, cpus: Vec<u32>) {
         let mut parts = self.parts();
         (parts.processes, parts.cpus) = (processes, cpus);
-        self.publish(&mut parts);
+        let is_first = !std::mem::replace(&mut parts.has_processes, true);
+        self.publish_as(&mut parts, is_first);
     }
 
     /// All domains of libvirt, which answers again.
@@ -148,12 +163,21 @@ impl Assembly {
         let Parts { sizes, domains, .. } = &mut *parts;
         sizes.retain(|(uuid, _), _| domains.contains_key(uuid));
         parts.is_libvirt_live = true;
-        self.publish(&mut parts);
+        let is_first = !std::mem::replace(&mut parts.has_domains, true);
+        self.publish_as(&mut parts, is_first);
     }
 
-    /// Some domains as they are now; `None` = it is gone.
-    pub fn update_domains(&self, changes: Vec<([u8; 16], Option<Domain>)>) {
+    /// Some domains as they are now (`None` = it is gone), after they went through these states.
+    pub fn update_domains(
+        &self,
+        changes: Vec<([u8; 16], Option<Domain>)>,
+        states: &[([u8; 16], OperState)],
+    ) {
         let mut parts = self.parts();
+        for &(uuid, state) in states {
+            let index = parts.indexes.assign(Identity::Uuid(uuid));
+            parts.changes.note(index, state);
+        }
         for (uuid, domain) in changes {
             match domain {
                 Some(domain) => {
@@ -205,8 +229,13 @@ impl Assembly {
     }
 
     fn publish(&self, parts: &mut Parts) {
+        self.publish_as(parts, false);
+    }
+
+    fn publish_as(&self, parts: &mut Parts, is_first: bool) {
         let vms = parts.compose(self.shows_processes);
         parts.indexes.save();
+        parts.changes.follow(&vms, is_first);
         self.registry.publish(vms, parts.cpus.clone(), &parts.hypervisor, since_boot_ns());
     }
 }
@@ -221,6 +250,11 @@ impl Parts {
         for uuid in &uuids {
             let Some(domain) = self.domains.get(uuid).cloned() else { continue };
             let process = self.process_of(&domain).cloned();
+            // Also one that libvirt has not told of yet, or not any more.
+            let is_its = |process: &&VmProcess| {
+                process.uuid == Some(domain.uuid) && process.name == domain.name
+            };
+            of_domains.extend(self.processes.iter().filter(is_its).map(|process| process.pid));
             of_domains.extend(process.as_ref().map(|process| process.pid));
             vms.push(self.domain(&domain, process.as_ref()));
         }

@@ -5,6 +5,7 @@
 //! not. [`Assembly`] makes one set of VMs out of both.
 
 mod assembly;
+mod change;
 mod indexes;
 mod interfaces;
 #[cfg(feature = "libvirt")]
@@ -14,6 +15,7 @@ pub mod procfs;
 mod registry;
 
 pub use assembly::{Assembly, Domain, DomainDisk, DomainNic, VmProcess};
+pub use change::{Change, ChangeEvent};
 pub use model::{
     AdminState, AutoStart, Disk, DiskSize, Hypervisor, Inventory, Memory, Nic, OperState,
     Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,

@@ -26,6 +26,7 @@ use crate::{
         procfs::{Counted, Procfs, ProcfsError},
     },
     mib::{self, Switches},
+    notify,
     privileges::{self, PrivilegeError},
     probe::{Events, HOOKS, HookState, Probe, ProbeError, with_causes},
     status::{Server, server::ServerError},
@@ -83,8 +84,13 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         }),
         _ => None,
     };
-    let assembly =
-        Arc::new(Assembly::new(Arc::clone(&registry), config.inventory.procfs, &config.state.dir));
+    let (sink, notifier, notices, notified) = notify::pipeline(config.notifications.bulk_window);
+    let assembly = Arc::new(Assembly::new(
+        Arc::clone(&registry),
+        config.inventory.procfs,
+        &config.state.dir,
+        Box::new(move |change| sink.note(change)),
+    ));
     // Also where only libvirt's domains are served: their processes are what is counted.
     let procfs = Procfs::start(Arc::clone(&assembly), counted)?;
     let libvirt = start_libvirt(config, &assembly);
@@ -99,9 +105,10 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         procfs: procfs.statistics(),
         libvirt,
         statistics: Arc::clone(&statistics),
+        notified,
     });
     let readings = reporter.readings();
-    let switches = Switches::new(config.notifications.per_vm, config.notifications.bulk);
+    let switches = Arc::new(Switches::new(config.notifications.per_vm, config.notifications.bulk));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -119,13 +126,16 @@ pub fn run(config: &Config) -> Result<(), RunError> {
                     warn!("`kvmeter status` finds nobody: {error}");
                 }
             });
+            let of_notifier = Arc::clone(&switches);
+            tokio::spawn(async move { notifier.run(&of_notifier).await });
             info!(vms = registry.view().vms.len(), master = %config.agentx.address, "serving");
             if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
                 warn!("Cannot tell the service manager that kvmeter is ready: {error}");
             }
             agentx::run(
                 transport(config),
-                || mib::Snapshot::new(registry.view(), Arc::clone(&readings), &switches),
+                || mib::Snapshot::new(registry.view(), Arc::clone(&readings), &*switches),
+                notices,
                 &statistics,
                 told_to_end(terminate, interrupt),
             )

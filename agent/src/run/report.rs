@@ -17,11 +17,12 @@ use crate::{
     config::Config,
     counters::{NotCounted, Readings, Records},
     inventory::{self, Assembly, Registry, procfs},
+    notify,
     status::{
         Source,
         model::{
-            Agentx, Disk, Hook, Latency, Probe, ProbeMode, Report, Requests, SessionState,
-            SourceState, Vcpu, Vm,
+            Agentx, Disk, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
+            SessionState, SourceState, Vcpu, Vm,
         },
     },
 };
@@ -39,6 +40,7 @@ pub(super) struct Reporter {
     #[cfg(not(feature = "libvirt"))]
     pub(super) libvirt: Option<()>,
     pub(super) statistics: Arc<Statistics>,
+    pub(super) notified: Arc<notify::Statistics>,
 }
 
 impl Reporter {
@@ -75,6 +77,16 @@ impl Reporter {
                 p99_us: microseconds(statistics.latency.quantile(990)),
                 max_us: microseconds(statistics.latency.max()),
             }),
+        }
+    }
+
+    fn notifications(&self) -> Notifications {
+        let dropped = self.notified.dropped.load(Relaxed);
+        Notifications {
+            changes: self.notified.changes.load(Relaxed),
+            sent: self.statistics.notified.load(Relaxed),
+            dropped: dropped.saturating_add(self.statistics.unsent.load(Relaxed)),
+            refused: self.statistics.master_errors.load(Relaxed),
         }
     }
 
@@ -169,6 +181,7 @@ impl Source for Reporter {
             pid: std::process::id(),
             uptime_ns: u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX),
             agentx: self.agentx(),
+            notifications: self.notifications(),
             probe: self.probe(),
             sources: self.sources(),
             vms: inventory.vms.iter().map(|vm| self.vm(vm)).collect(),

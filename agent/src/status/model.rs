@@ -14,6 +14,8 @@ pub struct Report {
     pub uptime_ns: u64,
     /// The session with the SNMP master.
     pub agentx: Agentx,
+    /// What is told without being asked for.
+    pub notifications: Notifications,
     /// The BPF programs.
     pub probe: Probe,
     /// Where VMs come from.
@@ -41,6 +43,19 @@ pub struct Agentx {
     pub errors: u64,
     /// From the last octet of a request to the first of its answer; `None` = nothing answered yet.
     pub latency: Option<Latency>,
+}
+
+/// Notifications since the agent started.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Notifications {
+    /// Changes of state that VMs went through, told or not.
+    pub changes: u64,
+    /// Notifications that were sent to the master.
+    pub sent: u64,
+    /// What found a queue full, or no session.
+    pub dropped: u64,
+    /// PDUs of the agent that the master answered with an error.
+    pub refused: u64,
 }
 
 /// How far a session is.

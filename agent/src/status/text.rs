@@ -14,13 +14,18 @@ pub struct Text<'a>(pub &'a Report);
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { version, pid, uptime_ns, agentx, probe, sources, vms } = self.0;
+        let Report { version, pid, uptime_ns, agentx, notifications, probe, sources, vms } = self.0;
         writeln!(
             f,
             "kvmeter {version}, pid {pid}, up {}\n",
             Ago(Duration::from_nanos(*uptime_ns))
         )?;
         session(f, agentx)?;
+        writeln!(
+            f,
+            "Told    {} changes of state; {} notifications sent, {} dropped, {} PDUs refused by the master",
+            notifications.changes, notifications.sent, notifications.dropped, notifications.refused
+        )?;
         programs(f, probe)?;
         f.write_char('\n')?;
         hooks(&probe.hooks).fmt(f)?;

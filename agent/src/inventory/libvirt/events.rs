@@ -18,6 +18,8 @@ use virt::{connect::Connect, error::Error, sys};
 pub(super) enum Event {
     /// Something about the domain with this UUID is different.
     Changed([u8; 16]),
+    /// The same, and what has happened: virDomainEventType and the detail that belongs to it.
+    LifeCycle([u8; 16], c_int, c_int),
     /// The connection is lost.
     Closed,
     /// Not of libvirt: somebody wants to know whether it answers.
@@ -63,12 +65,12 @@ callback!(memory_device(*const c_char, c_ulonglong));
 unsafe extern "C" fn life_cycle(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
-    _: c_int,
-    _: c_int,
+    event: c_int,
+    detail: c_int,
     sender: *mut c_void,
 ) -> c_int {
     // SAFETY: as this function's own.
-    unsafe { changed(domain, sender) };
+    unsafe { send(domain, sender, |uuid| Event::LifeCycle(uuid, event, detail)) };
     0
 }
 
@@ -76,13 +78,25 @@ unsafe extern "C" fn life_cycle(
 ///
 /// `domain` is valid, `sender` is what [`Registered::new`] registered and has not freed.
 unsafe fn changed(domain: sys::virDomainPtr, sender: *mut c_void) {
+    // SAFETY: as this function's own.
+    unsafe { send(domain, sender, Event::Changed) };
+}
+
+/// # Safety
+///
+/// As [`changed`].
+unsafe fn send(
+    domain: sys::virDomainPtr,
+    sender: *mut c_void,
+    event: impl FnOnce([u8; 16]) -> Event,
+) {
     let mut uuid = [0; 16];
     // SAFETY: it writes VIR_UUID_BUFLEN octets, which are 16.
     if unsafe { sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) } == 0 {
         // SAFETY: the sender lives until `free`, and is only read.
         let sender = unsafe { &*sender.cast::<Sender<Event>>() };
         // Nobody receives when the source has ended.
-        let _ = sender.send(Event::Changed(uuid));
+        let _ = sender.send(event(uuid));
     }
 }
 

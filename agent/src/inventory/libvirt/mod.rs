@@ -15,7 +15,8 @@ mod state;
 pub mod xml;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    ffi::c_int,
     sync::{
         Arc, Mutex, Once, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -248,10 +249,15 @@ impl Source {
         while let Ok(first) = receiver.recv() {
             // What has come meanwhile is answered together, each domain once.
             let mut changed = BTreeSet::new();
+            let mut happened: BTreeMap<[u8; 16], Vec<(c_int, c_int)>> = BTreeMap::new();
             for event in std::iter::once(first).chain(receiver.try_iter()) {
                 match event {
                     Event::Changed(uuid) => {
                         changed.insert(uuid);
+                    }
+                    Event::LifeCycle(uuid, event, detail) => {
+                        changed.insert(uuid);
+                        happened.entry(uuid).or_default().push((event, detail));
                     }
                     Event::Closed => return,
                     Event::Ping(reply) => {
@@ -277,7 +283,17 @@ impl Source {
                 .filter(|(_, domain)| domain.is_some())
                 .map(|(uuid, _)| *uuid)
                 .collect();
-            self.assembly.update_domains(changes);
+            let now = |uuid: &[u8; 16]| {
+                let change = changes.iter().find(|(changed, _)| changed == uuid);
+                change.and_then(|(_, domain)| Some(domain.as_ref()?.oper_state))
+            };
+            let states: Vec<_> = happened
+                .iter()
+                .flat_map(|(uuid, events)| {
+                    state::through(events, now(uuid)).into_iter().map(|state| (*uuid, state))
+                })
+                .collect();
+            self.assembly.update_domains(changes, &states);
             let (domains, _) = self.assembly.counts();
             self.statistics.state().domains = u64::try_from(domains).unwrap_or(u64::MAX);
             for uuid in there {

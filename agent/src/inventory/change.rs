@@ -1,0 +1,124 @@
+//! Changes of state of VMs, in the order in which they happened.
+
+use std::{collections::HashMap, fmt};
+
+use super::{OperState, Persistence, Vm, VmIndex};
+
+/// What happened to a VM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Change {
+    /// vmIndex; also of a VM that is gone.
+    pub index: VmIndex,
+    /// vmName.
+    pub name: String,
+    /// vmUUID.
+    pub uuid: Option<[u8; 16]>,
+    /// vmPersistent.
+    pub persistence: Persistence,
+    /// The state that it was in.
+    pub before: OperState,
+    /// What it came to.
+    pub event: ChangeEvent,
+}
+
+/// What a VM came to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ChangeEvent {
+    /// Another state.
+    State(OperState),
+    /// It is no more.
+    Deleted,
+}
+
+/// Tells changes to whoever wants to know, each once.
+pub(super) struct Changes {
+    tell: Box<dyn Fn(Change) + Send + Sync>,
+    /// What was told last of each VM.
+    told: HashMap<VmIndex, Told>,
+}
+
+#[derive(Debug)]
+struct Told {
+    name: String,
+    uuid: Option<[u8; 16]>,
+    persistence: Persistence,
+    state: OperState,
+}
+
+impl Changes {
+    pub(super) fn new(tell: Box<dyn Fn(Change) + Send + Sync>) -> Self {
+        Self { tell, told: HashMap::new() }
+    }
+
+    /// A VM went through a state that no view may have shown.
+    pub(super) fn note(&mut self, index: VmIndex, state: OperState) {
+        if let Some(told) = self.told.get_mut(&index)
+            && told.state != state
+        {
+            let before = std::mem::replace(&mut told.state, state);
+            (self.tell)(told.change(index, before, ChangeEvent::State(state)));
+        }
+    }
+
+    /// These are the VMs now. `is_first`: what a source knows of old is no change.
+    pub(super) fn follow(&mut self, vms: &[Vm], is_first: bool) {
+        let gone: Vec<VmIndex> = self
+            .told
+            .keys()
+            .filter(|index| vms.iter().all(|vm| vm.index != **index))
+            .copied()
+            .collect();
+        for index in gone {
+            if let Some(mut told) = self.told.remove(&index) {
+                let is_down = matches!(
+                    told.state,
+                    OperState::Shutdown | OperState::Suspended | OperState::Crashed
+                );
+                if !is_down {
+                    // A process that has ended.
+                    let before = std::mem::replace(&mut told.state, OperState::Shutdown);
+                    (self.tell)(told.change(
+                        index,
+                        before,
+                        ChangeEvent::State(OperState::Shutdown),
+                    ));
+                }
+                (self.tell)(told.change(index, told.state, ChangeEvent::Deleted));
+            }
+        }
+        for vm in vms {
+            let known = self.told.get(&vm.index).map(|told| told.state);
+            let told = Told {
+                name: vm.name.clone(),
+                uuid: vm.uuid,
+                persistence: vm.persistence,
+                state: vm.oper_state,
+            };
+            // A VM that was not known was not running.
+            let before = known.unwrap_or(OperState::Shutdown);
+            if before != vm.oper_state && !(is_first && known.is_none()) {
+                (self.tell)(told.change(vm.index, before, ChangeEvent::State(vm.oper_state)));
+            }
+            self.told.insert(vm.index, told);
+        }
+    }
+}
+
+impl Told {
+    fn change(&self, index: VmIndex, before: OperState, event: ChangeEvent) -> Change {
+        Change {
+            index,
+            name: self.name.clone(),
+            uuid: self.uuid,
+            persistence: self.persistence,
+            before,
+            event,
+        }
+    }
+}
+
+impl fmt::Debug for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes").field("told", &self.told).finish_non_exhaustive()
+    }
+}

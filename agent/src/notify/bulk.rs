@@ -1,0 +1,65 @@
+//! Changes that are told together: all of one kind within a window.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::notice::{TO_BULK, number, of_many};
+use crate::{agentx::Notice, inventory::Change};
+
+/// An index beyond would make a list that fits into no PDU; so many VMs no host has.
+const LAST_INDEX: u32 = 8 * 60_000;
+
+/// The VMs that came to each kind of event in this window.
+#[derive(Debug, Default)]
+pub(super) struct Bulk {
+    affected: BTreeMap<u32, BTreeSet<u32>>,
+}
+
+impl Bulk {
+    /// Notes a change; whether there is a notification for it.
+    pub(super) fn gather(&mut self, change: &Change) -> bool {
+        let index = change.index.0;
+        match number(change.event) {
+            Some(number) if index <= LAST_INDEX => {
+                self.affected.entry(number + TO_BULK).or_default().insert(index);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// One notification for each kind, and an empty window.
+    pub(super) fn take(&mut self) -> Vec<Notice> {
+        let affected = std::mem::take(&mut self.affected);
+        affected.into_iter().map(|(number, indexes)| of_many(number, list(&indexes))).collect()
+    }
+}
+
+/// VirtualMachineList: the bit of vmIndex 1 is the first of the first octet. As short as the largest index allows.
+fn list(indexes: &BTreeSet<u32>) -> Vec<u8> {
+    let last = indexes.last().copied().unwrap_or(0);
+    let mut octets = vec![0; usize::try_from(last.div_ceil(8)).unwrap_or(0)];
+    for index in indexes.iter().filter_map(|index| index.checked_sub(1)) {
+        if let Some(octet) = usize::try_from(index / 8).ok().and_then(|at| octets.get_mut(at)) {
+            *octet |= 0x80 >> (index % 8);
+        }
+    }
+    octets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_as_short_as_they_can_be() {
+        for (indexes, octets) in [
+            (&[1][..], &[0x80][..]),
+            (&[8], &[0x01]),
+            (&[9], &[0, 0x80]),
+            (&[1, 2, 16], &[0xc0, 0x01]),
+            (&[], &[]),
+        ] {
+            assert_eq!(list(&indexes.iter().copied().collect()), octets, "{indexes:?}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Changes of state of VMs → the notifications of RFC 7666, one by one and in bulk.
+//!
+//! A [`Change`] has everything that its notification carries: nothing is asked when it is sent. The queues are
+//! bounded; what finds one full is dropped and counted, never waited for.
+
+mod bulk;
+mod notice;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc::{Receiver, Sender, channel},
+    time::{Instant, sleep_until},
+};
+
+use crate::{agentx::Notice, inventory::Change, mib::Switches};
+use bulk::Bulk;
+
+/// Changes that may wait: 1,000 VMs that start, pause, go on and end at once.
+const QUEUE: usize = 8192;
+
+/// Notifications that may wait for the session, which takes them as fast as the master does.
+const NOTICES: usize = 2048;
+
+/// Counts since the start of the agent.
+#[derive(Debug, Default)]
+pub struct Statistics {
+    /// Changes that VMs went through.
+    pub changes: AtomicU64,
+    /// Notifications that were given to the session.
+    pub notices: AtomicU64,
+    /// Changes and notifications that found a queue full.
+    pub dropped: AtomicU64,
+}
+
+/// Takes changes, from any thread.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    sender: Sender<Change>,
+    statistics: Arc<Statistics>,
+}
+
+impl Sink {
+    /// Notes a change. Never waits.
+    pub fn note(&self, change: Change) {
+        self.statistics.changes.fetch_add(1, Relaxed);
+        if self.sender.try_send(change).is_err() {
+            self.statistics.dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Makes notifications out of changes.
+#[derive(Debug)]
+pub struct Notifier {
+    changes: Receiver<Change>,
+    notices: Sender<Notice>,
+    window: Duration,
+    statistics: Arc<Statistics>,
+}
+
+/// The way of a change: into the sink, through the notifier, to whoever sends the notices. Changes are gathered
+/// for `window` before they are told in bulk.
+#[must_use]
+pub fn pipeline(window: Duration) -> (Sink, Notifier, Receiver<Notice>, Arc<Statistics>) {
+    let statistics = Arc::new(Statistics::default());
+    let (sender, changes) = channel(QUEUE);
+    let (notices, receiver) = channel(NOTICES);
+    let sink = Sink { sender, statistics: Arc::clone(&statistics) };
+    let notifier = Notifier { changes, notices, window, statistics: Arc::clone(&statistics) };
+    (sink, notifier, receiver, statistics)
+}
+
+impl Notifier {
+    /// Runs until the last sink is gone. Sleeps while nothing changes.
+    pub async fn run(mut self, switches: &Switches) {
+        let mut bulk = Bulk::default();
+        let mut due: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                change = self.changes.recv() => {
+                    let Some(change) = change else { return };
+                    if switches.per_vm.load(Relaxed)
+                        && let Some(notice) = notice::of_one(&change)
+                    {
+                        self.send(notice);
+                    }
+                    // Gathered in any case: bulk may be switched on before the window ends.
+                    if switches.bulk.load(Relaxed) && bulk.gather(&change) {
+                        due.get_or_insert_with(|| Instant::now() + self.window);
+                    }
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    due = None;
+                    for notice in bulk.take() {
+                        if switches.bulk.load(Relaxed) {
+                            self.send(notice);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, notice: Notice) {
+        let counter = match self.notices.try_send(notice) {
+            Ok(()) => &self.statistics.notices,
+            Err(_) => &self.statistics.dropped,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::{ChangeEvent, OperState, Persistence, VmIndex};
+
+    fn change(index: u32, before: OperState, event: ChangeEvent) -> Change {
+        Change {
+            index: VmIndex(index),
+            name: format!("vm{index}"),
+            uuid: Some([7; 16]),
+            persistence: Persistence::Persistent,
+            before,
+            event,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_by_one_at_once_and_in_bulk_after_the_window() {
+        use OperState::{Paused, Running, Shutdown};
+        let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(500));
+        let switches: &'static Switches = Box::leak(Box::new(Switches::new(true, true)));
+        let running = tokio::spawn(notifier.run(switches));
+        let start = Instant::now();
+        for index in 1..=20 {
+            sink.note(change(index, Shutdown, ChangeEvent::State(Running)));
+        }
+        sink.note(change(3, Running, ChangeEvent::State(Paused)));
+        sink.note(change(9, Running, ChangeEvent::Deleted));
+        // A state that no notification tells of.
+        sink.note(change(4, Running, ChangeEvent::State(OperState::Preparing)));
+        for _ in 0..22 {
+            notices.recv().await.unwrap();
+            assert_eq!(start.elapsed(), Duration::ZERO, "one by one they go at once");
+        }
+        let mut bulk = Vec::new();
+        for _ in 0..3 {
+            bulk.push(notices.recv().await.unwrap());
+            assert_eq!(start.elapsed().as_millis() / 10, 50, "in bulk after the window");
+        }
+        assert_eq!(bulk[0], notice::of_many(11, vec![0xff, 0xff, 0xf0]));
+        assert_eq!(bulk[1], notice::of_many(14, vec![0x20]));
+        assert_eq!(bulk[2], notice::of_many(20, vec![0, 0x80]));
+        drop(sink);
+        running.await.unwrap();
+        assert!(notices.recv().await.is_none(), "and nothing else");
+        assert_eq!(statistics.notices.load(Relaxed), 25);
+        assert_eq!(statistics.dropped.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_finds_a_queue_full_is_counted() {
+        let (sink, notifier, _notices, statistics) = pipeline(Duration::from_millis(1));
+        for _ in 0..QUEUE + 5 {
+            sink.note(change(1, OperState::Running, ChangeEvent::Deleted));
+        }
+        assert_eq!(statistics.dropped.load(Relaxed), 5);
+        drop((sink, notifier));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_switched_off_is_not_sent() {
+        let (sink, notifier, mut notices, _) = pipeline(Duration::from_millis(10));
+        let switches: &'static Switches = Box::leak(Box::new(Switches::new(false, false)));
+        let running = tokio::spawn(notifier.run(switches));
+        sink.note(change(1, OperState::Running, ChangeEvent::Deleted));
+        drop(sink);
+        running.await.unwrap();
+        assert!(notices.recv().await.is_none());
+    }
+}
