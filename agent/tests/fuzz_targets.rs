@@ -1,5 +1,6 @@
 //! The bodies of the fuzz targets, with octets from proptest.
 
+#![cfg(feature = "libvirt")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[path = "../fuzz/src/lib.rs"]
@@ -64,6 +65,12 @@ proptest! {
     #[test]
     fn btf(octets in vec(any::<u8>(), 0..256)) {
         fuzz::btf::run(&octets);
+    }
+
+    #[test]
+    fn descriptions(octets in vec(any::<u8>(), 0..256)) {
+        fuzz::descriptions::run_xml(&octets);
+        fuzz::descriptions::run_command_line(&octets);
     }
 
     #[test]

@@ -35,6 +35,7 @@ const TEST: &[&str] = &[
     "libvirt-daemon-system",
     "qemu-utils",
     "smitools",
+    "snmptrapd",
     "strace",
 ];
 

@@ -134,6 +134,7 @@ fn required() -> String {
     }
     for (name, program) in [
         ("snmpd", "snmpd"),
+        ("snmptrapd", "snmptrapd"),
         ("qemu", "qemu-system-x86_64"),
         ("smilint", "smilint"),
         ("libvirt", "libvirtd"),

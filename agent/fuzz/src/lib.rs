@@ -3,5 +3,6 @@
 
 pub mod btf;
 pub mod codec;
+pub mod descriptions;
 pub mod session;
 pub mod view;

@@ -12,6 +12,7 @@ use super::{
     change::Changes,
     indexes::{Identity, Indexes, Part},
     interfaces,
+    procfs::Devices,
 };
 use crate::counters::{VmSlot, since_boot_ns};
 
@@ -38,6 +39,8 @@ pub struct VmProcess {
     pub slot: Option<VmSlot>,
     /// In ascending order of id, no id twice.
     pub vcpus: Vec<Vcpu>,
+    /// By its command line.
+    pub devices: Devices,
 }
 
 /// A VM as libvirt knows it, running or not.
@@ -84,6 +87,7 @@ pub struct DomainDisk {
     pub access: StorageAccess,
     pub media: StorageMedia,
     pub bus: String,
+    pub size: DiskSize,
 }
 
 /// A network interface of a [`Domain`].
@@ -311,15 +315,8 @@ impl Parts {
             }
             None => domain.vcpu_ids.iter().map(|&id| Vcpu { id, slot: None }).collect(),
         };
-        let mut disks: Vec<Disk> =
-            domain.disks.iter().map(|disk| self.disk(domain.uuid, disk)).collect();
-        disks.sort_by_key(|disk| disk.index);
-        // Names are unique, but they are only text.
-        disks.dedup_by_key(|disk| disk.index);
-        let mut nics: Vec<Nic> =
-            domain.nics.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic)).collect();
-        nics.sort_by_key(|nic| nic.index);
-        nics.dedup_by_key(|nic| nic.index);
+        let disks = self.disks(identity, &domain.disks);
+        let nics = self.nics(identity, &domain.nics);
         Vm {
             index,
             name: domain.name.clone(),
@@ -345,9 +342,28 @@ impl Parts {
         }
     }
 
-    fn disk(&mut self, uuid: [u8; 16], disk: &DomainDisk) -> Disk {
-        let index = self.indexes.assign_part(Identity::Uuid(uuid), Part::Disk(&disk.target));
-        let size = self.sizes.get(&(uuid, disk.target.clone())).copied().unwrap_or_default();
+    fn disks(&mut self, identity: Identity, told: &[DomainDisk]) -> Vec<Disk> {
+        let mut disks: Vec<Disk> = told.iter().map(|disk| self.disk(identity, disk)).collect();
+        disks.sort_by_key(|disk| disk.index);
+        // Names are unique, but they are only text.
+        disks.dedup_by_key(|disk| disk.index);
+        disks
+    }
+
+    fn nics(&mut self, identity: Identity, told: &[DomainNic]) -> Vec<Nic> {
+        let mut nics: Vec<Nic> =
+            told.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic)).collect();
+        nics.sort_by_key(|nic| nic.index);
+        nics.dedup_by_key(|nic| nic.index);
+        nics
+    }
+
+    fn disk(&mut self, identity: Identity, disk: &DomainDisk) -> Disk {
+        let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
+        let size = match identity {
+            Identity::Uuid(uuid) => self.sizes.get(&(uuid, disk.target.clone())).copied(),
+            Identity::Process { .. } => None,
+        };
         Disk {
             index,
             target: disk.target.clone(),
@@ -357,7 +373,7 @@ impl Parts {
             access: disk.access,
             media: disk.media,
             bus: disk.bus.clone(),
-            size,
+            size: size.unwrap_or(disk.size),
         }
     }
 
@@ -399,8 +415,8 @@ impl Parts {
             pid: Some(process.pid),
             slot: process.slot,
             vcpus: process.vcpus.clone(),
-            disks: Vec::new(),
-            nics: Vec::new(),
+            disks: self.disks(identity, &process.devices.disks),
+            nics: self.nics(identity, &process.devices.nics),
         }
     }
 }
@@ -409,4 +425,14 @@ impl VmProcess {
     const fn identity(&self) -> Identity {
         Identity::Process { pid: self.pid, start_ticks: self.start_ticks }
     }
+}
+
+/// Octets in hexadecimal with colons between them; nothing where one is none.
+pub(super) fn mac(text: &str) -> Vec<u8> {
+    let octets: Option<Vec<u8>> = text
+        .split(':')
+        .take(32)
+        .map(|octet| u8::from_str_radix(octet, 16).ok().filter(|_| octet.len() == 2))
+        .collect();
+    octets.unwrap_or_default()
 }

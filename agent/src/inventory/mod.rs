@@ -14,6 +14,7 @@ mod model;
 pub mod procfs;
 mod registry;
 
+use assembly::mac;
 pub use assembly::{Assembly, Domain, DomainDisk, DomainNic, VmProcess};
 pub use change::{Change, ChangeEvent};
 pub use model::{

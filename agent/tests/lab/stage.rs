@@ -32,18 +32,28 @@ impl Stage {
 
     /// The same with an agent that asks a libvirt.
     pub(crate) fn of_libvirt(uri: &str) -> Self {
-        Self::made(uri, |_| {})
+        Self::made(uri, "", "", |_| {})
+    }
+
+    /// The same with lines for the configurations of the master and of the agent.
+    pub(crate) fn configured(uri: &str, snmpd: &str, agent: &str) -> Self {
+        Self::made(uri, snmpd, agent, |_| {})
     }
 
     /// The same with an agent that is prepared before its start.
     pub(crate) fn with(prepare: impl FnOnce(&mut Agent)) -> Self {
-        Self::made("", prepare)
+        Self::made("", "", "", prepare)
     }
 
-    fn made(libvirt: &str, prepare: impl FnOnce(&mut Agent)) -> Self {
+    fn made(
+        libvirt: &str,
+        of_snmpd: &str,
+        of_agent: &str,
+        prepare: impl FnOnce(&mut Agent),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let snmpd = Snmpd::start(dir.path(), "").unwrap();
-        let more = format!("[inventory]\nlibvirt = \"{libvirt}\"\n");
+        let snmpd = Snmpd::start(dir.path(), of_snmpd).unwrap();
+        let more = format!("[inventory]\nlibvirt = \"{libvirt}\"\n{of_agent}");
         let mut agent = Agent::new(dir.path(), &snmpd.agentx_address(), &more).unwrap();
         prepare(&mut agent);
         agent.start().unwrap();

@@ -62,6 +62,7 @@ pub fn missing(what: &str) -> Option<&'static str> {
         "libvirt" if !is_in_path("virsh") || !is_in_path("libvirtd") => {
             Some("virsh or libvirtd is not installed")
         }
+        "snmptrapd" if !is_in_path("snmptrapd") => Some("snmptrapd is not installed"),
         "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
         _ => None,
     }

@@ -3,7 +3,9 @@
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::super::{DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource};
+use super::super::{
+    DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource, mac,
+};
 
 /// The longest text that is looked at, and the most elements in it. A domain with a thousand disks has less.
 const MAX_LEN: usize = 4 << 20;
@@ -149,6 +151,8 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
         access: if is_read_only { StorageAccess::ReadOnly } else { StorageAccess::ReadWrite },
         media,
         bus: target.attribute("bus").unwrap_or_default().to_owned(),
+        // libvirt is asked for it apart.
+        size: DiskSize::default(),
     })
 }
 
@@ -178,16 +182,6 @@ fn interface(node: Node<'_, '_>) -> DomainNic {
         device: attribute("target", "dev").map(str::to_owned),
         model: attribute("model", "type").unwrap_or_default().to_owned(),
     }
-}
-
-/// Octets in hexadecimal with colons between them; nothing where one is none.
-pub(crate) fn mac(text: &str) -> Vec<u8> {
-    let octets: Option<Vec<u8>> = text
-        .split(':')
-        .take(32)
-        .map(|octet| u8::from_str_radix(octet, 16).ok().filter(|_| octet.len() == 2))
-        .collect();
-    octets.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use super::devices::{self, Devices};
+
 /// A name is kept up to so many octets; SNMP serves 255.
 const MAX_NAME: usize = 4096;
 
@@ -16,6 +18,9 @@ pub(super) enum Vmm {
     #[default]
     Other,
 }
+
+/// Names and values in the order in which they are told; a value alone has no name.
+pub(super) type Fields = Vec<(String, String)>;
 
 /// What is told, and nothing that is not.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -33,6 +38,9 @@ pub(super) struct Description {
     pub(super) tcg: bool,
     /// QEMU runs no machine at all.
     pub(super) no_machine: bool,
+    pub(super) devices: Devices,
+    /// Firecracker's configuration, by its path in the VMM's own root.
+    pub(super) config_file: Option<String>,
 }
 
 /// Reads `/proc/PID/cmdline`: arguments with a NUL after each.
@@ -41,13 +49,15 @@ pub(super) fn parse(cmdline: &[u8]) -> Description {
     let mut arguments = text.split('\0');
     let program = arguments.next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
     let arguments: Vec<&str> = arguments.collect();
-    match program {
+    let mut told = match program {
         "qemu-kvm" | "kvm" => qemu(&arguments),
         name if name.starts_with("qemu-system-") => qemu(&arguments),
         name if name.starts_with("firecracker") => firecracker(&arguments),
         name if name.starts_with("cloud-hyperviso") => cloud_hypervisor(&arguments),
         _ => other(&arguments),
-    }
+    };
+    told.devices = devices::parse(told.vmm, &arguments);
+    told
 }
 
 /// Defaults are those of qemu-system(1): one CPU, 128 MiB, no KVM.
@@ -106,9 +116,13 @@ fn qemu(arguments: &[&str]) -> Description {
 fn firecracker(arguments: &[&str]) -> Description {
     let mut told = Description { vmm: Vmm::Firecracker, ..Description::default() };
     for (option, value) in options(arguments) {
-        if option == "id" {
-            told.name = Some(cut(value));
-            told.uuid = uuid(value);
+        match option {
+            "id" => {
+                told.name = Some(cut(value));
+                told.uuid = uuid(value);
+            }
+            "config-file" => told.config_file = Some(value.to_owned()),
+            _ => {}
         }
     }
     told
@@ -147,7 +161,7 @@ fn cloud_hypervisor(arguments: &[&str]) -> Description {
 }
 
 /// Options with one or two dashes, and what belongs to each: the rest after `=`, or the next argument.
-fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+pub(super) fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     let name = |argument: &'a str| {
         argument
             .strip_prefix("--")
@@ -169,7 +183,7 @@ fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
 }
 
 /// `a,key=b,,c` is `a` without a key and `b,c` with one: a doubled comma stands for a comma.
-fn fields(value: &str) -> Vec<(String, String)> {
+pub(super) fn fields(value: &str) -> Fields {
     let mut parts = vec![String::new()];
     let mut chars = value.chars().peekable();
     while let Some(char) = chars.next() {

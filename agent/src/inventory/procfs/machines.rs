@@ -240,6 +240,7 @@ impl Machines {
             memory: Memory { current: scan.memory, min: None, max: scan.max_memory },
             slot,
             vcpus,
+            devices: scan.devices.clone(),
         }
     }
 }

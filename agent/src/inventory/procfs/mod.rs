@@ -6,11 +6,12 @@
 //! programs' too, and a pidfd for when they are not there. Nothing is asked again and again: between events
 //! the thread of this source sleeps without a timer.
 //!
-//! From the bottom up: [`process`] reads procfs, [`command_line`], [`memory`], [`vcpus`] and [`scan`] make sense
+//! From the bottom up: [`process`] reads procfs, [`command_line`], [`devices`], [`memory`], [`vcpus`] and [`scan`] make sense
 //! of it, [`machines`] keeps what is known and has it counted, [`schedule`] says when what is looked at,
 //! [`watch`] and [`uevent`] wake this up.
 
 mod command_line;
+mod devices;
 mod machines;
 mod memory;
 mod process;
@@ -35,6 +36,7 @@ use kvmeter_common::EventKind;
 use thiserror::Error;
 use tracing::{debug, error, warn};
 
+pub use self::devices::Devices;
 use self::{
     machines::{Found, Machines},
     schedule::Schedule,
@@ -163,6 +165,11 @@ impl Drop for Procfs {
             error!("the thread of the inventory had panicked");
         }
     }
+}
+
+/// Reads a command line as `/proc/PID/cmdline` has it, for the fuzzer: any octets tell something or nothing.
+pub fn read_command_line(octets: &[u8]) {
+    drop(command_line::parse(octets));
 }
 
 struct Source {

@@ -4,16 +4,23 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
 };
 
-use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, fstatfs, openat,
+    openat2, readlinkat, statx,
+};
 
+use super::super::DiskSize;
 use crate::counters::{HeldThread, RunState, Schedstat};
 
 /// No file of procfs that is read here is longer, but for a hostile command line, which is cut.
 const MAX_FILE: u64 = 256 * 1024;
+
+/// Filesystems whose files a process of the host, or another host, may withhold (statfs(2)): FUSE, NFS, CIFS, SMB2.
+const WAITS_FOR_OTHERS: [i64; 4] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42];
 
 /// `/proc/PID`.
 #[derive(Debug)]
@@ -71,6 +78,38 @@ impl Process {
             }
         }
         Ok(found)
+    }
+
+    /// A file as the process itself would find it. It may have made its own root, so nothing is followed out of
+    /// that, and nothing is opened that could keep whoever opens it waiting.
+    pub(super) fn read_in_root(&self, path: &str) -> io::Result<Vec<u8>> {
+        let place = OFlags::PATH | OFlags::CLOEXEC;
+        let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
+        if WAITS_FOR_OTHERS.contains(&fstatfs(&root)?.f_type) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+        let found = openat2(&root, path, place, Mode::empty(), within)?;
+        if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let mut octets = Vec::new();
+        File::open(itself)?.take(MAX_FILE).read_to_end(&mut octets)?;
+        Ok(octets)
+    }
+
+    /// The size of an open file, as the kernel knows it without asking a server.
+    pub(super) fn size_of_descriptor(&self, number: u32) -> io::Result<DiskSize> {
+        let link = format!("fd/{number}");
+        let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::BLOCKS;
+        let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
+        if FileType::from_raw_mode(found.stx_mode.into()) != FileType::RegularFile {
+            return Ok(DiskSize::default());
+        }
+        // statx(2): blocks of 512 octets
+        let allocated = found.stx_blocks.saturating_mul(512);
+        Ok(DiskSize { defined: Some(found.stx_size), allocated: Some(allocated) })
     }
 
     /// The threads, ascending. Those that end meanwhile are left out.

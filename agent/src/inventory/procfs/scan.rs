@@ -1,13 +1,14 @@
 //! Whether a process is a VM, and what can be told of it from outside.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
     path::{Path, PathBuf},
 };
 
 use super::{
     command_line::{self, Description, Vmm},
+    devices::{self, Devices},
     memory,
     process::{Process, Stat, Thread},
     vcpus,
@@ -41,6 +42,7 @@ pub(super) struct Scan {
     pub(super) threads: Vec<Thread>,
     /// vCPU id by thread id. A vCPU that was unplugged keeps its descriptor in QEMU, but has no thread.
     pub(super) vcpus: BTreeMap<u32, u32>,
+    pub(super) devices: Devices,
 }
 
 /// The VM that a process runs; `None` = it is none, or gone.
@@ -51,6 +53,7 @@ pub(super) fn vm(roots: &Roots, pid: u32) -> Option<Scan> {
 fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let (mut vm_fds, mut vcpu_fds) = (Vec::new(), BTreeMap::new());
+    let mut open = HashMap::new();
     for (fd, target) in process.descriptors()? {
         if target == "anon_inode:kvm-vm" {
             vm_fds.push(fd);
@@ -58,6 +61,8 @@ fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
             && let Ok(id) = id.parse()
         {
             vcpu_fds.insert(fd, id);
+        } else if target.starts_with('/') {
+            open.insert(target, fd);
         }
     }
     let stat = process.stat()?;
@@ -84,7 +89,7 @@ fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
     };
     let cpus = [vcpus.len(), vcpu_fds.len()].into_iter().find(|&seen| seen > 0);
     let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
-    Ok(Some(describe(process, &stat, described, threads, vcpus, cpus)))
+    Ok(Some(describe(process, &stat, described, threads, vcpus, cpus, &open)))
 }
 
 fn describe(
@@ -94,6 +99,7 @@ fn describe(
     threads: Vec<Thread>,
     vcpus: BTreeMap<u32, u32>,
     cpus_seen: Option<u32>,
+    open: &HashMap<String, u32>,
 ) -> Scan {
     let cpus = cpus_seen.or(described.cpus).unwrap_or(0);
     let memory = described.memory.or_else(|| memory::estimate(&process.read("maps").ok()?));
@@ -107,8 +113,22 @@ fn describe(
         max_memory: described.max_memory.or(memory),
         threads,
         vcpus,
+        devices: devices(&process, described.config_file.as_deref(), described.devices, open),
         process,
     }
+}
+
+/// What the command line names, or the file that it names, with the sizes of what is open.
+fn devices(
+    process: &Process,
+    config_file: Option<&str>,
+    told: Devices,
+    open: &HashMap<String, u32>,
+) -> Devices {
+    let config = config_file.and_then(|path| process.read_in_root(path).ok());
+    let mut devices = config.map_or(told, |config| devices::firecracker(&config));
+    devices.measure(|path| process.size_of_descriptor(*open.get(path)?).ok());
+    devices
 }
 
 /// The online CPUs, ascending; none where sysfs does not tell.

@@ -1,0 +1,17 @@
+//! What VMs are described by, which whoever may start one can write.
+
+use kvmeter::inventory::{libvirt, procfs};
+
+/// The XML of a domain.
+pub fn run_xml(octets: &[u8]) {
+    libvirt::read_xml(&String::from_utf8_lossy(octets));
+}
+
+/// The command line of a VMM.
+pub fn run_command_line(octets: &[u8]) {
+    procfs::read_command_line(octets);
+    // The octets of a fuzzer rarely begin with the name of one.
+    for program in ["qemu-system-x86_64", "cloud-hypervisor", "firecracker"] {
+        procfs::read_command_line(&[program.as_bytes(), b"\0", octets].concat());
+    }
+}
