@@ -47,7 +47,11 @@ impl HeldThread for OwnThread {
     fn run_state(&self) -> io::Result<RunState> {
         let text = self.file("stat")?;
         let fields: Vec<&str> = text[text.rfind(')').unwrap() + 2..].split(' ').collect();
-        Ok(RunState { runnable: fields[0] == "R", cpu: fields[36].parse().unwrap() })
+        Ok(RunState {
+            runnable: fields[0] == "R",
+            cpu: fields[36].parse().unwrap(),
+            is_real_time: false,
+        })
     }
 }
 

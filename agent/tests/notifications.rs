@@ -13,7 +13,10 @@ const BOTH: &str = "[notifications]\nper_vm = true\nbulk = true\nbulk_window_ms 
 fn told(lines: &[String]) -> Vec<String> {
     const VM_MIB: &str = ".1.3.6.1.2.1.236.";
     let parts = |line: &String| {
-        let trap = line.split(".1.3.6.1.6.3.1.1.4.1.0 = OID: ").nth(1).unwrap();
+        let trap = line
+            .split(".1.3.6.1.6.3.1.1.4.1.0 = OID: ")
+            .nth(1)
+            .unwrap_or_else(|| panic!("no notification: {line}"));
         let mut bindings = trap.split('\t').map(|binding| binding.trim().replace(VM_MIB, ""));
         let number = bindings.next().unwrap();
         let number = number.strip_prefix("0.").unwrap().to_owned();

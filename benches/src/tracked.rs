@@ -107,7 +107,7 @@ impl HeldThread for OwnThread {
         let text = fs::read_to_string(self.path("stat"))?;
         let after_name = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
         let cpu = field::<u32>(after_name, 36)?;
-        Ok(RunState { runnable: after_name.starts_with('R'), cpu })
+        Ok(RunState { runnable: after_name.starts_with('R'), cpu, is_real_time: false })
     }
 }
 

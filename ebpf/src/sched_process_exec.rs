@@ -8,6 +8,8 @@ use crate::{maps, task::Task};
 
 const QEMU_SYSTEM: u64 = u64::from_ne_bytes(*b"qemu-sys");
 const QEMU_KVM: u64 = u64::from_ne_bytes(*b"qemu-kvm");
+/// As some distributions install it.
+const KVM: u64 = u64::from_ne_bytes(*b"kvm\0\0\0\0\0");
 
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
@@ -20,7 +22,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 pub(crate) fn report_if_qemu(task: Task) {
     let comm = task.comm();
-    if comm == QEMU_SYSTEM || comm == QEMU_KVM {
+    if comm == QEMU_SYSTEM || comm == QEMU_KVM || comm == KVM {
         maps::send(&Event {
             kind: EventKind::Exec as u32,
             tgid: task.tgid(),

@@ -2,7 +2,7 @@
 //! VM's process is counted from its first instruction on.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{EventKind, VmRecord, word};
+use kvmeter_common::{EventKind, Owner, VmRecord, word};
 
 use crate::{
     atomic, maps,
@@ -27,9 +27,13 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let tid = child.pid();
     let Some(entry) = maps::slot_entry(tid) else { return 0 };
     // SAFETY: the entry lies in the map's value.
-    let stale = unsafe { entry.read_volatile() };
-    if stale != 0 {
-        release_stale(stale, tid);
+    let there = unsafe { entry.read_volatile() };
+    if there != 0 && is_of(there, child) {
+        // The agent has seen the thread in procfs already.
+        return 0;
+    }
+    if there != 0 {
+        release_stale(there, tid);
     }
     match take_record(vm_slot, vm, tid) {
         Some(thread) => {
@@ -50,6 +54,16 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// Whether the record in a slot is of this very thread, and not of one that had its id before.
+#[inline(always)]
+fn is_of(slot: u16, task: Task) -> bool {
+    let Some(record) = maps::thread(slot) else { return false };
+    let thread = Thread { slot, record };
+    let start = get!(record, start);
+    let is_its = start == 0 || start == task.start_time();
+    thread.owner().tid() == task.pid() && !thread.owner().has(Owner::DYING) && is_its
+}
+
 /// Closes the record of the thread that had this id before and has not come to its last switch: the kernel
 /// gives an id away as soon as it has closed its own account of the thread.
 #[inline(always)]
@@ -61,7 +75,10 @@ fn release_stale(slot: u16, tid: u32) {
     }
     // SAFETY: no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
-    if let Some(vm) = thread.hand_over(word::shows(get!(record, run), now)) {
+    let was_dying = thread.owner().has(Owner::DYING);
+    if let Some(vm) = thread.hand_over(word::shows(get!(record, run), now))
+        && was_dying
+    {
         // SAFETY: an aligned field of a map value.
         unsafe { atomic::fetch_add(&raw mut (*vm).dying, u64::MAX) };
     }

@@ -85,6 +85,8 @@ fn arrive(thread: Thread, task: Task, now: u64) {
 /// The task will never run again: its time goes to the VM.
 #[inline(always)]
 fn finish(thread: Thread, task: Task) {
+    // A thread that was registered after it began to exit was not counted as dying.
+    let was_dying = thread.owner().has(Owner::DYING);
     let Some(vm) = thread.hand_over(task.sum_exec_runtime()) else { return };
     if let Some(entry) = maps::slot_entry(task.pid()) {
         // SAFETY: the entry lies in the map's value.
@@ -98,8 +100,10 @@ fn finish(thread: Thread, task: Task) {
     // The order matters: a thread that begins to exit meanwhile is seen in `dying`, one that has also ended
     // makes the exchange fail.
     let minus_one = u64::MAX;
-    // SAFETY: aligned fields of a map value.
-    unsafe { atomic::fetch_add(&raw mut (*vm).dying, minus_one) };
+    if was_dying {
+        // SAFETY: aligned fields of a map value.
+        unsafe { atomic::fetch_add(&raw mut (*vm).dying, minus_one) };
+    }
     let exited = get!(vm, exited);
     let kernels = task.sum_sched_runtime();
     if get!(vm, dying) == 0 {

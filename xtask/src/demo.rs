@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::Write as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// Everything is installed and built: what runs as root when the demo was not started by root
     #[arg(long, hide = true)]
     prepared: bool,
+    /// The agent that was built for it
+    #[arg(long, hide = true)]
+    agent: Option<PathBuf>,
 }
 
 const CPU_TIME: &str = "VM-MIB::vmCpuCoreTime";
@@ -49,7 +52,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         if !rustix::process::geteuid().is_root() {
             let seconds = options.seconds.to_string();
             let mut again = as_root(env::current_exe()?);
-            again.args(["demo", "--prepared", "--seconds", &seconds]);
+            again
+                .args(["demo", "--prepared", "--seconds", &seconds, "--agent"])
+                .arg(build::agent());
             return step("Going on as root: programs are loaded into the kernel", &mut again);
         }
     }
@@ -62,14 +67,21 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
     let dir = tempfile::tempdir()?;
-    let shown = show(dir.path(), has_kvm, options.seconds, &interrupted);
+    let program = options.agent.clone().unwrap_or_else(build::agent);
+    let shown = show(dir.path(), program, has_kvm, options.seconds, &interrupted);
     if interrupted.load(Ordering::Relaxed) {
         bail!("interrupted; everything is ended and removed");
     }
     shown
 }
 
-fn show(dir: &Path, has_kvm: bool, seconds: u64, interrupted: &AtomicBool) -> anyhow::Result<()> {
+fn show(
+    dir: &Path,
+    program: PathBuf,
+    has_kvm: bool,
+    seconds: u64,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<()> {
     say("Starting a private snmpd on a port of loopback");
     let snmpd = Snmpd::start(dir, "")?;
     say(
@@ -78,7 +90,7 @@ fn show(dir: &Path, has_kvm: bool, seconds: u64, interrupted: &AtomicBool) -> an
     let _guests = guests(has_kvm)?;
     say("Starting the agent");
     let mut agent = Agent::new(dir, &snmpd.agentx_address(), "[inventory]\nlibvirt = \"\"\n")?;
-    agent.use_program(build::agent());
+    agent.use_program(program);
     agent.start()?;
     let manager = Manager::new(dir, &agent, &snmpd)?;
     wait_until(PATIENCE, "the guests' vCPUs are in vmCpuTable", || {

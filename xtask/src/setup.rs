@@ -4,13 +4,14 @@
 use std::{
     env, fs,
     io::{self, IsTerminal as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::command::{as_root, cargo, find, root, run, step};
 
@@ -172,13 +173,20 @@ struct NoDaemons {
 
 impl NoDaemons {
     fn begin() -> anyhow::Result<Self> {
-        if Path::new(POLICY).exists() {
-            return Ok(Self { is_ours: false });
+        const FORBID: &str = "#!/bin/sh\n# Of `cargo xtask setup`; it removes this.\nexit 101\n";
+        if let Ok(text) = fs::read_to_string(POLICY) {
+            // One of ours was left by a setup that was killed.
+            return Ok(Self { is_ours: text == FORBID });
+        }
+        // Ctrl-C ends apt, and not this, which has something to clean up.
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
         }
         let policy = tempfile::NamedTempFile::new()?;
-        fs::write(policy.path(), "#!/bin/sh\nexit 101\n")?;
-        fs::set_permissions(policy.path(), fs::Permissions::from_mode(0o755))?;
-        run(as_root("cp").arg("-p").arg(policy.path()).arg(POLICY))?;
+        fs::write(policy.path(), FORBID)?;
+        let mut install = as_root("install");
+        install.args(["-m", "755", "-o", "root", "-g", "root"]).arg(policy.path()).arg(POLICY);
+        run(&mut install)?;
         Ok(Self { is_ours: true })
     }
 }

@@ -277,6 +277,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         for &thread in threads {
             if unknown(thread).is_some()
                 && let Ok(state) = thread.run_state()
+                && !state.is_real_time
             {
                 cpus.visit(state.cpu);
             }

@@ -43,6 +43,8 @@ pub struct RunState {
     pub runnable: bool,
     /// Number of the CPU that it runs on, or ran on last.
     pub cpu: u32,
+    /// Its scheduling policy is one under which it may never leave that CPU to others.
+    pub is_real_time: bool,
 }
 
 /// Begins and ends the counting of VMs. Slots stay valid until they are given back.

@@ -11,7 +11,7 @@ use super::{
     Registry, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm,
     change::Changes,
     indexes::{Identity, Indexes, Part},
-    interfaces,
+    interfaces::Interfaces,
     procfs::Devices,
 };
 use crate::counters::{VmSlot, since_boot_ns};
@@ -41,6 +41,8 @@ pub struct VmProcess {
     pub vcpus: Vec<Vcpu>,
     /// By its command line.
     pub devices: Devices,
+    /// Whether it holds a VM of KVM.
+    pub has_kvm: bool,
 }
 
 /// A VM as libvirt knows it, running or not.
@@ -155,6 +157,9 @@ impl Assembly {
     /// All VMs that are processes, and the online CPUs.
     pub fn set_processes(&self, processes: Vec<VmProcess>, cpus: Vec<u32>) {
         let mut parts = self.parts();
+        if parts.has_processes && parts.processes == processes && parts.cpus == cpus {
+            return;
+        }
         (parts.processes, parts.cpus) = (processes, cpus);
         let is_first = !std::mem::replace(&mut parts.has_processes, true);
         self.publish_as(&mut parts, is_first);
@@ -250,6 +255,7 @@ impl Parts {
         // A full list comes in no order; without this, equal hosts would differ in their indexes.
         uuids.sort_unstable();
         let mut of_domains = HashSet::new();
+        let mut host = Interfaces::default();
         let mut vms = Vec::with_capacity(uuids.len() + self.processes.len());
         for uuid in &uuids {
             let Some(domain) = self.domains.get(uuid).cloned() else { continue };
@@ -260,7 +266,7 @@ impl Parts {
             };
             of_domains.extend(self.processes.iter().filter(is_its).map(|process| process.pid));
             of_domains.extend(process.as_ref().map(|process| process.pid));
-            vms.push(self.domain(&domain, process.as_ref()));
+            vms.push(self.domain(&domain, process.as_ref(), &mut host));
         }
         let mut identities = HashSet::new();
         if shows_processes {
@@ -276,7 +282,7 @@ impl Parts {
                     None => process.identity(),
                 };
                 identities.insert(identity);
-                vms.push(self.process(&process, identity));
+                vms.push(self.process(&process, identity, &mut host));
             }
         }
         for gone in self.indexes.processes() {
@@ -292,11 +298,17 @@ impl Parts {
         if !domain.is_active && self.is_libvirt_live {
             return None;
         }
-        let mut same = self.processes.iter().filter(|process| process.uuid == Some(domain.uuid));
-        same.clone().find(|process| process.name == domain.name).or_else(|| same.next())
+        let same = self.processes.iter().filter(|process| process.uuid == Some(domain.uuid));
+        // A command line is only text: a process that has KVM is more likely to be the one.
+        same.max_by_key(|process| (process.has_kvm, process.name == domain.name))
     }
 
-    fn domain(&mut self, domain: &Domain, process: Option<&VmProcess>) -> Vm {
+    fn domain(
+        &mut self,
+        domain: &Domain,
+        process: Option<&VmProcess>,
+        host: &mut Interfaces,
+    ) -> Vm {
         let identity = Identity::Uuid(domain.uuid);
         let index = self.indexes.assign(identity);
         let (mut admin_state, mut oper_state) = (domain.admin_state, domain.oper_state);
@@ -316,7 +328,7 @@ impl Parts {
             None => domain.vcpu_ids.iter().map(|&id| Vcpu { id, slot: None }).collect(),
         };
         let disks = self.disks(identity, &domain.disks);
-        let nics = self.nics(identity, &domain.nics);
+        let nics = self.nics(identity, &domain.nics, host);
         Vm {
             index,
             name: domain.name.clone(),
@@ -350,9 +362,9 @@ impl Parts {
         disks
     }
 
-    fn nics(&mut self, identity: Identity, told: &[DomainNic]) -> Vec<Nic> {
+    fn nics(&mut self, identity: Identity, told: &[DomainNic], host: &mut Interfaces) -> Vec<Nic> {
         let mut nics: Vec<Nic> =
-            told.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic)).collect();
+            told.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic, host)).collect();
         nics.sort_by_key(|nic| nic.index);
         nics.dedup_by_key(|nic| nic.index);
         nics
@@ -377,7 +389,13 @@ impl Parts {
         }
     }
 
-    fn nic(&mut self, identity: Identity, at: usize, nic: &DomainNic) -> Nic {
+    fn nic(
+        &mut self,
+        identity: Identity,
+        at: usize,
+        nic: &DomainNic,
+        host: &mut Interfaces,
+    ) -> Nic {
         // Addresses need not be unique in a domain, and may be missing.
         let key = match (&nic.mac[..], &nic.device) {
             (&[], Some(device)) => device.clone(),
@@ -387,7 +405,8 @@ impl Parts {
             }
         };
         let index = self.indexes.assign_part(identity, Part::Nic(&key));
-        let (if_index, parent_if_index) = nic.device.as_deref().map_or((0, 0), interfaces::numbers);
+        let (if_index, parent_if_index) =
+            nic.device.as_deref().map_or((0, 0), |device| host.numbers(device));
         Nic {
             index,
             if_index,
@@ -397,7 +416,7 @@ impl Parts {
         }
     }
 
-    fn process(&mut self, process: &VmProcess, identity: Identity) -> Vm {
+    fn process(&mut self, process: &VmProcess, identity: Identity, host: &mut Interfaces) -> Vm {
         Vm {
             index: self.indexes.assign(identity),
             name: process.name.clone(),
@@ -416,7 +435,7 @@ impl Parts {
             slot: process.slot,
             vcpus: process.vcpus.clone(),
             disks: self.disks(identity, &process.devices.disks),
-            nics: self.nics(identity, &process.devices.nics),
+            nics: self.nics(identity, &process.devices.nics, host),
         }
     }
 }

@@ -96,7 +96,7 @@ impl Changes {
             };
             // A VM that was not known was not running.
             let before = known.unwrap_or(OperState::Shutdown);
-            if before != vm.oper_state && !(is_first && known.is_none()) {
+            if before != vm.oper_state && !is_first {
                 (self.tell)(told.change(vm.index, before, ChangeEvent::State(vm.oper_state)));
             }
             self.told.insert(vm.index, told);

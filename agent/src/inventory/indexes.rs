@@ -162,7 +162,7 @@ impl Indexes {
         self.given.keys().filter(is_process).copied().collect()
     }
 
-    /// Writes down what is new. A failure is reported once, and tried again with the next index.
+    /// Writes down what is new. A failure is reported once, and tried again with the next change.
     pub(super) fn save(&mut self) {
         let Some(store) = self.store.as_mut().filter(|_| self.is_new) else { return };
         let vms = self

@@ -1,7 +1,7 @@
 //! The host's network interfaces as IF-MIB numbers them, from sysfs. net-snmp's ifIndex is the kernel's own
 //! (agent/mibgroup/if-mib/data_access/interface_linux.c).
 
-use std::{fs, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 /// Where the kernel shows its interfaces.
 const SYSFS: &str = "/sys/class/net";
@@ -9,18 +9,42 @@ const SYSFS: &str = "/sys/class/net";
 /// The longest chain of interfaces upon interfaces that is followed.
 const MAX_DEPTH: usize = 8;
 
-/// The ifIndex of an interface and that of the physical one through which it reaches the network; 0 where there
-/// is none.
-pub(super) fn numbers(device: &str) -> (u32, u32) {
-    numbers_below(Path::new(SYSFS), device)
+/// The host's interfaces as they are at the moment; what was found for a bridge holds for all that are on it.
+#[derive(Debug, Default)]
+pub(super) struct Interfaces {
+    bridges: HashMap<String, u32>,
 }
 
-fn numbers_below(sysfs: &Path, device: &str) -> (u32, u32) {
-    if !is_name(device) {
-        return (0, 0);
+impl Interfaces {
+    /// The ifIndex of an interface and that of the physical one through which it reaches the network; 0 where
+    /// there is none.
+    pub(super) fn numbers(&mut self, device: &str) -> (u32, u32) {
+        self.numbers_below(Path::new(SYSFS), device)
     }
-    let parent = parent(sysfs, device).map_or(0, |parent| index(sysfs, &parent));
-    (index(sysfs, device), parent)
+
+    fn numbers_below(&mut self, sysfs: &Path, device: &str) -> (u32, u32) {
+        if !is_name(device) {
+            return (0, 0);
+        }
+        (index(sysfs, device), self.parent(sysfs, device))
+    }
+
+    /// A tap is a port of a bridge, and the physical interface another; a macvtap lies upon it.
+    fn parent(&mut self, sysfs: &Path, device: &str) -> u32 {
+        let number = |found: Option<String>| found.map_or(0, |parent| index(sysfs, &parent));
+        let bridge = fs::read_link(sysfs.join(device).join("master")).ok();
+        let Some(bridge) = bridge.and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        else {
+            let lower = below(sysfs, device);
+            return number(lower.first().and_then(|lower| physical(sysfs, lower, 0)));
+        };
+        let find = |bridge: &String| {
+            let ports = names(&sysfs.join(bridge).join("brif"));
+            // The first by name, so that the answer does not depend on the order of a directory.
+            number(ports.iter().find_map(|port| physical(sysfs, port, 0)))
+        };
+        *self.bridges.entry(bridge).or_insert_with_key(find)
+    }
 }
 
 /// What the kernel takes as a name (dev_valid_name() in net/core/dev.c), so that it stays below sysfs.
@@ -35,20 +59,6 @@ fn is_name(device: &str) -> bool {
 fn index(sysfs: &Path, device: &str) -> u32 {
     let text = fs::read_to_string(sysfs.join(device).join("ifindex")).unwrap_or_default();
     text.trim().parse().unwrap_or(0)
-}
-
-/// A tap is a port of a bridge, and the physical interface another; a macvtap lies upon it.
-fn parent(sysfs: &Path, device: &str) -> Option<String> {
-    let bridge = fs::read_link(sysfs.join(device).join("master")).ok();
-    let bridge = bridge.and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
-    match bridge {
-        Some(bridge) => {
-            let ports = names(&sysfs.join(&bridge).join("brif"));
-            // The first by name, so that the answer does not depend on the order of a directory.
-            ports.iter().filter(|port| *port != device).find_map(|port| physical(sysfs, port, 0))
-        }
-        None => below(sysfs, device).first().and_then(|lower| physical(sysfs, lower, 0)),
-    }
 }
 
 /// The physical interface that this one is, or that it lies upon (VLAN); a bond stands for its members.
@@ -118,6 +128,7 @@ mod tests {
             ("tap9", 14, &[]),
             ("loop", 15, &["lower_loop=loop"]),
         ]);
+        let mut interfaces = Interfaces::default();
         for (device, expected) in [
             ("vnet0", (10, 2)),
             ("vnet1", (11, 4)),
@@ -129,7 +140,7 @@ mod tests {
             ("../../etc", (0, 0)),
             ("", (0, 0)),
         ] {
-            assert_eq!(numbers_below(host.path(), device), expected, "{device}");
+            assert_eq!(interfaces.numbers_below(host.path(), device), expected, "{device}");
         }
     }
 }

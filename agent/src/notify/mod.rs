@@ -91,7 +91,6 @@ impl Notifier {
                     {
                         self.send(notice);
                     }
-                    // Gathered in any case: bulk may be switched on before the window ends.
                     if switches.bulk.load(Relaxed) && bulk.gather(&change) {
                         due.get_or_insert_with(|| Instant::now() + self.window);
                     }

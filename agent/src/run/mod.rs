@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
@@ -72,6 +73,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
     // First of all, for it tells whether another agent has these directories.
     let status = Server::bind(&config.state.runtime_dir)?;
+    raise_descriptor_limit();
     let (counting, events) = begin_to_count(&config.probe.pin_dir);
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 
@@ -144,6 +146,14 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         })
         .inspect(|()| info!("ended; counting goes on until `kvmeter detach`"))
         .inspect(|()| runtime.shutdown_timeout(LAST_ANSWER))
+}
+
+/// A VM takes a descriptor, and a look at one takes one for each of its threads.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!("Cannot raise the limit of open files: {error}");
+    }
 }
 
 fn begin_to_count(pin_dir: &Path) -> (Counting, Option<Events>) {

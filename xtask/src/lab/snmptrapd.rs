@@ -84,12 +84,12 @@ impl Snmptrapd {
         lines
     }
 
-    /// What it has received, one line each, in order, as `-On` shows it.
+    /// The notifications of VM-MIB that it has received, one line each, in order, as `-On` shows them.
     #[must_use]
     pub fn received(&self) -> Vec<String> {
         self.log()
             .lines()
-            .filter(|line| line.contains("1.3.6.1.6.3.1.1.4.1.0"))
+            .filter(|line| line.contains("= OID: .1.3.6.1.2.1.236.0."))
             .map(str::to_owned)
             .collect()
     }

@@ -36,8 +36,10 @@ struct Shared {
 struct Load {
     threads: usize,
     idle: usize,
-    /// Asked for and not begun: a storm of events is one question.
-    waiting: HashSet<[u8; 16]>,
+    /// Asked for and not answered: a storm of events is one question, and a domain that hangs takes one thread.
+    asked: HashSet<[u8; 16]>,
+    /// Asked for again meanwhile.
+    again: HashSet<[u8; 16]>,
 }
 
 impl Sizes {
@@ -50,7 +52,8 @@ impl Sizes {
     /// Asks for the sizes of this domain's disks, soon.
     pub(super) fn ask(&self, uuid: [u8; 16]) {
         let mut load = self.shared.load();
-        if !load.waiting.insert(uuid) {
+        if !load.asked.insert(uuid) {
+            load.again.insert(uuid);
             return;
         }
         if load.idle == 0 && load.threads < THREADS {
@@ -77,18 +80,32 @@ impl Shared {
         loop {
             self.load().idle += 1;
             let Ok(uuid) = self.receiver.recv() else { return };
-            {
+            self.load().idle -= 1;
+            loop {
+                self.answer(&mut connection, uuid);
                 let mut load = self.load();
-                load.idle -= 1;
-                load.waiting.remove(&uuid);
-            }
-            match self.look(&mut connection, uuid) {
-                Ok(sizes) => self.assembly.set_sizes(uuid, sizes),
-                Err(error) => {
-                    debug!(uuid = %Uuid::from_bytes(uuid), "no sizes: {}", error.message());
-                    // It may be the connection.
-                    connection = None;
+                if !load.again.remove(&uuid) {
+                    load.asked.remove(&uuid);
+                    break;
                 }
+            }
+        }
+    }
+
+    fn answer(&self, connection: &mut Option<Connect>, uuid: [u8; 16]) {
+        let is_old = connection.is_some();
+        let mut sizes = self.look(connection, uuid);
+        if sizes.is_err() {
+            *connection = None;
+            if is_old {
+                // The daemon may have been started anew since.
+                sizes = self.look(connection, uuid);
+            }
+        }
+        match sizes {
+            Ok(sizes) => self.assembly.set_sizes(uuid, sizes),
+            Err(error) => {
+                debug!(uuid = %Uuid::from_bytes(uuid), "no sizes: {}", error.message());
             }
         }
     }

@@ -50,6 +50,10 @@ fn of_event(event: u32, detail: u32) -> Option<OperState> {
         sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_RESTORED => {
             OperState::Resuming
         }
+        // A process that waits for a VM to arrive.
+        sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED => {
+            OperState::Preparing
+        }
         sys::VIR_DOMAIN_EVENT_STARTED | sys::VIR_DOMAIN_EVENT_RESUMED => OperState::Running,
         sys::VIR_DOMAIN_EVENT_SUSPENDED => match detail {
             sys::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED

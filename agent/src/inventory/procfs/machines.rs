@@ -73,6 +73,11 @@ impl Machines {
         scan::online_cpus(&PathBuf::from("/sys/devices/system/cpu/online"))
     }
 
+    /// The process that a thread belongs to.
+    pub(super) fn process_of(&self, tid: u32) -> Option<u32> {
+        process::of_thread(&self.roots.proc, tid)
+    }
+
     /// The ids of the processes that are VMs.
     pub(super) fn pids(&self) -> Vec<u32> {
         self.known.keys().copied().collect()
@@ -123,9 +128,21 @@ impl Machines {
         }
         // Before the look: what comes after it is an event again.
         let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
-        let Some(scan) = scan::vm(&self.roots, pid) else {
-            self.end(pid);
-            return Found::Nothing;
+        let scan = match scan::vm(&self.roots, pid) {
+            Ok(Some(scan)) => scan,
+            Ok(None) => {
+                self.end(pid);
+                return Found::Nothing;
+            }
+            Err(error) if !self.known.contains_key(&pid) => {
+                debug!(pid, "not looked at: {error}");
+                return Found::Nothing;
+            }
+            // A lack of descriptors or memory is no end of a VM.
+            Err(error) => {
+                warn!(pid, "Cannot look at a VM: {error}; it stays as it is known");
+                return Found::Moving;
+            }
         };
         if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.start_ticks) {
             // Another process with the same id. What the old one used must not become the new one's.
@@ -140,6 +157,10 @@ impl Machines {
         } else {
             None
         };
+        if is_new {
+            // What another process with this id has used must not become this one's.
+            self.untrack_retired();
+        }
         let slot = slot_before.or_else(|| self.track_vm(pid));
         let (slots, moving) = self.track_threads(pid, slot, &scan);
         let vm = self.describe(slot, &scan, &slots);
@@ -241,6 +262,7 @@ impl Machines {
             slot,
             vcpus,
             devices: scan.devices.clone(),
+            has_kvm: scan.has_kvm,
         }
     }
 }

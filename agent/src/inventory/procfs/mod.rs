@@ -245,8 +245,18 @@ impl Source {
             let next = uevent::next(&self.uevents);
             debug!(?next, "uevent");
             match next {
-                Ok(Some(Uevent::VmCreated(pid))) => self.schedule.born(pid, now),
-                Ok(Some(Uevent::VmDestroyed(pid))) => self.schedule.urgent(pid, now),
+                // It is the thread that made the VM, and that may be gone by the end.
+                Ok(Some(Uevent::VmCreated(tid))) => {
+                    self.schedule.born(self.machines.process_of(tid).unwrap_or(tid), now);
+                }
+                Ok(Some(Uevent::VmDestroyed(tid))) => match self.machines.process_of(tid) {
+                    Some(pid) => self.schedule.urgent(pid, now),
+                    None => {
+                        for pid in self.machines.pids() {
+                            self.schedule.urgent(pid, now);
+                        }
+                    }
+                },
                 Ok(Some(Uevent::Cpus)) => self.cpus = Machines::cpus(),
                 Ok(None) => return,
                 Err(error) => {

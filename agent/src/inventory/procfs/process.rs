@@ -19,8 +19,13 @@ use crate::counters::{HeldThread, RunState, Schedstat};
 /// No file of procfs that is read here is longer, but for a hostile command line, which is cut.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// Filesystems whose files a process of the host, or another host, may withhold (statfs(2)): FUSE, NFS, CIFS, SMB2.
-const WAITS_FOR_OTHERS: [i64; 4] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42];
+/// Filesystems whose files no process and no other host can withhold (statfs(2)): ext2 to ext4, XFS, Btrfs, tmpfs.
+const LOCAL: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+
+/// Policies of sched(7) under which a thread that does not sleep leaves its CPU to nobody.
+const SCHED_FIFO: u64 = 1;
+const SCHED_RR: u64 = 2;
+const SCHED_DEADLINE: u64 = 6;
 
 /// `/proc/PID`.
 #[derive(Debug)]
@@ -47,6 +52,8 @@ pub(super) struct Stat {
     pub(super) start_ticks: u64,
     /// Field 39: the CPU that it ran on last.
     pub(super) cpu: u32,
+    /// Field 41: its scheduling policy (sched(7)).
+    pub(super) policy: u64,
 }
 
 impl Process {
@@ -85,7 +92,7 @@ impl Process {
     pub(super) fn read_in_root(&self, path: &str) -> io::Result<Vec<u8>> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
-        if WAITS_FOR_OTHERS.contains(&fstatfs(&root)?.f_type) {
+        if !LOCAL.contains(&fstatfs(&root)?.f_type) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
@@ -160,8 +167,16 @@ impl HeldThread for Thread {
         if matches!(stat.state, 'X' | 'x' | 'Z') {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(RunState { runnable: stat.state == 'R', cpu: stat.cpu })
+        let is_real_time = matches!(stat.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE);
+        Ok(RunState { runnable: stat.state == 'R', cpu: stat.cpu, is_real_time })
     }
+}
+
+/// The process that a thread belongs to.
+pub(super) fn of_thread(proc_root: &Path, tid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(proc_root.join(tid.to_string()).join("status")).ok()?;
+    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    tgid.trim().parse().ok()
 }
 
 /// The ids of all processes.
@@ -186,6 +201,7 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
         state: char::from(*fields.first()?.first()?),
         start_ticks: number(fields.get(19)?)?,
         cpu: u32::try_from(number(fields.get(36)?)?).ok()?,
+        policy: number(fields.get(38)?)?,
     })
 }
 
@@ -226,8 +242,9 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_spaces_and_parentheses() {
-        let text = b"42 (CPU 0/KVM) x) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 999 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 3 37";
+        let text = b"42 (CPU 0/KVM) x) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 999 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 3 37 1";
         let stat = parse_stat(text).unwrap();
+        assert_eq!(stat.policy, 1);
         assert_eq!(
             (stat.comm.as_str(), stat.state, stat.start_ticks, stat.cpu),
             ("CPU 0/KVM) x", 'R', 999, 3)

@@ -43,11 +43,25 @@ pub(super) struct Scan {
     /// vCPU id by thread id. A vCPU that was unplugged keeps its descriptor in QEMU, but has no thread.
     pub(super) vcpus: BTreeMap<u32, u32>,
     pub(super) devices: Devices,
+    /// Whether it holds a VM of KVM.
+    pub(super) has_kvm: bool,
 }
 
 /// The VM that a process runs; `None` = it is none, or gone.
-pub(super) fn vm(roots: &Roots, pid: u32) -> Option<Scan> {
-    look(roots, pid).unwrap_or(None)
+///
+/// # Errors
+///
+/// When that cannot be found out.
+pub(super) fn vm(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
+    match look(roots, pid) {
+        Err(error) if is_gone(&error) => Ok(None),
+        looked => looked,
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    let no_such_process = rustix::io::Errno::SRCH.raw_os_error();
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(no_such_process)
 }
 
 fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
@@ -89,19 +103,23 @@ fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
     };
     let cpus = [vcpus.len(), vcpu_fds.len()].into_iter().find(|&seen| seen > 0);
     let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
-    Ok(Some(describe(process, &stat, described, threads, vcpus, cpus, &open)))
+    let has_kvm = !vm_fds.is_empty();
+    let seen = Seen { threads, vcpus, cpus, open, has_kvm };
+    Ok(Some(describe(process, &stat, described, seen)))
 }
 
-fn describe(
-    process: Process,
-    stat: &Stat,
-    described: Description,
+/// What the kernel shows of a VM.
+struct Seen {
     threads: Vec<Thread>,
     vcpus: BTreeMap<u32, u32>,
-    cpus_seen: Option<u32>,
-    open: &HashMap<String, u32>,
-) -> Scan {
-    let cpus = cpus_seen.or(described.cpus).unwrap_or(0);
+    cpus: Option<u32>,
+    /// Open files by their paths.
+    open: HashMap<String, u32>,
+    has_kvm: bool,
+}
+
+fn describe(process: Process, stat: &Stat, described: Description, seen: Seen) -> Scan {
+    let cpus = seen.cpus.or(described.cpus).unwrap_or(0);
     let memory = described.memory.or_else(|| memory::estimate(&process.read("maps").ok()?));
     Scan {
         start_ticks: stat.start_ticks,
@@ -111,9 +129,10 @@ fn describe(
         max_cpus: described.max_cpus.unwrap_or(cpus).max(cpus),
         memory,
         max_memory: described.max_memory.or(memory),
-        threads,
-        vcpus,
-        devices: devices(&process, described.config_file.as_deref(), described.devices, open),
+        threads: seen.threads,
+        vcpus: seen.vcpus,
+        has_kvm: seen.has_kvm,
+        devices: devices(&process, described.config_file.as_deref(), described.devices, &seen.open),
         process,
     }
 }

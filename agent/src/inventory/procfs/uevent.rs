@@ -1,7 +1,7 @@
 //! The kernel's own word that KVM has made or ended a VM, and that a CPU came or went.
 //!
 //! `kvm_uevent_notify_change()` in the kernel's `virt/kvm/kvm_main.c` sends a uevent of the device
-//! `/dev/kvm` with `EVENT=create` or `EVENT=destroy` and `PID=`. A filter in the kernel drops all other uevents
+//! `/dev/kvm` with `EVENT=create` or `EVENT=destroy` and `PID=`, the id of the thread that made it. A filter in the kernel drops all other uevents
 //! but those of CPUs, so that they do not wake the agent.
 
 use std::{io, os::fd::OwnedFd};
@@ -27,9 +27,9 @@ const BPF_RET_K: u16 = 0x06;
 /// Something that may change the inventory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Uevent {
-    /// A process has made a VM.
+    /// A thread has made a VM.
     VmCreated(u32),
-    /// A process's VM has ended.
+    /// The VM that a thread has made has ended.
     VmDestroyed(u32),
     /// The set of online CPUs has changed.
     Cpus,

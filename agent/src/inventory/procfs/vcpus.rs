@@ -28,7 +28,13 @@ pub(super) fn of_kvm(
     for vm_fd in vm_fds {
         // KVM's own word: the thread that last called KVM_RUN, 0 = none did. Any error: debugfs is not there
         // or closed to us, and the next way is tried.
-        let _ = from_debugfs(&debugfs.join(format!("kvm/{pid}-{vm_fd}")), &mut found);
+        // The directory has the id of the thread that made the VM.
+        let makers = std::iter::once(pid).chain(threads.iter().map(|thread| thread.tid()));
+        for maker in makers {
+            if from_debugfs(&debugfs.join(format!("kvm/{maker}-{vm_fd}")), &mut found).is_ok() {
+                break;
+            }
+        }
     }
     let tids: Vec<u32> = threads.iter().map(|thread| thread.tid()).collect();
     found.retain(|tid, _| tids.contains(tid));

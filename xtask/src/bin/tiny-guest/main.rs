@@ -37,6 +37,9 @@ struct Options {
     /// vCPUs' threads have the name of the process
     #[arg(long)]
     unnamed: bool,
+    /// The VM is made by a thread of its own, as Cloud Hypervisor does it
+    #[arg(long)]
+    vmm_thread: bool,
 }
 
 /// What a vCPU does.
@@ -68,6 +71,14 @@ impl FromStr for Duty {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if !options.vmm_thread {
+        return run(&options);
+    }
+    let vmm = thread::Builder::new().name("vmm".to_owned()).spawn(move || run(&options))?;
+    vmm.join().unwrap_or_else(|_| bail!("the VMM has panicked"))
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
     let mut machine = Machine::new(usize::try_from(options.memory)? << 20, !options.unnamed)?;
     let last = *options.duty.last().context("--duty names nothing")?;
     for id in 0..options.vcpus {
