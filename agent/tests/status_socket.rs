@@ -234,6 +234,7 @@ kvmeter 0.1.0, pid 4242, up 1 d 01:01:01
 AgentX  open with unix:/var/agentx/master
         2 connections, 1 of them after a loss; last error: the master closed the connection
         33 requests (10 get, 20 get-next, 3 get-bulk, 0 set), 1 errors; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
+Told    5 changes of state; 3 notifications sent, 0 dropped, 0 PDUs refused by the master
 Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
         0 events lost, 0 threads without a record
 

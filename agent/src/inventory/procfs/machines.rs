@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     os::fd::OwnedFd,
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -12,10 +13,14 @@ use tracing::{debug, info, warn};
 use super::{
     super::{Memory, Vcpu, VmProcess},
     SharedTracker,
+    command_line::Description,
     process::{self, Thread},
     scan::{self, Roots, Scan},
 };
 use crate::counters::{HeldThread, ThreadSlot, TrackError, VmSlot};
+
+/// After so long a VMM has its memory.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// How often the threads of a process are listed until there is none that is not counted.
 const PASSES: usize = 8;
@@ -32,6 +37,10 @@ pub(super) struct Machines {
 
 struct Machine {
     vm: VmProcess,
+    described: Description,
+    found: Instant,
+    /// It was looked at when it was there for a while: what it was described by then stays.
+    is_settled: bool,
     /// Its last thread has begun to exit: it is no VM any more, but its threads still run.
     ending: bool,
     /// A thread for which there is no record has been reported.
@@ -128,7 +137,9 @@ impl Machines {
         }
         // Before the look: what comes after it is an event again.
         let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
-        let scan = match scan::vm(&self.roots, pid) {
+        let settled = self.known.get(&pid).filter(|known| known.is_settled);
+        let told = settled.map(|known| (known.vm.start_ticks, &known.described));
+        let scan = match scan::vm(&self.roots, pid, told) {
             Ok(Some(scan)) => scan,
             Ok(None) => {
                 self.end(pid);
@@ -170,11 +181,22 @@ impl Machines {
                     debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
                 }
                 known.vm = vm;
+                known.described = scan.described;
+                known.is_settled = known.found.elapsed() > SETTLED;
             }
             (None, Some(pidfd)) => {
                 info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
                 let Ok(watched) = pidfd.try_clone() else { return Found::Nothing };
-                let machine = Machine { vm, ending: false, reported: false, _pidfd: pidfd };
+                let described = scan.described;
+                let machine = Machine {
+                    vm,
+                    described,
+                    found: Instant::now(),
+                    is_settled: false,
+                    ending: false,
+                    reported: false,
+                    _pidfd: pidfd,
+                };
                 self.known.insert(pid, machine);
                 return Found::New(watched);
             }

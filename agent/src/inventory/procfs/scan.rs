@@ -45,15 +45,21 @@ pub(super) struct Scan {
     pub(super) devices: Devices,
     /// Whether it holds a VM of KVM.
     pub(super) has_kvm: bool,
+    /// What its command line told.
+    pub(super) described: Description,
 }
+
+/// What was told before by a process that started then. Its command line and its memory map are not read again:
+/// that would wait for a process that is stuck while it changes its memory.
+pub(super) type Told<'a> = Option<(u64, &'a Description)>;
 
 /// The VM that a process runs; `None` = it is none, or gone.
 ///
 /// # Errors
 ///
 /// When that cannot be found out.
-pub(super) fn vm(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
-    match look(roots, pid) {
+pub(super) fn vm(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
+    match look(roots, pid, told) {
         Err(error) if is_gone(&error) => Ok(None),
         looked => looked,
     }
@@ -64,7 +70,7 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(no_such_process)
 }
 
-fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
+fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let (mut vm_fds, mut vcpu_fds) = (Vec::new(), BTreeMap::new());
     let mut open = HashMap::new();
@@ -83,7 +89,16 @@ fn look(roots: &Roots, pid: u32) -> io::Result<Option<Scan>> {
     if vm_fds.is_empty() && !stat.comm.starts_with("qemu") && stat.comm != "kvm" {
         return Ok(None);
     }
-    let described = command_line::parse(&process.read("cmdline")?);
+    let described = match told {
+        Some((start_ticks, described)) if start_ticks == stat.start_ticks => described.clone(),
+        _ => {
+            let mut described = command_line::parse(&process.read("cmdline")?);
+            if described.memory.is_none() && !vm_fds.is_empty() {
+                described.memory = memory::estimate(&process.read("maps").unwrap_or_default());
+            }
+            described
+        }
+    };
     // A QEMU without a machine only answers questions about itself, as libvirt asks them.
     if matches!(stat.state, 'Z' | 'X') || described.no_machine {
         return Ok(None);
@@ -120,10 +135,10 @@ struct Seen {
 
 fn describe(process: Process, stat: &Stat, described: Description, seen: Seen) -> Scan {
     let cpus = seen.cpus.or(described.cpus).unwrap_or(0);
-    let memory = described.memory.or_else(|| memory::estimate(&process.read("maps").ok()?));
+    let memory = described.memory;
     Scan {
         start_ticks: stat.start_ticks,
-        name: described.name.unwrap_or_else(|| format!("{}-{}", stat.comm, process.pid)),
+        name: described.name.clone().unwrap_or_else(|| format!("{}-{}", stat.comm, process.pid)),
         uuid: described.uuid,
         cpus,
         max_cpus: described.max_cpus.unwrap_or(cpus).max(cpus),
@@ -132,7 +147,13 @@ fn describe(process: Process, stat: &Stat, described: Description, seen: Seen) -
         threads: seen.threads,
         vcpus: seen.vcpus,
         has_kvm: seen.has_kvm,
-        devices: devices(&process, described.config_file.as_deref(), described.devices, &seen.open),
+        devices: devices(
+            &process,
+            described.config_file.as_deref(),
+            described.devices.clone(),
+            &seen.open,
+        ),
+        described,
         process,
     }
 }
