@@ -19,7 +19,7 @@ use agentx::{
     pdu,
 };
 use kvmeter::agentx::{
-    Address, Config, Phase, Statistics, TransportConfig,
+    Address, Config, Phase, Statistics, Timer, TransportConfig,
     codec::{Body, Header, Inbox, Pdu, ResError},
     run,
 };
@@ -56,8 +56,10 @@ impl Agent {
                 let stop = async { stop.await.unwrap() };
                 let source = || Arc::clone(&view);
                 let notices = tokio::sync::mpsc::channel(1).1;
-                run(TransportConfig::new(address, config), source, notices, &statistics, stop)
-                    .await;
+                let mut config = TransportConfig::new(address, config);
+                // Its clock is paused in most of these tests.
+                config.timer = Timer::Runtime;
+                run(config, source, notices, &statistics, stop).await;
             }
         });
         Self { statistics, shutdown, task }

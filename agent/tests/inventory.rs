@@ -209,8 +209,9 @@ fn an_idle_agent_sleeps() {
     let before = wake_ups(&stage.agent);
     thread::sleep(idle());
     let woken = wake_ups(&stage.agent) - before;
-    // One ping a minute, asked and answered; a timer that is a minute away wakes up on its way to it.
-    let pings = 8 * (idle().as_secs() / 60 + 1);
+    println!("woken {woken} times in {:?}", idle());
+    // One ping a minute, asked and answered.
+    let pings = 2 * (idle().as_secs() / 60 + 1);
     assert!(woken <= pings, "woken {woken} times in {:?}\n{}", idle(), stage.agent.log());
 }
 
@@ -230,6 +231,6 @@ fn processes_that_come_and_go_do_not_wake_the_agent() {
     let elapsed = start.elapsed();
     let woken = wake_ups(&stage.agent) - before;
     println!("{:.0} forks a second", f64::from(forks) / elapsed.as_secs_f64());
-    let pings = 8 * (elapsed.as_secs() / 60 + 1);
+    let pings = 2 * (elapsed.as_secs() / 60 + 1);
     assert!(woken <= pings, "woken {woken} times in {elapsed:?}\n{}", stage.agent.log());
 }

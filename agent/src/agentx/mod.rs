@@ -11,6 +11,7 @@
 
 mod address;
 mod administrative;
+mod alarm;
 mod backoff;
 pub mod codec;
 mod notice;
@@ -23,6 +24,7 @@ mod transport;
 mod view;
 
 pub use address::{Address, AddressError};
+pub use alarm::Timer;
 pub use notice::{Notice, NoticeValue};
 pub use session::{CommandError, Config, Handled, Lost, Session};
 pub use state::State;

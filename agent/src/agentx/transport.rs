@@ -12,7 +12,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Address, Config, Lost, Notice, Session, State, Statistics, View,
+    Address, Config, Lost, Notice, Session, State, Statistics, Timer, View,
+    alarm::Alarm,
     backoff::Backoff,
     codec::{CloseReason, Inbox},
 };
@@ -37,13 +38,15 @@ pub struct TransportConfig {
     pub reconnect_max: Duration,
     /// What is said once there is a connection. Its timeout holds for writing too.
     pub session: Config,
+    /// What tells the time.
+    pub timer: Timer,
 }
 
 impl TransportConfig {
     /// A connection to `address`.
     #[must_use]
     pub fn new(address: Address, session: Config) -> Self {
-        Self { address, reconnect_max: Duration::from_secs(2), session }
+        Self { address, reconnect_max: Duration::from_secs(2), session, timer: Timer::default() }
     }
 }
 
@@ -94,6 +97,7 @@ pub async fn run<S, V>(
                         inbox: &mut inbox,
                         source: &source,
                         notices: &mut notices,
+                        timer: config.timer,
                         statistics,
                     };
                     let served = tokio::select! {
@@ -165,6 +169,7 @@ struct Connection<'c, S> {
     inbox: &'c mut Inbox,
     source: &'c S,
     notices: &'c mut Receiver<Notice>,
+    timer: Timer,
     statistics: &'c Statistics,
 }
 
@@ -186,7 +191,8 @@ where
         self.session.connected(Instant::now().into_std())?;
         self.changed();
         self.write().await?;
-        let mut timer = pin!(time::sleep_until(self.wake_up_at()));
+        let mut alarm = Alarm::new(self.timer).map_err(ConnectionError::Broken)?;
+        alarm.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
         loop {
             tokio::select! {
                 read = self.stream.read_buf(self.inbox.fill()) => {
@@ -201,17 +207,18 @@ where
                     self.notify(&notice);
                     self.write().await?;
                 }
-                () = &mut timer => {
+                rung = alarm.rung() => {
+                    rung.map_err(ConnectionError::Broken)?;
                     self.session.handle_timeout(Instant::now().into_std())?;
                     self.write().await?;
-                    timer.as_mut().reset(self.wake_up_at());
+                    alarm.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
                 }
             }
             // The timer is only ever brought forward here. Each PDU moves the ping back, which the timer finds
             // out when it fires: cheaper than to set it anew for every PDU.
-            let wake_up = self.wake_up_at();
-            if wake_up < timer.deadline() {
-                timer.as_mut().reset(wake_up);
+            let wanted = self.session.poll_timeout();
+            if wanted.is_some_and(|wanted| alarm.deadline().is_none_or(|set| wanted < set)) {
+                alarm.set(wanted).map_err(ConnectionError::Broken)?;
             }
         }
     }
@@ -289,12 +296,6 @@ where
             }
         }
         Ok(())
-    }
-
-    /// When the session wants to be called; far away if it does not.
-    fn wake_up_at(&self) -> Instant {
-        const FAR: Duration = Duration::from_secs(86_400 * 365);
-        self.session.poll_timeout().map_or_else(|| Instant::now() + FAR, Instant::from_std)
     }
 
     /// Sends what is left to say on a connection that is given up. Nobody may be there to hear it.

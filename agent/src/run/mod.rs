@@ -110,6 +110,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         notified,
     });
     let readings = reporter.readings();
+    let counts = reporter.counting.records.is_some();
     let switches = Arc::new(Switches::new(config.notifications.per_vm, config.notifications.bulk));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -144,7 +145,13 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             .await;
             Ok(())
         })
-        .inspect(|()| info!("ended; counting goes on until `kvmeter detach`"))
+        .inspect(|()| {
+            if counts {
+                info!("ended; counting goes on until `kvmeter detach`");
+            } else {
+                info!("ended");
+            }
+        })
         .inspect(|()| runtime.shutdown_timeout(LAST_ANSWER))
 }
 
