@@ -118,7 +118,8 @@ struct Parts {
     processes: Vec<VmProcess>,
     cpus: Vec<u32>,
     domains: HashMap<[u8; 16], Domain>,
-    sizes: HashMap<([u8; 16], String), DiskSize>,
+    /// By the names of the disks in the guest.
+    sizes: HashMap<[u8; 16], HashMap<String, DiskSize>>,
     /// libvirt answers, so that what it says of a state holds.
     is_libvirt_live: bool,
     hypervisor: Hypervisor,
@@ -126,6 +127,7 @@ struct Parts {
     /// Each source has told once what there is.
     has_processes: bool,
     has_domains: bool,
+    has_new_sizes: bool,
 }
 
 impl Assembly {
@@ -150,6 +152,7 @@ impl Assembly {
             changes: Changes::new(tell),
             has_processes: false,
             has_domains: false,
+            has_new_sizes: false,
         };
         Self { registry, shows_processes, parts: Mutex::new(parts) }
     }
@@ -170,7 +173,7 @@ impl Assembly {
         let mut parts = self.parts();
         parts.domains = domains.into_iter().map(|domain| (domain.uuid, domain)).collect();
         let Parts { sizes, domains, .. } = &mut *parts;
-        sizes.retain(|(uuid, _), _| domains.contains_key(uuid));
+        sizes.retain(|uuid, _| domains.contains_key(uuid));
         parts.is_libvirt_live = true;
         let is_first = !std::mem::replace(&mut parts.has_domains, true);
         self.publish_as(&mut parts, is_first);
@@ -194,19 +197,26 @@ impl Assembly {
                 }
                 None => {
                     parts.domains.remove(&uuid);
-                    parts.sizes.retain(|(of, _), _| *of != uuid);
+                    parts.sizes.remove(&uuid);
                 }
             }
         }
         self.publish(&mut parts);
     }
 
-    /// The sizes of a domain's disks, by their names in the guest.
-    pub fn set_sizes(&self, uuid: [u8; 16], sizes: Vec<(String, DiskSize)>) {
+    /// Notes the sizes of a domain's disks, by their names in the guest; they are seen with the next publication.
+    pub fn note_sizes(&self, uuid: [u8; 16], sizes: Vec<(String, DiskSize)>) {
         let mut parts = self.parts();
         if parts.domains.contains_key(&uuid) {
-            parts.sizes.retain(|(of, _), _| *of != uuid);
-            parts.sizes.extend(sizes.into_iter().map(|(target, size)| ((uuid, target), size)));
+            parts.sizes.insert(uuid, sizes.into_iter().collect());
+            parts.has_new_sizes = true;
+        }
+    }
+
+    /// Publishes the sizes that were noted, if any.
+    pub fn publish_sizes(&self) {
+        let mut parts = self.parts();
+        if parts.has_new_sizes {
             self.publish(&mut parts);
         }
     }
@@ -244,6 +254,7 @@ impl Assembly {
     fn publish_as(&self, parts: &mut Parts, is_first: bool) {
         let vms = parts.compose(self.shows_processes);
         parts.indexes.save();
+        parts.has_new_sizes = false;
         parts.changes.follow(&vms, is_first);
         self.registry.publish(vms, parts.cpus.clone(), &parts.hypervisor, since_boot_ns());
     }
@@ -373,7 +384,9 @@ impl Parts {
     fn disk(&mut self, identity: Identity, disk: &DomainDisk) -> Disk {
         let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
         let size = match identity {
-            Identity::Uuid(uuid) => self.sizes.get(&(uuid, disk.target.clone())).copied(),
+            Identity::Uuid(uuid) => {
+                self.sizes.get(&uuid).and_then(|sizes| sizes.get(&disk.target)).copied()
+            }
             Identity::Process { .. } => None,
         };
         Disk {

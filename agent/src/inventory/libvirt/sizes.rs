@@ -19,6 +19,9 @@ use super::{
 /// So many domains may hang before the sizes of others have to wait.
 const THREADS: usize = 8;
 
+/// Of a host with many domains the sizes of so many are shown together.
+const TOGETHER: usize = 64;
+
 /// Asks for the sizes of a domain's disks in the background.
 pub(super) struct Sizes {
     shared: Arc<Shared>,
@@ -77,10 +80,12 @@ impl Shared {
 
     fn run(&self) {
         let mut connection = None;
+        let mut answered = 0_usize;
         loop {
             self.load().idle += 1;
             let Ok(uuid) = self.receiver.recv() else { return };
             self.load().idle -= 1;
+            answered += 1;
             loop {
                 self.answer(&mut connection, uuid);
                 let mut load = self.load();
@@ -88,6 +93,10 @@ impl Shared {
                     load.asked.remove(&uuid);
                     break;
                 }
+            }
+            // A publication costs as much as there are domains.
+            if self.receiver.is_empty() || answered.is_multiple_of(TOGETHER) {
+                self.assembly.publish_sizes();
             }
         }
     }
@@ -103,7 +112,7 @@ impl Shared {
             }
         }
         match sizes {
-            Ok(sizes) => self.assembly.set_sizes(uuid, sizes),
+            Ok(sizes) => self.assembly.note_sizes(uuid, sizes),
             Err(error) => {
                 debug!(uuid = %Uuid::from_bytes(uuid), "no sizes: {}", error.message());
             }
