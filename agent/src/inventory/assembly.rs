@@ -1,7 +1,7 @@
 //! One set of VMs out of what each source knows.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -182,7 +182,7 @@ impl Assembly {
     /// Some domains as they are now (`None` = it is gone), after they went through these states.
     pub fn update_domains(
         &self,
-        changes: Vec<([u8; 16], Option<Domain>)>,
+        changes: BTreeMap<[u8; 16], Option<Domain>>,
         states: &[([u8; 16], OperState)],
     ) {
         let mut parts = self.parts();
@@ -202,6 +202,15 @@ impl Assembly {
             }
         }
         self.publish(&mut parts);
+    }
+
+    /// The names in the guest of a domain's disks that have a size: an empty drive has none.
+    pub fn sized_disks(&self, uuid: [u8; 16]) -> Vec<String> {
+        let parts = self.parts();
+        let disks = parts.domains.get(&uuid).map_or(&[][..], |domain| &domain.disks);
+        let has_size =
+            |disk: &&DomainDisk| !disk.resource.is_empty() || disk.media == StorageMedia::HardDisk;
+        disks.iter().filter(has_size).map(|disk| disk.target.clone()).collect()
     }
 
     /// Notes the sizes of a domain's disks, by their names in the guest; they are seen with the next publication.
@@ -262,30 +271,32 @@ impl Assembly {
 
 impl Parts {
     fn compose(&mut self, shows_processes: bool) -> Vec<Vm> {
-        let mut uuids: Vec<[u8; 16]> = self.domains.keys().copied().collect();
+        let Self { indexes, processes, domains, sizes, is_libvirt_live, .. } = self;
+        let mut rows =
+            Rows { indexes, sizes, host: Interfaces::default(), is_libvirt_live: *is_libvirt_live };
+        let mut of_uuid: HashMap<[u8; 16], Vec<&VmProcess>> = HashMap::new();
+        for process in &*processes {
+            if let Some(uuid) = process.uuid {
+                of_uuid.entry(uuid).or_default().push(process);
+            }
+        }
+        let mut domains: Vec<&Domain> = domains.values().collect();
         // A full list comes in no order; without this, equal hosts would differ in their indexes.
-        uuids.sort_unstable();
+        domains.sort_unstable_by_key(|domain| domain.uuid);
         let mut of_domains = HashSet::new();
-        let mut host = Interfaces::default();
-        let mut vms = Vec::with_capacity(uuids.len() + self.processes.len());
-        for uuid in &uuids {
-            let Some(domain) = self.domains.get(uuid).cloned() else { continue };
-            let process = self.process_of(&domain).cloned();
+        let mut vms = Vec::with_capacity(domains.len() + processes.len());
+        for domain in &domains {
+            let same = of_uuid.get(&domain.uuid).map_or(&[][..], Vec::as_slice);
+            let process = rows.process_of(domain, same);
             // Also one that libvirt has not told of yet, or not any more.
-            let is_its = |process: &&VmProcess| {
-                process.uuid == Some(domain.uuid) && process.name == domain.name
-            };
-            of_domains.extend(self.processes.iter().filter(is_its).map(|process| process.pid));
-            of_domains.extend(process.as_ref().map(|process| process.pid));
-            vms.push(self.domain(&domain, process.as_ref(), &mut host));
+            let its = same.iter().copied().filter(|process| process.name == domain.name);
+            of_domains.extend(its.chain(process).map(|process| process.pid));
+            vms.push(rows.domain(domain, process));
         }
         let mut identities = HashSet::new();
         if shows_processes {
-            let mut taken: HashSet<[u8; 16]> = uuids.into_iter().collect();
-            for process in self.processes.clone() {
-                if of_domains.contains(&process.pid) {
-                    continue;
-                }
+            let mut taken: HashSet<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
+            for process in processes.iter().filter(|process| !of_domains.contains(&process.pid)) {
                 let identity = match process.uuid {
                     // Another VM has it too: only one can have its index.
                     Some(uuid) if !taken.insert(uuid) => process.identity(),
@@ -293,7 +304,7 @@ impl Parts {
                     None => process.identity(),
                 };
                 identities.insert(identity);
-                vms.push(self.process(&process, identity, &mut host));
+                vms.push(rows.process(process, identity));
             }
         }
         for gone in self.indexes.processes() {
@@ -303,23 +314,27 @@ impl Parts {
         }
         vms
     }
+}
 
-    /// The process of a domain: libvirt starts QEMU with the domain's UUID and name.
-    fn process_of(&self, domain: &Domain) -> Option<&VmProcess> {
+/// Makes the rows of one view.
+struct Rows<'a> {
+    indexes: &'a mut Indexes,
+    sizes: &'a HashMap<[u8; 16], HashMap<String, DiskSize>>,
+    host: Interfaces,
+    is_libvirt_live: bool,
+}
+
+impl Rows<'_> {
+    /// The process of a domain, of those with its UUID: libvirt starts QEMU with the domain's UUID and name.
+    fn process_of<'p>(&self, domain: &Domain, same: &[&'p VmProcess]) -> Option<&'p VmProcess> {
         if !domain.is_active && self.is_libvirt_live {
             return None;
         }
-        let same = self.processes.iter().filter(|process| process.uuid == Some(domain.uuid));
         // A command line is only text: a process that has KVM is more likely to be the one.
-        same.max_by_key(|process| (process.has_kvm, process.name == domain.name))
+        same.iter().copied().max_by_key(|process| (process.has_kvm, process.name == domain.name))
     }
 
-    fn domain(
-        &mut self,
-        domain: &Domain,
-        process: Option<&VmProcess>,
-        host: &mut Interfaces,
-    ) -> Vm {
+    fn domain(&mut self, domain: &Domain, process: Option<&VmProcess>) -> Vm {
         let identity = Identity::Uuid(domain.uuid);
         let index = self.indexes.assign(identity);
         let (mut admin_state, mut oper_state) = (domain.admin_state, domain.oper_state);
@@ -339,7 +354,7 @@ impl Parts {
             None => domain.vcpu_ids.iter().map(|&id| Vcpu { id, slot: None }).collect(),
         };
         let disks = self.disks(identity, &domain.disks);
-        let nics = self.nics(identity, &domain.nics, host);
+        let nics = self.nics(identity, &domain.nics);
         Vm {
             index,
             name: domain.name.clone(),
@@ -373,9 +388,9 @@ impl Parts {
         disks
     }
 
-    fn nics(&mut self, identity: Identity, told: &[DomainNic], host: &mut Interfaces) -> Vec<Nic> {
+    fn nics(&mut self, identity: Identity, told: &[DomainNic]) -> Vec<Nic> {
         let mut nics: Vec<Nic> =
-            told.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic, host)).collect();
+            told.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic)).collect();
         nics.sort_by_key(|nic| nic.index);
         nics.dedup_by_key(|nic| nic.index);
         nics
@@ -402,13 +417,7 @@ impl Parts {
         }
     }
 
-    fn nic(
-        &mut self,
-        identity: Identity,
-        at: usize,
-        nic: &DomainNic,
-        host: &mut Interfaces,
-    ) -> Nic {
+    fn nic(&mut self, identity: Identity, at: usize, nic: &DomainNic) -> Nic {
         // Addresses need not be unique in a domain, and may be missing.
         let key = match (&nic.mac[..], &nic.device) {
             (&[], Some(device)) => device.clone(),
@@ -419,7 +428,7 @@ impl Parts {
         };
         let index = self.indexes.assign_part(identity, Part::Nic(&key));
         let (if_index, parent_if_index) =
-            nic.device.as_deref().map_or((0, 0), |device| host.numbers(device));
+            nic.device.as_deref().map_or((0, 0), |device| self.host.numbers(device));
         Nic {
             index,
             if_index,
@@ -429,7 +438,7 @@ impl Parts {
         }
     }
 
-    fn process(&mut self, process: &VmProcess, identity: Identity, host: &mut Interfaces) -> Vm {
+    fn process(&mut self, process: &VmProcess, identity: Identity) -> Vm {
         Vm {
             index: self.indexes.assign(identity),
             name: process.name.clone(),
@@ -448,7 +457,7 @@ impl Parts {
             slot: process.slot,
             vcpus: process.vcpus.clone(),
             disks: self.disks(identity, &process.devices.disks),
-            nics: self.nics(identity, &process.devices.nics, host),
+            nics: self.nics(identity, &process.devices.nics),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Changes of state of VMs, in the order in which they happened.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use super::{OperState, Persistence, Vm, VmIndex};
 
@@ -62,27 +65,21 @@ impl Changes {
 
     /// These are the VMs now. `is_first`: what a source knows of old is no change.
     pub(super) fn follow(&mut self, vms: &[Vm], is_first: bool) {
-        let gone: Vec<VmIndex> = self
-            .told
-            .keys()
-            .filter(|index| vms.iter().all(|vm| vm.index != **index))
-            .copied()
-            .collect();
+        let there: HashSet<VmIndex> = vms.iter().map(|vm| vm.index).collect();
+        let gone: Vec<VmIndex> =
+            self.told.keys().filter(|index| !there.contains(index)).copied().collect();
         for index in gone {
-            if let Some(mut told) = self.told.remove(&index) {
-                let is_down = matches!(
+            let is_down = |told: &Told| {
+                matches!(
                     told.state,
                     OperState::Shutdown | OperState::Suspended | OperState::Crashed
-                );
-                if !is_down {
-                    // A process that has ended.
-                    let before = std::mem::replace(&mut told.state, OperState::Shutdown);
-                    (self.tell)(told.change(
-                        index,
-                        before,
-                        ChangeEvent::State(OperState::Shutdown),
-                    ));
-                }
+                )
+            };
+            if self.told.get(&index).is_some_and(|told| !is_down(told)) {
+                // A process that has ended.
+                self.note(index, OperState::Shutdown);
+            }
+            if let Some(told) = self.told.remove(&index) {
                 (self.tell)(told.change(index, told.state, ChangeEvent::Deleted));
             }
         }

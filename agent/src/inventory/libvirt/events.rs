@@ -26,36 +26,56 @@ pub(super) enum Event {
     Ping(Sender<()>),
 }
 
-/// A function of another signature, as the call that registers it wants it.
+/// A function for the events whose arguments between the domain and the sender have these types, as the call that
+/// registers it wants it.
 macro_rules! callback {
-    ($name:ident($($argument:ty),*)) => {
+    ($($argument:ty),+) => {{
         /// # Safety
         ///
         /// libvirt calls it with a valid domain, and with the pointer that was registered with it.
-        unsafe extern "C" fn $name(
+        unsafe extern "C" fn callback(
             _: sys::virConnectPtr,
             domain: sys::virDomainPtr,
-            $(_: $argument,)*
+            $(_: $argument,)+
             sender: *mut c_void,
         ) {
             // SAFETY: as this function's own.
-            unsafe { changed(domain, sender) }
+            unsafe { send(domain, sender, Event::Changed) }
+        }
+        generic!(callback, ($($argument),+))
+    }};
+}
+
+/// VIR_DOMAIN_EVENT_CALLBACK() of libvirt's header.
+macro_rules! generic {
+    ($function:ident, ($($argument:ty),+) $(-> $result:ty)?) => {
+        // SAFETY: libvirt calls the function with the arguments of the event with whose number it is registered.
+        unsafe {
+            mem::transmute::<
+                unsafe extern "C" fn(
+                    sys::virConnectPtr,
+                    sys::virDomainPtr,
+                    $($argument,)+
+                    *mut c_void,
+                ) $(-> $result)?,
+                Generic,
+            >($function)
         }
     };
 }
 
-callback!(plain());
-callback!(one_int(c_int));
-callback!(one_text(*const c_char));
-callback!(text_and_int(*const c_char, c_int));
-callback!(text_and_two_ints(*const c_char, c_int, c_int));
-callback!(int_and_text(c_int, *const c_char));
-callback!(balloon(c_ulonglong));
-callback!(clock(c_longlong));
-callback!(three_texts_and_int(*const c_char, *const c_char, *const c_char, c_int));
-callback!(two_texts_and_int(*const c_char, *const c_char, c_int));
-callback!(job(sys::virTypedParameterPtr, c_int));
-callback!(memory_device(*const c_char, c_ulonglong));
+/// What the call that registers a function takes for any.
+type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+
+/// The events that have no arguments of their own.
+///
+/// # Safety
+///
+/// As the others.
+unsafe extern "C" fn plain(_: sys::virConnectPtr, domain: sys::virDomainPtr, sender: *mut c_void) {
+    // SAFETY: as this function's own.
+    unsafe { send(domain, sender, Event::Changed) }
+}
 
 /// The life cycle has its own, which returns a number that nobody reads.
 ///
@@ -77,14 +97,6 @@ unsafe extern "C" fn life_cycle(
 /// # Safety
 ///
 /// `domain` is valid, `sender` is what [`Registered::new`] registered and has not freed.
-unsafe fn changed(domain: sys::virDomainPtr, sender: *mut c_void) {
-    // SAFETY: as this function's own.
-    unsafe { send(domain, sender, Event::Changed) };
-}
-
-/// # Safety
-///
-/// As [`changed`].
 unsafe fn send(
     domain: sys::virDomainPtr,
     sender: *mut c_void,
@@ -102,9 +114,9 @@ unsafe fn send(
 
 /// # Safety
 ///
-/// `sender` as in [`changed`].
+/// `sender` as in [`send`].
 unsafe extern "C" fn closed(_: sys::virConnectPtr, _: c_int, sender: *mut c_void) {
-    // SAFETY: as in `changed`.
+    // SAFETY: as in `send`.
     let sender = unsafe { &*sender.cast::<Sender<Event>>() };
     let _ = sender.send(Event::Closed);
 }
@@ -128,93 +140,28 @@ impl<'a> Registered<'a> {
     /// Registers for every kind that may change what is served. A kind that this daemon does not know is left
     /// out; without the life cycle there is no source.
     pub(super) fn new(connection: &'a Connect, sender: &Sender<Event>) -> Result<Self, Error> {
-        type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
-        macro_rules! generic {
-            ($function:expr, $signature:ty) => {
-                // SAFETY: VIR_DOMAIN_EVENT_CALLBACK() of libvirt's header does the same; libvirt calls the
-                // function with the arguments of the event with whose number it is registered below.
-                unsafe { mem::transmute::<$signature, Generic>($function as $signature) }
-            };
-        }
-        type C = sys::virConnectPtr;
-        type D = sys::virDomainPtr;
-        type P = *mut c_void;
-        type T = *const c_char;
+        type Text = *const c_char;
         let kinds: [(sys::virDomainEventID, Generic); 20] = [
-            (
-                sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
-                generic!(life_cycle, unsafe extern "C" fn(C, D, c_int, c_int, P) -> c_int),
-            ),
+            (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, generic!(life_cycle, (c_int, c_int) -> c_int)),
             (sys::VIR_DOMAIN_EVENT_ID_REBOOT, plain),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_RTC_CHANGE,
-                generic!(clock, unsafe extern "C" fn(C, D, c_longlong, P)),
-            ),
+            (sys::VIR_DOMAIN_EVENT_ID_RTC_CHANGE, callback!(c_longlong)),
             (sys::VIR_DOMAIN_EVENT_ID_CONTROL_ERROR, plain),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_IO_ERROR,
-                generic!(two_texts_and_int, unsafe extern "C" fn(C, D, T, T, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_WATCHDOG,
-                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_DISK_CHANGE,
-                generic!(three_texts_and_int, unsafe extern "C" fn(C, D, T, T, T, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_TRAY_CHANGE,
-                generic!(text_and_int, unsafe extern "C" fn(C, D, T, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_PMWAKEUP,
-                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_PMSUSPEND,
-                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE,
-                generic!(balloon, unsafe extern "C" fn(C, D, c_ulonglong, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_PMSUSPEND_DISK,
-                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
-                generic!(one_text, unsafe extern "C" fn(C, D, T, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
-                generic!(one_text, unsafe extern "C" fn(C, D, T, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
-                generic!(text_and_two_ints, unsafe extern "C" fn(C, D, T, c_int, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
-                generic!(job, unsafe extern "C" fn(C, D, sys::virTypedParameterPtr, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
-                generic!(int_and_text, unsafe extern "C" fn(C, D, c_int, T, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE,
-                generic!(memory_device, unsafe extern "C" fn(C, D, T, c_ulonglong, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION,
-                generic!(one_int, unsafe extern "C" fn(C, D, c_int, P)),
-            ),
-            (
-                sys::VIR_DOMAIN_EVENT_ID_TUNABLE,
-                generic!(job, unsafe extern "C" fn(C, D, sys::virTypedParameterPtr, c_int, P)),
-            ),
+            (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR, callback!(Text, Text, c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_WATCHDOG, callback!(c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_DISK_CHANGE, callback!(Text, Text, Text, c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_TRAY_CHANGE, callback!(Text, c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_PMWAKEUP, callback!(c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_PMSUSPEND, callback!(c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE, callback!(c_ulonglong)),
+            (sys::VIR_DOMAIN_EVENT_ID_PMSUSPEND_DISK, callback!(c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, callback!(Text)),
+            (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, callback!(Text)),
+            (sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, callback!(Text, c_int, c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, callback!(sys::virTypedParameterPtr, c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, callback!(c_int, Text)),
+            (sys::VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE, callback!(Text, c_ulonglong)),
+            (sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION, callback!(c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_TUNABLE, callback!(sys::virTypedParameterPtr, c_int)),
         ];
         let mut registered = Self { connection, ids: Vec::with_capacity(kinds.len()) };
         for (kind, function) in kinds {
@@ -246,7 +193,7 @@ impl<'a> Registered<'a> {
 fn register(
     connection: &Connect,
     kind: sys::virDomainEventID,
-    function: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void),
+    function: Generic,
     sender: &Sender<Event>,
 ) -> Result<c_int, Error> {
     let sender = Box::into_raw(Box::new(sender.clone())).cast();

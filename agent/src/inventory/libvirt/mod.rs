@@ -56,8 +56,6 @@ const BLIND_PAUSE: Duration = Duration::from_secs(2);
 pub struct Statistics {
     /// Lists of all domains that were taken.
     pub scans: AtomicU64,
-    /// Domains that were asked for because of an event.
-    pub looks: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -68,8 +66,7 @@ struct State {
     /// Since when there is none.
     lost: Option<SystemTime>,
     /// When the call began that is not answered yet.
-    asked: Option<(Instant, SystemTime)>,
-    domains: u64,
+    asked: Option<SystemTime>,
     /// Reaches the source while it follows events.
     source: Option<Sender<Event>>,
 }
@@ -81,8 +78,6 @@ pub struct Health {
     pub state: String,
     /// Since when what it said may be old.
     pub stale_since: Option<SystemTime>,
-    /// Domains that it knows.
-    pub domains: u64,
 }
 
 impl Statistics {
@@ -99,15 +94,20 @@ impl Statistics {
         let hangs = state.asked.filter(|_| !answers);
         let (text, stale_since) = match (&state.error, state.lost, hangs) {
             (Some(error), since, _) => (error.clone(), since),
-            (None, _, Some((_, since))) => ("it does not answer".to_owned(), Some(since)),
+            (None, _, Some(since)) => ("it does not answer".to_owned(), Some(since)),
             (None, Some(since), None) => ("connecting".to_owned(), Some(since)),
             (None, None, None) => ("live".to_owned(), None),
         };
-        Health { state: text, stale_since, domains: state.domains }
+        Health { state: text, stale_since }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn live(&self, source: Sender<Event>) {
+        let mut state = self.state();
+        (state.error, state.lost, state.source) = (None, None, Some(source));
     }
 
     fn lost(&self, error: String) {
@@ -119,7 +119,7 @@ impl Statistics {
 
     /// Notes that libvirt is asked, and that it has answered.
     fn asking<T>(&self, ask: impl FnOnce() -> T) -> T {
-        self.state().asked = Some((Instant::now(), SystemTime::now()));
+        self.state().asked = Some(SystemTime::now());
         let answer = ask();
         self.state().asked = None;
         answer
@@ -195,23 +195,15 @@ impl Source {
 
     /// Connects and follows the events until the connection is lost.
     fn serve(&self, sizes: &Sizes) -> Result<(), Error> {
-        let ask = |what: &mut dyn FnMut() -> Result<(), Error>| self.statistics.asking(what);
-        let mut connection = None;
-        ask(&mut || {
-            connection = Some(Connect::open_read_only(Some(&self.uri))?);
-            Ok(())
-        })?;
-        let Some(connection) = connection else { return Ok(()) };
+        let uri = Some(&*self.uri);
+        let connection = self.statistics.asking(|| Connect::open_read_only(uri))?;
         let (sender, receiver) = unbounded();
         // Registered before the list is taken: what changes meanwhile is an event that waits.
         let _registered = self.statistics.asking(|| Registered::new(&connection, &sender))?;
         self.describe_hypervisor(&connection);
         self.take_all(&connection, sizes)?;
-        {
-            let mut state = self.statistics.state();
-            (state.error, state.lost, state.source) = (None, None, Some(sender));
-        }
-        info!(uri = self.uri, domains = self.statistics.state().domains, "libvirt is live");
+        self.statistics.live(sender);
+        info!(uri = self.uri, domains = self.assembly.counts().0, "libvirt is live");
         self.follow(&connection, &receiver, sizes);
         Ok(())
     }
@@ -242,7 +234,6 @@ impl Source {
             })
             .collect();
         let uuids: Vec<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
-        self.statistics.state().domains = u64::try_from(domains.len()).unwrap_or(u64::MAX);
         self.assembly.set_domains(domains);
         for uuid in uuids {
             sizes.ask(uuid);
@@ -276,31 +267,23 @@ impl Source {
             if changed.is_empty() {
                 continue;
             }
-            let changes: Vec<_> = changed
+            let changes: BTreeMap<_, _> = changed
+                .into_iter()
+                .filter_map(|uuid| Some((uuid, self.statistics.asking(|| look(connection, uuid))?)))
+                .collect();
+            let states: Vec<_> = happened
                 .iter()
-                .filter_map(|&uuid| {
-                    self.statistics.looks.fetch_add(1, Relaxed);
-                    Some((uuid, self.statistics.asking(|| look(connection, uuid))?))
+                .flat_map(|(uuid, events)| {
+                    let domain = changes.get(uuid).and_then(Option::as_ref);
+                    let now = domain.map(|domain| domain.oper_state);
+                    state::through(events, now).into_iter().map(|state| (*uuid, state))
                 })
                 .collect();
             let there: Vec<_> = changes
                 .iter()
-                .filter(|(_, domain)| domain.is_some())
-                .map(|(uuid, _)| *uuid)
-                .collect();
-            let now = |uuid: &[u8; 16]| {
-                let change = changes.iter().find(|(changed, _)| changed == uuid);
-                change.and_then(|(_, domain)| Some(domain.as_ref()?.oper_state))
-            };
-            let states: Vec<_> = happened
-                .iter()
-                .flat_map(|(uuid, events)| {
-                    state::through(events, now(uuid)).into_iter().map(|state| (*uuid, state))
-                })
+                .filter_map(|(uuid, domain)| domain.is_some().then_some(*uuid))
                 .collect();
             self.assembly.update_domains(changes, &states);
-            let (domains, _) = self.assembly.counts();
-            self.statistics.state().domains = u64::try_from(domains).unwrap_or(u64::MAX);
             for uuid in there {
                 sizes.ask(uuid);
             }

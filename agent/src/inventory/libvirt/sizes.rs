@@ -12,8 +12,8 @@ use uuid::Uuid;
 use virt::{connect::Connect, error::Error};
 
 use super::{
-    super::{Assembly, DiskSize, StorageMedia},
-    Receiver, Sender, unbounded, xml,
+    super::{Assembly, DiskSize},
+    Receiver, Sender, unbounded,
 };
 
 /// So many domains may hang before the sizes of others have to wait.
@@ -129,20 +129,15 @@ impl Shared {
             None => connection.insert(Connect::open_read_only(Some(&self.uri))?),
         };
         let domain = connection.lookup_domain_by_uuid(Uuid::from_bytes(uuid))?;
-        let Ok(told) = xml::parse(&domain.xml_desc(0)?) else { return Ok(Vec::new()) };
         let mut sizes = Vec::new();
-        for disk in told.disks {
-            if disk.resource.is_empty() && disk.media != StorageMedia::HardDisk {
-                // An empty drive.
-                continue;
-            }
-            match domain.block_info(&disk.target, 0) {
+        for target in self.assembly.sized_disks(uuid) {
+            match domain.block_info(&target, 0) {
                 Ok(info) => {
                     let size =
                         DiskSize { defined: Some(info.capacity), allocated: Some(info.allocation) };
-                    sizes.push((disk.target, size));
+                    sizes.push((target, size));
                 }
-                Err(error) => debug!(disk = disk.target, "no size: {}", error.message()),
+                Err(error) => debug!(disk = target, "no size: {}", error.message()),
             }
         }
         Ok(sizes)
