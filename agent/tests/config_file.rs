@@ -56,6 +56,7 @@ fn each_key_is_taken_from_the_file() {
         ("agentx", "ping_s", "1"),
         ("inventory", "libvirt", "\"\""),
         ("inventory", "procfs", "false"),
+        ("inventory", "block_statistics_s", "0"),
         ("inventory", "hv_object_id", "\"1.3.6.1.4.1.8072\""),
         ("state", "dir", "\"/srv/kvmeter\""),
         ("state", "runtime_dir", "\"/tmp/kvmeter\""),

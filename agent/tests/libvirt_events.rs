@@ -45,7 +45,7 @@ impl Host {
             state.path(),
             Box::new(move |change| drop(tell.send(change))),
         ));
-        let statistics = libvirt::start("test:///default".to_owned(), assembly).unwrap();
+        let statistics = libvirt::start("test:///default".to_owned(), None, assembly).unwrap();
         let host = Self {
             connection: Connect::open(Some("test:///default")).unwrap(),
             registry,

@@ -34,6 +34,7 @@ const TEST: &[&str] = &[
     "libcap2-bin",
     "libvirt-clients",
     "libvirt-daemon-system",
+    "python3-pysmi",
     "qemu-utils",
     "smitools",
     "snmptrapd",

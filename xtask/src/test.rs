@@ -137,6 +137,7 @@ fn required() -> String {
         ("snmptrapd", "snmptrapd"),
         ("qemu", "qemu-system-x86_64"),
         ("smilint", "smilint"),
+        ("pysmi", "mibdump"),
         ("libvirt", "libvirtd"),
     ] {
         if find(program).is_some() {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use fault::Fault;
-use values::{Directory, LibvirtUri, Milliseconds, Seconds};
+use values::{Directory, LibvirtUri, Milliseconds, Seconds, SecondsOrNever};
 
 use crate::agentx::Address;
 use crate::snmp::Oid;
@@ -82,6 +82,10 @@ pub struct Inventory {
     pub libvirt: Option<String>,
     /// Whether KVM processes that libvirt does not own are VMs too.
     pub procfs: bool,
+    /// How often libvirt is asked for what QEMU counts of its disks' I/O: 1 to 3,600 s; `None`, written 0, means
+    /// never.
+    #[serde(rename = "block_statistics_s", with = "SecondsOrNever::<3600>")]
+    pub block_statistics: Option<Duration>,
     /// vmHvObjectID.
     #[serde(with = "values::text")]
     pub hv_object_id: Oid,
@@ -92,6 +96,7 @@ impl Default for Inventory {
         Self {
             libvirt: Some("qemu:///system".to_owned()),
             procfs: true,
+            block_statistics: Some(Duration::from_secs(10)),
             hv_object_id: Oid::of(&[0, 0]),
         }
     }

@@ -86,6 +86,25 @@ impl<const MIN: u64, const MAX: u64> Seconds<MIN, MAX> {
     }
 }
 
+/// For `#[serde(with)]`: a [`Duration`] that stands in the file as seconds, or nothing for 0.
+pub(super) struct SecondsOrNever<const MAX: u64>;
+
+impl<const MAX: u64> SecondsOrNever<MAX> {
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        Seconds::<0, MAX>::serialize(&value.unwrap_or_default(), to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let pause = Seconds::<0, MAX>::deserialize(from)?;
+        Ok((!pause.is_zero()).then_some(pause))
+    }
+}
+
 /// For `#[serde(with)]`: a [`Duration`] that stands in the file as milliseconds.
 pub(super) struct Milliseconds<const MIN: u64, const MAX: u64>;
 

@@ -1,7 +1,7 @@
 //! One set of VMs out of what each source knows.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -14,7 +14,7 @@ use super::{
     interfaces::Interfaces,
     procfs::Devices,
 };
-use crate::counters::{VmSlot, since_boot_ns};
+use crate::counters::{DiskIo, DiskTotals, VmSlot, since_boot_ns};
 
 /// A VM as its process shows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -120,6 +120,8 @@ struct Parts {
     domains: HashMap<[u8; 16], Domain>,
     /// By the names of the disks in the guest.
     sizes: HashMap<[u8; 16], HashMap<String, DiskSize>>,
+    /// Of domains that have a process, by the same names.
+    totals: HashMap<[u8; 16], HashMap<String, DiskTotals>>,
     /// libvirt answers, so that what it says of a state holds.
     is_libvirt_live: bool,
     hypervisor: Hypervisor,
@@ -127,7 +129,7 @@ struct Parts {
     /// Each source has told once what there is.
     has_processes: bool,
     has_domains: bool,
-    has_new_sizes: bool,
+    has_new_disks: bool,
 }
 
 impl Assembly {
@@ -147,12 +149,13 @@ impl Assembly {
             cpus: Vec::new(),
             domains: HashMap::new(),
             sizes: HashMap::new(),
+            totals: HashMap::new(),
             is_libvirt_live: false,
             hypervisor,
             changes: Changes::new(tell),
             has_processes: false,
             has_domains: false,
-            has_new_sizes: false,
+            has_new_disks: false,
         };
         Self { registry, shows_processes, parts: Mutex::new(parts) }
     }
@@ -172,8 +175,9 @@ impl Assembly {
     pub fn set_domains(&self, domains: Vec<Domain>) {
         let mut parts = self.parts();
         parts.domains = domains.into_iter().map(|domain| (domain.uuid, domain)).collect();
-        let Parts { sizes, domains, .. } = &mut *parts;
+        let Parts { sizes, totals, domains, .. } = &mut *parts;
         sizes.retain(|uuid, _| domains.contains_key(uuid));
+        totals.retain(|uuid, _| domains.get(uuid).is_some_and(|domain| domain.is_active));
         parts.is_libvirt_live = true;
         let is_first = !std::mem::replace(&mut parts.has_domains, true);
         self.publish_as(&mut parts, is_first);
@@ -191,6 +195,9 @@ impl Assembly {
             parts.changes.note(index, state);
         }
         for (uuid, domain) in changes {
+            if !domain.as_ref().is_some_and(|domain| domain.is_active) {
+                parts.totals.remove(&uuid);
+            }
             match domain {
                 Some(domain) => {
                     parts.domains.insert(uuid, domain);
@@ -199,6 +206,18 @@ impl Assembly {
                     parts.domains.remove(&uuid);
                     parts.sizes.remove(&uuid);
                 }
+            }
+        }
+        self.publish(&mut parts);
+    }
+
+    /// The domains that start with the host; the others that can be told apart do not.
+    pub fn set_auto_start(&self, uuids: &BTreeSet<[u8; 16]>) {
+        let mut parts = self.parts();
+        for (uuid, domain) in &mut parts.domains {
+            if domain.auto_start != AutoStart::Unknown {
+                let starts = uuids.contains(uuid);
+                domain.auto_start = if starts { AutoStart::Enabled } else { AutoStart::Disabled };
             }
         }
         self.publish(&mut parts);
@@ -218,14 +237,42 @@ impl Assembly {
         let mut parts = self.parts();
         if parts.domains.contains_key(&uuid) {
             parts.sizes.insert(uuid, sizes.into_iter().collect());
-            parts.has_new_sizes = true;
+            parts.has_new_disks = true;
         }
     }
 
-    /// Publishes the sizes that were noted, if any.
-    pub fn publish_sizes(&self) {
+    /// Takes in what QEMU counts of the I/O of a domain's disks, by their names in the guest. A disk that was not
+    /// counted yet is seen with the next publication; one thread at a time does this for a domain.
+    pub fn note_io(&self, uuid: [u8; 16], disks: &[(String, DiskIo)]) {
         let mut parts = self.parts();
-        if parts.has_new_sizes {
+        let Parts { domains, totals, has_new_disks, .. } = &mut *parts;
+        if !domains.get(&uuid).is_some_and(|domain| domain.is_active) {
+            return;
+        }
+        let totals = totals.entry(uuid).or_default();
+        for (target, io) in disks {
+            if let Some(totals) = totals.get(target) {
+                totals.follow(*io);
+            } else {
+                let new = DiskTotals::default();
+                new.follow(*io);
+                totals.insert(target.clone(), new);
+                *has_new_disks = true;
+            }
+        }
+    }
+
+    /// The domains with disks whose I/O QEMU may count.
+    pub fn domains_with_io(&self) -> Vec<[u8; 16]> {
+        let parts = self.parts();
+        let has_io = |domain: &&Domain| domain.is_active && !domain.disks.is_empty();
+        parts.domains.values().filter(has_io).map(|domain| domain.uuid).collect()
+    }
+
+    /// Publishes what was noted of disks, if it is seen only then.
+    pub fn publish_disks(&self) {
+        let mut parts = self.parts();
+        if parts.has_new_disks {
             self.publish(&mut parts);
         }
     }
@@ -263,7 +310,7 @@ impl Assembly {
     fn publish_as(&self, parts: &mut Parts, is_first: bool) {
         let vms = parts.compose(self.shows_processes);
         parts.indexes.save();
-        parts.has_new_sizes = false;
+        parts.has_new_disks = false;
         parts.changes.follow(&vms, is_first);
         self.registry.publish(vms, parts.cpus.clone(), &parts.hypervisor, since_boot_ns());
     }
@@ -271,9 +318,9 @@ impl Assembly {
 
 impl Parts {
     fn compose(&mut self, shows_processes: bool) -> Vec<Vm> {
-        let Self { indexes, processes, domains, sizes, is_libvirt_live, .. } = self;
-        let mut rows =
-            Rows { indexes, sizes, host: Interfaces::default(), is_libvirt_live: *is_libvirt_live };
+        let Self { indexes, processes, domains, sizes, totals, is_libvirt_live, .. } = self;
+        let host = Interfaces::default();
+        let mut rows = Rows { indexes, sizes, totals, host, is_libvirt_live: *is_libvirt_live };
         let mut of_uuid: HashMap<[u8; 16], Vec<&VmProcess>> = HashMap::new();
         for process in &*processes {
             if let Some(uuid) = process.uuid {
@@ -320,6 +367,7 @@ impl Parts {
 struct Rows<'a> {
     indexes: &'a mut Indexes,
     sizes: &'a HashMap<[u8; 16], HashMap<String, DiskSize>>,
+    totals: &'a HashMap<[u8; 16], HashMap<String, DiskTotals>>,
     host: Interfaces,
     is_libvirt_live: bool,
 }
@@ -398,11 +446,12 @@ impl Rows<'_> {
 
     fn disk(&mut self, identity: Identity, disk: &DomainDisk) -> Disk {
         let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
-        let size = match identity {
-            Identity::Uuid(uuid) => {
-                self.sizes.get(&uuid).and_then(|sizes| sizes.get(&disk.target)).copied()
-            }
-            Identity::Process { .. } => None,
+        let (size, totals) = match identity {
+            Identity::Uuid(uuid) => (
+                self.sizes.get(&uuid).and_then(|sizes| sizes.get(&disk.target)).copied(),
+                self.totals.get(&uuid).and_then(|totals| totals.get(&disk.target)).cloned(),
+            ),
+            Identity::Process { .. } => (None, None),
         };
         Disk {
             index,
@@ -414,6 +463,7 @@ impl Rows<'_> {
             media: disk.media,
             bus: disk.bus.clone(),
             size: size.unwrap_or(disk.size),
+            totals,
         }
     }
 

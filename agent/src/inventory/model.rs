@@ -1,7 +1,7 @@
 //! The immutable view of the VMs that readers see. A change makes a new one, which replaces the old
 //! one in one swap.
 
-use crate::counters::{ThreadSlot, VmSlot};
+use crate::counters::{DiskTotals, ThreadSlot, VmSlot};
 use crate::snmp::Oid;
 
 /// Everything that is known of the VMs of this host at one moment.
@@ -115,6 +115,8 @@ pub struct Disk {
     pub bus: String,
     /// The size columns.
     pub size: DiskSize,
+    /// What the hypervisor counts of its I/O; `None` = nobody counts it.
+    pub totals: Option<DiskTotals>,
 }
 
 /// The sizes of a disk in octets. A size that is not known is served as -1.

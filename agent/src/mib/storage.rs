@@ -1,6 +1,7 @@
 //! vmStorageTable.
 
 use crate::{
+    counters::DiskIo,
     inventory::{Disk, StorageSource},
     snmp::Value,
 };
@@ -11,8 +12,10 @@ use super::{
         VIRTUAL_MACHINE_INDEX_OR_ZERO, VIRTUAL_MACHINE_STORAGE_ACCESS,
         VIRTUAL_MACHINE_STORAGE_INDEX, VIRTUAL_MACHINE_STORAGE_SOURCE_TYPE,
     },
-    convert::{SizeUnit, admin_string_cut},
+    convert::{SizeUnit, admin_string_cut, microseconds},
+    rows::DiskRow,
     schema::{Getter, Object, Syntax, Table},
+    vm::is_down,
 };
 
 /// One row per disk.
@@ -123,7 +126,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many read requests were made on this disk. The count can begin anew when the \
             hypervisor is initialised and when vmAdminState changes.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| io(row, |io| io.reads)),
     ),
     Object::read_only(
         14,
@@ -131,7 +134,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many write requests were made on this disk. The count can begin anew when the \
             hypervisor is initialised and when vmAdminState changes.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| io(row, |io| io.writes)),
     ),
     Object::read_only(
         15,
@@ -139,7 +142,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many octets were read from this disk. The count can begin anew when the hypervisor \
             is initialised and when vmAdminState changes.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| io(row, |io| io.read_octets)),
     ),
     Object::read_only(
         16,
@@ -147,7 +150,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many octets were written to this disk. The count can begin anew when the hypervisor \
             is initialised and when vmAdminState changes.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| io(row, |io| io.write_octets)),
     ),
     Object::read_only(
         17,
@@ -156,7 +159,7 @@ const COLUMNS: &[Object] = &[
         "The microseconds between the arrival and the end of each read request, summed over all \
             of them. The count can begin anew when the hypervisor is initialised and when \
             vmAdminState changes.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| io(row, |io| microseconds(io.read_ns))),
     ),
     Object::read_only(
         18,
@@ -165,9 +168,18 @@ const COLUMNS: &[Object] = &[
         "The microseconds between the arrival and the end of each write request, summed over all \
             of them. The count can begin anew when the hypervisor is initialised and when \
             vmAdminState changes.",
-        Getter::NoRows,
+        Getter::Disk(|_, row| io(row, |io| microseconds(io.write_ns))),
     ),
 ];
+
+/// A count of the disk's I/O; absent where nobody counts it.
+fn io<'a>(row: DiskRow<'a>, read: fn(DiskIo) -> u64) -> Option<Value<'a>> {
+    let io = match &row.disk.totals {
+        Some(totals) => totals.read(),
+        None => is_down(row.vm).then(DiskIo::default)?,
+    };
+    Some(Value::Counter64(read(io)))
+}
 
 /// Both sizes are told in the same unit.
 fn unit(disk: &Disk) -> SizeUnit {

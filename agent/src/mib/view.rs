@@ -158,7 +158,7 @@ impl Leaf {
     /// The instance with exactly this index.
     fn instance<'a>(&self, view: View<'a>, index: &[u32]) -> Option<Value<'a>> {
         let value = match self.object.getter {
-            Getter::None | Getter::NoRows => None,
+            Getter::None => None,
             Getter::Scalar(read) => exact(view, index, |view, Scalar| read(view)),
             Getter::Vm(read) => exact(view, index, read),
             Getter::Vcpu(read) => exact(view, index, read),
@@ -178,7 +178,7 @@ impl Leaf {
         include: bool,
     ) -> Option<Instance<'a>> {
         match self.object.getter {
-            Getter::None | Getter::NoRows => None,
+            Getter::None => None,
             Getter::Scalar(read) => self.first(view, tail, include, |view, Scalar| read(view)),
             Getter::Vm(read) => self.first(view, tail, include, read),
             Getter::Vcpu(read) => self.first(view, tail, include, read),

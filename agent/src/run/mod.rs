@@ -190,7 +190,7 @@ fn begin_to_count(pin_dir: &Path) -> (Counting, Option<Events>) {
 #[cfg(feature = "libvirt")]
 fn start_libvirt(config: &Config, assembly: &Arc<Assembly>) -> Option<Arc<libvirt::Statistics>> {
     let uri = config.inventory.libvirt.clone()?;
-    libvirt::start(uri, Arc::clone(assembly))
+    libvirt::start(uri, config.inventory.block_statistics, Arc::clone(assembly))
         .inspect_err(|error| warn!("No domains of libvirt are served: {error}"))
         .ok()
 }

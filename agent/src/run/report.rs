@@ -190,7 +190,11 @@ impl Source for Reporter {
 }
 
 fn disk(disk: &inventory::Disk) -> Disk {
-    Disk { index: disk.index, target: disk.target.clone(), counted_by: None }
+    Disk {
+        index: disk.index,
+        target: disk.target.clone(),
+        counted_by: disk.totals.as_ref().map(|_| "hypervisor".to_owned()),
+    }
 }
 
 fn reading(vcpu: inventory::Vcpu, records: Option<&Records>) -> Vcpu {

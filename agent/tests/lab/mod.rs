@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod libvirt;
+pub(crate) mod module;
 pub(crate) mod stage;
 
 use std::{

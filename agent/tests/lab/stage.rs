@@ -30,11 +30,6 @@ impl Stage {
         Self::with(|_| {})
     }
 
-    /// The same with an agent that asks a libvirt.
-    pub(crate) fn of_libvirt(uri: &str) -> Self {
-        Self::made(uri, "", "", |_| {})
-    }
-
     /// The same with lines for the configurations of the master and of the agent.
     pub(crate) fn configured(uri: &str, snmpd: &str, agent: &str) -> Self {
         Self::made(uri, snmpd, agent, |_| {})
@@ -45,7 +40,8 @@ impl Stage {
         Self::made("", "", "", prepare)
     }
 
-    fn made(
+    /// The same with all of these.
+    pub(crate) fn made(
         libvirt: &str,
         of_snmpd: &str,
         of_agent: &str,

@@ -1,4 +1,4 @@
-//! The printed module against a MIB compiler and against the published module.
+//! The printed module against two MIB compilers and against the published module.
 //!
 //! `imports/` has extracts of the modules that VM-MIB imports, so that the compiler can run on a machine
 //! that has none. The published module is looked for beside the workspace, in `../shared/mibs`.
@@ -13,6 +13,10 @@ use std::{
 };
 
 use kvmeter::mib;
+use lab::module::{Module, WALK, bindings};
+
+#[path = "../lab/mod.rs"]
+mod lab;
 
 #[test]
 fn a_mib_compiler_has_nothing_to_say() {
@@ -41,6 +45,50 @@ fn smilint(dir: &Path, module: &Path) -> String {
         .output()
         .unwrap();
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+/// Also of what use the other compiler is to tests that have a walk checked.
+#[test]
+fn another_compiler_takes_it_and_finds_what_does_not_agree() {
+    require!("pysmi");
+    let module = Module::compile(&mib::text());
+    assert_eq!(module.len(), 53, "scalars and columns");
+    let walk = |lines: &[&str]| {
+        let lines: Vec<String> =
+            lines.iter().map(|line| format!(".1.3.6.1.2.1.236.1.{line}")).collect();
+        module.violations(&bindings(&lines.join("\n")))
+    };
+    assert!(WALK.contains(&"-Ox"));
+    let right = [
+        "1.1.0 = Hex-STRING: 51 45 4D\n55 ",
+        "1.3.0 = OID: .0.0",
+        "1.4.0 = 4711",
+        "2.0 = INTEGER: 1",
+        "4.1.2.1 = \"\"",
+        "4.1.3.1 = Hex-STRING: 00 01 02 03 04 05 06 07 08 09 0A 0B 0C 0D 0E 0F ",
+        "4.1.6.1 = INTEGER: 12",
+        "4.1.14.1 = INTEGER: -1",
+        "4.1.17.1 = Counter64: 18446744073709551615",
+        "7.1.13.0.1 = Counter64: 0",
+    ];
+    assert_eq!(walk(&right), Vec::<String>::new());
+    for wrong in [
+        "1.1.0 = Hex-STRING: C3 28 ",
+        "1.4.0 = Counter64: 1",
+        "1.4.1 = 4711",
+        "2.0 = INTEGER: -1",
+        "4.1.1.1 = INTEGER: 1",
+        "4.1.3.1 = Hex-STRING: 00 01 ",
+        "4.1.6.0 = INTEGER: 12",
+        "4.1.6.1 = INTEGER: 13",
+        "4.1.6.1.1 = INTEGER: 12",
+        "4.1.14.1 = INTEGER: -2",
+        "9.9.9 = INTEGER: 1",
+        "11.0 = Hex-STRING: 80 ",
+    ] {
+        assert_eq!(walk(&[wrong]).len(), 1, "{wrong}: {:?}", walk(&[wrong]));
+    }
+    assert_eq!(walk(&[right[3], right[0]]).len(), 1, "not in order");
 }
 
 #[test]

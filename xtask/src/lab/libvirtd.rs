@@ -105,6 +105,19 @@ impl Libvirtd {
         self.uri("libvirt-sock-ro")
     }
 
+    /// Where it notes the process ids of running domains, in files `NAME.pid`.
+    #[must_use]
+    pub fn pid_dir(&self) -> PathBuf {
+        own(&self.dir, "/run/libvirt").join("qemu")
+    }
+
+    /// The process id of a running domain of this name.
+    #[must_use]
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        let text = fs::read_to_string(self.pid_dir().join(format!("{name}.pid"))).ok()?;
+        text.trim().parse().ok()
+    }
+
     /// Runs virsh against it. What it printed.
     ///
     /// # Errors
@@ -133,9 +146,22 @@ impl Libvirtd {
     ///
     /// [`LabError`]
     pub fn define(&self, xml: &str) -> Result<(), LabError> {
+        self.with_xml("define", xml)
+    }
+
+    /// Starts a domain that is gone when it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn create(&self, xml: &str) -> Result<(), LabError> {
+        self.with_xml("create", xml)
+    }
+
+    fn with_xml(&self, command: &str, xml: &str) -> Result<(), LabError> {
         let path = self.dir.join("domain.xml");
         fs::write(&path, xml).map_err(|source| LabError::File { path: path.clone(), source })?;
-        self.virsh(&["-q", "define", &path.to_string_lossy()]).map(drop)
+        self.virsh(&["-q", command, &path.to_string_lossy()]).map(drop)
     }
 
     fn uri(&self, socket: &str) -> String {

@@ -22,6 +22,8 @@ pub(super) enum Event {
     LifeCycle([u8; 16], c_int, c_int),
     /// The connection is lost.
     Closed,
+    /// Not of libvirt: other domains than before start with the host.
+    AutoStart,
     /// Not of libvirt: somebody wants to know whether it answers.
     Ping(Sender<()>),
 }

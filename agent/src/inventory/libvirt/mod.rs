@@ -2,19 +2,21 @@
 //!
 //! Three kinds of threads, so that nothing that hangs stops what does not need it: libvirt's event loop, which only
 //! puts events into a channel; the source itself, which asks for whatever an event is about, by calls that libvirt
-//! answers without the domain's monitor; and threads for the sizes of disks, which may have to wait for a QEMU
+//! answers without the domain's monitor; and threads for the disks of domains, which may have to wait for a QEMU
 //! that hangs. All connections are read-only.
 //!
-//! Nothing is refreshed by the clock. While libvirt does not answer, what it said last stays; the source waits for
+//! But for what QEMU counts of its disks' I/O, nothing is refreshed by the clock. While libvirt does not answer, what it said last stays; the source waits for
 //! its socket to appear, and looks itself ever more seldom in case that cannot be seen.
 
+mod autostart;
+mod blocks;
 mod events;
-mod sizes;
 mod socket;
 mod state;
 mod xml;
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     ffi::c_int,
     sync::{
@@ -25,7 +27,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 use virt::{
@@ -33,11 +35,13 @@ use virt::{
     domain::Domain as Handle,
     error::{Error, ErrorNumber, clear_error_callback},
     event::{event_register_default_impl, event_run_default_impl},
+    sys,
 };
 
 use super::{Assembly, AutoStart, Domain, Persistence};
+use autostart::Links;
+use blocks::{Blocks, Question};
 use events::{Event, Registered};
-use sizes::Sizes;
 use socket::Appearance;
 
 /// Who asks for the status waits so long for libvirt's answer; one that takes longer hangs.
@@ -84,9 +88,8 @@ impl Statistics {
     /// How the source is now. Asks libvirt whether it is there, and waits half a second for that at most.
     #[must_use]
     pub fn health(&self) -> Health {
-        let source = self.state().source.clone();
         let mut answers = true;
-        if let Some(source) = source {
+        if let Some(source) = self.source() {
             let (reply, answer) = bounded(1);
             answers = source.send(Event::Ping(reply)).is_ok() && answer.recv_timeout(SLOW).is_ok();
         }
@@ -103,6 +106,10 @@ impl Statistics {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self) -> Option<Sender<Event>> {
+        self.state().source.clone()
     }
 
     fn live(&self, source: Sender<Event>) {
@@ -126,15 +133,21 @@ impl Statistics {
     }
 }
 
-/// Starts the source. It lives as long as the process: a call to a libvirt that hangs cannot be ended.
+/// Starts the source. What QEMU counts of its disks' I/O is asked for this often, or never. It lives as long as the process: a call to a libvirt that hangs cannot be ended.
 ///
 /// # Errors
 ///
 /// When a thread cannot be started.
-pub fn start(uri: String, assembly: Arc<Assembly>) -> std::io::Result<Arc<Statistics>> {
+pub fn start(
+    uri: String,
+    block_statistics: Option<Duration>,
+    assembly: Arc<Assembly>,
+) -> std::io::Result<Arc<Statistics>> {
     let statistics = Arc::new(Statistics::default());
     statistics.state().lost = Some(SystemTime::now());
-    let source = Source { uri, assembly, statistics: Arc::clone(&statistics) };
+    let of_source = Arc::clone(&statistics);
+    let looks_out = Cell::new(false);
+    let source = Source { uri, block_statistics, assembly, statistics: of_source, looks_out };
     thread::Builder::new().name("libvirt".to_owned()).spawn(move || source.run())?;
     Ok(statistics)
 }
@@ -146,8 +159,12 @@ pub fn read_xml(text: &str) {
 
 struct Source {
     uri: String,
+    /// How often QEMU's counts are asked for.
+    block_statistics: Option<Duration>,
     assembly: Arc<Assembly>,
     statistics: Arc<Statistics>,
+    /// Whether there is a thread that follows what libvirt tells no event of.
+    looks_out: Cell<bool>,
 }
 
 impl Source {
@@ -157,14 +174,14 @@ impl Source {
             self.statistics.lost(error.to_string());
             return;
         }
-        let sizes = Sizes::new(self.uri.clone(), Arc::clone(&self.assembly));
+        let blocks = Blocks::new(self.uri.clone(), Arc::clone(&self.assembly));
         let mut pause = FIRST_PAUSE;
         let mut reported = None;
         loop {
             // Before the attempt: a socket that appears during it is seen.
             let appearance = Appearance::watch(&self.uri);
             let connected = Instant::now();
-            let error = match self.serve(&sizes) {
+            let error = match self.serve(&blocks) {
                 Ok(()) => "the connection was closed".to_owned(),
                 Err(error) => error.message().to_owned(),
             };
@@ -194,17 +211,18 @@ impl Source {
     }
 
     /// Connects and follows the events until the connection is lost.
-    fn serve(&self, sizes: &Sizes) -> Result<(), Error> {
+    fn serve(&self, blocks: &Blocks) -> Result<(), Error> {
         let uri = Some(&*self.uri);
         let connection = self.statistics.asking(|| Connect::open_read_only(uri))?;
         let (sender, receiver) = unbounded();
         // Registered before the list is taken: what changes meanwhile is an event that waits.
         let _registered = self.statistics.asking(|| Registered::new(&connection, &sender))?;
+        self.look_out();
         self.describe_hypervisor(&connection);
-        self.take_all(&connection, sizes)?;
+        self.take_all(&connection, blocks)?;
         self.statistics.live(sender);
         info!(uri = self.uri, domains = self.assembly.counts().0, "libvirt is live");
-        self.follow(&connection, &receiver, sizes);
+        self.follow(&connection, &receiver, blocks);
         Ok(())
     }
 
@@ -219,7 +237,7 @@ impl Source {
         }
     }
 
-    fn take_all(&self, connection: &Connect, sizes: &Sizes) -> Result<(), Error> {
+    fn take_all(&self, connection: &Connect, blocks: &Blocks) -> Result<(), Error> {
         self.statistics.scans.fetch_add(1, Relaxed);
         let handles = self.statistics.asking(|| connection.list_all_domains(0))?;
         let domains: Vec<Domain> = handles
@@ -236,16 +254,84 @@ impl Source {
         let uuids: Vec<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
         self.assembly.set_domains(domains);
         for uuid in uuids {
-            sizes.ask(uuid);
+            blocks.ask(uuid, self.all());
         }
         Ok(())
     }
 
-    fn follow(&self, connection: &Connect, receiver: &Receiver<Event>, sizes: &Sizes) {
-        while let Ok(first) = receiver.recv() {
+    /// Follows the links of domains that start with the host, once they have a place: libvirt makes it when it
+    /// first defines a domain.
+    fn look_out(&self) {
+        if self.looks_out.get() {
+            return;
+        }
+        let Some(links) = Links::of(&self.uri) else { return };
+        let statistics = Arc::clone(&self.statistics);
+        let follow = move || {
+            while links.wait().is_ok() {
+                // Without a connection, all is asked for with the next one.
+                if let Some(source) = statistics.source() {
+                    let _ = source.send(Event::AutoStart);
+                }
+            }
+        };
+        match thread::Builder::new().name("libvirt files".to_owned()).spawn(follow) {
+            Ok(_) => self.looks_out.set(true),
+            Err(error) => debug!("vmAutoStart is not followed: {error}"),
+        }
+    }
+
+    /// One question for all domains, that no domain is asked for.
+    fn take_auto_start(&self, connection: &Connect) {
+        const LIST: u32 = sys::VIR_CONNECT_LIST_DOMAINS_AUTOSTART;
+        let listed = self.statistics.asking(|| connection.list_all_domains(LIST));
+        let uuids: Result<BTreeSet<_>, _> = listed.and_then(|handles| {
+            handles.iter().map(|handle| Ok(handle.uuid()?.into_bytes())).collect()
+        });
+        match uuids {
+            Ok(uuids) => self.assembly.set_auto_start(&uuids),
+            Err(error) => debug!("which domains start with the host: {}", error.message()),
+        }
+    }
+
+    /// What is asked of a domain's disks when it is different.
+    const fn all(&self) -> Question {
+        Question { sizes: true, io: self.block_statistics.is_some() }
+    }
+
+    /// Waits for an event, and asks for QEMU's counts meanwhile. `None`: there will be none.
+    fn next(
+        &self,
+        receiver: &Receiver<Event>,
+        blocks: &Blocks,
+        asked: &mut Instant,
+    ) -> Option<Event> {
+        loop {
+            let due = self
+                .block_statistics
+                .filter(|_| !self.assembly.domains_with_io().is_empty())
+                .and_then(|pause| asked.checked_add(pause));
+            // With nothing to count, nothing but an event wakes this thread.
+            let Some(due) = due else { return receiver.recv().ok() };
+            match receiver.recv_deadline(due) {
+                Err(RecvTimeoutError::Timeout) => {
+                    *asked = Instant::now();
+                    for uuid in self.assembly.domains_with_io() {
+                        blocks.ask(uuid, Question::IO);
+                    }
+                }
+                event => return event.ok(),
+            }
+        }
+    }
+
+    fn follow(&self, connection: &Connect, receiver: &Receiver<Event>, blocks: &Blocks) {
+        let mut asked = Instant::now();
+        while let Some(first) = self.next(receiver, blocks, &mut asked) {
             // What has come meanwhile is answered together, each domain once.
             let mut changed = BTreeSet::new();
             let mut happened: BTreeMap<[u8; 16], Vec<(c_int, c_int)>> = BTreeMap::new();
+            let mut auto_start_changed = false;
             for event in std::iter::once(first).chain(receiver.try_iter()) {
                 match event {
                     Event::Changed(uuid) => {
@@ -255,6 +341,7 @@ impl Source {
                         changed.insert(uuid);
                         happened.entry(uuid).or_default().push((event, detail));
                     }
+                    Event::AutoStart => auto_start_changed = true,
                     Event::Closed => return,
                     Event::Ping(reply) => {
                         if self.statistics.asking(|| connection.lib_version()).is_ok() {
@@ -263,6 +350,10 @@ impl Source {
                         }
                     }
                 }
+            }
+            self.look_out();
+            if auto_start_changed {
+                self.take_auto_start(connection);
             }
             if changed.is_empty() {
                 continue;
@@ -285,7 +376,7 @@ impl Source {
                 .collect();
             self.assembly.update_domains(changes, &states);
             for uuid in there {
-                sizes.ask(uuid);
+                blocks.ask(uuid, self.all());
             }
         }
     }

@@ -36,7 +36,7 @@ pub(super) struct Description {
     pub(super) max_cpus: Option<u32>,
     /// QEMU is not told to use KVM.
     pub(super) tcg: bool,
-    /// QEMU runs no machine at all.
+    /// What it makes is no machine: a QEMU without one, or a daemon of libvirt, only finds out what KVM can do.
     pub(super) no_machine: bool,
     pub(super) devices: Devices,
     /// Firecracker's configuration, by its path in the VMM's own root.
@@ -52,6 +52,8 @@ pub(super) fn parse(cmdline: &[u8]) -> Description {
     let mut told = match program {
         "qemu-kvm" | "kvm" => qemu(&arguments),
         name if name.starts_with("qemu-system-") => qemu(&arguments),
+        // virHostCPUGetMSR() of libvirt makes a VM to read the host's registers.
+        "libvirtd" | "virtqemud" => Description { no_machine: true, ..Description::default() },
         name if name.starts_with("firecracker") => firecracker(&arguments),
         name if name.starts_with("cloud-hyperviso") => cloud_hypervisor(&arguments),
         _ => other(&arguments),

@@ -99,7 +99,6 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
             described
         }
     };
-    // A QEMU without a machine only answers questions about itself, as libvirt asks them.
     if matches!(stat.state, 'Z' | 'X') || described.no_machine {
         return Ok(None);
     }

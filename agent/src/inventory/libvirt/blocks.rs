@@ -1,0 +1,181 @@
+//! The sizes of disks, and what QEMU counts of their I/O. libvirt asks the QEMU of a running domain, and waits for
+//! one that hangs; so each such question has a thread and a connection of its own to wait on.
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use tracing::{debug, warn};
+use uuid::Uuid;
+use virt::{connect::Connect, domain::Domain as Handle, error::Error};
+
+use super::{
+    super::{Assembly, DiskSize},
+    Receiver, Sender, unbounded,
+};
+use crate::counters::block_statistics;
+
+/// So many domains may hang before the disks of others have to wait.
+const THREADS: usize = 8;
+
+/// Of a host with many domains the sizes of so many are shown together.
+const TOGETHER: usize = 64;
+
+/// What is asked of the disks of a domain.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Question {
+    pub(super) sizes: bool,
+    pub(super) io: bool,
+}
+
+impl Question {
+    pub(super) const IO: Self = Self { sizes: false, io: true };
+
+    const fn merge(&mut self, other: Self) {
+        self.sizes |= other.sizes;
+        self.io |= other.io;
+    }
+}
+
+/// Asks for the disks of domains in the background.
+pub(super) struct Blocks {
+    shared: Arc<Shared>,
+    sender: Sender<[u8; 16]>,
+}
+
+struct Shared {
+    uri: String,
+    assembly: Arc<Assembly>,
+    receiver: Receiver<[u8; 16]>,
+    load: Mutex<Load>,
+}
+
+#[derive(Default)]
+struct Load {
+    threads: usize,
+    idle: usize,
+    /// Not begun: a storm of events is one question.
+    wanted: HashMap<[u8; 16], Question>,
+    /// Being answered: a domain that hangs takes one thread.
+    busy: HashSet<[u8; 16]>,
+}
+
+impl Blocks {
+    pub(super) fn new(uri: String, assembly: Arc<Assembly>) -> Self {
+        let (sender, receiver) = unbounded();
+        let shared = Shared { uri, assembly, receiver, load: Mutex::default() };
+        Self { shared: Arc::new(shared), sender }
+    }
+
+    /// Asks this of the domain's disks, soon.
+    pub(super) fn ask(&self, uuid: [u8; 16], question: Question) {
+        let mut load = self.shared.load();
+        let is_new = !load.wanted.contains_key(&uuid);
+        load.wanted.entry(uuid).or_default().merge(question);
+        if !is_new || load.busy.contains(&uuid) {
+            // Whoever comes to the domain, or is with it, sees what is wanted.
+            return;
+        }
+        if load.idle == 0 && load.threads < THREADS {
+            let shared = Arc::clone(&self.shared);
+            let started =
+                thread::Builder::new().name("libvirt disks".to_owned()).spawn(move || shared.run());
+            match started {
+                Ok(_) => load.threads += 1,
+                Err(error) => warn!("No thread for the disks of domains: {error}"),
+            }
+        }
+        // There is a receiver as long as `self`.
+        let _ = self.sender.send(uuid);
+    }
+}
+
+impl Shared {
+    fn load(&self) -> std::sync::MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut connection = None;
+        let mut answered = 0_usize;
+        loop {
+            self.load().idle += 1;
+            let Ok(uuid) = self.receiver.recv() else { return };
+            self.load().idle -= 1;
+            answered += 1;
+            while let Some(question) = self.next(uuid) {
+                self.answer(&mut connection, uuid, question);
+            }
+            // A publication costs as much as there are domains.
+            if self.receiver.is_empty() || answered.is_multiple_of(TOGETHER) {
+                self.assembly.publish_disks();
+            }
+        }
+    }
+
+    /// What is wanted of the domain; with `None` somebody else may come to it.
+    fn next(&self, uuid: [u8; 16]) -> Option<Question> {
+        let mut load = self.load();
+        let question = load.wanted.remove(&uuid);
+        if question.is_some() {
+            load.busy.insert(uuid);
+        } else {
+            load.busy.remove(&uuid);
+        }
+        question
+    }
+
+    fn answer(&self, connection: &mut Option<Connect>, uuid: [u8; 16], mut question: Question) {
+        let is_old = connection.is_some();
+        let mut answer = self.look(connection, uuid, &mut question);
+        if answer.is_err() {
+            *connection = None;
+            if is_old {
+                // The daemon may have been started anew since.
+                answer = self.look(connection, uuid, &mut question);
+            }
+        }
+        if let Err(error) = answer {
+            debug!(uuid = %Uuid::from_bytes(uuid), "its disks are not known: {}", error.message());
+        }
+    }
+
+    /// Answers, and notes what is answered.
+    fn look(
+        &self,
+        connection: &mut Option<Connect>,
+        uuid: [u8; 16],
+        question: &mut Question,
+    ) -> Result<(), Error> {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(Connect::open_read_only(Some(&self.uri))?),
+        };
+        let domain = connection.lookup_domain_by_uuid(Uuid::from_bytes(uuid))?;
+        if mem::take(&mut question.sizes) {
+            self.assembly.note_sizes(uuid, sizes(&domain, &self.assembly.sized_disks(uuid)));
+        }
+        if question.io {
+            self.assembly.note_io(uuid, &block_statistics::ask(&domain)?);
+        }
+        Ok(())
+    }
+}
+
+fn sizes(domain: &Handle, targets: &[String]) -> Vec<(String, DiskSize)> {
+    let mut sizes = Vec::with_capacity(targets.len());
+    for target in targets {
+        match domain.block_info(target, 0) {
+            Ok(info) => {
+                let size =
+                    DiskSize { defined: Some(info.capacity), allocated: Some(info.allocation) };
+                sizes.push((target.clone(), size));
+            }
+            Err(error) => debug!(disk = target, "no size: {}", error.message()),
+        }
+    }
+    sizes
+}
