@@ -4,46 +4,24 @@
 
 mod lab;
 
-use lab::stage::{Stage, VM_NUMBER};
-use xtask::lab::{PATIENCE, Snmptrapd, TinyGuest, wait_until};
+use lab::{
+    stage::{Stage, VM_NUMBER},
+    traps::{told, wait_for},
+};
+use xtask::lab::{Snmptrapd, TinyGuest, Way};
 
 const BOTH: &str = "[notifications]\nper_vm = true\nbulk = true\nbulk_window_ms = 300\n";
-
-/// `NUMBER: name = value, …`: the notification's number and its objects below vmMIB, without sysUpTime.
-fn told(lines: &[String]) -> Vec<String> {
-    const VM_MIB: &str = ".1.3.6.1.2.1.236.";
-    let parts = |line: &String| {
-        let trap = line
-            .split(".1.3.6.1.6.3.1.1.4.1.0 = OID: ")
-            .nth(1)
-            .unwrap_or_else(|| panic!("no notification: {line}"));
-        let mut bindings = trap.split('\t').map(|binding| binding.trim().replace(VM_MIB, ""));
-        let number = bindings.next().unwrap();
-        let number = number.strip_prefix("0.").unwrap().to_owned();
-        format!("{number}: {}", bindings.collect::<Vec<_>>().join(", "))
-    };
-    lines.iter().map(parts).collect()
-}
 
 #[test]
 fn a_vm_that_starts_and_ends_is_told_one_by_one_and_in_bulk() {
     require!("kvm", "snmpd", "snmptrapd");
     let dir = tempfile::tempdir().unwrap();
     let snmptrapd = Snmptrapd::start(dir.path()).unwrap();
-    let mut stage = Stage::configured("", &snmptrapd.sinks(true, false, false), BOTH);
-    let wait = |count: usize| {
-        wait_until(PATIENCE, "the notifications have come", || {
-            let received = snmptrapd.received();
-            (received.len() >= count).then_some(received)
-        })
-        .unwrap_or_else(|error| {
-            panic!("{error}: {:?}\n{}", snmptrapd.received(), stage.agent.log())
-        })
-    };
+    let mut stage = Stage::configured("", &snmptrapd.sinks(&[Way::Trap]), BOTH);
     let guest = TinyGuest::start(&["--name", "told", "--duty", "idle"]).unwrap();
-    let started = wait(2);
+    let started = wait_for(&snmptrapd, Way::Trap, 2, &stage);
     drop(guest);
-    let all = wait(6);
+    let all = wait_for(&snmptrapd, Way::Trap, 6, &stage);
     assert_eq!(started[..], all[..2]);
     let of_vm = r#"1.4.1.2.1 = STRING: "told", 1.4.1.3.1 = """#;
     assert_eq!(
@@ -67,22 +45,21 @@ fn a_vm_that_starts_and_ends_is_told_one_by_one_and_in_bulk() {
 }
 
 #[test]
-fn traps_informs_and_snmpv3_are_the_masters_choice() {
+fn the_lines_for_snmpd_in_the_documentation_send() {
     require!("kvm", "snmpd", "snmptrapd");
+    let documentation = include_str!("../docs/notifications.md");
+    let section = documentation.split("## snmpd.conf").nth(1).unwrap();
+    let section = section.split("The manager knows").next().unwrap();
+    let lines: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    assert_eq!(lines.len(), 3, "an inform by SNMPv3, and both by SNMPv2c");
     let dir = tempfile::tempdir().unwrap();
     let snmptrapd = Snmptrapd::start(dir.path()).unwrap();
-    let stage = Stage::configured(
-        "",
-        &snmptrapd.sinks(true, true, true),
-        "[notifications]\nper_vm = true\n",
-    );
+    let manager = format!("127.0.0.1:{}", snmptrapd.port());
+    let config = lines.join("\n").replace("manager.example.net", &manager);
+    let stage = Stage::configured("", &format!("{config}\n"), "[notifications]\nper_vm = true\n");
     let _guest = TinyGuest::start(&["--name", "told", "--duty", "idle"]).unwrap();
-    let received = wait_until(PATIENCE, "three of one kind", || {
-        let received = snmptrapd.received();
-        (received.len() >= 3).then_some(received)
-    })
-    .unwrap_or_else(|error| panic!("{error}: {:?}\n{}", snmptrapd.received(), stage.agent.log()));
-    let told = told(&received);
-    assert!(told[0].starts_with("1: 1.4.1.2.1 = STRING: \"told\""), "{told:?}");
-    assert!(told.iter().all(|one| *one == told[0]), "{told:?}");
+    for way in [Way::InformV3, Way::Trap, Way::Inform] {
+        let received = wait_for(&snmptrapd, way, 1, &stage);
+        assert!(told(&received)[0].starts_with("1: 1.4.1.2.1 = STRING: \"told\""), "{way:?}");
+    }
 }

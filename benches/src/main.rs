@@ -1,6 +1,7 @@
 //! What kvmeter costs, measured: `cargo xtask bench [NAME]`. What counting costs the kernel, what a reading costs
 //! the agent, what an answer costs the MIB. README.md says how each is measured and keeps the figures.
 
+mod change;
 mod machine;
 mod measure;
 mod read;
@@ -31,12 +32,14 @@ enum Name {
     Read,
     /// An answer of the MIB, on 1,000 VMs with 16 vCPUs each
     View,
+    /// From an event of libvirt to the notification at a manager, and to what a GET finds
+    Change,
 }
 
 fn main() -> ExitCode {
     let Cli { name: wanted, rounds } = Cli::parse();
     println!("{}", machine::description());
-    for name in [Name::Switch, Name::Read, Name::View] {
+    for name in [Name::Switch, Name::Read, Name::View, Name::Change] {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;
         }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
             Name::Switch => switch::run(rounds),
             Name::Read => read::run(rounds),
             Name::View => view::run(rounds),
+            Name::Change => change::run(rounds),
         };
         if let Err(error) = measured {
             eprintln!("{error:#}");

@@ -27,6 +27,11 @@ impl Samples {
         self.quantile(0.5)
     }
 
+    /// The sample that 99 of 100 do not exceed.
+    pub(crate) fn p99(&self) -> f64 {
+        self.quantile(0.99)
+    }
+
     /// The sample below which `share` of all lie; NaN without samples.
     fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();

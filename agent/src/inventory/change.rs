@@ -38,6 +38,8 @@ pub(super) struct Changes {
     tell: Box<dyn Fn(Change) + Send + Sync>,
     /// What was told last of each VM.
     told: HashMap<VmIndex, Told>,
+    /// States of VMs that no view has had yet: who they are is known with it.
+    early: HashMap<VmIndex, Vec<OperState>>,
 }
 
 #[derive(Debug)]
@@ -50,14 +52,16 @@ struct Told {
 
 impl Changes {
     pub(super) fn new(tell: Box<dyn Fn(Change) + Send + Sync>) -> Self {
-        Self { tell, told: HashMap::new() }
+        Self { tell, told: HashMap::new(), early: HashMap::new() }
     }
 
     /// A VM went through a state that no view may have shown.
     pub(super) fn note(&mut self, index: VmIndex, state: OperState) {
-        if let Some(told) = self.told.get_mut(&index)
-            && told.state != state
-        {
+        let Some(told) = self.told.get_mut(&index) else {
+            self.early.entry(index).or_default().push(state);
+            return;
+        };
+        if told.state != state {
             let before = std::mem::replace(&mut told.state, state);
             (self.tell)(told.change(index, before, ChangeEvent::State(state)));
         }
@@ -83,20 +87,18 @@ impl Changes {
                 (self.tell)(told.change(index, told.state, ChangeEvent::Deleted));
             }
         }
+        let mut early = std::mem::take(&mut self.early);
         for vm in vms {
-            let known = self.told.get(&vm.index).map(|told| told.state);
-            let told = Told {
-                name: vm.name.clone(),
-                uuid: vm.uuid,
-                persistence: vm.persistence,
-                state: vm.oper_state,
-            };
             // A VM that was not known was not running.
-            let before = known.unwrap_or(OperState::Shutdown);
-            if before != vm.oper_state && !is_first {
-                (self.tell)(told.change(vm.index, before, ChangeEvent::State(vm.oper_state)));
-            }
+            let known = self.told.get(&vm.index).map_or(OperState::Shutdown, |told| told.state);
+            let state = if is_first { vm.oper_state } else { known };
+            let told =
+                Told { name: vm.name.clone(), uuid: vm.uuid, persistence: vm.persistence, state };
             self.told.insert(vm.index, told);
+            for state in early.remove(&vm.index).unwrap_or_default() {
+                self.note(vm.index, state);
+            }
+            self.note(vm.index, vm.oper_state);
         }
     }
 }

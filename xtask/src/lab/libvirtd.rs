@@ -17,6 +17,8 @@ const DIRS: [&str; 5] =
 #[derive(Debug)]
 pub struct Libvirtd {
     dir: PathBuf,
+    /// The name of the host that it believes to be on.
+    host: Option<String>,
     child: Option<Child>,
 }
 
@@ -27,17 +29,39 @@ impl Libvirtd {
     ///
     /// [`LabError`]
     pub fn start(dir: &Path) -> Result<Self, LabError> {
+        Self::start_on(dir, None)
+    }
+
+    /// The same as if on another host of this name, so that domains can be migrated to it.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn start_as(dir: &Path, host: &str) -> Result<Self, LabError> {
+        Self::start_on(dir, Some(host))
+    }
+
+    fn start_on(dir: &Path, host: Option<&str>) -> Result<Self, LabError> {
         let file = |path: PathBuf| move |source| LabError::File { path, source };
         for name in DIRS {
             let path = own(dir, name);
             fs::create_dir_all(&path).map_err(file(path))?;
         }
         let etc = own(dir, "/etc/libvirt");
+        let mut daemon =
+            "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nunix_sock_ro_perms = \"0777\"\n"
+                .to_owned();
+        if let Some(host) = host {
+            // A UUID of its own, as another host has it.
+            let of_name =
+                host.bytes().fold(0_u64, |sum, octet| sum.wrapping_mul(31) + u64::from(octet));
+            daemon.push_str(&format!(
+                "host_uuid = \"0c0c0c0c-0000-4000-8000-{:012x}\"\n",
+                of_name & 0xffff_ffff_ffff
+            ));
+        }
         for (name, text) in [
-            (
-                "libvirtd.conf",
-                "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nunix_sock_ro_perms = \"0777\"\n",
-            ),
+            ("libvirtd.conf", &*daemon),
             (
                 "qemu.conf",
                 "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\nstdio_handler = \"file\"\n\
@@ -47,7 +71,7 @@ impl Libvirtd {
             let path = etc.join(name);
             fs::write(&path, text).map_err(file(path))?;
         }
-        let mut libvirtd = Self { dir: dir.to_owned(), child: None };
+        let mut libvirtd = Self { dir: dir.to_owned(), host: host.map(str::to_owned), child: None };
         libvirtd.begin()?;
         Ok(libvirtd)
     }
@@ -66,11 +90,14 @@ impl Libvirtd {
                 format!("mkdir -p {name} && mount --bind '{}' {name} && ", own.display())
             })
             .collect();
+        if let Some(host) = &self.host {
+            script.push_str(&format!("hostname {host} && "));
+        }
         script.push_str("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid");
         let path = self.dir.join("libvirtd.log");
         let log = fs::File::create(&path).map_err(|source| LabError::File { path, source })?;
         let mut command = Command::new("unshare");
-        command.args([
+        command.args(self.host.is_some().then_some("--uts")).args([
             "--mount",
             "--propagation",
             "private",
@@ -105,6 +132,12 @@ impl Libvirtd {
         self.uri("libvirt-sock-ro")
     }
 
+    /// How it is reached by those who may do everything.
+    #[must_use]
+    pub fn uri_read_write(&self) -> String {
+        self.uri("libvirt-sock")
+    }
+
     /// Where it notes the process ids of running domains, in files `NAME.pid`.
     #[must_use]
     pub fn pid_dir(&self) -> PathBuf {
@@ -125,7 +158,7 @@ impl Libvirtd {
     /// [`LabError::Failed`] with its complaint.
     pub fn virsh(&self, arguments: &[&str]) -> Result<String, LabError> {
         let output = Command::new("virsh")
-            .args(["-c", &self.uri("libvirt-sock")])
+            .args(["-c", &self.uri_read_write()])
             .args(arguments)
             .stdin(Stdio::null())
             .output()

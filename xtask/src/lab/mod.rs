@@ -24,7 +24,7 @@ pub use libvirtd::Libvirtd;
 pub use need::{lacks, missing, need};
 pub use qemu::{Accelerator, Qemu};
 pub use snmpd::{Snmpd, snmp};
-pub use snmptrapd::Snmptrapd;
+pub use snmptrapd::{Snmptrapd, Way};
 
 /// How long is waited for something that takes milliseconds on a machine with nothing else to do.
 pub const PATIENCE: Duration = Duration::from_secs(20);

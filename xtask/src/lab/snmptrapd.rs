@@ -4,7 +4,7 @@ use std::{
     fs,
     net::UdpSocket,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{ChildStderr, Command, Stdio},
 };
 
 use super::{Child, LabError, PATIENCE, wait_until};
@@ -14,12 +14,37 @@ const V3_USER: &str = "vmwatch";
 const V3_KEYS: &str = "SHA \"authentication\" AES \"encryption-key\"";
 const V3_ENGINE: &str = "0x8000000001020304";
 
+/// A way of a notification.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "the names are SNMP's")]
+pub enum Way {
+    Trap,
+    Inform,
+    TrapV3,
+    InformV3,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Trap, Self::Inform, Self::TrapV3, Self::InformV3];
+
+    /// How snmptrapd's `%P` begins.
+    const fn sign(self) -> &'static str {
+        match self {
+            Self::Trap => "TRAP2, SNMP v2c",
+            Self::Inform => "INFORM, SNMP v2c",
+            Self::TrapV3 => "TRAP2, SNMP v3",
+            Self::InformV3 => "INFORM, SNMP v3",
+        }
+    }
+}
+
 /// A running snmptrapd on a port of loopback. It takes SNMPv2c and SNMPv3, traps and informs.
 #[derive(Debug)]
 pub struct Snmptrapd {
     dir: PathBuf,
     port: u16,
-    _child: Child,
+    child: Child,
 }
 
 impl Snmptrapd {
@@ -29,6 +54,30 @@ impl Snmptrapd {
     ///
     /// [`LabError`]
     pub fn start(dir: &Path) -> Result<Self, LabError> {
+        let path = dir.join("snmptrapd.log");
+        let log = fs::File::create(&path).map_err(|source| LabError::File { path, source })?;
+        let snmptrapd = Self::start_into(dir, log.into())?;
+        wait_until(PATIENCE, "snmptrapd listens", || {
+            snmptrapd.log().contains("NET-SNMP version").then_some(())
+        })?;
+        Ok(snmptrapd)
+    }
+
+    /// The same without a wait, with what it receives in a pipe: a line as soon as it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn start_piped(dir: &Path) -> Result<(Self, ChildStderr), LabError> {
+        let mut snmptrapd = Self::start_into(dir, Stdio::piped())?;
+        let pipe = snmptrapd.child.process().stderr.take().ok_or_else(|| LabError::Failed {
+            program: "snmptrapd".to_owned(),
+            said: "it has no pipe".to_owned(),
+        })?;
+        Ok((snmptrapd, pipe))
+    }
+
+    fn start_into(dir: &Path, log: Stdio) -> Result<Self, LabError> {
         let path = dir.join("snmptrapd.conf");
         let file = |path: &Path| {
             let path = path.to_owned();
@@ -42,11 +91,12 @@ impl Snmptrapd {
              createUser {V3_USER} {V3_KEYS}\n\
              authUser log {V3_USER} priv\n\
              authCommunity log public\n\
-             format2 %s %v\\n\n"
+             format2 %P %v\\n\n"
         );
         fs::write(&path, text).map_err(file(&path))?;
         let mut command = Command::new("snmptrapd");
-        command.args(["-f", "-n", "-On", "-C", "-Lf"]).arg(dir.join("snmptrapd.log"));
+        // Of its logs, only that on standard error is not buffered.
+        command.args(["-f", "-n", "-On", "-C", "-Le"]);
         command.arg("-c").arg(&path).arg(format!("udp:127.0.0.1:{port}"));
         command
             .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
@@ -54,47 +104,51 @@ impl Snmptrapd {
             .env("SNMP_PERSISTENT_DIR", dir.join("persistent-traps"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let child = Child::start(&mut command)?;
-        let snmptrapd = Self { dir: dir.to_owned(), port, _child: child };
-        wait_until(PATIENCE, "snmptrapd listens", || {
-            snmptrapd.log().contains("NET-SNMP version").then_some(())
-        })?;
-        Ok(snmptrapd)
+            .stderr(log);
+        Ok(Self { dir: dir.to_owned(), port, child: Child::start(&mut command)? })
     }
 
-    /// Lines for snmpd.conf that send every notification here: once as an SNMPv2c trap, once as an SNMPv2c inform
-    /// and once as an SNMPv3 trap, as asked for.
+    /// Its UDP port on 127.0.0.1.
     #[must_use]
-    pub fn sinks(&self, trap: bool, inform: bool, v3: bool) -> String {
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Lines for snmpd.conf that send every notification here in each of these ways.
+    #[must_use]
+    pub fn sinks(&self, ways: &[Way]) -> String {
         let to = format!("127.0.0.1:{}", self.port);
-        let mut lines = String::new();
-        if trap {
-            lines.push_str(&format!("trap2sink {to} public\n"));
-        }
-        if inform {
-            lines.push_str(&format!("informsink {to} public\n"));
-        }
-        if v3 {
-            lines.push_str(&format!(
-                "trapsess -v 3 -e {V3_ENGINE} -u {V3_USER} -l authPriv -a SHA -A authentication -x AES \
-                 -X encryption-key {to}\n"
-            ));
-        }
-        lines
+        let v3 = format!(
+            "-u {V3_USER} -l authPriv -a SHA -A authentication -x AES -X encryption-key {to}"
+        );
+        let line = |way: &Way| match way {
+            Way::Trap => format!("trap2sink {to} public\n"),
+            Way::Inform => format!("informsink {to} public\n"),
+            Way::TrapV3 => format!("trapsess -v 3 -e {V3_ENGINE} {v3}\n"),
+            Way::InformV3 => format!("trapsess -Ci -v 3 {v3}\n"),
+        };
+        ways.iter().map(line).collect()
     }
 
-    /// The notifications of VM-MIB that it has received, one line each, in order, as `-On` shows them.
+    /// The notifications of VM-MIB that it has received this way, one line each, in order, as `-On` shows them.
     #[must_use]
-    pub fn received(&self) -> Vec<String> {
+    pub fn received(&self, way: Way) -> Vec<String> {
         self.log()
             .lines()
-            .filter(|line| line.contains("= OID: .1.3.6.1.2.1.236.0."))
+            .filter(|line| line.starts_with(way.sign()) && Self::is_of_vm_mib(line))
             .map(str::to_owned)
             .collect()
     }
 
-    fn log(&self) -> String {
+    /// Whether a line of its log is a notification of VM-MIB.
+    #[must_use]
+    pub fn is_of_vm_mib(line: &str) -> bool {
+        line.contains("= OID: .1.3.6.1.2.1.236.0.")
+    }
+
+    /// All that it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("snmptrapd.log")).unwrap_or_default()
     }
 }

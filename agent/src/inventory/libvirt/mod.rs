@@ -11,8 +11,11 @@
 mod autostart;
 mod blocks;
 mod events;
+#[cfg(test)]
+mod replays;
 mod socket;
 mod state;
+mod transitions;
 mod xml;
 
 use std::{
@@ -43,6 +46,7 @@ use autostart::Links;
 use blocks::{Blocks, Question};
 use events::{Event, Registered};
 use socket::Appearance;
+use transitions::Transitions;
 
 /// Who asks for the status waits so long for libvirt's answer; one that takes longer hangs.
 const SLOW: Duration = Duration::from_millis(500);
@@ -326,7 +330,7 @@ impl Source {
     }
 
     fn follow(&self, connection: &Connect, receiver: &Receiver<Event>, blocks: &Blocks) {
-        let mut asked = Instant::now();
+        let (mut asked, mut transitions) = (Instant::now(), Transitions::default());
         while let Some(first) = self.next(receiver, blocks, &mut asked) {
             // What has come meanwhile is answered together, each domain once.
             let mut changed = BTreeSet::new();
@@ -338,6 +342,7 @@ impl Source {
                         changed.insert(uuid);
                     }
                     Event::LifeCycle(uuid, event, detail) => {
+                        debug!(uuid = %Uuid::from_bytes(uuid), event, detail, "life-cycle event");
                         changed.insert(uuid);
                         happened.entry(uuid).or_default().push((event, detail));
                     }
@@ -358,18 +363,21 @@ impl Source {
             if changed.is_empty() {
                 continue;
             }
-            let changes: BTreeMap<_, _> = changed
+            let mut changes: BTreeMap<_, _> = changed
                 .into_iter()
                 .filter_map(|uuid| Some((uuid, self.statistics.asking(|| look(connection, uuid))?)))
                 .collect();
-            let states: Vec<_> = happened
-                .iter()
-                .flat_map(|(uuid, events)| {
-                    let domain = changes.get(uuid).and_then(Option::as_ref);
-                    let now = domain.map(|domain| domain.oper_state);
-                    state::through(events, now).into_iter().map(|state| (*uuid, state))
-                })
-                .collect();
+            let mut states = Vec::new();
+            for (uuid, domain) in &mut changes {
+                let events = happened.remove(uuid).unwrap_or_default();
+                let went = transitions.through(*uuid, &events, domain.as_mut());
+                states.extend(went.into_iter().map(|state| (*uuid, state)));
+            }
+            // Of these, libvirt has not said how they are now.
+            for (uuid, events) in happened {
+                let went = transitions.through(uuid, &events, None);
+                states.extend(went.into_iter().map(|state| (uuid, state)));
+            }
             let there: Vec<_> = changes
                 .iter()
                 .filter_map(|(uuid, domain)| domain.is_some().then_some(*uuid))
@@ -404,6 +412,7 @@ fn describe(handle: &Handle) -> Result<Domain, Error> {
     let (state, reason) = handle.state()?;
     let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
     let (admin_state, oper_state) = state::of(state, reason, has_managed_save);
+    debug!(domain = name, ?state, ?reason, has_managed_save, ?oper_state, "described");
     let told = match xml::parse(&handle.xml_desc(0)?) {
         Ok(told) => told,
         Err(error) => {

@@ -1,14 +1,11 @@
 //! The MIB's states out of libvirt's state *and* its reason.
 
-use std::ffi::c_int;
-
 use virt::{
     domain::{
         DomainPausedReason as Paused, DomainShutoffReason as Shutoff, DomainState, DomainStateEnum,
         DomainStateReason as Reason, DomainStateReasonEnum,
     },
     enumutil::Enum,
-    sys,
 };
 
 use super::super::{AdminState, OperState};
@@ -43,60 +40,6 @@ pub(super) fn of(
     }
 }
 
-/// The state that a life-cycle event leads to; `None` = the event is about something else. An event of its own
-/// tells less than a state with its reason: see [`through`].
-fn of_event(event: u32, detail: u32) -> Option<OperState> {
-    Some(match event {
-        sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_RESTORED => {
-            OperState::Resuming
-        }
-        // A process that waits for a VM to arrive.
-        sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED => {
-            OperState::Preparing
-        }
-        sys::VIR_DOMAIN_EVENT_STARTED | sys::VIR_DOMAIN_EVENT_RESUMED => OperState::Running,
-        sys::VIR_DOMAIN_EVENT_SUSPENDED => match detail {
-            sys::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED
-            | sys::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY
-            | sys::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY_FAILED => OperState::Migrating,
-            _ => OperState::Paused,
-        },
-        sys::VIR_DOMAIN_EVENT_STOPPED => match detail {
-            sys::VIR_DOMAIN_EVENT_STOPPED_CRASHED => OperState::Crashed,
-            sys::VIR_DOMAIN_EVENT_STOPPED_SAVED => OperState::Suspended,
-            _ => OperState::Shutdown,
-        },
-        sys::VIR_DOMAIN_EVENT_SHUTDOWN => OperState::Shuttingdown,
-        sys::VIR_DOMAIN_EVENT_PMSUSPENDED => OperState::Paused,
-        sys::VIR_DOMAIN_EVENT_CRASHED => OperState::Crashed,
-        _ => return None,
-    })
-}
-
-/// The states that a domain went through by its life-cycle events, in order. `now` is what was found after
-/// them; it may be ahead of events that still wait.
-pub(super) fn through(events: &[(c_int, c_int)], now: Option<OperState>) -> Vec<OperState> {
-    let unsigned = |number: c_int| u32::try_from(number).unwrap_or(u32::MAX);
-    let mut states: Vec<OperState> = events
-        .iter()
-        .filter_map(|&(event, detail)| of_event(unsigned(event), unsigned(detail)))
-        .collect();
-    // A pause is also the beginning of a save or a migration, which the reason tells, or what follows.
-    for at in 0..states.len() {
-        if states.get(at) != Some(&OperState::Paused) {
-            continue;
-        }
-        let next = states.get(at + 1).copied().or(now);
-        let truth = match next {
-            Some(OperState::Suspended | OperState::Suspending) => OperState::Suspending,
-            Some(state @ (OperState::Migrating | OperState::Preparing)) => state,
-            _ => OperState::Paused,
-        };
-        states[at] = truth;
-    }
-    states
-}
-
 const fn paused(reason: Paused) -> (AdminState, OperState) {
     match reason {
         Paused::Migration | Paused::PostCopy | Paused::PostCopyFailed => {
@@ -119,7 +62,7 @@ const fn paused(reason: Paused) -> (AdminState, OperState) {
 
 #[cfg(test)]
 mod tests {
-    use virt::domain::DomainNoStateReason;
+    use virt::{domain::DomainNoStateReason, sys};
 
     use super::*;
 
@@ -181,30 +124,6 @@ mod tests {
         ] {
             let seen = of(Enum::Known(state), Enum::Known(reason_of(state, reason)), saved);
             assert_eq!(seen, expected, "{state:?} {reason}");
-        }
-    }
-
-    #[test]
-    fn a_domain_goes_through_the_states_of_its_events() {
-        use OperState as O;
-        const STARTED: c_int = 2;
-        const SUSPENDED: c_int = 3;
-        const RESUMED: c_int = 4;
-        const STOPPED: c_int = 5;
-        for (events, now, expected) in [
-            (&[(STARTED, 0)][..], Some(O::Running), &[O::Running][..]),
-            (&[(SUSPENDED, 0)], Some(O::Paused), &[O::Paused]),
-            (&[(SUSPENDED, 0)], Some(O::Suspending), &[O::Suspending]),
-            (&[(SUSPENDED, 0), (RESUMED, 0)], Some(O::Running), &[O::Paused, O::Running]),
-            // Managed save, and its way back.
-            (&[(SUSPENDED, 0), (STOPPED, 4)], Some(O::Suspended), &[O::Suspending, O::Suspended]),
-            (&[(STARTED, 2), (RESUMED, 0)], Some(O::Running), &[O::Resuming, O::Running]),
-            (&[(SUSPENDED, 1), (STOPPED, 3)], Some(O::Shutdown), &[O::Migrating, O::Shutdown]),
-            (&[(STOPPED, 2)], None, &[O::Crashed]),
-            (&[(6, 0), (STOPPED, 0)], Some(O::Shutdown), &[O::Shuttingdown, O::Shutdown]),
-            (&[(0, 0), (1, 0), (99, 0), (-1, -1)], None, &[]),
-        ] {
-            assert_eq!(through(events, now), expected, "{events:?}");
         }
     }
 }

@@ -1,0 +1,263 @@
+//! Recorded lives of domains: libvirt's events and what was found after each (libvirt 9.0, QEMU 7.2, KVM), and the
+//! notifications that they must lead to, whether each event comes alone or all of them at once.
+
+use std::{
+    collections::BTreeMap,
+    ffi::c_int,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use virt::{
+    domain::{
+        DomainCrashedReason, DomainPausedReason as Why, DomainRunningReason, DomainShutdownReason,
+        DomainShutoffReason as End, DomainState, DomainStateReason as Reason,
+    },
+    enumutil::Enum,
+};
+
+use super::{
+    super::{Assembly, AutoStart, Domain, Hypervisor, Memory, Persistence, Registry},
+    state,
+    transitions::Transitions,
+};
+use crate::{agentx::NoticeValue, mib::Switches, notify, snmp::Oid};
+
+const DOMAIN: [u8; 16] = [7; 16];
+
+/// What is found of the domain after events.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    Running,
+    Paused(Why),
+    Shutdown,
+    Off(End),
+    /// Off, with its memory in a file.
+    Saved,
+    Crashed,
+    Gone,
+}
+
+/// virDomainEventType and its detail, and what was found then.
+type Step = (&'static [(c_int, c_int)], Found);
+
+const DEFINED: (c_int, c_int) = (0, 0);
+const UNDEFINED: (c_int, c_int) = (1, 0);
+const STARTED: c_int = 2;
+const SUSPENDED: c_int = 3;
+const RESUMED: c_int = 4;
+const STOPPED: c_int = 5;
+const SHUTDOWN: c_int = 6;
+const CRASHED: c_int = 8;
+
+const BOOT: [Step; 3] = [
+    (&[DEFINED], Found::Off(End::Unknown)),
+    (&[(RESUMED, 0)], Found::Running),
+    (&[(STARTED, 0)], Found::Running),
+];
+const BOOTED: Told = (1, 11);
+
+/// The number of a notification, and vmOperState in it.
+type Told = (u32, i32);
+
+struct Life {
+    name: &'static str,
+    steps: &'static [Step],
+    expected: &'static [Told],
+}
+
+/// After [`BOOT`] and [`BOOTED`].
+const LIVES: [Life; 10] = [
+    Life {
+        name: "paused and resumed",
+        steps: &[(&[(SUSPENDED, 0)], Found::Paused(Why::User)), (&[(RESUMED, 0)], Found::Running)],
+        expected: &[(4, 4), (1, 8)],
+    },
+    Life {
+        name: "saved and restored",
+        steps: &[
+            (&[(SUSPENDED, 0)], Found::Paused(Why::Save)),
+            (&[], Found::Paused(Why::Save)),
+            (&[(STOPPED, 4)], Found::Saved),
+            (&[(STARTED, 2)], Found::Paused(Why::Migration)),
+            (&[], Found::Paused(Why::Migration)),
+            (&[(RESUMED, 2)], Found::Running),
+        ],
+        expected: &[(5, 4), (6, 5), (7, 6), (1, 7)],
+    },
+    Life {
+        name: "switched off by the guest",
+        steps: &[(&[(SHUTDOWN, 1)], Found::Shutdown), (&[(STOPPED, 0)], Found::Off(End::Shutdown))],
+        expected: &[(2, 4), (3, 10)],
+    },
+    Life {
+        name: "destroyed",
+        steps: &[
+            (&[(SHUTDOWN, 2)], Found::Off(End::Destroyed)),
+            (&[(STOPPED, 1)], Found::Off(End::Destroyed)),
+        ],
+        expected: &[(2, 4), (3, 10)],
+    },
+    Life {
+        name: "panicked, kept, and destroyed",
+        steps: &[
+            (&[(SUSPENDED, 0)], Found::Crashed),
+            (&[(CRASHED, 0)], Found::Crashed),
+            (&[(SHUTDOWN, 2)], Found::Off(End::Destroyed)),
+            (&[(STOPPED, 1)], Found::Off(End::Destroyed)),
+        ],
+        expected: &[(9, 4), (2, 12), (3, 10)],
+    },
+    Life {
+        name: "its QEMU was killed",
+        steps: &[(&[(STOPPED, 5)], Found::Off(End::Crashed))],
+        expected: &[(9, 4)],
+    },
+    Life {
+        name: "its QEMU was killed, and that was found before it was told",
+        steps: &[(&[], Found::Off(End::Crashed)), (&[(STOPPED, 5)], Found::Off(End::Crashed))],
+        expected: &[(9, 4)],
+    },
+    Life {
+        name: "migrated away and undefined",
+        steps: &[
+            (&[], Found::Running),
+            (&[(SUSPENDED, 1)], Found::Paused(Why::Migration)),
+            (&[], Found::Paused(Why::Migration)),
+            (&[(STOPPED, 3)], Found::Off(End::Migrated)),
+            (&[UNDEFINED], Found::Gone),
+        ],
+        expected: &[(8, 4), (3, 9), (10, 11)],
+    },
+    Life {
+        name: "undefined, then destroyed",
+        steps: &[
+            (&[UNDEFINED], Found::Running),
+            (&[(SHUTDOWN, 2)], Found::Gone),
+            (&[(STOPPED, 1)], Found::Gone),
+        ],
+        expected: &[(2, 4), (3, 10), (10, 11)],
+    },
+    Life {
+        name: "paused and resumed twice before anybody looks",
+        steps: &[
+            (&[(SUSPENDED, 0)], Found::Running),
+            (&[(RESUMED, 0), (SUSPENDED, 0)], Found::Running),
+            (&[(RESUMED, 0)], Found::Running),
+        ],
+        expected: &[(4, 4), (1, 8), (4, 4), (1, 8)],
+    },
+];
+
+/// On the other host, it comes from nothing.
+const ARRIVAL: Life = Life {
+    name: "arrived from another host",
+    steps: &[(&[(STARTED, 1)], Found::Paused(Why::Migration)), (&[(RESUMED, 1)], Found::Running)],
+    expected: &[(8, 11), (1, 9)],
+};
+
+#[tokio::test(start_paused = true)]
+async fn recorded_lives_are_told_as_they_were() {
+    for life in LIVES {
+        expect(life.name, &BOOT, life.steps, &[&[BOOTED], life.expected].concat()).await;
+    }
+    // Also who is not known before.
+    expect(ARRIVAL.name, &[], ARRIVAL.steps, ARRIVAL.expected).await;
+}
+
+/// `steps` one by one, and all at once.
+async fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Told]) {
+    let owned = |steps: &[Step]| -> Vec<(Vec<_>, Found)> {
+        steps.iter().map(|(events, found)| (events.to_vec(), *found)).collect()
+    };
+    let all = steps.iter().flat_map(|(events, _)| events.to_vec()).collect();
+    let at_once = vec![(all, steps.last().unwrap().1)];
+    assert_eq!(told(&[owned(before), owned(steps)].concat()).await, expected, "{name}");
+    assert_eq!(told(&[owned(before), at_once].concat()).await, expected, "{name}, at once");
+}
+
+/// The notifications that steps lead to.
+async fn told(steps: &[(Vec<(c_int, c_int)>, Found)]) -> Vec<Told> {
+    let (sink, notifier, mut notices, _) = notify::pipeline(Duration::from_secs(1));
+    let switches: &'static Switches = Box::leak(Box::new(Switches::new(true, false)));
+    let running = tokio::spawn(notifier.run(switches));
+    let state_dir = tempfile::tempdir().unwrap();
+    let sink = Mutex::new(Some(sink));
+    let sink = Arc::new(sink);
+    let of_assembly = Arc::clone(&sink);
+    let assembly = Assembly::new(
+        Arc::new(Registry::new(Hypervisor::default(), 0)),
+        false,
+        state_dir.path(),
+        Box::new(move |change| {
+            if let Some(sink) = &*of_assembly.lock().unwrap() {
+                sink.note(change);
+            }
+        }),
+    );
+    // There is nothing at first.
+    assembly.set_domains(Vec::new());
+    let mut transitions = Transitions::default();
+    for (events, found) in steps {
+        let mut domain = domain(*found);
+        let states = transitions.through(DOMAIN, events, domain.as_mut());
+        let states: Vec<_> = states.into_iter().map(|state| (DOMAIN, state)).collect();
+        assembly.update_domains(BTreeMap::from([(DOMAIN, domain)]), &states);
+    }
+    sink.lock().unwrap().take();
+    running.await.unwrap();
+    let mut told = Vec::new();
+    while let Some(notice) = notices.recv().await {
+        let number = match &notice.bindings[0].1 {
+            NoticeValue::ObjectIdentifier(name) => *name.parts().last().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let before = match notice.bindings[3] {
+            (_, NoticeValue::Integer(before)) => before,
+            ref other => panic!("{other:?}"),
+        };
+        assert!(Oid::of(&[1, 3, 6, 1, 6, 3, 1, 1, 4, 1, 0]) == notice.bindings[0].0);
+        told.push((number, before));
+    }
+    told
+}
+
+fn domain(found: Found) -> Option<Domain> {
+    let known = Enum::Known;
+    let (state, reason, saved) = match found {
+        Found::Running => {
+            (DomainState::Running, Reason::Running(known(DomainRunningReason::Booted)), false)
+        }
+        Found::Paused(why) => (DomainState::Paused, Reason::Paused(Enum::Known(why)), false),
+        Found::Shutdown => (
+            DomainState::Shutdown,
+            Reason::Shutdown(Enum::Known(DomainShutdownReason::Unknown)),
+            false,
+        ),
+        Found::Off(end) => (DomainState::Shutoff, Reason::Shutoff(Enum::Known(end)), false),
+        Found::Saved => (DomainState::Shutoff, Reason::Shutoff(Enum::Known(End::Saved)), true),
+        Found::Crashed => (
+            DomainState::Crashed,
+            Reason::Crashed(Enum::Known(DomainCrashedReason::Panicked)),
+            false,
+        ),
+        Found::Gone => return None,
+    };
+    let (admin_state, oper_state) = state::of(Enum::Known(state), Enum::Known(reason), saved);
+    Some(Domain {
+        uuid: DOMAIN,
+        name: "recorded".to_owned(),
+        os_type: String::new(),
+        admin_state,
+        oper_state,
+        is_active: !matches!(found, Found::Off(_) | Found::Saved),
+        auto_start: AutoStart::Disabled,
+        persistence: Persistence::Persistent,
+        cpus: Some(1),
+        max_cpus: Some(1),
+        vcpu_ids: Vec::new(),
+        memory: Memory::default(),
+        disks: Vec::new(),
+        nics: Vec::new(),
+    })
+}

@@ -1,0 +1,97 @@
+//! The states that domains go through, out of libvirt's life-cycle events and what is found after them.
+
+use std::{collections::HashSet, ffi::c_int};
+
+use virt::sys;
+
+use super::super::{AdminState, Domain, OperState};
+
+/// What must be remembered between events.
+#[derive(Debug, Default)]
+pub(super) struct Transitions {
+    /// Domains whose memory is read back from a file. libvirt's state for that is the one of a domain that comes
+    /// from another host.
+    restoring: HashSet<[u8; 16]>,
+}
+
+impl Transitions {
+    /// The states that a domain went through by these events, in order. `now` is what was found after them, which
+    /// may be ahead of events that still wait; it is put right.
+    pub(super) fn through(
+        &mut self,
+        uuid: [u8; 16],
+        events: &[(c_int, c_int)],
+        now: Option<&mut Domain>,
+    ) -> Vec<OperState> {
+        let mut states = Vec::with_capacity(events.len());
+        for state in events.iter().filter_map(|&(event, detail)| of_event(event, detail)) {
+            if state == OperState::Resuming {
+                self.restoring.insert(uuid);
+            } else {
+                self.restoring.remove(&uuid);
+            }
+            states.push(state);
+        }
+        let now = now.map(|domain| {
+            if domain.oper_state != OperState::Migrating {
+                self.restoring.remove(&uuid);
+            } else if self.restoring.contains(&uuid) {
+                (domain.admin_state, domain.oper_state) =
+                    (AdminState::Running, OperState::Resuming);
+            }
+            domain.oper_state
+        });
+        // A pause is also the beginning of a save, a migration or the keeping of a guest that has panicked, which
+        // the reason tells, or what follows.
+        for at in 0..states.len() {
+            if states.get(at) == Some(&OperState::Paused) {
+                states[at] = match states.get(at + 1).copied().or(now) {
+                    Some(OperState::Suspended | OperState::Suspending) => OperState::Suspending,
+                    Some(state @ (OperState::Migrating | OperState::Crashed)) => state,
+                    _ => OperState::Paused,
+                };
+            }
+        }
+        // A start that has failed ends in the same way as a QEMU that has crashed.
+        if let (Some(last @ OperState::Crashed), Some(OperState::Shutdown)) =
+            (states.last_mut(), now)
+        {
+            *last = OperState::Shutdown;
+        }
+        states
+    }
+}
+
+/// The state that a life-cycle event leads to; `None` = the event is about something else. An event of its own
+/// tells less than a state with its reason: see [`Transitions::through`].
+fn of_event(event: c_int, detail: c_int) -> Option<OperState> {
+    let [event, detail] = [event, detail].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    Some(match event {
+        sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_RESTORED => {
+            OperState::Resuming
+        }
+        // It comes from another host.
+        sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED => {
+            OperState::Migrating
+        }
+        sys::VIR_DOMAIN_EVENT_STARTED | sys::VIR_DOMAIN_EVENT_RESUMED => OperState::Running,
+        sys::VIR_DOMAIN_EVENT_SUSPENDED => match detail {
+            sys::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED
+            | sys::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY
+            | sys::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY_FAILED => OperState::Migrating,
+            _ => OperState::Paused,
+        },
+        sys::VIR_DOMAIN_EVENT_STOPPED => match detail {
+            // Its QEMU is gone, and nobody has told it to go.
+            sys::VIR_DOMAIN_EVENT_STOPPED_CRASHED | sys::VIR_DOMAIN_EVENT_STOPPED_FAILED => {
+                OperState::Crashed
+            }
+            sys::VIR_DOMAIN_EVENT_STOPPED_SAVED => OperState::Suspended,
+            _ => OperState::Shutdown,
+        },
+        sys::VIR_DOMAIN_EVENT_SHUTDOWN => OperState::Shuttingdown,
+        sys::VIR_DOMAIN_EVENT_PMSUSPENDED => OperState::Paused,
+        sys::VIR_DOMAIN_EVENT_CRASHED => OperState::Crashed,
+        _ => return None,
+    })
+}

@@ -1,0 +1,37 @@
+//! Notifications as snmptrapd logs them.
+
+use xtask::lab::{PATIENCE, Snmptrapd, Way, wait_until};
+
+use super::stage::Stage;
+
+/// What has come this way, as soon as it is so many.
+pub(crate) fn wait_for(
+    snmptrapd: &Snmptrapd,
+    way: Way,
+    count: usize,
+    stage: &Stage,
+) -> Vec<String> {
+    wait_until(PATIENCE, "the notifications have come", || {
+        let received = snmptrapd.received(way);
+        (received.len() >= count).then_some(received)
+    })
+    .unwrap_or_else(|error| {
+        panic!("{error}, {way:?}: {:#?}\n{}", snmptrapd.log(), stage.agent.log())
+    })
+}
+
+/// `NUMBER: name = value, …`: the notification's number and its objects below vmMIB, without sysUpTime.
+pub(crate) fn told(lines: &[String]) -> Vec<String> {
+    const VM_MIB: &str = ".1.3.6.1.2.1.236.";
+    let parts = |line: &String| {
+        let trap = line
+            .split(".1.3.6.1.6.3.1.1.4.1.0 = OID: ")
+            .nth(1)
+            .unwrap_or_else(|| panic!("no notification: {line}"));
+        let mut bindings = trap.split('\t').map(|binding| binding.trim().replace(VM_MIB, ""));
+        let number = bindings.next().unwrap();
+        let number = number.strip_prefix("0.").unwrap().to_owned();
+        format!("{number}: {}", bindings.collect::<Vec<_>>().join(", "))
+    };
+    lines.iter().map(parts).collect()
+}
