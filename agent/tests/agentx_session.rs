@@ -612,17 +612,21 @@ fn notifications_and_capabilities_need_a_session() {
     let trap = Oid::of(&[1, 3, 6, 1, 2, 1, 236, 0, 1]);
     let bindings = || [(&trap_oid, Value::ObjectIdentifier(&trap)), (&trap, Value::Integer(4))];
     let mut idle = Session::new(config());
-    assert!(matches!(idle.notify(bindings()), Err(CommandError::NotEstablished)));
+    assert!(matches!(idle.notify(bindings(), Instant::now()), Err(CommandError::NotEstablished)));
     assert!(matches!(idle.add_agent_caps(&trap, ""), Err(CommandError::NotEstablished)));
     assert!(idle.output().is_empty());
 
     let mut master = Master::established();
-    let packet_id = master.session.notify(bindings()).unwrap();
+    assert_eq!(master.session.notify_after(), None);
+    let packet_id = master.session.notify(bindings(), master.now).unwrap();
     let notify = pdu::Notify::from_bytes(&master.output()).unwrap();
     assert_eq!((notify.header.session_id, notify.header.packet_id), (SESSION, packet_id));
     let names: Vec<_> = notify.vb.0.iter().map(|binding| binding.name.to_string()).collect();
     assert_eq!(names, [trap_oid.to_string(), trap.to_string()]);
+    let timeout = master.session.config().timeout;
+    assert_eq!(master.session.notify_after(), Some(master.now + timeout), "one after the other");
     let handled = master.reply(&notify.header, ResError::PROCESSING_ERROR).unwrap();
+    assert_eq!(master.session.notify_after(), None);
     assert_eq!(handled.error, ResError::PROCESSING_ERROR, "the session goes on");
 
     let packet_id = master.session.add_agent_caps(&trap, "VM-MIB").unwrap();

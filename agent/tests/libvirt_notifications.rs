@@ -158,3 +158,36 @@ fn a_live_migration_is_told_on_both_sides() {
     ]);
     to.expect(&[one(8, "moves", 1, 2, Shutdown), one(1, "moves", 1, 2, Migrating)]);
 }
+
+#[test]
+fn a_storm_of_real_domains_is_told_once_each() {
+    require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
+    const DOMAINS: u32 = 12;
+    let host = Told::new("here", &[Way::Trap]);
+    for number in 1..=DOMAINS {
+        let name = format!("storm{number}");
+        host.libvirtd.define(&domain(&name, number, "<vcpu>1</vcpu>", "")).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for number in 1..=DOMAINS {
+            let host = &host;
+            scope.spawn(move || {
+                for command in ["start", "suspend", "resume", "destroy"] {
+                    host.virsh(command, number);
+                }
+            });
+        }
+    });
+    let life = [(1, Shutdown), (4, Running), (1, Paused), (2, Running), (3, Shuttingdown)];
+    let received = wait_for(&host.snmptrapd, Way::Trap, DOMAINS as usize * life.len(), &host.stage);
+    let all = told(&received);
+    for number in 1..=DOMAINS {
+        let name = format!("storm{number}");
+        let its: Vec<&String> =
+            all.iter().filter(|line| line.contains(&format!("\"{name}\""))).collect();
+        let index = its[0].split(' ').nth(1).unwrap().rsplit('.').next().unwrap();
+        let index = index.parse().unwrap();
+        let expected = life.map(|(told, before)| one(told, &name, index, number, before));
+        assert_eq!(its, expected.iter().collect::<Vec<_>>());
+    }
+}

@@ -91,7 +91,8 @@ impl Run {
             Input::Notify => {
                 let established = matches!(self.session.state(), State::Established { .. });
                 let name = Oid::of(&[1, 3, 6, 1, 6, 3, 1, 1, 4, 1, 0]);
-                let sent = self.session.notify([(&name, Value::ObjectIdentifier(&name))]);
+                let bindings = [(&name, Value::ObjectIdentifier(&name))];
+                let sent = self.session.notify(bindings, self.now);
                 assert_eq!(sent.is_ok(), established);
                 let expected: &[PduType] = if established { &[PduType::Notify] } else { &[] };
                 assert_eq!(self.sent(), expected);

@@ -147,6 +147,8 @@ pub struct Session {
     parse_errors: u32,
     /// The SET that was tested last, until its CleanupSet.
     transaction: Option<set::Transaction>,
+    /// The last notification, while it is not answered, and when it was made.
+    notified: Option<(u32, Instant)>,
     output: Vec<u8>,
     /// Octets at the beginning of `output` that were sent.
     sent: usize,
@@ -167,6 +169,7 @@ impl Session {
             heard: None,
             parse_errors: 0,
             transaction: None,
+            notified: None,
             output: Vec::new(),
             sent: 0,
         }
@@ -235,6 +238,7 @@ impl Session {
         self.heard = None;
         self.parse_errors = 0;
         self.transaction = None;
+        self.notified = None;
     }
 
     /// A PDU came. If it is a request its response is now in the output; `view` is what it is answered from.
@@ -310,6 +314,7 @@ impl Session {
     pub fn notify<'v>(
         &mut self,
         bindings: impl IntoIterator<Item = (&'v Oid, Value<'v>)>,
+        now: Instant,
     ) -> Result<u32, CommandError> {
         let Origin { order, session_id, packet_id } = self.established_origin()?;
         let header = Header {
@@ -323,7 +328,21 @@ impl Session {
             notify.value(name, value);
         }
         notify.finish();
+        self.notified = Some((packet_id, now));
         Ok(packet_id)
+    }
+
+    /// Until when the next notification should wait, because the last one is not answered yet: the master sends
+    /// one before it takes the next. `None` = it need not wait; a master that does not answer in time is not
+    /// waited for.
+    #[must_use]
+    pub fn notify_after(&self) -> Option<Instant> {
+        self.notified.and_then(|(_, at)| at.checked_add(self.config.timeout))
+    }
+
+    /// The last notification is not waited for any more.
+    pub const fn give_up_notified(&mut self) {
+        self.notified = None;
     }
 
     /// Adds a row to the master's sysORTable (section 6.2.12). Returns the `h.packetID` of the Response to come.
@@ -455,6 +474,9 @@ impl Session {
                 return Err(Lost::SessionGone(error));
             }
             _ => {}
+        }
+        if ours && self.notified.is_some_and(|(packet_id, _)| packet_id == header.packet_id) {
+            self.notified = None;
         }
         Ok(error)
     }

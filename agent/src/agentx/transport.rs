@@ -67,7 +67,8 @@ enum ConnectionError {
 
 /// Serves views over a session with the master until `shutdown` is ready, then closes the session. A view is
 /// taken from `source` for each PDU, and given back before the next octet is read or written. Without PDUs it
-/// wakes up for the ping alone. `notices` are sent as they come; those that come without a session are dropped.
+/// wakes up for the ping alone. `notices` are sent as they come, each when the
+/// master has answered the one before; those that come without a session are dropped.
 pub async fn run<S, V>(
     config: TransportConfig,
     source: S,
@@ -194,6 +195,7 @@ where
         let mut alarm = Alarm::new(self.timer).map_err(ConnectionError::Broken)?;
         alarm.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
         loop {
+            let full_until = self.session.notify_after().map(Instant::from_std);
             tokio::select! {
                 read = self.stream.read_buf(self.inbox.fill()) => {
                     let arrived = std::time::Instant::now();
@@ -203,9 +205,12 @@ where
                         Err(error) => return Err(ConnectionError::Broken(error)),
                     }
                 }
-                Some(notice) = self.notices.recv() => {
+                Some(notice) = self.notices.recv(), if full_until.is_none() => {
                     self.notify(&notice);
                     self.write().await?;
+                }
+                () = time::sleep_until(full_until.unwrap_or_else(Instant::now)), if full_until.is_some() => {
+                    self.session.give_up_notified();
                 }
                 rung = alarm.rung() => {
                     rung.map_err(ConnectionError::Broken)?;
@@ -257,7 +262,7 @@ where
     /// What the master is told must be true now: there is no queue for a session that is not there yet.
     fn notify(&mut self, notice: &Notice) {
         let bindings = notice.bindings.iter().map(|(name, value)| (name, value.value()));
-        let counter = match self.session.notify(bindings) {
+        let counter = match self.session.notify(bindings, Instant::now().into_std()) {
             Ok(_) => &self.statistics.notified,
             Err(_) => &self.statistics.unsent,
         };

@@ -179,22 +179,29 @@ impl Assembly {
         sizes.retain(|uuid, _| domains.contains_key(uuid));
         totals.retain(|uuid, _| domains.get(uuid).is_some_and(|domain| domain.is_active));
         parts.is_libvirt_live = true;
+        parts.changes.settle_all();
         let is_first = !std::mem::replace(&mut parts.has_domains, true);
         self.publish_as(&mut parts, is_first);
     }
 
-    /// Some domains as they are now (`None` = it is gone), after they went through these states.
+    /// Some domains as they are now (`None` = it is gone), after they went through these states. Of those that are
+    /// given back more states are expected, before what was found is told, or [`settle`](Self::settle).
     pub fn update_domains(
         &self,
         changes: BTreeMap<[u8; 16], Option<Domain>>,
         states: &[([u8; 16], OperState)],
-    ) {
+    ) -> Vec<[u8; 16]> {
         let mut parts = self.parts();
         for &(uuid, state) in states {
             let index = parts.indexes.assign(Identity::Uuid(uuid));
             parts.changes.note(index, state);
         }
+        let mut expected = Vec::new();
         for (uuid, domain) in changes {
+            let index = parts.indexes.assign(Identity::Uuid(uuid));
+            if parts.changes.found(index, domain.as_ref().map(|domain| domain.oper_state)) {
+                expected.push(uuid);
+            }
             if !domain.as_ref().is_some_and(|domain| domain.is_active) {
                 parts.totals.remove(&uuid);
             }
@@ -207,6 +214,17 @@ impl Assembly {
                     parts.sizes.remove(&uuid);
                 }
             }
+        }
+        self.publish(&mut parts);
+        expected
+    }
+
+    /// No more states are expected of these domains: they are as they were found.
+    pub fn settle(&self, domains: &[[u8; 16]]) {
+        let mut parts = self.parts();
+        for &uuid in domains {
+            let index = parts.indexes.assign(Identity::Uuid(uuid));
+            parts.changes.settle(index);
         }
         self.publish(&mut parts);
     }
@@ -288,6 +306,7 @@ impl Assembly {
     pub fn libvirt_is_gone(&self) {
         let mut parts = self.parts();
         parts.is_libvirt_live = false;
+        parts.changes.settle_all();
         self.publish(&mut parts);
     }
 

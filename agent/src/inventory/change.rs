@@ -40,6 +40,8 @@ pub(super) struct Changes {
     told: HashMap<VmIndex, Told>,
     /// States of VMs that no view has had yet: who they are is known with it.
     early: HashMap<VmIndex, Vec<OperState>>,
+    /// VMs that were found in a state that events are still to lead to.
+    awaited: HashSet<VmIndex>,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,7 @@ struct Told {
 
 impl Changes {
     pub(super) fn new(tell: Box<dyn Fn(Change) + Send + Sync>) -> Self {
-        Self { tell, told: HashMap::new(), early: HashMap::new() }
+        Self { tell, told: HashMap::new(), early: HashMap::new(), awaited: HashSet::new() }
     }
 
     /// A VM went through a state that no view may have shown.
@@ -67,19 +69,43 @@ impl Changes {
         }
     }
 
+    /// A VM was found in this state (`None` = it is gone) after what was noted. Where that does not lead to it,
+    /// the rest waits for more to be noted, or for [`settle`](Self::settle): what is found may be ahead of what
+    /// happened. Whether it waits.
+    pub(super) fn found(&mut self, index: VmIndex, found: Option<OperState>) -> bool {
+        let early = self.early.get(&index).and_then(|states| states.last());
+        let told = self.told.get(&index).map(|told| told.state);
+        let waits = match (told, found) {
+            (Some(told), Some(found)) => told != found,
+            (Some(told), None) => !is_down(told),
+            (None, Some(found)) => *early.unwrap_or(&OperState::Shutdown) != found,
+            (None, None) => false,
+        };
+        if waits {
+            self.awaited.insert(index);
+        } else {
+            self.awaited.remove(&index);
+        }
+        waits
+    }
+
+    /// Nothing more is noted of this VM: it is as it was found.
+    pub(super) fn settle(&mut self, index: VmIndex) {
+        self.awaited.remove(&index);
+    }
+
+    /// The same of all.
+    pub(super) fn settle_all(&mut self) {
+        self.awaited.clear();
+    }
+
     /// These are the VMs now. `is_first`: what a source knows of old is no change.
     pub(super) fn follow(&mut self, vms: &[Vm], is_first: bool) {
         let there: HashSet<VmIndex> = vms.iter().map(|vm| vm.index).collect();
-        let gone: Vec<VmIndex> =
-            self.told.keys().filter(|index| !there.contains(index)).copied().collect();
+        let is_gone = |index: &&VmIndex| !there.contains(index) && !self.awaited.contains(index);
+        let gone: Vec<VmIndex> = self.told.keys().filter(is_gone).copied().collect();
         for index in gone {
-            let is_down = |told: &Told| {
-                matches!(
-                    told.state,
-                    OperState::Shutdown | OperState::Suspended | OperState::Crashed
-                )
-            };
-            if self.told.get(&index).is_some_and(|told| !is_down(told)) {
+            if self.told.get(&index).is_some_and(|told| !is_down(told.state)) {
                 // A process that has ended.
                 self.note(index, OperState::Shutdown);
             }
@@ -98,9 +124,16 @@ impl Changes {
             for state in early.remove(&vm.index).unwrap_or_default() {
                 self.note(vm.index, state);
             }
-            self.note(vm.index, vm.oper_state);
+            if !self.awaited.contains(&vm.index) {
+                self.note(vm.index, vm.oper_state);
+            }
         }
     }
+}
+
+/// A VM that may be deleted without having ended first.
+const fn is_down(state: OperState) -> bool {
+    matches!(state, OperState::Shutdown | OperState::Suspended | OperState::Crashed)
 }
 
 impl Told {

@@ -26,7 +26,7 @@ use bulk::Bulk;
 const QUEUE: usize = 8192;
 
 /// Notifications that may wait for the session, which takes them as fast as the master does.
-const NOTICES: usize = 2048;
+const NOTICES: usize = 8192;
 
 /// Counts since the start of the agent.
 #[derive(Debug, Default)]

@@ -133,11 +133,18 @@ impl Snmptrapd {
     /// The notifications of VM-MIB that it has received this way, one line each, in order, as `-On` shows them.
     #[must_use]
     pub fn received(&self, way: Way) -> Vec<String> {
-        self.log()
-            .lines()
-            .filter(|line| line.starts_with(way.sign()) && Self::is_of_vm_mib(line))
-            .map(str::to_owned)
-            .collect()
+        let mut all: Vec<String> = Vec::new();
+        for line in self.log().lines() {
+            match all.last_mut() {
+                // A long octet string goes on in the next lines.
+                Some(last) if !Way::ALL.iter().any(|way| line.starts_with(way.sign())) => {
+                    last.push_str(line);
+                }
+                _ => all.push(line.to_owned()),
+            }
+        }
+        all.retain(|line| line.starts_with(way.sign()) && Self::is_of_vm_mib(line));
+        all
     }
 
     /// Whether a line of its log is a notification of VM-MIB.

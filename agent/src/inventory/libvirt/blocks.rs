@@ -34,6 +34,11 @@ pub(super) struct Question {
 impl Question {
     pub(super) const IO: Self = Self { sizes: false, io: true };
 
+    /// What is asked when a domain is new or different.
+    pub(super) const fn of_change(io: bool) -> Self {
+        Self { sizes: true, io }
+    }
+
     const fn merge(&mut self, other: Self) {
         self.sizes |= other.sizes;
         self.io |= other.io;

@@ -5,12 +5,15 @@
 //! answers without the domain's monitor; and threads for the disks of domains, which may have to wait for a QEMU
 //! that hangs. All connections are read-only.
 //!
-//! But for what QEMU counts of its disks' I/O, nothing is refreshed by the clock. While libvirt does not answer, what it said last stays; the source waits for
-//! its socket to appear, and looks itself ever more seldom in case that cannot be seen.
+//! But for what QEMU counts of its disks' I/O, nothing is refreshed by the clock. While libvirt does not answer, what
+//! it said last stays; the source waits for its socket to appear, and looks itself ever more seldom in case that
+//! cannot be seen.
 
 mod autostart;
 mod blocks;
+mod domain;
 mod events;
+mod follow;
 #[cfg(test)]
 mod replays;
 mod socket;
@@ -20,8 +23,6 @@ mod xml;
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, BTreeSet},
-    ffi::c_int,
     sync::{
         Arc, Mutex, Once, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -30,23 +31,20 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tracing::{debug, info, warn};
-use uuid::Uuid;
 use virt::{
     connect::Connect,
-    domain::Domain as Handle,
-    error::{Error, ErrorNumber, clear_error_callback},
+    error::{Error, clear_error_callback},
     event::{event_register_default_impl, event_run_default_impl},
-    sys,
 };
 
-use super::{Assembly, AutoStart, Domain, Persistence};
-use autostart::Links;
+use super::{Assembly, Domain};
 use blocks::{Blocks, Question};
+use domain::describe;
 use events::{Event, Registered};
+use follow::Following;
 use socket::Appearance;
-use transitions::Transitions;
 
 /// Who asks for the status waits so long for libvirt's answer; one that takes longer hangs.
 const SLOW: Duration = Duration::from_millis(500);
@@ -226,7 +224,7 @@ impl Source {
         self.take_all(&connection, blocks)?;
         self.statistics.live(sender);
         info!(uri = self.uri, domains = self.assembly.counts().0, "libvirt is live");
-        self.follow(&connection, &receiver, blocks);
+        Following::new(self, &connection, blocks).run(&receiver);
         Ok(())
     }
 
@@ -257,195 +255,12 @@ impl Source {
             .collect();
         let uuids: Vec<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
         self.assembly.set_domains(domains);
+        let question = Question::of_change(self.block_statistics.is_some());
         for uuid in uuids {
-            blocks.ask(uuid, self.all());
+            blocks.ask(uuid, question);
         }
         Ok(())
     }
-
-    /// Follows the links of domains that start with the host, once they have a place: libvirt makes it when it
-    /// first defines a domain.
-    fn look_out(&self) {
-        if self.looks_out.get() {
-            return;
-        }
-        let Some(links) = Links::of(&self.uri) else { return };
-        let statistics = Arc::clone(&self.statistics);
-        let follow = move || {
-            while links.wait().is_ok() {
-                // Without a connection, all is asked for with the next one.
-                if let Some(source) = statistics.source() {
-                    let _ = source.send(Event::AutoStart);
-                }
-            }
-        };
-        match thread::Builder::new().name("libvirt files".to_owned()).spawn(follow) {
-            Ok(_) => self.looks_out.set(true),
-            Err(error) => debug!("vmAutoStart is not followed: {error}"),
-        }
-    }
-
-    /// One question for all domains, that no domain is asked for.
-    fn take_auto_start(&self, connection: &Connect) {
-        const LIST: u32 = sys::VIR_CONNECT_LIST_DOMAINS_AUTOSTART;
-        let listed = self.statistics.asking(|| connection.list_all_domains(LIST));
-        let uuids: Result<BTreeSet<_>, _> = listed.and_then(|handles| {
-            handles.iter().map(|handle| Ok(handle.uuid()?.into_bytes())).collect()
-        });
-        match uuids {
-            Ok(uuids) => self.assembly.set_auto_start(&uuids),
-            Err(error) => debug!("which domains start with the host: {}", error.message()),
-        }
-    }
-
-    /// What is asked of a domain's disks when it is different.
-    const fn all(&self) -> Question {
-        Question { sizes: true, io: self.block_statistics.is_some() }
-    }
-
-    /// Waits for an event, and asks for QEMU's counts meanwhile. `None`: there will be none.
-    fn next(
-        &self,
-        receiver: &Receiver<Event>,
-        blocks: &Blocks,
-        asked: &mut Instant,
-    ) -> Option<Event> {
-        loop {
-            let due = self
-                .block_statistics
-                .filter(|_| !self.assembly.domains_with_io().is_empty())
-                .and_then(|pause| asked.checked_add(pause));
-            // With nothing to count, nothing but an event wakes this thread.
-            let Some(due) = due else { return receiver.recv().ok() };
-            match receiver.recv_deadline(due) {
-                Err(RecvTimeoutError::Timeout) => {
-                    *asked = Instant::now();
-                    for uuid in self.assembly.domains_with_io() {
-                        blocks.ask(uuid, Question::IO);
-                    }
-                }
-                event => return event.ok(),
-            }
-        }
-    }
-
-    fn follow(&self, connection: &Connect, receiver: &Receiver<Event>, blocks: &Blocks) {
-        let (mut asked, mut transitions) = (Instant::now(), Transitions::default());
-        while let Some(first) = self.next(receiver, blocks, &mut asked) {
-            // What has come meanwhile is answered together, each domain once.
-            let mut changed = BTreeSet::new();
-            let mut happened: BTreeMap<[u8; 16], Vec<(c_int, c_int)>> = BTreeMap::new();
-            let mut auto_start_changed = false;
-            for event in std::iter::once(first).chain(receiver.try_iter()) {
-                match event {
-                    Event::Changed(uuid) => {
-                        changed.insert(uuid);
-                    }
-                    Event::LifeCycle(uuid, event, detail) => {
-                        debug!(uuid = %Uuid::from_bytes(uuid), event, detail, "life-cycle event");
-                        changed.insert(uuid);
-                        happened.entry(uuid).or_default().push((event, detail));
-                    }
-                    Event::AutoStart => auto_start_changed = true,
-                    Event::Closed => return,
-                    Event::Ping(reply) => {
-                        if self.statistics.asking(|| connection.lib_version()).is_ok() {
-                            // Whoever asked may have gone.
-                            let _ = reply.send(());
-                        }
-                    }
-                }
-            }
-            self.look_out();
-            if auto_start_changed {
-                self.take_auto_start(connection);
-            }
-            if changed.is_empty() {
-                continue;
-            }
-            let mut changes: BTreeMap<_, _> = changed
-                .into_iter()
-                .filter_map(|uuid| Some((uuid, self.statistics.asking(|| look(connection, uuid))?)))
-                .collect();
-            let mut states = Vec::new();
-            for (uuid, domain) in &mut changes {
-                let events = happened.remove(uuid).unwrap_or_default();
-                let went = transitions.through(*uuid, &events, domain.as_mut());
-                states.extend(went.into_iter().map(|state| (*uuid, state)));
-            }
-            // Of these, libvirt has not said how they are now.
-            for (uuid, events) in happened {
-                let went = transitions.through(uuid, &events, None);
-                states.extend(went.into_iter().map(|state| (uuid, state)));
-            }
-            let there: Vec<_> = changes
-                .iter()
-                .filter_map(|(uuid, domain)| domain.is_some().then_some(*uuid))
-                .collect();
-            self.assembly.update_domains(changes, &states);
-            for uuid in there {
-                blocks.ask(uuid, self.all());
-            }
-        }
-    }
-}
-
-/// A domain as it is now: `None` = libvirt did not say, `Some(None)` = it is gone.
-fn look(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domain>> {
-    let found = connection
-        .lookup_domain_by_uuid(Uuid::from_bytes(uuid))
-        .and_then(|handle| describe(&handle));
-    match found {
-        Ok(domain) => Some(Some(domain)),
-        Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoDomain) => Some(None),
-        Err(error) => {
-            debug!(uuid = %Uuid::from_bytes(uuid), "not described: {}", error.message());
-            None
-        }
-    }
-}
-
-/// Everything that libvirt tells of a domain without asking its monitor. What of it fails is not known.
-fn describe(handle: &Handle) -> Result<Domain, Error> {
-    let uuid = handle.uuid()?.into_bytes();
-    let name = handle.name()?;
-    let (state, reason) = handle.state()?;
-    let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
-    let (admin_state, oper_state) = state::of(state, reason, has_managed_save);
-    debug!(domain = name, ?state, ?reason, has_managed_save, ?oper_state, "described");
-    let told = match xml::parse(&handle.xml_desc(0)?) {
-        Ok(told) => told,
-        Err(error) => {
-            warn!(domain = name, "{error}; only its name and state are served");
-            xml::Description::default()
-        }
-    };
-    let auto_start = match handle.autostart() {
-        Ok(true) => AutoStart::Enabled,
-        Ok(false) => AutoStart::Disabled,
-        Err(_) => AutoStart::Unknown,
-    };
-    let persistence = match handle.is_persistent() {
-        Ok(true) => Persistence::Persistent,
-        Ok(false) => Persistence::Transient,
-        Err(_) => Persistence::Unknown,
-    };
-    Ok(Domain {
-        uuid,
-        name,
-        os_type: told.os,
-        admin_state,
-        oper_state,
-        is_active: handle.is_active().unwrap_or(true),
-        auto_start,
-        persistence,
-        cpus: told.vcpus,
-        max_cpus: told.max_vcpus,
-        vcpu_ids: told.vcpu_ids,
-        memory: told.memory,
-        disks: told.disks,
-        nics: told.nics,
-    })
 }
 
 /// libvirt has one event loop in a process, which must be there before a connection is made.

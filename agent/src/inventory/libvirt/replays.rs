@@ -1,5 +1,5 @@
 //! Recorded lives of domains: libvirt's events and what was found after each (libvirt 9.0, QEMU 7.2, KVM), and the
-//! notifications that they must lead to, whether each event comes alone or all of them at once.
+//! notifications that they must lead to, whether each event comes alone or all of them at once, and looked at in time or late.
 
 use std::{
     collections::BTreeMap,
@@ -174,6 +174,12 @@ async fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Told]) 
     let at_once = vec![(all, steps.last().unwrap().1)];
     assert_eq!(told(&[owned(before), owned(steps)].concat()).await, expected, "{name}");
     assert_eq!(told(&[owned(before), at_once].concat()).await, expected, "{name}, at once");
+    // What a pause is the beginning of cannot be seen by who comes late; all else can.
+    if expected.iter().all(|(number, _)| matches!(number, 1..=4 | 10)) {
+        let late = steps.iter().map(|(events, _)| (events.to_vec(), steps.last().unwrap().1));
+        let all = [owned(before), late.collect()].concat();
+        assert_eq!(told(&all).await, expected, "{name}, found ahead of its events");
+    }
 }
 
 /// The notifications that steps lead to.
@@ -198,12 +204,14 @@ async fn told(steps: &[(Vec<(c_int, c_int)>, Found)]) -> Vec<Told> {
     // There is nothing at first.
     assembly.set_domains(Vec::new());
     let mut transitions = Transitions::default();
+    let mut expected = Vec::new();
     for (events, found) in steps {
         let mut domain = domain(*found);
         let states = transitions.through(DOMAIN, events, domain.as_mut());
         let states: Vec<_> = states.into_iter().map(|state| (DOMAIN, state)).collect();
-        assembly.update_domains(BTreeMap::from([(DOMAIN, domain)]), &states);
+        expected = assembly.update_domains(BTreeMap::from([(DOMAIN, domain)]), &states);
     }
+    assembly.settle(&expected);
     sink.lock().unwrap().take();
     running.await.unwrap();
     let mut told = Vec::new();

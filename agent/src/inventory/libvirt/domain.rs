@@ -1,0 +1,72 @@
+//! A domain as libvirt describes it, without asking its monitor.
+
+use tracing::{debug, warn};
+use uuid::Uuid;
+use virt::{
+    connect::Connect,
+    domain::Domain as Handle,
+    error::{Error, ErrorNumber},
+};
+
+use super::{
+    super::{AutoStart, Domain, Persistence},
+    state, xml,
+};
+
+/// A domain as it is now: `None` = libvirt did not say, `Some(None)` = it is gone.
+pub(super) fn look(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domain>> {
+    let found = connection
+        .lookup_domain_by_uuid(Uuid::from_bytes(uuid))
+        .and_then(|handle| describe(&handle));
+    match found {
+        Ok(domain) => Some(Some(domain)),
+        Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoDomain) => Some(None),
+        Err(error) => {
+            debug!(uuid = %Uuid::from_bytes(uuid), "not described: {}", error.message());
+            None
+        }
+    }
+}
+
+/// Everything that libvirt tells of a domain without asking its monitor. What of it fails is not known.
+pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
+    let uuid = handle.uuid()?.into_bytes();
+    let name = handle.name()?;
+    let (state, reason) = handle.state()?;
+    let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
+    let (admin_state, oper_state) = state::of(state, reason, has_managed_save);
+    debug!(domain = name, ?state, ?reason, has_managed_save, ?oper_state, "described");
+    let told = match xml::parse(&handle.xml_desc(0)?) {
+        Ok(told) => told,
+        Err(error) => {
+            warn!(domain = name, "{error}; only its name and state are served");
+            xml::Description::default()
+        }
+    };
+    let auto_start = match handle.autostart() {
+        Ok(true) => AutoStart::Enabled,
+        Ok(false) => AutoStart::Disabled,
+        Err(_) => AutoStart::Unknown,
+    };
+    let persistence = match handle.is_persistent() {
+        Ok(true) => Persistence::Persistent,
+        Ok(false) => Persistence::Transient,
+        Err(_) => Persistence::Unknown,
+    };
+    Ok(Domain {
+        uuid,
+        name,
+        os_type: told.os,
+        admin_state,
+        oper_state,
+        is_active: handle.is_active().unwrap_or(true),
+        auto_start,
+        persistence,
+        cpus: told.vcpus,
+        max_cpus: told.max_vcpus,
+        vcpu_ids: told.vcpu_ids,
+        memory: told.memory,
+        disks: told.disks,
+        nics: told.nics,
+    })
+}
