@@ -87,7 +87,7 @@ fn a_config_with_a_wrong_key_is_named_with_its_fix_and_the_rest_is_checked() {
     let first = line(&output, "config");
     assert!(
         first.contains(&format!(
-            "{path}:7: inventory.libvrt: no such key; [inventory] has hv_object_id, libvirt, procfs. \
+            "{path}:7: inventory.libvrt: no such key; [inventory] has block_statistics_s, hv_object_id, libvirt, procfs. \
              Did you mean libvirt?. Fix: correct line 7 of {path}"
         )),
         "{first}"

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{Memory, Vcpu, VmProcess},
+    super::{Vcpu, VmProcess},
     SharedTracker,
     command_line::Description,
     process::{self, Thread},
@@ -29,7 +29,6 @@ const PASSES: usize = 8;
 pub(super) struct Machines {
     roots: Roots,
     tracker: Option<SharedTracker>,
-    ticks_per_second: u64,
     known: BTreeMap<u32, Machine>,
     /// Slots of VMs that are gone. A view that is still in use may show them.
     retired: Vec<VmSlot>,
@@ -45,31 +44,26 @@ struct Machine {
     ending: bool,
     /// A thread for which there is no record has been reported.
     reported: bool,
-    _pidfd: OwnedFd,
+    /// Tells its end.
+    pidfd: OwnedFd,
 }
 
 /// What a look at a process found.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Found {
-    /// A VM that was not known; the descriptor tells its end.
-    New(OwnedFd),
-    /// A VM that was known.
-    Known,
-    /// As before, and threads that came during the look: it should be looked at again.
-    Moving,
+    /// A VM. `is_new`: it was not known. `is_moving`: threads came during the look, and it should be looked at again.
+    Vm { is_new: bool, is_moving: bool },
     /// No VM.
     Nothing,
 }
 
+impl Found {
+    const KNOWN: Self = Self::Vm { is_new: false, is_moving: false };
+}
+
 impl Machines {
     pub(super) fn new(tracker: Option<SharedTracker>) -> Self {
-        Self {
-            roots: Roots::default(),
-            tracker,
-            ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
-            known: BTreeMap::new(),
-            retired: Vec::new(),
-        }
+        Self { roots: Roots::default(), tracker, known: BTreeMap::new(), retired: Vec::new() }
     }
 
     /// The ids of all processes that are there.
@@ -133,7 +127,7 @@ impl Machines {
     /// Looks at a process and counts all that it has.
     pub(super) fn look(&mut self, pid: u32) -> Found {
         if self.known.get(&pid).is_some_and(|known| known.ending) {
-            return Found::Known;
+            return Found::KNOWN;
         }
         // Before the look: what comes after it is an event again.
         let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
@@ -152,57 +146,54 @@ impl Machines {
             // A lack of descriptors or memory is no end of a VM.
             Err(error) => {
                 warn!(pid, "Cannot look at a VM: {error}; it stays as it is known");
-                return Found::Moving;
+                return Found::Vm { is_new: false, is_moving: true };
             }
         };
-        if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.start_ticks) {
+        if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.vm.start_ticks) {
             // Another process with the same id. What the old one used must not become the new one's.
             self.end(pid);
             self.untrack_retired();
             return self.look(pid);
         }
         let is_new = !self.known.contains_key(&pid);
-        let pidfd = if is_new {
-            let Some(pidfd) = open_pidfd(pid) else { return Found::Nothing };
-            Some(pidfd)
-        } else {
-            None
-        };
         if is_new {
+            let Some(pidfd) = open_pidfd(pid) else { return Found::Nothing };
             // What another process with this id has used must not become this one's.
             self.untrack_retired();
+            let machine = Machine {
+                vm: scan.vm.clone(),
+                described: Description::default(),
+                found: Instant::now(),
+                is_settled: false,
+                ending: false,
+                reported: false,
+                pidfd,
+            };
+            self.known.insert(pid, machine);
         }
         let slot = slot_before.or_else(|| self.track_vm(pid));
-        let (slots, moving) = self.track_threads(pid, slot, &scan);
-        let vm = self.describe(slot, &scan, &slots);
-        match (self.known.get_mut(&pid), pidfd) {
-            (Some(known), _) => {
-                if known.vm != vm {
-                    debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
-                }
-                known.vm = vm;
-                known.described = scan.described;
-                known.is_settled = known.found.elapsed() > SETTLED;
-            }
-            (None, Some(pidfd)) => {
-                info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
-                let Ok(watched) = pidfd.try_clone() else { return Found::Nothing };
-                let described = scan.described;
-                let machine = Machine {
-                    vm,
-                    described,
-                    found: Instant::now(),
-                    is_settled: false,
-                    ending: false,
-                    reported: false,
-                    _pidfd: pidfd,
-                };
-                self.known.insert(pid, machine);
-                return Found::New(watched);
-            }
-            (None, None) => {}
+        let (slots, is_moving) = self.track_threads(pid, slot, &scan);
+        let Scan { mut vm, vcpus, described, .. } = scan;
+        vm.slot = slot;
+        vm.vcpus =
+            vcpus.iter().map(|(tid, &id)| Vcpu { id, slot: slots.get(tid).copied() }).collect();
+        vm.vcpus.sort_by_key(|vcpu| vcpu.id);
+        // A process may have two VMs, each with a vCPU 0.
+        vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
+        let Some(known) = self.known.get_mut(&pid) else { return Found::Nothing };
+        if is_new {
+            info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
+        } else if known.vm != vm {
+            debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
         }
-        if moving { Found::Moving } else { Found::Known }
+        (known.vm, known.described) = (vm, described);
+        known.is_settled = known.found.elapsed() > SETTLED;
+        Found::Vm { is_new, is_moving }
+    }
+
+    /// What tells the end of a VM that is known.
+    pub(super) fn pidfd(&self, pid: u32) -> Option<BorrowedFd<'_>> {
+        self.known.get(&pid).map(|known| known.pidfd.as_fd())
     }
 
     fn track_vm(&self, pid: u32) -> Option<VmSlot> {
@@ -257,46 +248,9 @@ impl Machines {
         }
         (slots, !later.is_empty())
     }
-
-    fn describe(
-        &self,
-        slot: Option<VmSlot>,
-        scan: &Scan,
-        slots: &HashMap<u32, ThreadSlot>,
-    ) -> VmProcess {
-        let mut vcpus: Vec<Vcpu> = scan
-            .vcpus
-            .iter()
-            .map(|(tid, &id)| Vcpu { id, slot: slots.get(tid).copied() })
-            .collect();
-        vcpus.sort_by_key(|vcpu| vcpu.id);
-        // A process may have two VMs, each with a vCPU 0.
-        vcpus.dedup_by_key(|vcpu| vcpu.id);
-        VmProcess {
-            pid: scan.process.pid,
-            start_ticks: scan.start_ticks,
-            started_ns: ticks_to_ns(scan.start_ticks, self.ticks_per_second),
-            name: scan.name.clone(),
-            uuid: scan.uuid,
-            cpus: scan.cpus,
-            max_cpus: scan.max_cpus,
-            memory: Memory { current: scan.memory, min: None, max: scan.max_memory },
-            slot,
-            vcpus,
-            devices: scan.devices.clone(),
-            has_kvm: scan.has_kvm,
-        }
-    }
 }
 
 fn open_pidfd(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     pidfd_open(pid, PidfdFlags::empty()).ok()
-}
-
-/// Saturates.
-const fn ticks_to_ns(ticks: u64, per_second: u64) -> u64 {
-    (ticks / per_second)
-        .saturating_mul(1_000_000_000)
-        .saturating_add(ticks % per_second * (1_000_000_000 / per_second))
 }

@@ -70,8 +70,6 @@ pub struct Counted {
 pub struct Statistics {
     /// Looks at all processes.
     pub scans: AtomicU64,
-    /// Looks at one process.
-    pub looks: AtomicU64,
     /// Whether the source's thread has ended.
     pub ended: AtomicBool,
 }
@@ -235,7 +233,7 @@ impl Source {
         let lost = self.events_lost();
         if lost != self.lost {
             self.lost = lost;
-            self.full_due = Some(now.max(self.full_last + FULL_PAUSE));
+            self.look_at_all_soon(now);
         }
     }
 
@@ -262,7 +260,7 @@ impl Source {
                 Err(error) => {
                     // ENOBUFS is one error for all that was lost.
                     warn!("Uevents of KVM were lost ({error}); looking at all processes");
-                    self.full_due = Some(now.max(self.full_last + FULL_PAUSE));
+                    self.look_at_all_soon(now);
                     return;
                 }
             }
@@ -289,6 +287,10 @@ impl Source {
         }
     }
 
+    fn look_at_all_soon(&mut self, now: Instant) {
+        self.full_due = Some(now.max(self.full_last + FULL_PAUSE));
+    }
+
     fn look_at_all(&mut self) -> io::Result<()> {
         self.statistics.scans.fetch_add(1, Relaxed);
         self.full_last = Instant::now();
@@ -304,15 +306,17 @@ impl Source {
     }
 
     fn look(&mut self, pid: u32) {
-        self.statistics.looks.fetch_add(1, Relaxed);
         match self.machines.look(pid) {
-            Found::New(pidfd) => {
-                if let Err(error) = self.watch.add(pidfd.as_fd(), Ready::End(pid)) {
+            Found::Vm { is_new, is_moving } => {
+                if let Some(pidfd) = self.machines.pidfd(pid).filter(|_| is_new)
+                    && let Err(error) = self.watch.add(pidfd, Ready::End(pid))
+                {
                     warn!(pid, "Cannot watch for the end of a VM: {error}");
                 }
+                if is_moving {
+                    self.schedule.changed(pid, Instant::now());
+                }
             }
-            Found::Known => {}
-            Found::Moving => self.schedule.changed(pid, Instant::now()),
             Found::Nothing => self.schedule.settle(pid),
         }
     }

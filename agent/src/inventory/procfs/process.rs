@@ -30,7 +30,6 @@ const SCHED_DEADLINE: u64 = 6;
 /// `/proc/PID`.
 #[derive(Debug)]
 pub(super) struct Process {
-    pub(super) pid: u32,
     dir: OwnedFd,
 }
 
@@ -63,7 +62,7 @@ impl Process {
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        Ok(Self { pid, dir })
+        Ok(Self { dir })
     }
 
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {

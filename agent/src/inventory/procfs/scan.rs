@@ -6,11 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::param::clock_ticks_per_second;
+
 use super::{
+    super::{Memory, VmProcess},
     command_line::{self, Description, Vmm},
-    devices::{self, Devices},
-    memory,
-    process::{Process, Stat, Thread},
+    devices, memory,
+    process::{Process, Thread},
     vcpus,
 };
 
@@ -31,20 +33,12 @@ impl Default for Roots {
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) process: Process,
-    pub(super) start_ticks: u64,
-    pub(super) name: String,
-    pub(super) uuid: Option<[u8; 16]>,
-    pub(super) cpus: u32,
-    pub(super) max_cpus: u32,
-    pub(super) memory: Option<u64>,
-    pub(super) max_memory: Option<u64>,
+    /// Without vCPUs and records, which are known once its threads are counted.
+    pub(super) vm: VmProcess,
     /// Every thread, ascending.
     pub(super) threads: Vec<Thread>,
     /// vCPU id by thread id. A vCPU that was unplugged keeps its descriptor in QEMU, but has no thread.
     pub(super) vcpus: BTreeMap<u32, u32>,
-    pub(super) devices: Devices,
-    /// Whether it holds a VM of KVM.
-    pub(super) has_kvm: bool,
     /// What its command line told.
     pub(super) described: Description,
 }
@@ -96,6 +90,11 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
             if described.memory.is_none() && !vm_fds.is_empty() {
                 described.memory = memory::estimate(&process.read("maps").unwrap_or_default());
             }
+            if let Some(path) = &described.config_file
+                && let Ok(config) = process.read_in_root(path)
+            {
+                described.devices = devices::firecracker(&config);
+            }
             described
         }
     };
@@ -117,57 +116,35 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
     };
     let cpus = [vcpus.len(), vcpu_fds.len()].into_iter().find(|&seen| seen > 0);
     let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
-    let has_kvm = !vm_fds.is_empty();
-    let seen = Seen { threads, vcpus, cpus, open, has_kvm };
-    Ok(Some(describe(process, &stat, described, seen)))
-}
-
-/// What the kernel shows of a VM.
-struct Seen {
-    threads: Vec<Thread>,
-    vcpus: BTreeMap<u32, u32>,
-    cpus: Option<u32>,
-    /// Open files by their paths.
-    open: HashMap<String, u32>,
-    has_kvm: bool,
-}
-
-fn describe(process: Process, stat: &Stat, described: Description, seen: Seen) -> Scan {
-    let cpus = seen.cpus.or(described.cpus).unwrap_or(0);
-    let memory = described.memory;
-    Scan {
+    let cpus = cpus.or(described.cpus).unwrap_or(0);
+    let mut devices = described.devices.clone();
+    devices.measure(|path| process.size_of_descriptor(*open.get(path)?).ok());
+    let vm = VmProcess {
+        pid,
         start_ticks: stat.start_ticks,
-        name: described.name.clone().unwrap_or_else(|| format!("{}-{}", stat.comm, process.pid)),
+        started_ns: ticks_to_ns(stat.start_ticks, clock_ticks_per_second().max(1)),
+        name: described.name.clone().unwrap_or_else(|| format!("{}-{pid}", stat.comm)),
         uuid: described.uuid,
         cpus,
         max_cpus: described.max_cpus.unwrap_or(cpus).max(cpus),
-        memory,
-        max_memory: described.max_memory.or(memory),
-        threads: seen.threads,
-        vcpus: seen.vcpus,
-        has_kvm: seen.has_kvm,
-        devices: devices(
-            &process,
-            described.config_file.as_deref(),
-            described.devices.clone(),
-            &seen.open,
-        ),
-        described,
-        process,
-    }
+        memory: Memory {
+            current: described.memory,
+            min: None,
+            max: described.max_memory.or(described.memory),
+        },
+        slot: None,
+        vcpus: Vec::new(),
+        devices,
+        has_kvm: !vm_fds.is_empty(),
+    };
+    Ok(Some(Scan { process, vm, threads, vcpus, described }))
 }
 
-/// What the command line names, or the file that it names, with the sizes of what is open.
-fn devices(
-    process: &Process,
-    config_file: Option<&str>,
-    told: Devices,
-    open: &HashMap<String, u32>,
-) -> Devices {
-    let config = config_file.and_then(|path| process.read_in_root(path).ok());
-    let mut devices = config.map_or(told, |config| devices::firecracker(&config));
-    devices.measure(|path| process.size_of_descriptor(*open.get(path)?).ok());
-    devices
+/// Saturates.
+const fn ticks_to_ns(ticks: u64, per_second: u64) -> u64 {
+    (ticks / per_second)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(ticks % per_second * (1_000_000_000 / per_second))
 }
 
 /// The online CPUs, ascending; none where sysfs does not tell.
