@@ -8,7 +8,13 @@ mod kinds;
 #[path = "../lab/mod.rs"]
 mod lab;
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use kinds::Kinds;
 use kvmeter::mib;
@@ -27,6 +33,10 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 /// vmUpTime and the times on a CPU, by table and column.
 const MOVING: [[u32; 3]; 3] = [[4, 1, 16], [4, 1, 17], [5, 1, 2]];
+
+/// hrDeviceType and ifDescr.
+const HR_DEVICE_TYPE: &str = ".1.3.6.1.2.1.25.3.2.1.2";
+const IF_DESCR: &str = ".1.3.6.1.2.1.2.2.1.2";
 
 type Rows = BTreeMap<Vec<u32>, Value>;
 
@@ -71,12 +81,35 @@ fn every_object_of_domains_of_many_kinds_is_as_virsh_has_it() {
     };
     assert!(io(13) >= 1 && io(14) == 1 && io(15) >= 8 << 10 && io(16) == 64 << 10 && io(18) > 0);
 
+    // What points into other modules points at what snmpd has there.
+    let processors = pointed_at(&host, HR_DEVICE_TYPE, "OID: .1.3.6.1.2.1.25.3.1.3");
+    let interfaces = pointed_at(&host, IF_DESCR, "");
+    for (name, value) in rows(&seen) {
+        match (&name[..], value) {
+            ([6, 1, 3, _, _, processor], _) => assert!(processors.contains(processor)),
+            ([8, 1, 2 | 3, ..], Value::Number(interface)) if interface != 0 => {
+                assert!(interfaces.contains(&u32::try_from(interface).unwrap()), "{name:?}");
+            }
+            _ => {}
+        }
+    }
+
     let text = mib::text();
     let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/mibs/VM-MIB.txt");
     for text in std::iter::once(text).chain(fs::read_to_string(published)) {
         let violations = Module::compile(&text).violations(&seen);
         assert!(violations.is_empty(), "{violations:#?}");
     }
+}
+
+/// The last sub-identifiers of a column of snmpd's own whose values begin so.
+fn pointed_at(host: &Host, column: &str, value: &str) -> BTreeSet<u32> {
+    let walk = host.stage.snmpd.ask("snmpbulkwalk", &["-m", "", "-On"], &[column]).unwrap();
+    walk.lines()
+        .filter_map(|line| line.split_once(" = "))
+        .filter(|(_, is)| is.starts_with(value))
+        .map(|(name, _)| name.rsplit('.').next().unwrap().parse().unwrap())
+        .collect()
 }
 
 fn walk(host: &Host) -> Vec<Binding> {
