@@ -8,6 +8,7 @@ use lab::{
     stage::{Stage, VM_NUMBER},
     traps::{told, wait_for},
 };
+use rustix::process::Signal;
 use xtask::lab::{Snmptrapd, TinyGuest, Way};
 
 const BOTH: &str = "[notifications]\nper_vm = true\nbulk = true\nbulk_window_ms = 300\n";
@@ -20,7 +21,7 @@ fn a_vm_that_starts_and_ends_is_told_one_by_one_and_in_bulk() {
     let mut stage = Stage::configured("", &snmptrapd.sinks(&[Way::Trap]), BOTH);
     let guest = TinyGuest::start(&["--name", "told", "--duty", "idle"]).unwrap();
     let started = wait_for(&snmptrapd, Way::Trap, 2, &stage);
-    drop(guest);
+    guest.into_child().signal(Signal::TERM).unwrap();
     let all = wait_for(&snmptrapd, Way::Trap, 6, &stage);
     assert_eq!(started[..], all[..2]);
     let of_vm = r#"1.4.1.2.1 = STRING: "told", 1.4.1.3.1 = """#;
@@ -42,6 +43,29 @@ fn a_vm_that_starts_and_ends_is_told_one_by_one_and_in_bulk() {
     assert_eq!(status["notifications"]["sent"], 6);
     assert_eq!(status["notifications"]["dropped"], 0);
     assert_eq!(status["notifications"]["refused"], 0);
+}
+
+#[test]
+fn a_vm_whose_process_is_killed_has_crashed() {
+    require!("ebpf", "kvm", "snmpd", "snmptrapd");
+    let dir = tempfile::tempdir().unwrap();
+    let snmptrapd = Snmptrapd::start(dir.path()).unwrap();
+    let stage = Stage::configured("", &snmptrapd.sinks(&[Way::Trap]), BOTH);
+    let guest = TinyGuest::start(&["--name", "killed", "--duty", "idle"]).unwrap();
+    wait_for(&snmptrapd, Way::Trap, 2, &stage);
+    guest.into_child().signal(Signal::KILL).unwrap();
+    let all = told(&wait_for(&snmptrapd, Way::Trap, 6, &stage));
+    let of_vm = r#"1.4.1.2.1 = STRING: "killed", 1.4.1.3.1 = """#;
+    assert_eq!(
+        all[2..],
+        [
+            // crashed, from running(4); and deleted, transient(3)
+            format!("9: {of_vm}, 1.4.1.6.1 = INTEGER: 4"),
+            format!("10: {of_vm}, 1.4.1.6.1 = INTEGER: 12, 1.4.1.8.1 = INTEGER: 3"),
+            "19: 1.11.0 = Hex-STRING: 80".to_owned(),
+            "20: 1.11.0 = Hex-STRING: 80".to_owned(),
+        ]
+    );
 }
 
 #[test]

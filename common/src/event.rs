@@ -29,6 +29,8 @@ pub enum EventKind {
     SeenInKvm = 4,
     /// A vCPU's thread has begun to exit while its VM lives on.
     VcpuExit = 5,
+    /// As [`VmExit`](Self::VmExit), by a signal that is no request to end.
+    VmKilled = 6,
 }
 
 impl EventKind {
@@ -41,6 +43,7 @@ impl EventKind {
             3 => Self::ThreadsChanged,
             4 => Self::SeenInKvm,
             5 => Self::VcpuExit,
+            6 => Self::VmKilled,
             _ => return None,
         })
     }

@@ -28,6 +28,8 @@ pub enum Field {
     TaskRunDelay,
     /// `task_struct.preempt_notifiers.first`: not null inside `KVM_RUN`.
     TaskPreemptNotifiers,
+    /// `task_struct.exit_code`: as wait(2) has it.
+    TaskExitCode,
     /// `task_struct.signal`: the process.
     TaskSignal,
     /// `signal_struct.live`: threads that have not begun to exit.
@@ -38,7 +40,7 @@ pub enum Field {
 
 impl Field {
     /// All of them, by number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TaskPid,
         Self::TaskTgid,
         Self::TaskComm,
@@ -47,6 +49,7 @@ impl Field {
         Self::TaskSumExecRuntime,
         Self::TaskRunDelay,
         Self::TaskPreemptNotifiers,
+        Self::TaskExitCode,
         Self::TaskSignal,
         Self::SignalLive,
         Self::SignalSumSchedRuntime,

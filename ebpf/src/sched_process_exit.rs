@@ -21,7 +21,8 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         unsafe { atomic::fetch_add(&raw mut (*vm).dying, 1) };
     }
     if task.live_threads() <= 0 {
-        thread.report(EventKind::VmExit, task.tgid());
+        let kind = if task.was_killed() { EventKind::VmKilled } else { EventKind::VmExit };
+        thread.report(kind, task.tgid());
     } else if owner.has(Owner::VCPU) {
         thread.report(EventKind::VcpuExit, task.tgid());
     }

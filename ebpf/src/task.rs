@@ -80,6 +80,13 @@ impl Task {
         kernel::HAS_PREEMPT_NOTIFIERS.load() != 0 && load!("u64", self.0, TaskPreemptNotifiers) != 0
     }
 
+    /// Whether an exiting task was ended by a signal that does not ask for an end, as SIGHUP, SIGINT and SIGTERM do
+    /// (signal(7); the numbers are those of every architecture).
+    #[inline(always)]
+    pub(crate) fn was_killed(self) -> bool {
+        !matches!(load!("u32", self.0, TaskExitCode) as u32 & 0x7f, 0 | 1 | 2 | 15)
+    }
+
     /// Threads of the process that have not begun to exit.
     #[inline(always)]
     pub(crate) fn live_threads(self) -> i32 {

@@ -171,6 +171,17 @@ impl Assembly {
         self.publish_as(&mut parts, is_first);
     }
 
+    /// This process was killed. libvirt tells of its domains itself.
+    pub fn crashed(&self, pid: u32) {
+        let mut parts = self.parts();
+        let view = self.registry.view();
+        if let Some(vm) = view.vms.iter().find(|vm| vm.pid == Some(pid))
+            && !vm.uuid.is_some_and(|uuid| parts.domains.contains_key(&uuid))
+        {
+            parts.changes.note(vm.index, OperState::Crashed);
+        }
+    }
+
     /// All domains of libvirt, which answers again.
     pub fn set_domains(&self, domains: Vec<Domain>) {
         let mut parts = self.parts();

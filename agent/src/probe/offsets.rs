@@ -22,6 +22,7 @@ const fn place(field: Field) -> (&'static str, &'static [&'static str]) {
         Field::TaskSumExecRuntime => ("task_struct", &["se.sum_exec_runtime"]),
         Field::TaskRunDelay => ("task_struct", &["sched_info.run_delay"]),
         Field::TaskPreemptNotifiers => ("task_struct", &["preempt_notifiers.first"]),
+        Field::TaskExitCode => ("task_struct", &["exit_code"]),
         Field::TaskSignal => ("task_struct", &["signal"]),
         Field::SignalLive => ("signal_struct", &["live.counter"]),
         Field::SignalSumSchedRuntime => ("signal_struct", &["sum_sched_runtime"]),

@@ -223,6 +223,10 @@ impl Source {
             match EventKind::from_u32(event.kind) {
                 Some(EventKind::Exec) => self.schedule.born(event.tgid, now),
                 Some(EventKind::VmExit) => self.machines.begin_end(event.tgid),
+                Some(EventKind::VmKilled) => {
+                    self.machines.begin_end(event.tgid);
+                    self.assembly.crashed(event.tgid);
+                }
                 Some(EventKind::ThreadsChanged) => self.schedule.changed(event.tgid, now),
                 Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
                     self.schedule.urgent(event.tgid, now);
