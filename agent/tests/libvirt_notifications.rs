@@ -21,7 +21,10 @@ use lab::{
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::lab::{Libvirtd, PATIENCE, Snmptrapd, Way, wait_until};
 
-const PER_VM: &str = "procfs = false\n[notifications]\nper_vm = true\n";
+const PER_VM: &str = "[notifications]\nper_vm = true\n";
+
+/// Two agents on one host, of which each is to see only its own libvirt's domains.
+const ONLY_DOMAINS: &str = "procfs = false\n[notifications]\nper_vm = true\n";
 
 /// A host with one libvirt, its agent and manager.
 struct Told {
@@ -33,11 +36,11 @@ struct Told {
 }
 
 impl Told {
-    fn new(host: &str, ways: &[Way]) -> Self {
+    fn new(host: &str, ways: &[Way], config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let libvirtd = Libvirtd::start_as(dir.path(), host).unwrap();
         let snmptrapd = Snmptrapd::start(dir.path()).unwrap();
-        let stage = Stage::configured(&libvirtd.uri_read_only(), &snmptrapd.sinks(ways), PER_VM);
+        let stage = Stage::configured(&libvirtd.uri_read_only(), &snmptrapd.sinks(ways), config);
         wait_until(PATIENCE, "libvirt is live", || {
             (stage.status()["sources"][1]["state"] == "live").then_some(())
         })
@@ -74,6 +77,15 @@ impl Told {
         }
     }
 
+    /// The first notification of this kind after so many, the first way.
+    fn last_after(&self, count: usize, kind: &str) -> String {
+        wait_until(PATIENCE, "the change is told", || {
+            let all = told(&self.snmptrapd.received(self.ways[0]));
+            all.into_iter().skip(count).find(|line| line.starts_with(kind))
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.stage.agent.log()))
+    }
+
     fn wait_for_states(&self, states: usize) {
         for &way in &self.ways {
             wait_for(&self.snmptrapd, way, states, &self.stage);
@@ -96,11 +108,19 @@ fn one(number: u32, name: &str, index: u32, uuid_of: u32, before: OperState) -> 
 #[test]
 fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let host = Told::new("here", &Way::ALL);
+    let host = Told::new("here", &Way::ALL, PER_VM);
     let mut expected = Vec::new();
     // A change is made when the one before has been told: what a manager sees is then what was done.
     let mut then = |steps: &[(u32, OperState)], act: &dyn Fn()| {
         act();
+        let mut steps = steps.to_vec();
+        if let [(2, before), (3, Shuttingdown)] = steps[..] {
+            // Of a QEMU that is told to end, libvirt does not always hear that it does.
+            let last = host.last_after(expected.len(), "3: ");
+            if last == one(3, "life", 1, 1, before) {
+                steps = vec![(3, before)];
+            }
+        }
         expected.extend(steps.iter().map(|(number, before)| one(*number, "life", 1, 1, *before)));
         host.wait_for_states(expected.len());
     };
@@ -143,8 +163,8 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
 #[test]
 fn a_live_migration_is_told_on_both_sides() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let from = Told::new("here", &[Way::Trap]);
-    let to = Told::new("there", &[Way::Trap]);
+    let from = Told::new("here", &[Way::Trap], ONLY_DOMAINS);
+    let to = Told::new("there", &[Way::Trap], ONLY_DOMAINS);
     from.libvirtd.define(&domain("moves", 2, "<vcpu>1</vcpu>", "")).unwrap();
     from.virsh("start", 2);
     from.wait_for_states(1);
@@ -163,7 +183,7 @@ fn a_live_migration_is_told_on_both_sides() {
 fn a_storm_of_real_domains_is_told_once_each() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
     const DOMAINS: u32 = 12;
-    let host = Told::new("here", &[Way::Trap]);
+    let host = Told::new("here", &[Way::Trap], PER_VM);
     for number in 1..=DOMAINS {
         let name = format!("storm{number}");
         host.libvirtd.define(&domain(&name, number, "<vcpu>1</vcpu>", "")).unwrap();
@@ -178,16 +198,24 @@ fn a_storm_of_real_domains_is_told_once_each() {
             });
         }
     });
+    let all = wait_until(PATIENCE, "all have ended", || {
+        let all = told(&host.snmptrapd.received(Way::Trap));
+        let ended = all.iter().filter(|line| line.starts_with("3: ")).count();
+        (ended >= DOMAINS as usize).then_some(all)
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", host.stage.agent.log()));
     let life = [(1, Shutdown), (4, Running), (1, Paused), (2, Running), (3, Shuttingdown)];
-    let received = wait_for(&host.snmptrapd, Way::Trap, DOMAINS as usize * life.len(), &host.stage);
-    let all = told(&received);
+    // Of a QEMU that is told to end, libvirt does not always hear that it does.
+    let unheard = [(1, Shutdown), (4, Running), (1, Paused), (3, Running)];
     for number in 1..=DOMAINS {
         let name = format!("storm{number}");
         let its: Vec<&String> =
             all.iter().filter(|line| line.contains(&format!("\"{name}\""))).collect();
         let index = its[0].split(' ').nth(1).unwrap().rsplit('.').next().unwrap();
         let index = index.parse().unwrap();
-        let expected = life.map(|(told, before)| one(told, &name, index, number, before));
+        let life = if its.len() == unheard.len() { &unheard[..] } else { &life };
+        let expected: Vec<_> =
+            life.iter().map(|(told, before)| one(*told, &name, index, number, *before)).collect();
         assert_eq!(its, expected.iter().collect::<Vec<_>>());
     }
 }

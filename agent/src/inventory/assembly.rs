@@ -4,104 +4,23 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use super::{
-    AdminState, AutoStart, Change, Disk, DiskSize, Hypervisor, Memory, Nic, OperState, Persistence,
-    Registry, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm,
-    change::Changes,
-    indexes::{Identity, Indexes, Part},
-    interfaces::Interfaces,
-    procfs::Devices,
+    AdminState, AutoStart, Change, ChangeEvent, DiskSize, Domain, DomainDisk, Hypervisor,
+    OperState, Registry, StorageMedia, VmProcess,
+    change::{Changes, is_down},
+    indexes::{Identity, Indexes},
 };
-use crate::counters::{DiskIo, DiskTotals, VmSlot, since_boot_ns};
+use crate::counters::{DiskIo, DiskTotals, since_boot_ns};
 
-/// A VM as its process shows it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct VmProcess {
-    /// Process id.
-    pub pid: u32,
-    /// Start in clock ticks since boot.
-    pub start_ticks: u64,
-    /// The same in ns.
-    pub started_ns: u64,
-    /// By its command line, or made of its program and process id.
-    pub name: String,
-    /// By its command line.
-    pub uuid: Option<[u8; 16]>,
-    /// vCPUs that it has.
-    pub cpus: u32,
-    /// vCPUs that it can have.
-    pub max_cpus: u32,
-    /// By its command line, or estimated.
-    pub memory: Memory,
-    /// The record of its process; `None` = not counted.
-    pub slot: Option<VmSlot>,
-    /// In ascending order of id, no id twice.
-    pub vcpus: Vec<Vcpu>,
-    /// By its command line.
-    pub devices: Devices,
-    /// Whether it holds a VM of KVM.
-    pub has_kvm: bool,
-}
+/// What is found of a VM may be ahead of what is told of it. So long after it was found, nothing more is expected.
+const LATE: Duration = Duration::from_secs(1);
 
-/// A VM as libvirt knows it, running or not.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Domain {
-    /// UUID in network byte order.
-    pub uuid: [u8; 16],
-    /// Name.
-    pub name: String,
-    /// libosinfo's id of the guest's system; empty = not known.
-    pub os_type: String,
-    /// vmAdminState.
-    pub admin_state: AdminState,
-    /// vmOperState.
-    pub oper_state: OperState,
-    /// Whether it has a process, by libvirt's word.
-    pub is_active: bool,
-    /// vmAutoStart.
-    pub auto_start: AutoStart,
-    /// vmPersistent.
-    pub persistence: Persistence,
-    /// vCPUs that are plugged in; `None` = not known.
-    pub cpus: Option<u32>,
-    /// vCPUs that it can have; `None` = not known.
-    pub max_cpus: Option<u32>,
-    /// Ids of the vCPUs, where the domain's description lists them.
-    pub vcpu_ids: Vec<u32>,
-    /// The memory columns.
-    pub memory: Memory,
-    /// In the order of the description.
-    pub disks: Vec<DomainDisk>,
-    /// In the order of the description.
-    pub nics: Vec<DomainNic>,
-}
-
-/// A disk of a [`Domain`].
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(missing_docs, reason = "the fields are those of `Disk`")]
-pub struct DomainDisk {
-    pub target: String,
-    pub source: StorageSource,
-    pub format: String,
-    pub resource: String,
-    pub access: StorageAccess,
-    pub media: StorageMedia,
-    pub bus: String,
-    pub size: DiskSize,
-}
-
-/// A network interface of a [`Domain`].
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct DomainNic {
-    /// Link-layer address.
-    pub mac: Vec<u8>,
-    /// The host's interface.
-    pub device: Option<String>,
-    /// What the guest sees.
-    pub model: String,
-}
+/// A domain that is active by libvirt's word and has lost its process is one that libvirt does not follow any more,
+/// when this has passed: in a storm its word may be seconds behind.
+const UNFOLLOWED: Duration = Duration::from_secs(30);
 
 /// Puts the VMs together and publishes them. Called by sources, never by a request.
 #[derive(Debug)]
@@ -112,24 +31,37 @@ pub struct Assembly {
     parts: Mutex<Parts>,
 }
 
+/// What is known.
 #[derive(Debug)]
-struct Parts {
-    indexes: Indexes,
-    processes: Vec<VmProcess>,
+pub(super) struct Parts {
+    pub(super) indexes: Indexes,
+    pub(super) processes: Vec<VmProcess>,
     cpus: Vec<u32>,
-    domains: HashMap<[u8; 16], Domain>,
+    pub(super) domains: HashMap<[u8; 16], Domain>,
     /// By the names of the disks in the guest.
-    sizes: HashMap<[u8; 16], HashMap<String, DiskSize>>,
-    /// Of domains that have a process, by the same names.
-    totals: HashMap<[u8; 16], HashMap<String, DiskTotals>>,
+    pub(super) sizes: HashMap<[u8; 16], HashMap<String, DiskSize>>,
+    /// Of domains that have a process.
+    pub(super) totals: HashMap<[u8; 16], Totals>,
     /// libvirt answers, so that what it says of a state holds.
-    is_libvirt_live: bool,
+    pub(super) is_libvirt_live: bool,
     hypervisor: Hypervisor,
     changes: Changes,
+    /// VMs of which more is to be told, and until when that is waited for.
+    expected: HashMap<[u8; 16], Instant>,
+    /// Active domains that had a process, and since when they have none; `None` = they have one.
+    pub(super) had_process: HashMap<[u8; 16], Option<Instant>>,
     /// Each source has told once what there is.
     has_processes: bool,
     has_domains: bool,
     has_new_disks: bool,
+}
+
+/// What QEMU counts of a domain's disks, by their names in the guest.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    /// When the process started whose they are, if that is known.
+    started_ns: Option<u64>,
+    pub(super) disks: HashMap<String, DiskTotals>,
 }
 
 impl Assembly {
@@ -153,6 +85,8 @@ impl Assembly {
             is_libvirt_live: false,
             hypervisor,
             changes: Changes::new(tell),
+            expected: HashMap::new(),
+            had_process: HashMap::new(),
             has_processes: false,
             has_domains: false,
             has_new_disks: false,
@@ -182,37 +116,78 @@ impl Assembly {
         }
     }
 
-    /// All domains of libvirt, which answers again.
+    /// All domains of libvirt, which answers again. Events that led to what was found may still come.
     pub fn set_domains(&self, domains: Vec<Domain>) {
         let mut parts = self.parts();
-        parts.domains = domains.into_iter().map(|domain| (domain.uuid, domain)).collect();
+        let domains: HashMap<_, _> =
+            domains.into_iter().map(|domain| (domain.uuid, domain)).collect();
+        let old = std::mem::replace(&mut parts.domains, domains);
+        let is_first = !std::mem::replace(&mut parts.has_domains, true);
+        if !is_first {
+            let now: Vec<_> = parts
+                .domains
+                .values()
+                .map(|domain| (domain.uuid, Some(domain.oper_state)))
+                .chain(old.into_keys().map(|uuid| (uuid, None)))
+                .collect();
+            for (uuid, state) in now {
+                if state.is_some() || !parts.domains.contains_key(&uuid) {
+                    parts.found(uuid, state);
+                }
+            }
+        }
         let Parts { sizes, totals, domains, .. } = &mut *parts;
         sizes.retain(|uuid, _| domains.contains_key(uuid));
         totals.retain(|uuid, _| domains.get(uuid).is_some_and(|domain| domain.is_active));
         parts.is_libvirt_live = true;
-        parts.changes.settle_all();
-        let is_first = !std::mem::replace(&mut parts.has_domains, true);
         self.publish_as(&mut parts, is_first);
     }
 
-    /// Some domains as they are now (`None` = it is gone), after they went through these states. Of those that are
-    /// given back more states are expected, before what was found is told, or [`settle`](Self::settle).
+    /// Some domains as they are now (`None` = it is gone), after this happened to them. Where that does not lead to
+    /// what was found, more is expected for a while before the rest is told.
     pub fn update_domains(
         &self,
         changes: BTreeMap<[u8; 16], Option<Domain>>,
-        states: &[([u8; 16], OperState)],
-    ) -> Vec<[u8; 16]> {
+        happened: &[([u8; 16], ChangeEvent)],
+    ) {
         let mut parts = self.parts();
-        for &(uuid, state) in states {
-            let index = parts.indexes.assign(Identity::Uuid(uuid));
-            parts.changes.note(index, state);
-        }
-        let mut expected = Vec::new();
-        for (uuid, domain) in changes {
-            let index = parts.indexes.assign(Identity::Uuid(uuid));
-            if parts.changes.found(index, domain.as_ref().map(|domain| domain.oper_state)) {
-                expected.push(uuid);
+        for &(uuid, event) in happened {
+            let state = match event {
+                ChangeEvent::State(state) => state,
+                ChangeEvent::Deleted => {
+                    if let Some(index) = parts.indexes.get(Identity::Uuid(uuid)) {
+                        parts.changes.note_deleted(index);
+                    }
+                    continue;
+                }
+            };
+            if is_down(state) {
+                // The next QEMU counts anew.
+                parts.totals.remove(&uuid);
             }
+            let is_there = changes.get(&uuid).is_some_and(Option::is_some);
+            let identity = Identity::Uuid(uuid);
+            // Only who is seen has an index.
+            let index = parts.indexes.get(identity);
+            let Some(index) = index.or_else(|| is_there.then(|| parts.indexes.assign(identity)))
+            else {
+                continue;
+            };
+            parts.changes.note(index, state);
+            if !changes.contains_key(&uuid)
+                && let Some(domain) = parts.domains.get_mut(&uuid)
+            {
+                // libvirt did not say how it is now.
+                domain.oper_state = state;
+                domain.admin_state = admin_state(state);
+                domain.is_active = !is_down(state);
+            }
+        }
+        for (uuid, domain) in changes {
+            // What is under way for this one is waited for anew.
+            parts.expected.remove(&uuid);
+            parts.had_process.remove(&uuid);
+            parts.found(uuid, domain.as_ref().map(|domain| domain.oper_state));
             if !domain.as_ref().is_some_and(|domain| domain.is_active) {
                 parts.totals.remove(&uuid);
             }
@@ -227,15 +202,31 @@ impl Assembly {
             }
         }
         self.publish(&mut parts);
-        expected
     }
 
-    /// No more states are expected of these domains: they are as they were found.
-    pub fn settle(&self, domains: &[[u8; 16]]) {
+    /// When [`settle`](Self::settle) is to be called; `None` = nothing is waited for.
+    pub fn due(&self) -> Option<Instant> {
+        let parts = self.parts();
+        let unfollowed = parts.had_process.values().flatten().map(|since| *since + UNFOLLOWED);
+        let now = Instant::now();
+        // What has become of those that are past it is in the view.
+        let unfollowed = unfollowed.filter(|at| *at > now).min();
+        parts.expected.values().min().copied().into_iter().chain(unfollowed).min()
+    }
+
+    /// Tells what was found of VMs of which nothing more is told in time.
+    pub fn settle(&self) {
         let mut parts = self.parts();
-        for &uuid in domains {
-            let index = parts.indexes.assign(Identity::Uuid(uuid));
-            parts.changes.settle(index);
+        let now = Instant::now();
+        let late: Vec<_> = parts.expected.extract_if(|_, until| *until <= now).collect();
+        let view = self.registry.view();
+        for (uuid, _) in late {
+            if let Some(index) = parts.indexes.get(Identity::Uuid(uuid)) {
+                parts.changes.settle(index);
+                if let Some(vm) = view.vms.iter().find(|vm| vm.index == index) {
+                    parts.changes.note(index, vm.oper_state);
+                }
+            }
         }
         self.publish(&mut parts);
     }
@@ -252,6 +243,11 @@ impl Assembly {
         self.publish(&mut parts);
     }
 
+    /// The domain of this name.
+    pub fn domain_named(&self, name: &str) -> Option<[u8; 16]> {
+        self.parts().domains.values().find(|domain| domain.name == name).map(|domain| domain.uuid)
+    }
+
     /// The names in the guest of a domain's disks that have a size: an empty drive has none.
     pub fn sized_disks(&self, uuid: [u8; 16]) -> Vec<String> {
         let parts = self.parts();
@@ -261,12 +257,16 @@ impl Assembly {
         disks.iter().filter(has_size).map(|disk| disk.target.clone()).collect()
     }
 
-    /// Notes the sizes of a domain's disks, by their names in the guest; they are seen with the next publication.
-    pub fn note_sizes(&self, uuid: [u8; 16], sizes: Vec<(String, DiskSize)>) {
+    /// Notes what sizes of a domain's disks could be learned, of those that have one, by their names in the guest;
+    /// they are seen with the next publication.
+    pub fn note_sizes(&self, uuid: [u8; 16], disks: &[String], sizes: Vec<(String, DiskSize)>) {
         let mut parts = self.parts();
         if parts.domains.contains_key(&uuid) {
-            parts.sizes.insert(uuid, sizes.into_iter().collect());
-            parts.has_new_disks = true;
+            let known = parts.sizes.entry(uuid).or_default();
+            let before = known.clone();
+            known.retain(|disk, _| disks.contains(disk));
+            known.extend(sizes);
+            parts.has_new_disks |= parts.sizes.get(&uuid) != Some(&before);
         }
     }
 
@@ -274,18 +274,25 @@ impl Assembly {
     /// counted yet is seen with the next publication; one thread at a time does this for a domain.
     pub fn note_io(&self, uuid: [u8; 16], disks: &[(String, DiskIo)]) {
         let mut parts = self.parts();
-        let Parts { domains, totals, has_new_disks, .. } = &mut *parts;
+        let Parts { domains, totals, processes, has_new_disks, .. } = &mut *parts;
         if !domains.get(&uuid).is_some_and(|domain| domain.is_active) {
             return;
         }
+        let process = processes.iter().find(|process| process.uuid == Some(uuid));
+        let started_ns = process.map(|process| process.started_ns);
         let totals = totals.entry(uuid).or_default();
+        if totals.started_ns.is_some() && started_ns.is_some() && totals.started_ns != started_ns {
+            *totals = Totals::default();
+            *has_new_disks = true;
+        }
+        totals.started_ns = totals.started_ns.or(started_ns);
         for (target, io) in disks {
-            if let Some(totals) = totals.get(target) {
+            if let Some(totals) = totals.disks.get(target) {
                 totals.follow(*io);
             } else {
                 let new = DiskTotals::default();
                 new.follow(*io);
-                totals.insert(target.clone(), new);
+                totals.disks.insert(target.clone(), new);
                 *has_new_disks = true;
             }
         }
@@ -318,6 +325,7 @@ impl Assembly {
         let mut parts = self.parts();
         parts.is_libvirt_live = false;
         parts.changes.settle_all();
+        parts.expected.clear();
         self.publish(&mut parts);
     }
 
@@ -338,222 +346,69 @@ impl Assembly {
     }
 
     fn publish_as(&self, parts: &mut Parts, is_first: bool) {
-        let vms = parts.compose(self.shows_processes);
+        parts.follow_processes();
+        let vms = parts.compose(self.shows_processes, UNFOLLOWED);
         parts.indexes.save();
         parts.has_new_disks = false;
+        if parts.is_libvirt_live && !is_first {
+            // A process with a UUID may be of a domain that libvirt is about to tell of, or has told the end of.
+            let may_be_of_domain = |uuid: &[u8; 16]| !parts.domains.contains_key(uuid);
+            let uncertain: Vec<_> =
+                vms.iter().filter_map(|vm| vm.uuid).filter(may_be_of_domain).collect();
+            for uuid in uncertain {
+                parts.found(uuid, Some(OperState::Running));
+            }
+        }
         parts.changes.follow(&vms, is_first);
         self.registry.publish(vms, parts.cpus.clone(), &parts.hypervisor, since_boot_ns());
     }
 }
 
 impl Parts {
-    fn compose(&mut self, shows_processes: bool) -> Vec<Vm> {
-        let Self { indexes, processes, domains, sizes, totals, is_libvirt_live, .. } = self;
-        let host = Interfaces::default();
-        let mut rows = Rows { indexes, sizes, totals, host, is_libvirt_live: *is_libvirt_live };
-        let mut of_uuid: HashMap<[u8; 16], Vec<&VmProcess>> = HashMap::new();
-        for process in &*processes {
-            if let Some(uuid) = process.uuid {
-                of_uuid.entry(uuid).or_default().push(process);
-            }
-        }
-        let mut domains: Vec<&Domain> = domains.values().collect();
-        // A full list comes in no order; without this, equal hosts would differ in their indexes.
-        domains.sort_unstable_by_key(|domain| domain.uuid);
-        let mut of_domains = HashSet::new();
-        let mut vms = Vec::with_capacity(domains.len() + processes.len());
-        for domain in &domains {
-            let same = of_uuid.get(&domain.uuid).map_or(&[][..], Vec::as_slice);
-            let process = rows.process_of(domain, same);
-            // Also one that libvirt has not told of yet, or not any more.
-            let its = same.iter().copied().filter(|process| process.name == domain.name);
-            of_domains.extend(its.chain(process).map(|process| process.pid));
-            vms.push(rows.domain(domain, process));
-        }
-        let mut identities = HashSet::new();
-        if shows_processes {
-            let mut taken: HashSet<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
-            for process in processes.iter().filter(|process| !of_domains.contains(&process.pid)) {
-                let identity = match process.uuid {
-                    // Another VM has it too: only one can have its index.
-                    Some(uuid) if !taken.insert(uuid) => process.identity(),
-                    Some(uuid) => Identity::Uuid(uuid),
-                    None => process.identity(),
-                };
-                identities.insert(identity);
-                vms.push(rows.process(process, identity));
-            }
-        }
-        for gone in self.indexes.processes() {
-            if !identities.contains(&gone) {
-                self.indexes.release(gone);
-            }
-        }
-        vms
-    }
-}
-
-/// Makes the rows of one view.
-struct Rows<'a> {
-    indexes: &'a mut Indexes,
-    sizes: &'a HashMap<[u8; 16], HashMap<String, DiskSize>>,
-    totals: &'a HashMap<[u8; 16], HashMap<String, DiskTotals>>,
-    host: Interfaces,
-    is_libvirt_live: bool,
-}
-
-impl Rows<'_> {
-    /// The process of a domain, of those with its UUID: libvirt starts QEMU with the domain's UUID and name.
-    fn process_of<'p>(&self, domain: &Domain, same: &[&'p VmProcess]) -> Option<&'p VmProcess> {
-        if !domain.is_active && self.is_libvirt_live {
-            return None;
-        }
-        // A command line is only text: a process that has KVM is more likely to be the one.
-        same.iter().copied().max_by_key(|process| (process.has_kvm, process.name == domain.name))
-    }
-
-    fn domain(&mut self, domain: &Domain, process: Option<&VmProcess>) -> Vm {
-        let identity = Identity::Uuid(domain.uuid);
-        let index = self.indexes.assign(identity);
-        let (mut admin_state, mut oper_state) = (domain.admin_state, domain.oper_state);
-        if !self.is_libvirt_live && domain.is_active != process.is_some() {
-            // It was started, or it ended, while libvirt could not tell.
-            (admin_state, oper_state) = match process {
-                Some(_) => (AdminState::Running, OperState::Running),
-                None => (admin_state, OperState::Unknown),
-            };
-        }
-        let cpus = domain.cpus.or_else(|| process.map(|process| process.cpus)).unwrap_or(0);
-        let vcpus = match process {
-            Some(process) => process.vcpus.clone(),
-            None if domain.vcpu_ids.is_empty() => {
-                (0..cpus).map(|id| Vcpu { id, slot: None }).collect()
-            }
-            None => domain.vcpu_ids.iter().map(|&id| Vcpu { id, slot: None }).collect(),
-        };
-        let disks = self.disks(identity, &domain.disks);
-        let nics = self.nics(identity, &domain.nics);
-        Vm {
-            index,
-            name: domain.name.clone(),
-            uuid: Some(domain.uuid),
-            os_type: domain.os_type.clone(),
-            admin_state,
-            oper_state,
-            auto_start: domain.auto_start,
-            persistence: domain.persistence,
-            cpu_number: cpus,
-            min_cpu_number: None,
-            max_cpu_number: domain.max_cpus.or_else(|| process.map(|process| process.max_cpus)),
-            memory: match process {
-                Some(process) if domain.memory == Memory::default() => process.memory,
-                _ => domain.memory,
+    /// See [`Changes::found`].
+    fn found(&mut self, uuid: [u8; 16], state: Option<OperState>) {
+        let identity = Identity::Uuid(uuid);
+        let index = match state {
+            Some(_) => self.indexes.assign(identity),
+            // Who is gone needs no new index.
+            None => match self.indexes.get(identity) {
+                Some(index) => index,
+                None => return,
             },
-            started_ns: process.map(|process| process.started_ns),
-            pid: process.map(|process| process.pid),
-            slot: process.and_then(|process| process.slot),
-            vcpus,
-            disks,
-            nics,
-        }
-    }
-
-    fn disks(&mut self, identity: Identity, told: &[DomainDisk]) -> Vec<Disk> {
-        let mut disks: Vec<Disk> = told.iter().map(|disk| self.disk(identity, disk)).collect();
-        disks.sort_by_key(|disk| disk.index);
-        // Names are unique, but they are only text.
-        disks.dedup_by_key(|disk| disk.index);
-        disks
-    }
-
-    fn nics(&mut self, identity: Identity, told: &[DomainNic]) -> Vec<Nic> {
-        let mut nics: Vec<Nic> =
-            told.iter().enumerate().map(|(at, nic)| self.nic(identity, at, nic)).collect();
-        nics.sort_by_key(|nic| nic.index);
-        nics.dedup_by_key(|nic| nic.index);
-        nics
-    }
-
-    fn disk(&mut self, identity: Identity, disk: &DomainDisk) -> Disk {
-        let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
-        let (size, totals) = match identity {
-            Identity::Uuid(uuid) => (
-                self.sizes.get(&uuid).and_then(|sizes| sizes.get(&disk.target)).copied(),
-                self.totals.get(&uuid).and_then(|totals| totals.get(&disk.target)).cloned(),
-            ),
-            Identity::Process { .. } => (None, None),
         };
-        Disk {
-            index,
-            target: disk.target.clone(),
-            source: disk.source,
-            format: disk.format.clone(),
-            resource: disk.resource.clone(),
-            access: disk.access,
-            media: disk.media,
-            bus: disk.bus.clone(),
-            size: size.unwrap_or(disk.size),
-            totals,
+        if self.changes.found(index, state) {
+            self.expected.entry(uuid).or_insert_with(|| Instant::now() + LATE);
+        } else {
+            self.expected.remove(&uuid);
         }
     }
 
-    fn nic(&mut self, identity: Identity, at: usize, nic: &DomainNic) -> Nic {
-        // Addresses need not be unique in a domain, and may be missing.
-        let key = match (&nic.mac[..], &nic.device) {
-            (&[], Some(device)) => device.clone(),
-            (&[], None) => format!("#{at}"),
-            (mac, _) => {
-                mac.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
+    /// Notes which active domains have a process, and which have lost it.
+    fn follow_processes(&mut self) {
+        let Self { domains, processes, had_process, .. } = self;
+        let uuids: HashSet<_> = processes.iter().filter_map(|process| process.uuid).collect();
+        had_process.retain(|uuid, _| domains.get(uuid).is_some_and(|domain| domain.is_active));
+        for domain in domains.values().filter(|domain| domain.is_active) {
+            if uuids.contains(&domain.uuid) {
+                had_process.insert(domain.uuid, None);
+            } else if let Some(since) = had_process.get_mut(&domain.uuid) {
+                since.get_or_insert_with(Instant::now);
             }
-        };
-        let index = self.indexes.assign_part(identity, Part::Nic(&key));
-        let (if_index, parent_if_index) =
-            nic.device.as_deref().map_or((0, 0), |device| self.host.numbers(device));
-        Nic {
-            index,
-            if_index,
-            parent_if_index,
-            model: nic.model.clone(),
-            phys_address: nic.mac.clone(),
-        }
-    }
-
-    fn process(&mut self, process: &VmProcess, identity: Identity) -> Vm {
-        Vm {
-            index: self.indexes.assign(identity),
-            name: process.name.clone(),
-            uuid: process.uuid,
-            os_type: String::new(),
-            admin_state: AdminState::Running,
-            oper_state: OperState::Running,
-            auto_start: AutoStart::Unknown,
-            persistence: Persistence::Transient,
-            cpu_number: process.cpus,
-            min_cpu_number: None,
-            max_cpu_number: Some(process.max_cpus),
-            memory: process.memory,
-            started_ns: Some(process.started_ns),
-            pid: Some(process.pid),
-            slot: process.slot,
-            vcpus: process.vcpus.clone(),
-            disks: self.disks(identity, &process.devices.disks),
-            nics: self.nics(identity, &process.devices.nics),
         }
     }
 }
 
-impl VmProcess {
-    const fn identity(&self) -> Identity {
-        Identity::Process { pid: self.pid, start_ticks: self.start_ticks }
+/// What was asked of a domain that has come to this state.
+const fn admin_state(state: OperState) -> AdminState {
+    match state {
+        OperState::Paused => AdminState::Paused,
+        OperState::Suspending | OperState::Suspended => AdminState::Suspended,
+        OperState::Shuttingdown | OperState::Shutdown | OperState::Crashed => AdminState::Shutdown,
+        OperState::Unknown
+        | OperState::Other
+        | OperState::Preparing
+        | OperState::Running
+        | OperState::Resuming
+        | OperState::Migrating => AdminState::Running,
     }
-}
-
-/// Octets in hexadecimal with colons between them; nothing where one is none.
-pub(super) fn mac(text: &str) -> Vec<u8> {
-    let octets: Option<Vec<u8>> = text
-        .split(':')
-        .take(32)
-        .map(|octet| u8::from_str_radix(octet, 16).ok().filter(|_| octet.len() == 2))
-        .collect();
-    octets.unwrap_or_default()
 }

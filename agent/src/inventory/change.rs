@@ -69,6 +69,16 @@ impl Changes {
         }
     }
 
+    /// A VM that was off was deleted, and another has its UUID now.
+    pub(super) fn note_deleted(&mut self, index: VmIndex) {
+        if let Some(told) = self.told.get_mut(&index)
+            && is_down(told.state)
+        {
+            let before = std::mem::replace(&mut told.state, OperState::Shutdown);
+            (self.tell)(told.change(index, before, ChangeEvent::Deleted));
+        }
+    }
+
     /// A VM was found in this state (`None` = it is gone) after what was noted. Where that does not lead to it,
     /// the rest waits for more to be noted, or for [`settle`](Self::settle): what is found may be ahead of what
     /// happened. Whether it waits.
@@ -132,7 +142,7 @@ impl Changes {
 }
 
 /// A VM that may be deleted without having ended first.
-const fn is_down(state: OperState) -> bool {
+pub(super) const fn is_down(state: OperState) -> bool {
     matches!(state, OperState::Shutdown | OperState::Suspended | OperState::Crashed)
 }
 

@@ -131,6 +131,11 @@ impl Indexes {
         VmIndex(index)
     }
 
+    /// The index of a VM, if it has one.
+    pub(super) fn get(&self, identity: Identity) -> Option<VmIndex> {
+        self.given.get(&identity).map(|given| VmIndex(given.index))
+    }
+
     /// The index of a part of a VM that has one.
     pub(super) fn assign_part(&mut self, identity: Identity, part: Part<'_>) -> u32 {
         let given = self.given.entry(identity).or_default();

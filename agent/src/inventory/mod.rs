@@ -6,6 +6,7 @@
 
 mod assembly;
 mod change;
+mod compose;
 mod indexes;
 mod interfaces;
 #[cfg(feature = "libvirt")]
@@ -13,12 +14,14 @@ pub mod libvirt;
 mod model;
 pub mod procfs;
 mod registry;
+mod source;
 
-use assembly::mac;
-pub use assembly::{Assembly, Domain, DomainDisk, DomainNic, VmProcess};
+pub use assembly::Assembly;
 pub use change::{Change, ChangeEvent};
 pub use model::{
     AdminState, AutoStart, Disk, DiskSize, Hypervisor, Inventory, Memory, Nic, OperState,
     Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
 };
 pub use registry::Registry;
+use source::mac;
+pub use source::{Domain, DomainDisk, DomainNic, VmProcess};

@@ -2,9 +2,9 @@
 //! one that hangs; so each such question has a thread and a connection of its own to wait on.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -12,10 +12,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain as Handle, error::Error};
 
-use super::{
-    super::{Assembly, DiskSize},
-    Receiver, Sender, unbounded,
-};
+use super::super::{Assembly, DiskSize};
 use crate::counters::block_statistics;
 
 /// So many domains may hang before the disks of others have to wait.
@@ -32,8 +29,6 @@ pub(super) struct Question {
 }
 
 impl Question {
-    pub(super) const IO: Self = Self { sizes: false, io: true };
-
     /// What is asked when a domain is new or different.
     pub(super) const fn of_change(io: bool) -> Self {
         Self { sizes: true, io }
@@ -48,21 +43,23 @@ impl Question {
 /// Asks for the disks of domains in the background.
 pub(super) struct Blocks {
     shared: Arc<Shared>,
-    sender: Sender<[u8; 16]>,
 }
 
 struct Shared {
     uri: String,
     assembly: Arc<Assembly>,
-    receiver: Receiver<[u8; 16]>,
     load: Mutex<Load>,
+    /// Told when there is something in the queue.
+    more: Condvar,
 }
 
 #[derive(Default)]
 struct Load {
     threads: usize,
     idle: usize,
-    /// Not begun: a storm of events is one question.
+    /// Domains that are to be asked, once each.
+    queue: VecDeque<[u8; 16]>,
+    /// What of them, and of those that are being asked, is wanted: a storm of events is one question.
     wanted: HashMap<[u8; 16], Question>,
     /// Being answered: a domain that hangs takes one thread.
     busy: HashSet<[u8; 16]>,
@@ -70,9 +67,8 @@ struct Load {
 
 impl Blocks {
     pub(super) fn new(uri: String, assembly: Arc<Assembly>) -> Self {
-        let (sender, receiver) = unbounded();
-        let shared = Shared { uri, assembly, receiver, load: Mutex::default() };
-        Self { shared: Arc::new(shared), sender }
+        let (load, more) = (Mutex::default(), Condvar::new());
+        Self { shared: Arc::new(Shared { uri, assembly, load, more }) }
     }
 
     /// Asks this of the domain's disks, soon.
@@ -80,11 +76,12 @@ impl Blocks {
         let mut load = self.shared.load();
         let is_new = !load.wanted.contains_key(&uuid);
         load.wanted.entry(uuid).or_default().merge(question);
-        if !is_new || load.busy.contains(&uuid) {
-            // Whoever comes to the domain, or is with it, sees what is wanted.
-            return;
+        // Whoever is with the domain sees what is wanted.
+        if is_new && !load.busy.contains(&uuid) {
+            load.queue.push_back(uuid);
         }
-        if load.idle == 0 && load.threads < THREADS {
+        // Each idle thread takes one.
+        if load.queue.len() > load.idle && load.threads < THREADS {
             let shared = Arc::clone(&self.shared);
             let started =
                 thread::Builder::new().name("libvirt disks".to_owned()).spawn(move || shared.run());
@@ -93,13 +90,13 @@ impl Blocks {
                 Err(error) => warn!("No thread for the disks of domains: {error}"),
             }
         }
-        // There is a receiver as long as `self`.
-        let _ = self.sender.send(uuid);
+        drop(load);
+        self.shared.more.notify_one();
     }
 }
 
 impl Shared {
-    fn load(&self) -> std::sync::MutexGuard<'_, Load> {
+    fn load(&self) -> MutexGuard<'_, Load> {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -107,17 +104,30 @@ impl Shared {
         let mut connection = None;
         let mut answered = 0_usize;
         loop {
-            self.load().idle += 1;
-            let Ok(uuid) = self.receiver.recv() else { return };
-            self.load().idle -= 1;
+            let uuid = self.take();
             answered += 1;
             while let Some(question) = self.next(uuid) {
                 self.answer(&mut connection, uuid, question);
             }
             // A publication costs as much as there are domains.
-            if self.receiver.is_empty() || answered.is_multiple_of(TOGETHER) {
+            if self.load().queue.is_empty() || answered.is_multiple_of(TOGETHER) {
                 self.assembly.publish_disks();
             }
+        }
+    }
+
+    /// The next domain of the queue, as soon as there is one.
+    fn take(&self) -> [u8; 16] {
+        let mut load = self.load();
+        loop {
+            if let Some(uuid) = load.queue.pop_front() {
+                // From here on it is asked for by this thread.
+                load.busy.insert(uuid);
+                return uuid;
+            }
+            load.idle += 1;
+            load = self.more.wait(load).unwrap_or_else(PoisonError::into_inner);
+            load.idle -= 1;
         }
     }
 
@@ -125,9 +135,7 @@ impl Shared {
     fn next(&self, uuid: [u8; 16]) -> Option<Question> {
         let mut load = self.load();
         let question = load.wanted.remove(&uuid);
-        if question.is_some() {
-            load.busy.insert(uuid);
-        } else {
+        if question.is_none() {
             load.busy.remove(&uuid);
         }
         question
@@ -161,7 +169,8 @@ impl Shared {
         };
         let domain = connection.lookup_domain_by_uuid(Uuid::from_bytes(uuid))?;
         if mem::take(&mut question.sizes) {
-            self.assembly.note_sizes(uuid, sizes(&domain, &self.assembly.sized_disks(uuid)));
+            let targets = self.assembly.sized_disks(uuid);
+            self.assembly.note_sizes(uuid, &targets, sizes(&domain, &targets));
         }
         if question.io {
             self.assembly.note_io(uuid, &block_statistics::ask(&domain)?);

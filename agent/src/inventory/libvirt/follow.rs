@@ -5,7 +5,7 @@ use std::{
     ffi::c_int,
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -15,15 +15,15 @@ use virt::{connect::Connect, sys};
 
 use super::{
     Source,
-    autostart::Links,
     blocks::{Blocks, Question},
     domain::look,
     events::Event,
+    files::{Change, Files},
     transitions::Transitions,
 };
 
-/// What is found of a domain may be ahead of events that are under way. So long after the last one, there are none.
-const LATE: Duration = Duration::from_millis(500);
+/// The sizes of disks are asked for with each of so many questions for their I/O: a call more for each disk.
+const SIZES_EVERY: u32 = 6;
 
 /// The events of one connection.
 pub(super) struct Following<'a> {
@@ -33,8 +33,8 @@ pub(super) struct Following<'a> {
     transitions: Transitions,
     /// When QEMU's counts were asked for last.
     asked: Instant,
-    /// Until when events are expected that lead to what was found.
-    expected: BTreeMap<[u8; 16], Instant>,
+    /// How often they were.
+    rounds: u32,
 }
 
 /// Events that are answered together.
@@ -53,83 +53,107 @@ impl<'a> Following<'a> {
             blocks,
             transitions: Transitions::default(),
             asked: Instant::now(),
-            expected: BTreeMap::new(),
+            rounds: 0,
         }
     }
 
-    /// Follows the events until the connection is lost.
-    pub(super) fn run(&mut self, receiver: &Receiver<Event>) {
+    /// Follows the events until the connection is lost. `is_first`: what has happened before is not told.
+    pub(super) fn run(&mut self, receiver: &Receiver<Event>, is_first: bool) {
+        if is_first {
+            let mut batch = Batch::default();
+            let is_closed = receiver.try_iter().any(|event| self.gather(event, &mut batch));
+            batch.happened.clear();
+            self.take(batch);
+            if is_closed {
+                return;
+            }
+        }
         while let Some(first) = self.next(receiver) {
             // What has come meanwhile is answered together, each domain once.
             let mut batch = Batch::default();
-            for event in std::iter::once(first).chain(receiver.try_iter()) {
-                match event {
-                    Event::Changed(uuid) => {
-                        batch.changed.insert(uuid);
-                    }
-                    Event::LifeCycle(uuid, event, detail) => {
-                        debug!(uuid = %Uuid::from_bytes(uuid), event, detail, "life-cycle event");
-                        batch.changed.insert(uuid);
-                        batch.happened.entry(uuid).or_default().push((event, detail));
-                    }
-                    Event::AutoStart => batch.auto_start = true,
-                    Event::Closed => return,
-                    Event::Ping(reply) => {
-                        let statistics = &self.source.statistics;
-                        if statistics.asking(|| self.connection.lib_version()).is_ok() {
-                            // Whoever asked may have gone.
-                            let _ = reply.send(());
-                        }
-                    }
-                }
-            }
-            self.source.look_out();
-            if batch.auto_start {
-                self.take_auto_start();
-            }
-            if !batch.changed.is_empty() {
-                self.take(batch);
+            let mut events = std::iter::once(first).chain(receiver.try_iter());
+            let is_closed = events.any(|event| self.gather(event, &mut batch));
+            self.take(batch);
+            if is_closed {
+                return;
             }
         }
+    }
+
+    /// Puts an event to others. Whether the connection is lost.
+    fn gather(&self, event: Event, batch: &mut Batch) -> bool {
+        match event {
+            Event::Changed(uuid) => {
+                batch.changed.insert(uuid);
+            }
+            Event::LifeCycle(uuid, event, detail) => {
+                debug!(uuid = %Uuid::from_bytes(uuid), event, detail, "life-cycle event");
+                batch.changed.insert(uuid);
+                batch.happened.entry(uuid).or_default().push((event, detail));
+            }
+            Event::AutoStart => batch.auto_start = true,
+            Event::Closed => return true,
+            Event::Ping(reply) => {
+                let statistics = &self.source.statistics;
+                if statistics.asking(|| self.connection.lib_version()).is_ok() {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(());
+                }
+            }
+        }
+        false
     }
 
     /// Waits for an event, and does meanwhile what is due. `None`: there will be none.
     fn next(&mut self, receiver: &Receiver<Event>) -> Option<Event> {
         loop {
+            let assembly = &self.source.assembly;
             let ask = self
                 .source
                 .block_statistics
-                .filter(|_| !self.source.assembly.domains_with_io().is_empty())
+                .filter(|_| !assembly.domains_with_io().is_empty())
                 .and_then(|pause| self.asked.checked_add(pause));
-            let settle = self.expected.values().min().copied();
+            let settle = assembly.due();
             // With nothing to count and nothing to wait for, nothing but an event wakes this thread.
             let Some(due) = ask.into_iter().chain(settle).min() else {
                 return receiver.recv().ok();
             };
-            match receiver.recv_deadline(due) {
-                Err(RecvTimeoutError::Timeout) => self.do_what_is_due(ask),
-                event => return event.ok(),
+            let now = Instant::now();
+            // First what is due: events may come without a pause.
+            if due > now {
+                match receiver.recv_deadline(due) {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    event => return event.ok(),
+                }
+            } else {
+                if settle.is_some_and(|settle| settle <= now) {
+                    assembly.settle();
+                }
+                if ask.is_some_and(|ask| ask <= now) {
+                    self.ask();
+                }
             }
         }
     }
 
-    fn do_what_is_due(&mut self, ask: Option<Instant>) {
-        let now = Instant::now();
-        if ask.is_some_and(|ask| ask <= now) {
-            self.asked = now;
-            for uuid in self.source.assembly.domains_with_io() {
-                self.blocks.ask(uuid, Question::IO);
-            }
-        }
-        let settled: Vec<_> = self.expected.extract_if(.., |_, until| *until <= now).collect();
-        if !settled.is_empty() {
-            let domains: Vec<_> = settled.into_iter().map(|(uuid, _)| uuid).collect();
-            self.source.assembly.settle(&domains);
+    fn ask(&mut self) {
+        self.asked = Instant::now();
+        self.rounds = self.rounds.wrapping_add(1);
+        let question = Question { sizes: self.rounds.is_multiple_of(SIZES_EVERY), io: true };
+        for uuid in self.source.assembly.domains_with_io() {
+            self.blocks.ask(uuid, question);
         }
     }
 
     /// Looks at the domains that have changed.
-    fn take(&mut self, Batch { changed, mut happened, .. }: Batch) {
+    fn take(&mut self, Batch { changed, mut happened, auto_start }: Batch) {
+        self.source.look_out();
+        if auto_start {
+            self.take_auto_start();
+        }
+        if changed.is_empty() {
+            return;
+        }
         let statistics = &self.source.statistics;
         let mut domains: BTreeMap<_, _> = changed
             .iter()
@@ -145,13 +169,7 @@ impl<'a> Following<'a> {
         }
         let there: Vec<_> =
             domains.iter().filter_map(|(uuid, domain)| domain.is_some().then_some(*uuid)).collect();
-        for uuid in domains.keys() {
-            self.expected.remove(uuid);
-        }
-        let late = Instant::now() + LATE;
-        for uuid in self.source.assembly.update_domains(domains, &states) {
-            self.expected.insert(uuid, late);
-        }
+        self.source.assembly.update_domains(domains, &states);
         let question = Question::of_change(self.source.block_statistics.is_some());
         for uuid in there {
             self.blocks.ask(uuid, question);
@@ -173,25 +191,31 @@ impl<'a> Following<'a> {
 }
 
 impl Source {
-    /// Follows the links of domains that start with the host, once they have a place: libvirt makes it when it
-    /// first defines a domain.
+    /// Follows the files of libvirt, once they have a place: it makes that when it first defines a domain.
     pub(super) fn look_out(&self) {
         if self.looks_out.get() {
             return;
         }
-        let Some(links) = Links::of(&self.uri) else { return };
-        let statistics = Arc::clone(&self.statistics);
+        let Some(files) = Files::of(&self.uri) else { return };
+        let (statistics, assembly) = (Arc::clone(&self.statistics), Arc::clone(&self.assembly));
         let follow = move || {
-            while links.wait().is_ok() {
+            while let Ok(changes) = files.wait() {
                 // Without a connection, all is asked for with the next one.
-                if let Some(source) = statistics.source() {
-                    let _ = source.send(Event::AutoStart);
+                let Some(source) = statistics.source() else { continue };
+                for change in changes {
+                    let event = match change {
+                        Change::AutoStart => Some(Event::AutoStart),
+                        Change::Domain(name) => assembly.domain_named(&name).map(Event::Changed),
+                    };
+                    if let Some(event) = event {
+                        let _ = source.send(event);
+                    }
                 }
             }
         };
         match thread::Builder::new().name("libvirt files".to_owned()).spawn(follow) {
             Ok(_) => self.looks_out.set(true),
-            Err(error) => debug!("vmAutoStart is not followed: {error}"),
+            Err(error) => debug!("the files of libvirt are not followed: {error}"),
         }
     }
 }

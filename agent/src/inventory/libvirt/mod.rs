@@ -9,10 +9,10 @@
 //! it said last stays; the source waits for its socket to appear, and looks itself ever more seldom in case that
 //! cannot be seen.
 
-mod autostart;
 mod blocks;
 mod domain;
 mod events;
+mod files;
 mod follow;
 #[cfg(test)]
 mod replays;
@@ -31,7 +31,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use tracing::{debug, info, warn};
 use virt::{
     connect::Connect,
@@ -71,8 +71,8 @@ struct State {
     error: Option<String>,
     /// Since when there is none.
     lost: Option<SystemTime>,
-    /// When the call began that is not answered yet.
-    asked: Option<SystemTime>,
+    /// When a call was answered last.
+    answered: Option<SystemTime>,
     /// Reaches the source while it follows events.
     source: Option<Sender<Event>>,
 }
@@ -96,7 +96,9 @@ impl Statistics {
             answers = source.send(Event::Ping(reply)).is_ok() && answer.recv_timeout(SLOW).is_ok();
         }
         let state = self.state();
-        let hangs = state.asked.filter(|_| !answers);
+        // A storm of changes keeps the source from this question, but not from answers.
+        let is_old = |at: &SystemTime| at.elapsed().is_ok_and(|age| age >= SLOW);
+        let hangs = state.answered.filter(|at| !answers && is_old(at));
         let (text, stale_since) = match (&state.error, state.lost, hangs) {
             (Some(error), since, _) => (error.clone(), since),
             (None, _, Some(since)) => ("it does not answer".to_owned(), Some(since)),
@@ -126,11 +128,10 @@ impl Statistics {
         state.lost.get_or_insert_with(SystemTime::now);
     }
 
-    /// Notes that libvirt is asked, and that it has answered.
+    /// Asks libvirt, and notes that it has answered.
     fn asking<T>(&self, ask: impl FnOnce() -> T) -> T {
-        self.state().asked = Some(SystemTime::now());
         let answer = ask();
-        self.state().asked = None;
+        self.state().answered = Some(SystemTime::now());
         answer
     }
 }
@@ -221,10 +222,11 @@ impl Source {
         let _registered = self.statistics.asking(|| Registered::new(&connection, &sender))?;
         self.look_out();
         self.describe_hypervisor(&connection);
+        let is_first = self.statistics.scans.load(Relaxed) == 0;
         self.take_all(&connection, blocks)?;
         self.statistics.live(sender);
         info!(uri = self.uri, domains = self.assembly.counts().0, "libvirt is live");
-        Following::new(self, &connection, blocks).run(&receiver);
+        Following::new(self, &connection, blocks).run(&receiver, is_first);
         Ok(())
     }
 

@@ -4,7 +4,12 @@ use std::{collections::HashSet, ffi::c_int};
 
 use virt::sys;
 
-use super::super::{AdminState, Domain, OperState};
+use super::super::{AdminState, ChangeEvent, Domain, OperState};
+
+/// VIR_DOMAIN_EVENT_DEFINED_ADDED and VIR_DOMAIN_EVENT_UNDEFINED_REMOVED, each with its type; the other details are
+/// those of a domain that stays.
+const DEFINED: (c_int, c_int) = (0, 0);
+const UNDEFINED: (c_int, c_int) = (1, 0);
 
 /// What must be remembered between events.
 #[derive(Debug, Default)]
@@ -15,16 +20,22 @@ pub(super) struct Transitions {
 }
 
 impl Transitions {
-    /// The states that a domain went through by these events, in order. `now` is what was found after them, which
+    /// What happened to a domain by these events, in order. `now` is what was found after them, which
     /// may be ahead of events that still wait; it is put right.
     pub(super) fn through(
         &mut self,
         uuid: [u8; 16],
         events: &[(c_int, c_int)],
         now: Option<&mut Domain>,
-    ) -> Vec<OperState> {
+    ) -> Vec<ChangeEvent> {
         let mut states = Vec::with_capacity(events.len());
-        for state in events.iter().filter_map(|&(event, detail)| of_event(event, detail)) {
+        // Before which of the states it was deleted, to be defined again.
+        let mut deleted = None;
+        for (at, &event) in events.iter().enumerate() {
+            if event == UNDEFINED && events[at..].contains(&DEFINED) {
+                deleted = Some(states.len());
+            }
+            let Some(state) = of_event(event.0, event.1) else { continue };
             if state == OperState::Resuming {
                 self.restoring.insert(uuid);
             } else {
@@ -52,13 +63,20 @@ impl Transitions {
                 };
             }
         }
-        // A start that has failed ends in the same way as a QEMU that has crashed.
-        if let (Some(last @ OperState::Crashed), Some(OperState::Shutdown)) =
-            (states.last_mut(), now)
+        // A start that has failed ends in the same way as a QEMU that has crashed, and what was saved to a file of
+        // somebody's own as what libvirt keeps.
+        if let (
+            Some(last @ (OperState::Crashed | OperState::Suspended)),
+            Some(OperState::Shutdown),
+        ) = (states.last_mut(), now)
         {
             *last = OperState::Shutdown;
         }
-        states
+        let mut happened: Vec<_> = states.into_iter().map(ChangeEvent::State).collect();
+        if let Some(at) = deleted {
+            happened.insert(at, ChangeEvent::Deleted);
+        }
+        happened
     }
 }
 

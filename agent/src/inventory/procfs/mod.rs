@@ -188,7 +188,8 @@ struct Source {
 impl Source {
     fn run(mut self) {
         loop {
-            let next = [self.schedule.next(), self.full_due].into_iter().flatten().min();
+            let settle = self.assembly.due();
+            let next = [self.schedule.next(), self.full_due, settle].into_iter().flatten().min();
             let limit = next.map(|at| at.saturating_duration_since(Instant::now()));
             let ready = match self.watch.wait(limit) {
                 Ok(ready) => ready,
@@ -212,6 +213,9 @@ impl Source {
             }
             self.look_at_due();
             self.publish();
+            if settle.is_some_and(|settle| settle <= Instant::now()) {
+                self.assembly.settle();
+            }
         }
         self.statistics.ended.store(true, Relaxed);
     }
