@@ -6,6 +6,8 @@
 
 mod lab;
 
+use std::io::Read as _;
+
 use kvmeter::inventory::{
     OperState::{
         self, Crashed, Migrating, Paused, Resuming, Running, Shutdown, Shuttingdown, Suspended,
@@ -218,4 +220,43 @@ fn a_storm_of_real_domains_is_told_once_each() {
             life.iter().map(|(told, before)| one(*told, &name, index, number, *before)).collect();
         assert_eq!(its, expected.iter().collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_migration_that_is_given_up_is_told_from_its_beginning_to_its_end() {
+    require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
+    let from = Told::new("here", &[Way::Trap], ONLY_DOMAINS);
+    let dir = tempfile::tempdir().unwrap();
+    let to = Libvirtd::start_as(dir.path(), "there").unwrap();
+    // Memory that takes its time: random octets, 32 MiB of them at 1 MiB a second.
+    let image = dir.path().join("random");
+    let mut random = std::fs::File::open("/dev/urandom").unwrap().take(32 << 20);
+    std::io::copy(&mut random, &mut std::fs::File::create(&image).unwrap()).unwrap();
+    let loader = format!(
+        "<qemu:commandline><qemu:arg value='-device'/>\
+         <qemu:arg value='loader,file={},addr=0x1000000,force-raw=on'/></qemu:commandline></domain>",
+        image.display()
+    );
+    let xml = domain("stays", 3, "<vcpu>1</vcpu>", "")
+        .replace("<domain ", "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ")
+        .replace("</domain>", &loader);
+    from.libvirtd.define(&xml).unwrap();
+    from.virsh("start", 3);
+    from.wait_for_states(1);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    std::thread::scope(|scope| {
+        let migrated = scope.spawn(|| {
+            let (uri, of_qemu) = (to.uri_read_write(), format!("tcp:127.0.0.1:{port}"));
+            let slowly = ["migrate", "--live", "--unsafe", "--bandwidth", "1"];
+            from.libvirtd.virsh(&[&slowly[..], &[&uuid(3), &uri, &of_qemu]].concat())
+        });
+        from.wait_for_states(2);
+        from.virsh("domjobabort", 3);
+        assert!(migrated.join().unwrap().is_err(), "it is given up");
+    });
+    from.expect(&[
+        one(1, "stays", 1, 3, Shutdown),
+        one(8, "stays", 1, 3, Running),
+        one(1, "stays", 1, 3, Migrating),
+    ]);
 }

@@ -211,6 +211,7 @@ where
                 }
                 () = time::sleep_until(full_until.unwrap_or_else(Instant::now)), if full_until.is_some() => {
                     self.session.give_up_notified();
+                    self.statistics.unsent.fetch_add(1, Relaxed);
                 }
                 rung = alarm.rung() => {
                     rung.map_err(ConnectionError::Broken)?;

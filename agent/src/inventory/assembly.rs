@@ -11,6 +11,7 @@ use super::{
     AdminState, AutoStart, Change, ChangeEvent, DiskSize, Domain, DomainDisk, Hypervisor,
     OperState, Registry, StorageMedia, VmProcess,
     change::{Changes, is_down},
+    compose::state_of,
     indexes::{Identity, Indexes},
 };
 use crate::counters::{DiskIo, DiskTotals, since_boot_ns};
@@ -50,6 +51,8 @@ pub(super) struct Parts {
     expected: HashMap<[u8; 16], Instant>,
     /// Active domains that had a process, and since when they have none; `None` = they have one.
     pub(super) had_process: HashMap<[u8; 16], Option<Instant>>,
+    /// Domains whose memory goes to another host while they run.
+    pub(super) migrating: HashSet<[u8; 16]>,
     /// Each source has told once what there is.
     has_processes: bool,
     has_domains: bool,
@@ -87,6 +90,7 @@ impl Assembly {
             changes: Changes::new(tell),
             expected: HashMap::new(),
             had_process: HashMap::new(),
+            migrating: HashSet::new(),
             has_processes: false,
             has_domains: false,
             has_new_disks: false,
@@ -165,6 +169,8 @@ impl Assembly {
                 // The next QEMU counts anew.
                 parts.totals.remove(&uuid);
             }
+            // What comes after the copying tells itself.
+            parts.migrating.remove(&uuid);
             let is_there = changes.get(&uuid).is_some_and(Option::is_some);
             let identity = Identity::Uuid(uuid);
             // Only who is seen has an index.
@@ -187,7 +193,8 @@ impl Assembly {
             // What is under way for this one is waited for anew.
             parts.expected.remove(&uuid);
             parts.had_process.remove(&uuid);
-            parts.found(uuid, domain.as_ref().map(|domain| domain.oper_state));
+            let found = domain.as_ref().map(|domain| state_of(domain, &parts.migrating));
+            parts.found(uuid, found);
             if !domain.as_ref().is_some_and(|domain| domain.is_active) {
                 parts.totals.remove(&uuid);
             }
@@ -229,6 +236,26 @@ impl Assembly {
             }
         }
         self.publish(&mut parts);
+    }
+
+    /// Whether a domain that runs is on its way to another host.
+    pub fn set_migrating(&self, uuid: [u8; 16], is_migrating: bool) {
+        let mut parts = self.parts();
+        let runs = |domain: &Domain| domain.oper_state == OperState::Running;
+        let is_migrating = is_migrating && parts.domains.get(&uuid).is_some_and(runs);
+        if is_migrating != parts.migrating.contains(&uuid) {
+            if is_migrating {
+                parts.migrating.insert(uuid);
+            } else {
+                parts.migrating.remove(&uuid);
+            }
+            self.publish(&mut parts);
+        }
+    }
+
+    /// The domains that are on their way to another host while they run.
+    pub fn migrating(&self) -> Vec<[u8; 16]> {
+        self.parts().migrating.iter().copied().collect()
     }
 
     /// The domains that start with the host; the others that can be told apart do not.
@@ -326,6 +353,7 @@ impl Assembly {
         parts.is_libvirt_live = false;
         parts.changes.settle_all();
         parts.expected.clear();
+        parts.migrating.clear();
         self.publish(&mut parts);
     }
 

@@ -12,18 +12,18 @@ use super::{
     indexes::{Identity, Indexes, Part},
     interfaces::Interfaces,
 };
+
 impl Parts {
     /// The VMs as they are now. An active domain that has had no process for so long is not followed by libvirt.
     pub(super) fn compose(&mut self, shows_processes: bool, unfollowed: Duration) -> Vec<Vm> {
-        let Self {
-            indexes, processes, domains, sizes, totals, is_libvirt_live, had_process, ..
-        } = self;
+        let Self { indexes, processes, domains, sizes, totals, had_process, migrating, .. } = self;
         let host = Interfaces::default();
         let lost = |since: &Option<Instant>| since.is_some_and(|at| at.elapsed() >= unfollowed);
         let unfollowed: HashSet<_> =
             had_process.iter().filter(|(_, since)| lost(since)).map(|(uuid, _)| *uuid).collect();
-        let is_libvirt_live = *is_libvirt_live;
-        let mut rows = Rows { indexes, sizes, totals, host, is_libvirt_live, unfollowed };
+        let is_libvirt_live = self.is_libvirt_live;
+        let mut rows =
+            Rows { indexes, sizes, totals, host, is_libvirt_live, unfollowed, migrating };
         let mut of_uuid: HashMap<[u8; 16], Vec<&VmProcess>> = HashMap::new();
         for process in &*processes {
             if let Some(uuid) = process.uuid {
@@ -66,6 +66,14 @@ impl Parts {
     }
 }
 
+/// vmOperState of a domain.
+pub(super) fn state_of(domain: &Domain, migrating: &HashSet<[u8; 16]>) -> OperState {
+    match domain.oper_state {
+        OperState::Running if migrating.contains(&domain.uuid) => OperState::Migrating,
+        state => state,
+    }
+}
+
 /// Makes the rows of one view.
 struct Rows<'a> {
     indexes: &'a mut Indexes,
@@ -74,6 +82,7 @@ struct Rows<'a> {
     host: Interfaces,
     is_libvirt_live: bool,
     unfollowed: HashSet<[u8; 16]>,
+    migrating: &'a HashSet<[u8; 16]>,
 }
 
 impl Rows<'_> {
@@ -89,7 +98,8 @@ impl Rows<'_> {
     fn domain(&mut self, domain: &Domain, process: Option<&VmProcess>) -> Vm {
         let identity = Identity::Uuid(domain.uuid);
         let index = self.indexes.assign(identity);
-        let (mut admin_state, mut oper_state) = (domain.admin_state, domain.oper_state);
+        let (mut admin_state, mut oper_state) =
+            (domain.admin_state, state_of(domain, self.migrating));
         let is_unfollowed = !self.is_libvirt_live || self.unfollowed.contains(&domain.uuid);
         if is_unfollowed && domain.is_active != process.is_some() {
             // It was started, or it ended, while libvirt could not tell.

@@ -52,7 +52,7 @@ pub struct Notifications {
     pub changes: u64,
     /// Notifications that were sent to the master.
     pub sent: u64,
-    /// What found a queue full, or no session.
+    /// What found a queue full or no session, and what the master did not answer in time.
     pub dropped: u64,
     /// PDUs of the agent that the master answered with an error.
     pub refused: u64,

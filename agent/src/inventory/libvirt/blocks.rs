@@ -12,7 +12,10 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain as Handle, error::Error};
 
-use super::super::{Assembly, DiskSize};
+use super::{
+    super::{Assembly, DiskSize},
+    events::is_migrating,
+};
 use crate::counters::block_statistics;
 
 /// So many domains may hang before the disks of others have to wait.
@@ -26,17 +29,23 @@ const TOGETHER: usize = 64;
 pub(super) struct Question {
     pub(super) sizes: bool,
     pub(super) io: bool,
+    /// Not of the disks, but as little known without QEMU: whether the domain is on its way to another host.
+    pub(super) migration: bool,
 }
 
 impl Question {
     /// What is asked when a domain is new or different.
     pub(super) const fn of_change(io: bool) -> Self {
-        Self { sizes: true, io }
+        Self { sizes: true, io, migration: false }
     }
+
+    /// What is asked while its memory is copied.
+    pub(super) const MIGRATION: Self = Self { sizes: false, io: false, migration: true };
 
     const fn merge(&mut self, other: Self) {
         self.sizes |= other.sizes;
         self.io |= other.io;
+        self.migration |= other.migration;
     }
 }
 
@@ -168,6 +177,11 @@ impl Shared {
             None => connection.insert(Connect::open_read_only(Some(&self.uri))?),
         };
         let domain = connection.lookup_domain_by_uuid(Uuid::from_bytes(uuid))?;
+        if mem::take(&mut question.migration) {
+            let is_migrating = is_migrating(&domain);
+            debug!(uuid = %Uuid::from_bytes(uuid), is_migrating, "its memory is copied");
+            self.assembly.set_migrating(uuid, is_migrating);
+        }
         if mem::take(&mut question.sizes) {
             let targets = self.assembly.sized_disks(uuid);
             self.assembly.note_sizes(uuid, &targets, sizes(&domain, &targets));

@@ -1,4 +1,5 @@
-//! The events of libvirt, which its bindings do not wrap: the one place that hands C a function of ours.
+//! The events of libvirt, and the job that they may be about, which its bindings do not wrap: the one place that
+//! hands C a function of ours.
 //!
 //! The functions run on the thread of libvirt's event loop. They take the UUID out of the domain, which asks
 //! nobody, and put it into a channel; what has happened is looked at by another thread.
@@ -7,11 +8,11 @@
 
 use std::{
     ffi::{c_char, c_int, c_longlong, c_ulonglong, c_void},
-    mem,
+    mem, ptr,
 };
 
 use crossbeam_channel::Sender;
-use virt::{connect::Connect, error::Error, sys};
+use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 /// What libvirt tells.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub(super) enum Event {
     Changed([u8; 16]),
     /// The same, and what has happened: virDomainEventType and the detail that belongs to it.
     LifeCycle([u8; 16], c_int, c_int),
+    /// Something copies the memory of the domain with this UUID.
+    Copying([u8; 16]),
     /// The connection is lost.
     Closed,
     /// Not of libvirt: other domains than before start with the host.
@@ -31,7 +34,8 @@ pub(super) enum Event {
 /// A function for the events whose arguments between the domain and the sender have these types, as the call that
 /// registers it wants it.
 macro_rules! callback {
-    ($($argument:ty),+) => {{
+    ($($argument:ty),+) => { callback!($($argument),+ => Event::Changed) };
+    ($($argument:ty),+ => $event:path) => {{
         /// # Safety
         ///
         /// libvirt calls it with a valid domain, and with the pointer that was registered with it.
@@ -42,7 +46,7 @@ macro_rules! callback {
             sender: *mut c_void,
         ) {
             // SAFETY: as this function's own.
-            unsafe { send(domain, sender, Event::Changed) }
+            unsafe { send(domain, sender, $event) }
         }
         generic!(callback, ($($argument),+))
     }};
@@ -162,7 +166,7 @@ impl<'a> Registered<'a> {
             (sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, callback!(sys::virTypedParameterPtr, c_int)),
             (sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, callback!(c_int, Text)),
             (sys::VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE, callback!(Text, c_ulonglong)),
-            (sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION, callback!(c_int)),
+            (sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION, callback!(c_int => Event::Copying)),
             (sys::VIR_DOMAIN_EVENT_ID_TUNABLE, callback!(sys::virTypedParameterPtr, c_int)),
         ];
         let mut registered = Self { connection, ids: Vec::with_capacity(kinds.len()) };
@@ -205,7 +209,7 @@ fn register(
     let id = unsafe {
         sys::virConnectDomainEventRegisterAny(
             connection.as_ptr(),
-            std::ptr::null_mut(),
+            ptr::null_mut(),
             kind,
             Some(function),
             sender,
@@ -218,6 +222,39 @@ fn register(
         return Err(Error::last_error());
     }
     Ok(id)
+}
+
+/// Whether a job moves the domain to another host: others copy its memory, too. Waits for a QEMU that hangs.
+pub(super) fn is_migrating(domain: &Domain) -> bool {
+    let (mut kind, mut parameters, mut count) = (0, ptr::null_mut(), 0);
+    // SAFETY: the domain is valid as long as it is borrowed, and the pointers are where libvirt puts its answer.
+    let refused = unsafe {
+        sys::virDomainGetJobStats(
+            domain.as_ptr(),
+            &raw mut kind,
+            &raw mut parameters,
+            &raw mut count,
+            0,
+        )
+    } < 0;
+    if refused || parameters.is_null() {
+        return false;
+    }
+    let none = c_int::try_from(sys::VIR_DOMAIN_JOB_NONE).unwrap_or(0);
+    let out = c_int::try_from(sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT).unwrap_or(-1);
+    let mut operation = 0;
+    // SAFETY: so many parameters are libvirt's answer; the number of that name is an int, or there is none, and
+    // `operation` stays as it is. The answer is freed once and not used any more.
+    unsafe {
+        sys::virTypedParamsGetInt(
+            parameters,
+            count,
+            sys::VIR_DOMAIN_JOB_OPERATION.as_ptr(),
+            &raw mut operation,
+        );
+        sys::virTypedParamsFree(parameters, count);
+    }
+    kind != none && operation == out
 }
 
 impl Drop for Registered<'_> {

@@ -5,7 +5,7 @@ use std::{
     ffi::c_int,
     sync::Arc,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -22,6 +22,9 @@ use super::{
     transitions::Transitions,
 };
 
+/// A migration that is given up is no event: so often it is asked whether it goes on.
+const MIGRATION_PAUSE: Duration = Duration::from_secs(1);
+
 /// The sizes of disks are asked for with each of so many questions for their I/O: a call more for each disk.
 const SIZES_EVERY: u32 = 6;
 
@@ -35,6 +38,9 @@ pub(super) struct Following<'a> {
     asked: Instant,
     /// How often they were.
     rounds: u32,
+    /// Domains whose memory is copied, and when it was asked last whether that is a migration.
+    copying: BTreeSet<[u8; 16]>,
+    asked_copying: Instant,
 }
 
 /// Events that are answered together.
@@ -42,6 +48,7 @@ pub(super) struct Following<'a> {
 struct Batch {
     changed: BTreeSet<[u8; 16]>,
     happened: BTreeMap<[u8; 16], Vec<(c_int, c_int)>>,
+    copying: BTreeSet<[u8; 16]>,
     auto_start: bool,
 }
 
@@ -54,6 +61,8 @@ impl<'a> Following<'a> {
             transitions: Transitions::default(),
             asked: Instant::now(),
             rounds: 0,
+            copying: BTreeSet::new(),
+            asked_copying: Instant::now(),
         }
     }
 
@@ -91,6 +100,10 @@ impl<'a> Following<'a> {
                 batch.changed.insert(uuid);
                 batch.happened.entry(uuid).or_default().push((event, detail));
             }
+            Event::Copying(uuid) => {
+                batch.changed.insert(uuid);
+                batch.copying.insert(uuid);
+            }
             Event::AutoStart => batch.auto_start = true,
             Event::Closed => return true,
             Event::Ping(reply) => {
@@ -114,8 +127,9 @@ impl<'a> Following<'a> {
                 .filter(|_| !assembly.domains_with_io().is_empty())
                 .and_then(|pause| self.asked.checked_add(pause));
             let settle = assembly.due();
+            let watch = (!self.copying.is_empty()).then(|| self.asked_copying + MIGRATION_PAUSE);
             // With nothing to count and nothing to wait for, nothing but an event wakes this thread.
-            let Some(due) = ask.into_iter().chain(settle).min() else {
+            let Some(due) = ask.into_iter().chain(settle).chain(watch).min() else {
                 return receiver.recv().ok();
             };
             let now = Instant::now();
@@ -129,6 +143,11 @@ impl<'a> Following<'a> {
                 if settle.is_some_and(|settle| settle <= now) {
                     assembly.settle();
                 }
+                if watch.is_some_and(|watch| watch <= now) {
+                    let migrating = assembly.migrating();
+                    self.copying.retain(|uuid| migrating.contains(uuid));
+                    self.ask_copying();
+                }
                 if ask.is_some_and(|ask| ask <= now) {
                     self.ask();
                 }
@@ -136,17 +155,25 @@ impl<'a> Following<'a> {
         }
     }
 
+    fn ask_copying(&mut self) {
+        self.asked_copying = Instant::now();
+        for &uuid in &self.copying {
+            self.blocks.ask(uuid, Question::MIGRATION);
+        }
+    }
+
     fn ask(&mut self) {
         self.asked = Instant::now();
         self.rounds = self.rounds.wrapping_add(1);
-        let question = Question { sizes: self.rounds.is_multiple_of(SIZES_EVERY), io: true };
+        let sizes = self.rounds.is_multiple_of(SIZES_EVERY);
+        let question = Question { sizes, io: true, migration: false };
         for uuid in self.source.assembly.domains_with_io() {
             self.blocks.ask(uuid, question);
         }
     }
 
     /// Looks at the domains that have changed.
-    fn take(&mut self, Batch { changed, mut happened, auto_start }: Batch) {
+    fn take(&mut self, Batch { changed, mut happened, copying, auto_start }: Batch) {
         self.source.look_out();
         if auto_start {
             self.take_auto_start();
@@ -173,6 +200,10 @@ impl<'a> Following<'a> {
         let question = Question::of_change(self.source.block_statistics.is_some());
         for uuid in there {
             self.blocks.ask(uuid, question);
+        }
+        if !copying.is_empty() {
+            self.copying.extend(copying);
+            self.ask_copying();
         }
     }
 

@@ -67,7 +67,15 @@ struct Life {
 }
 
 /// After [`BOOT`] and [`BOOTED`].
-const LIVES: [Life; 11] = [
+const LIVES: [Life; 12] = [
+    Life {
+        name: "saved to a file of somebody's own",
+        steps: &[
+            (&[(SUSPENDED, 0)], Found::Paused(Why::Save)),
+            (&[(STOPPED, 4)], Found::Off(End::Saved)),
+        ],
+        expected: &[(5, 4), (3, 5)],
+    },
     Life {
         name: "destroyed, undefined and defined again",
         steps: &[
