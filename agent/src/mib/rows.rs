@@ -127,11 +127,8 @@ pub(super) struct DiskRow<'a> {
 
 impl<'a> Row<'a, 2> for DiskRow<'a> {
     fn at_or_after(inventory: &'a Inventory, [vm, disk]: [u32; 2]) -> Option<Self> {
-        vms_from(inventory, vm).iter().find_map(|row| {
-            let from = if row.index.0 == vm { disk } else { 0 };
-            let disk = row.disks.get(row.disks.partition_point(|disk| disk.index < from))?;
-            Some(Self { vm: row, disk })
-        })
+        let (vm, disk) = part_from(inventory, [vm, disk], |vm| &vm.disks, |disk| disk.index)?;
+        Some(Self { vm, disk })
     }
 
     fn index(self) -> [u32; 2] {
@@ -148,16 +145,27 @@ pub(super) struct NicRow<'a> {
 
 impl<'a> Row<'a, 2> for NicRow<'a> {
     fn at_or_after(inventory: &'a Inventory, [vm, nic]: [u32; 2]) -> Option<Self> {
-        vms_from(inventory, vm).iter().find_map(|row| {
-            let from = if row.index.0 == vm { nic } else { 0 };
-            let nic = row.nics.get(row.nics.partition_point(|nic| nic.index < from))?;
-            Some(Self { vm: row, nic })
-        })
+        let (vm, nic) = part_from(inventory, [vm, nic], |vm| &vm.nics, |nic| nic.index)?;
+        Some(Self { vm, nic })
     }
 
     fn index(self) -> [u32; 2] {
         [self.vm.index.0, self.nic.index]
     }
+}
+
+/// The first part of a VM whose index and that of its VM are these or after them.
+fn part_from<'a, P>(
+    inventory: &'a Inventory,
+    [vm, part]: [u32; 2],
+    parts: impl Fn(&'a Vm) -> &'a [P],
+    index: impl Fn(&P) -> u32,
+) -> Option<(&'a Vm, &'a P)> {
+    vms_from(inventory, vm).iter().find_map(|row| {
+        let from = if row.index.0 == vm { part } else { 0 };
+        let parts = parts(row);
+        Some((row, parts.get(parts.partition_point(|part| index(part) < from))?))
+    })
 }
 
 fn vms_from(inventory: &Inventory, index: u32) -> &[Vm] {

@@ -117,42 +117,38 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         .enable_time()
         .build()
         .map_err(RunError::Runtime)?;
-    runtime
-        .block_on(async {
-            // Only from here on are the signals caught; before, they end the process at once.
-            let [terminate, interrupt] =
-                [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-            let (terminate, interrupt) =
-                (terminate.map_err(RunError::Runtime)?, interrupt.map_err(RunError::Runtime)?);
-            tokio::spawn(async move {
-                if let Err(error) = status.serve(reporter).await {
-                    warn!("`kvmeter status` finds nobody: {error}");
-                }
-            });
-            let of_notifier = Arc::clone(&switches);
-            tokio::spawn(async move { notifier.run(&of_notifier).await });
-            info!(vms = registry.view().vms.len(), master = %config.agentx.address, "serving");
-            if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-                warn!("Cannot tell the service manager that kvmeter is ready: {error}");
+    let served = runtime.block_on(async {
+        // Only from here on are the signals caught; before, they end the process at once.
+        let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+        let (terminate, interrupt) =
+            (terminate.map_err(RunError::Runtime)?, interrupt.map_err(RunError::Runtime)?);
+        tokio::spawn(async move {
+            if let Err(error) = status.serve(reporter).await {
+                warn!("`kvmeter status` finds nobody: {error}");
             }
-            agentx::run(
-                transport(config),
-                || mib::Snapshot::new(registry.view(), Arc::clone(&readings), &*switches),
-                notices,
-                &statistics,
-                told_to_end(terminate, interrupt),
-            )
-            .await;
-            Ok(())
-        })
-        .inspect(|()| {
-            if counts {
-                info!("ended; counting goes on until `kvmeter detach`");
-            } else {
-                info!("ended");
-            }
-        })
-        .inspect(|()| runtime.shutdown_timeout(LAST_ANSWER))
+        });
+        let of_notifier = Arc::clone(&switches);
+        tokio::spawn(async move { notifier.run(&of_notifier).await });
+        info!(vms = registry.view().vms.len(), master = %config.agentx.address, "serving");
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            warn!("Cannot tell the service manager that kvmeter is ready: {error}");
+        }
+        agentx::run(
+            transport(config),
+            || mib::Snapshot::new(registry.view(), Arc::clone(&readings), &*switches),
+            notices,
+            &statistics,
+            told_to_end(terminate, interrupt),
+        )
+        .await;
+        Ok(())
+    });
+    runtime.shutdown_timeout(LAST_ANSWER);
+    if served.is_ok() {
+        let rest = if counts { "; counting goes on until `kvmeter detach`" } else { "" };
+        info!("ended{rest}");
+    }
+    served
 }
 
 /// A VM takes a descriptor, and a look at one takes one for each of its threads.
