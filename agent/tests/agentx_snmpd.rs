@@ -7,61 +7,18 @@
 mod view;
 
 use std::{
-    net::UdpSocket,
-    path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
-use kvmeter::agentx::{Address, Config, Phase, Statistics, TransportConfig, codec::ByteOrder, run};
+use kvmeter::agentx::{Config, Phase, Statistics, TransportConfig, codec::ByteOrder, run};
 use tokio::sync::oneshot;
 use view::FixedView;
+use xtask::lab::Snmpd;
 
 const SUBTREE: &str = "1.3.6.1.2.1.236";
-
-/// A running snmpd. It ends with the value.
-struct Snmpd {
-    process: Child,
-}
-
-impl Snmpd {
-    fn start(directory: &Path, port: u16) -> Self {
-        let conf = directory.join("snmpd.conf");
-        let dir = directory.display();
-        let text = format!(
-            "agentaddress udp:127.0.0.1:{port}\n\
-             rocommunity public 127.0.0.1\n\
-             rwcommunity private 127.0.0.1\n\
-             master agentx\n\
-             agentXSocket unix:{dir}/master\n\
-             agentXPerms 0600 0700\n"
-        );
-        std::fs::write(&conf, text).unwrap();
-        let process = Command::new("snmpd")
-            .args(["-f", "-Lf"])
-            .arg(directory.join("snmpd.log"))
-            .args(["-C", "-I", "-smux", "-c"])
-            .arg(&conf)
-            .env("MIBS", "")
-            .env("SNMP_PERSISTENT_DIR", directory.join("persistent"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { process }
-    }
-}
-
-impl Drop for Snmpd {
-    fn drop(&mut self) {
-        // Both fail only when it has ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 /// One of net-snmp's tools with names relative to the subtree, written as numbers. Its lines, or its complaint.
 fn snmp(tool: &str, port: u16, community: &str, arguments: &[&str]) -> Result<Vec<String>, String> {
@@ -96,7 +53,6 @@ fn wait_for(port: u16, name: &str, limit: Duration) -> Duration {
     }
 }
 
-const SYS_UP_TIME: &str = "1.3.6.1.2.1.1.3.0";
 const STARTUP: Duration = Duration::from_secs(20);
 
 const WALK: [&str; 13] = [
@@ -141,15 +97,15 @@ fn check_everything(port: u16) {
 
 fn check_session(byte_order: ByteOrder) {
     let directory = tempfile::tempdir().unwrap();
-    // A port that was free a moment ago.
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut snmpd = Snmpd::start(directory.path(), "").unwrap();
+    let (port, address) = (snmpd.port(), snmpd.agentx_address());
     let statistics = Arc::new(Statistics::default());
     let (shutdown, stop) = oneshot::channel::<()>();
     let agent = thread::spawn({
-        let (statistics, socket) = (Arc::clone(&statistics), directory.path().join("master"));
+        let statistics = Arc::clone(&statistics);
         move || {
             let session = Config { byte_order, ..Config::new(vec![SUBTREE.parse().unwrap()]) };
-            let config = TransportConfig::new(Address::Unix(socket), session);
+            let config = TransportConfig::new(address.parse().unwrap(), session);
             let view = FixedView::small();
             let stop = async { stop.await.unwrap() };
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(
@@ -158,19 +114,18 @@ fn check_session(byte_order: ByteOrder) {
         }
     });
 
-    let serve = |session| {
-        let snmpd = Snmpd::start(directory.path(), port);
-        wait_for(port, SYS_UP_TIME, STARTUP);
+    let check_served = |session| {
         let found = wait_for(port, "+1.1.0", STARTUP);
         assert!(found <= Duration::from_secs(3), "the master was found after {found:?}");
         assert_eq!(statistics.phase(), Phase::Established);
         assert_eq!(statistics.sessions.load(Relaxed), session);
         check_everything(port);
-        snmpd
     };
-    drop(serve(1));
+    check_served(1);
     // The second one begins where the first was killed: its socket is still there.
-    let _snmpd = serve(2);
+    snmpd.end();
+    snmpd.begin().unwrap();
+    check_served(2);
     shutdown.send(()).unwrap();
     agent.join().unwrap();
     let answer = snmp("snmpget", port, "public", &["+1.1.0"]).unwrap();
