@@ -49,10 +49,14 @@ pub(super) struct Parts {
     changes: Changes,
     /// VMs of which more is to be told, and until when that is waited for.
     expected: HashMap<[u8; 16], Instant>,
+    /// VMs of which events are being answered.
+    under_way: BTreeSet<[u8; 16]>,
     /// Active domains that had a process, and since when they have none; `None` = they have one.
     pub(super) had_process: HashMap<[u8; 16], Option<Instant>>,
-    /// Domains whose memory goes to another host while they run.
-    pub(super) migrating: HashSet<[u8; 16]>,
+    /// Domains whose memory is copied while they run, and whether to another host.
+    pub(super) migrating: HashMap<[u8; 16], bool>,
+    /// When the view was made that is published.
+    composed: Instant,
     /// Each source has told once what there is.
     has_processes: bool,
     has_domains: bool,
@@ -89,8 +93,10 @@ impl Assembly {
             hypervisor,
             changes: Changes::new(tell),
             expected: HashMap::new(),
+            under_way: BTreeSet::new(),
             had_process: HashMap::new(),
-            migrating: HashSet::new(),
+            migrating: HashMap::new(),
+            composed: Instant::now(),
             has_processes: false,
             has_domains: false,
             has_new_disks: false,
@@ -117,6 +123,8 @@ impl Assembly {
             && !vm.uuid.is_some_and(|uuid| parts.domains.contains_key(&uuid))
         {
             parts.changes.note(vm.index, OperState::Crashed);
+            // Whoever publishes next must not find it running.
+            parts.processes.retain(|process| process.pid != pid);
         }
     }
 
@@ -156,6 +164,9 @@ impl Assembly {
     ) {
         let mut parts = self.parts();
         for &(uuid, event) in happened {
+            // What is under way for this one is waited for anew.
+            parts.expected.remove(&uuid);
+            parts.had_process.remove(&uuid);
             let state = match event {
                 ChangeEvent::State(state) => state,
                 ChangeEvent::Deleted => {
@@ -189,10 +200,8 @@ impl Assembly {
                 domain.is_active = !is_down(state);
             }
         }
+        parts.under_way.clear();
         for (uuid, domain) in changes {
-            // What is under way for this one is waited for anew.
-            parts.expected.remove(&uuid);
-            parts.had_process.remove(&uuid);
             let found = domain.as_ref().map(|domain| state_of(domain, &parts.migrating));
             parts.found(uuid, found);
             if !domain.as_ref().is_some_and(|domain| domain.is_active) {
@@ -211,21 +220,29 @@ impl Assembly {
         self.publish(&mut parts);
     }
 
+    /// Events of these domains have come and are about to be answered: nothing of them is settled meanwhile.
+    pub fn under_way(&self, domains: &BTreeSet<[u8; 16]>) {
+        self.parts().under_way.clone_from(domains);
+    }
+
     /// When [`settle`](Self::settle) is to be called; `None` = nothing is waited for.
     pub fn due(&self) -> Option<Instant> {
         let parts = self.parts();
         let unfollowed = parts.had_process.values().flatten().map(|since| *since + UNFOLLOWED);
-        let now = Instant::now();
-        // What has become of those that are past it is in the view.
-        let unfollowed = unfollowed.filter(|at| *at > now).min();
-        parts.expected.values().min().copied().into_iter().chain(unfollowed).min()
+        // What has become of those that were past it then is in the view.
+        let unfollowed = unfollowed.filter(|at| *at > parts.composed).min();
+        let expected = parts.expected.iter().filter(|(uuid, _)| !parts.under_way.contains(*uuid));
+        expected.map(|(_, until)| *until).chain(unfollowed).min()
     }
 
     /// Tells what was found of VMs of which nothing more is told in time.
     pub fn settle(&self) {
         let mut parts = self.parts();
         let now = Instant::now();
-        let late: Vec<_> = parts.expected.extract_if(|_, until| *until <= now).collect();
+        let Parts { expected, under_way, .. } = &mut *parts;
+        let is_late =
+            |uuid: &[u8; 16], until: &mut Instant| *until <= now && !under_way.contains(uuid);
+        let late: Vec<_> = expected.extract_if(is_late).collect();
         let view = self.registry.view();
         for (uuid, _) in late {
             if let Some(index) = parts.indexes.get(Identity::Uuid(uuid)) {
@@ -243,19 +260,22 @@ impl Assembly {
         let mut parts = self.parts();
         let runs = |domain: &Domain| domain.oper_state == OperState::Running;
         let is_migrating = is_migrating && parts.domains.get(&uuid).is_some_and(runs);
-        if is_migrating != parts.migrating.contains(&uuid) {
-            if is_migrating {
-                parts.migrating.insert(uuid);
-            } else {
-                parts.migrating.remove(&uuid);
-            }
+        if parts.migrating.insert(uuid, is_migrating).unwrap_or(false) != is_migrating {
             self.publish(&mut parts);
         }
     }
 
-    /// The domains that are on their way to another host while they run.
-    pub fn migrating(&self) -> Vec<[u8; 16]> {
-        self.parts().migrating.iter().copied().collect()
+    /// Whether a domain is on its way to another host while it runs; `None` = it is not known.
+    pub fn is_migrating(&self, uuid: [u8; 16]) -> Option<bool> {
+        self.parts().migrating.get(&uuid).copied()
+    }
+
+    /// The memory of a domain is copied anew: what was known of the last time does not hold.
+    pub fn forget_migration(&self, uuid: [u8; 16]) {
+        let mut parts = self.parts();
+        if parts.migrating.get(&uuid) == Some(&false) {
+            parts.migrating.remove(&uuid);
+        }
     }
 
     /// The domains that start with the host; the others that can be told apart do not.
@@ -353,6 +373,7 @@ impl Assembly {
         parts.is_libvirt_live = false;
         parts.changes.settle_all();
         parts.expected.clear();
+        parts.under_way.clear();
         parts.migrating.clear();
         self.publish(&mut parts);
     }
@@ -375,12 +396,17 @@ impl Assembly {
 
     fn publish_as(&self, parts: &mut Parts, is_first: bool) {
         parts.follow_processes();
-        let vms = parts.compose(self.shows_processes, UNFOLLOWED);
+        parts.composed = Instant::now();
+        let lost_before = parts.composed.checked_sub(UNFOLLOWED);
+        let vms = parts.compose(self.shows_processes, lost_before);
         parts.indexes.save();
         parts.has_new_disks = false;
         if parts.is_libvirt_live && !is_first {
             // A process with a UUID may be of a domain that libvirt is about to tell of, or has told the end of.
-            let may_be_of_domain = |uuid: &[u8; 16]| !parts.domains.contains_key(uuid);
+            // What is already waited for is not found anew.
+            let may_be_of_domain = |uuid: &[u8; 16]| {
+                !parts.domains.contains_key(uuid) && !parts.expected.contains_key(uuid)
+            };
             let uncertain: Vec<_> =
                 vms.iter().filter_map(|vm| vm.uuid).filter(may_be_of_domain).collect();
             for uuid in uncertain {

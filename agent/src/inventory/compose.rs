@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
@@ -14,11 +14,16 @@ use super::{
 };
 
 impl Parts {
-    /// The VMs as they are now. An active domain that has had no process for so long is not followed by libvirt.
-    pub(super) fn compose(&mut self, shows_processes: bool, unfollowed: Duration) -> Vec<Vm> {
+    /// The VMs as they are now. An active domain that has had no process since this or longer is not followed by
+    /// libvirt.
+    pub(super) fn compose(
+        &mut self,
+        shows_processes: bool,
+        lost_before: Option<Instant>,
+    ) -> Vec<Vm> {
         let Self { indexes, processes, domains, sizes, totals, had_process, migrating, .. } = self;
         let host = Interfaces::default();
-        let lost = |since: &Option<Instant>| since.is_some_and(|at| at.elapsed() >= unfollowed);
+        let lost = |since: &Option<Instant>| since.is_some_and(|at| Some(at) <= lost_before);
         let unfollowed: HashSet<_> =
             had_process.iter().filter(|(_, since)| lost(since)).map(|(uuid, _)| *uuid).collect();
         let is_libvirt_live = self.is_libvirt_live;
@@ -67,9 +72,9 @@ impl Parts {
 }
 
 /// vmOperState of a domain.
-pub(super) fn state_of(domain: &Domain, migrating: &HashSet<[u8; 16]>) -> OperState {
+pub(super) fn state_of(domain: &Domain, migrating: &HashMap<[u8; 16], bool>) -> OperState {
     match domain.oper_state {
-        OperState::Running if migrating.contains(&domain.uuid) => OperState::Migrating,
+        OperState::Running if migrating.get(&domain.uuid) == Some(&true) => OperState::Migrating,
         state => state,
     }
 }
@@ -82,7 +87,7 @@ struct Rows<'a> {
     host: Interfaces,
     is_libvirt_live: bool,
     unfollowed: HashSet<[u8; 16]>,
-    migrating: &'a HashSet<[u8; 16]>,
+    migrating: &'a HashMap<[u8; 16], bool>,
 }
 
 impl Rows<'_> {

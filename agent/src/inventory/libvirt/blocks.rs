@@ -119,7 +119,7 @@ impl Shared {
                 self.answer(&mut connection, uuid, question);
             }
             // A publication costs as much as there are domains.
-            if self.load().queue.is_empty() || answered.is_multiple_of(TOGETHER) {
+            if answered.is_multiple_of(TOGETHER) {
                 self.assembly.publish_disks();
             }
         }
@@ -127,6 +127,10 @@ impl Shared {
 
     /// The next domain of the queue, as soon as there is one.
     fn take(&self) -> [u8; 16] {
+        if self.load().queue.is_empty() {
+            // Before it waits: what was noted is not kept from readers by another thread that hangs.
+            self.assembly.publish_disks();
+        }
         let mut load = self.load();
         loop {
             if let Some(uuid) = load.queue.pop_front() {

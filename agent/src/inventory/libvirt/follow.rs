@@ -141,11 +141,14 @@ impl<'a> Following<'a> {
                 }
             } else {
                 if settle.is_some_and(|settle| settle <= now) {
+                    // What has come and waits may be what is missing.
+                    if let Ok(event) = receiver.try_recv() {
+                        return Some(event);
+                    }
                     assembly.settle();
                 }
                 if watch.is_some_and(|watch| watch <= now) {
-                    let migrating = assembly.migrating();
-                    self.copying.retain(|uuid| migrating.contains(uuid));
+                    self.copying.retain(|uuid| assembly.is_migrating(*uuid) != Some(false));
                     self.ask_copying();
                 }
                 if ask.is_some_and(|ask| ask <= now) {
@@ -181,6 +184,7 @@ impl<'a> Following<'a> {
         if changed.is_empty() {
             return;
         }
+        self.source.assembly.under_way(&changed);
         let statistics = &self.source.statistics;
         let mut domains: BTreeMap<_, _> = changed
             .iter()
@@ -202,6 +206,9 @@ impl<'a> Following<'a> {
             self.blocks.ask(uuid, question);
         }
         if !copying.is_empty() {
+            for &uuid in &copying {
+                self.source.assembly.forget_migration(uuid);
+            }
             self.copying.extend(copying);
             self.ask_copying();
         }
