@@ -214,6 +214,7 @@ impl Assembly {
                 None => {
                     parts.domains.remove(&uuid);
                     parts.sizes.remove(&uuid);
+                    parts.migrating.remove(&uuid);
                 }
             }
         }
@@ -267,7 +268,12 @@ impl Assembly {
 
     /// Whether a domain is on its way to another host while it runs; `None` = it is not known.
     pub fn is_migrating(&self, uuid: [u8; 16]) -> Option<bool> {
-        self.parts().migrating.get(&uuid).copied()
+        let parts = self.parts();
+        match parts.domains.get(&uuid) {
+            Some(domain) if domain.is_active => parts.migrating.get(&uuid).copied(),
+            // There is nothing to ask any more.
+            _ => Some(false),
+        }
     }
 
     /// The memory of a domain is copied anew: what was known of the last time does not hold.
