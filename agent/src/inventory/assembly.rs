@@ -123,8 +123,8 @@ impl Assembly {
             && !vm.uuid.is_some_and(|uuid| parts.domains.contains_key(&uuid))
         {
             parts.changes.note(vm.index, OperState::Crashed);
-            // Whoever publishes next must not find it running.
             parts.processes.retain(|process| process.pid != pid);
+            self.publish(&mut parts);
         }
     }
 
