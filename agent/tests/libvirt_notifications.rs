@@ -185,8 +185,7 @@ fn a_live_migration_is_told_on_both_sides() {
 fn a_storm_of_real_domains_is_told_once_each() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
     // A process of QEMU each; a machine that has the memory and the time can take more.
-    let domains: u32 =
-        std::env::var("KVMETER_STORM").map_or(12, |number| number.parse().unwrap());
+    let domains: u32 = std::env::var("KVMETER_STORM").map_or(12, |number| number.parse().unwrap());
     let host = Told::new("here", &[Way::Trap], PER_VM);
     for number in 1..=domains {
         let name = format!("storm{number}");
