@@ -81,6 +81,7 @@ fn domain(state: OperState) -> Domain {
         os_type: String::new(),
         admin_state: AdminState::Running,
         oper_state: state,
+        is_unexplained: false,
         is_active: !matches!(state, Shutdown | OperState::Suspended | OperState::Crashed),
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,

@@ -55,7 +55,8 @@ impl Told {
         let uuid = uuid(number);
         arguments.insert(1, &uuid);
         self.libvirtd.virsh(&arguments).unwrap_or_else(|error| {
-            panic!("{error}\n{}", self.stage.agent.log());
+            let told = told(&self.snmptrapd.received(self.ways[0]));
+            panic!("{error}\n{}\n{}", told.join("\n"), self.stage.agent.log());
         });
     }
 

@@ -48,6 +48,8 @@ pub struct Domain {
     pub admin_state: AdminState,
     /// vmOperState.
     pub oper_state: OperState,
+    /// It is paused and libvirt does not say why: it may be about to tell of a guest that has panicked.
+    pub is_unexplained: bool,
     /// Whether it has a process, by libvirt's word.
     pub is_active: bool,
     /// vmAutoStart.

@@ -59,6 +59,7 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
         os_type: told.os,
         admin_state,
         oper_state,
+        is_unexplained: state::is_unexplained(reason),
         is_active: handle.is_active().unwrap_or(true),
         auto_start,
         persistence,

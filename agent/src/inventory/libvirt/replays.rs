@@ -67,7 +67,7 @@ struct Life {
 }
 
 /// After [`BOOT`] and [`BOOTED`].
-const LIVES: [Life; 12] = [
+const LIVES: [Life; 13] = [
     Life {
         name: "saved to a file of somebody's own",
         steps: &[
@@ -124,6 +124,14 @@ const LIVES: [Life; 12] = [
             (&[(STOPPED, 1)], Found::Off(End::Destroyed)),
         ],
         expected: &[(9, 4), (2, 12), (3, 10)],
+    },
+    Life {
+        name: "panicked, and was seen before libvirt knew why it stood still",
+        steps: &[
+            (&[(SUSPENDED, 0)], Found::Paused(Why::Unknown)),
+            (&[(CRASHED, 0)], Found::Crashed),
+        ],
+        expected: &[(9, 4)],
     },
     Life {
         name: "its QEMU was killed",
@@ -273,6 +281,7 @@ fn domain(found: Found) -> Option<Domain> {
         os_type: String::new(),
         admin_state,
         oper_state,
+        is_unexplained: state::is_unexplained(Enum::Known(reason)),
         is_active: !matches!(found, Found::Off(_) | Found::Saved),
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,

@@ -40,6 +40,14 @@ pub(super) fn of(
     }
 }
 
+/// Whether a domain was paused by its QEMU, which libvirt has not asked for the reason yet.
+pub(super) fn is_unexplained(reason: DomainStateReasonEnum) -> bool {
+    match reason {
+        Enum::Known(Reason::Paused(reason)) => reason.is_known_and(|r| r == Paused::Unknown),
+        _ => false,
+    }
+}
+
 const fn paused(reason: Paused) -> (AdminState, OperState) {
     match reason {
         Paused::Migration | Paused::PostCopy | Paused::PostCopyFailed => {

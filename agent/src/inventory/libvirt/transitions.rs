@@ -43,6 +43,7 @@ impl Transitions {
             }
             states.push(state);
         }
+        let is_unexplained = now.as_ref().is_some_and(|domain| domain.is_unexplained);
         let now = now.map(|domain| {
             if domain.oper_state != OperState::Migrating {
                 self.restoring.remove(&uuid);
@@ -62,6 +63,10 @@ impl Transitions {
                     _ => OperState::Paused,
                 };
             }
+        }
+        if states.last() == Some(&OperState::Paused) && is_unexplained {
+            // What is found is told when nothing follows.
+            states.pop();
         }
         // A start that has failed ends in the same way as a QEMU that has crashed, and what was saved to a file of
         // somebody's own as what libvirt keeps.
