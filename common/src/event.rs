@@ -31,6 +31,8 @@ pub enum EventKind {
     VcpuExit = 5,
     /// As [`VmExit`](Self::VmExit), by a signal that is no request to end.
     VmKilled = 6,
+    /// A VM does I/O on an image for which the kernel has taken a record.
+    ImageTaken = 7,
 }
 
 impl EventKind {
@@ -44,6 +46,7 @@ impl EventKind {
             4 => Self::SeenInKvm,
             5 => Self::VcpuExit,
             6 => Self::VmKilled,
+            7 => Self::ImageTaken,
             _ => return None,
         })
     }

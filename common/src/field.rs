@@ -3,7 +3,8 @@
 //! Where a field lies differs from kernel to kernel. A program is built with loads whose offset is no offset but
 //! [`MARK`] plus the number of the field; the agent takes the true offsets from the kernel's BTF and writes them
 //! into these instructions before it loads the program. So each read is the one load that it would be in the
-//! kernel itself.
+//! kernel itself. Behind a pointer whose type the verifier does not know no load is allowed; what is there is copied by
+//! a helper, and the program takes the offset from a table of all of them.
 
 /// Offsets of loads from here on stand for fields. No struct that is read is so large, and no map value.
 pub const MARK: i16 = 0x7f00;
@@ -36,11 +37,65 @@ pub enum Field {
     SignalLive,
     /// `signal_struct.sum_sched_runtime`: CPU time in ns of threads that are gone.
     SignalSumSchedRuntime,
+    /// `task_struct.files`.
+    TaskFiles,
+    /// `files_struct.fdt`.
+    FilesTable,
+    /// `fdtable.fd`.
+    TableFiles,
+    /// `fdtable.max_fds`.
+    TableLen,
+    /// `pt_regs`: the first argument of a system call.
+    RegistersFirst,
+    /// `kiocb.ki_filp`.
+    KiocbFile,
+    /// `kiocb.ki_pos`.
+    KiocbPosition,
+    /// `kiocb.ki_flags`.
+    KiocbFlags,
+    /// `iov_iter.data_source`: whether data goes from memory to the file.
+    IterIsSource,
+    /// `file.f_inode`.
+    FileInode,
+    /// `file.f_flags`: as open(2) was given them.
+    FileFlags,
+    /// `inode.i_mode`.
+    InodeMode,
+    /// `inode.i_ino`.
+    InodeNumber,
+    /// `inode.i_sb`.
+    InodeSuperBlock,
+    /// `inode.i_rdev`.
+    InodeDevice,
+    /// `super_block.s_dev`.
+    SuperBlockDevice,
+    /// `request.bio`: the first of those that it is made of.
+    RequestBio,
+    /// `bio.bi_next`.
+    BioNext,
+    /// `bio.bi_bdev`.
+    BioDevice,
+    /// `bio.bi_opf`.
+    BioOperation,
+    /// `bio.bi_status`.
+    BioStatus,
+    /// `bio.bi_iter.bi_sector`.
+    BioSector,
+    /// `bio.bi_iter.bi_size`.
+    BioOctets,
+    /// `block_device.bd_dev`.
+    BlockDeviceNumber,
+    /// `io_kiocb.file`.
+    UringFile,
+    /// `io_kiocb.opcode`.
+    UringOperation,
+    /// `io_uring_cqe.res`.
+    UringResult,
 }
 
 impl Field {
     /// All of them, by number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 39] = [
         Self::TaskPid,
         Self::TaskTgid,
         Self::TaskComm,
@@ -53,7 +108,40 @@ impl Field {
         Self::TaskSignal,
         Self::SignalLive,
         Self::SignalSumSchedRuntime,
+        Self::TaskFiles,
+        Self::FilesTable,
+        Self::TableFiles,
+        Self::TableLen,
+        Self::RegistersFirst,
+        Self::KiocbFile,
+        Self::KiocbPosition,
+        Self::KiocbFlags,
+        Self::IterIsSource,
+        Self::FileInode,
+        Self::FileFlags,
+        Self::InodeMode,
+        Self::InodeNumber,
+        Self::InodeSuperBlock,
+        Self::InodeDevice,
+        Self::SuperBlockDevice,
+        Self::RequestBio,
+        Self::BioNext,
+        Self::BioDevice,
+        Self::BioOperation,
+        Self::BioStatus,
+        Self::BioSector,
+        Self::BioOctets,
+        Self::BlockDeviceNumber,
+        Self::UringFile,
+        Self::UringOperation,
+        Self::UringResult,
     ];
+
+    /// Whether only the hooks of images read it, without which a kernel can do.
+    #[must_use]
+    pub const fn is_of_images(self) -> bool {
+        self as u8 >= Self::TaskFiles as u8
+    }
 
     /// The offset that stands for it.
     #[must_use]

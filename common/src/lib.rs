@@ -4,23 +4,26 @@
 //! two programs that may be of different age: maps are pinned and outlive the agent. A change of any
 //! size, offset or meaning here is a change of [`LAYOUT`].
 //!
-//! Reading order: [`word`] (how a time is kept), [`ThreadRecord`], [`VmRecord`], [`Event`], [`Field`].
+//! Reading order: [`word`] (how a time is kept), [`ThreadRecord`], [`VmRecord`], [`ImageRecord`], [`Event`],
+//! [`Field`].
 
 #![no_std]
 
 pub mod event;
 pub mod field;
+pub mod image;
 pub mod names;
 pub mod record;
 pub mod word;
 
 pub use event::{Event, EventKind};
 pub use field::Field;
+pub use image::{Flight, ImageKey, ImageRecord, Route};
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of everything in this crate that both sides must agree on. Pinned maps of another version
 /// are never adopted.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Thread records are handed to a VM in blocks of this many.
 pub const BLOCK_LEN: usize = 8;
@@ -33,6 +36,12 @@ pub const VMS: usize = 4096;
 
 /// The most blocks that one VM can hold: 768 threads.
 pub const VM_BLOCKS: usize = 96;
+
+/// Number of image records.
+pub const IMAGES: usize = 4096;
+
+/// The most requests that can be under way and counted.
+pub const FLIGHTS: u32 = 32_768;
 
 /// Slots that share one element of the `TID_SLOT` array: array elements are never smaller than
 /// 8 octets, so four `u16` are packed into each.

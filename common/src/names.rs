@@ -8,5 +8,9 @@ pub const THREAD: &str = "THREAD";
 pub const VM: &str = "VM";
 /// Map: one [`crate::Meta`].
 pub const META: &str = "META";
+/// Map: [`crate::ImageRecord`].
+pub const IMAGE: &str = "IMAGE";
+/// Map: address of a request in the kernel → [`crate::Flight`].
+pub const FLIGHT: &str = "FLIGHT";
 /// Map: ring of [`crate::Event`].
 pub const EVENTS: &str = "EVENTS";

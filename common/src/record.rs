@@ -134,13 +134,15 @@ pub struct Meta {
     pub events_lost: u64,
     /// Threads that found no free record.
     pub unrecorded: u64,
+    /// Requests of images that found no free record, or no room among those under way.
+    pub uncounted: u64,
 }
 
 const _: () = {
     assert!(size_of::<ThreadRecord>() == 64 && align_of::<ThreadRecord>() == 64);
     assert!(size_of::<VmRecord>() == 256 && align_of::<VmRecord>() == 64);
     assert!(core::mem::offset_of!(VmRecord, blocks) == 64);
-    assert!(size_of::<Meta>() == 32);
+    assert!(size_of::<Meta>() == 40);
     assert!(crate::THREADS <= 1 << 16 && crate::VMS <= 1 << 15);
 };
 

@@ -1,6 +1,6 @@
 //! kvmeter's BPF programs, one file a hook. Each does a bounded amount of work and keeps no policy.
 //!
-//! Reading order: `maps`, `kernel`, `task`, `thread`, then the hooks.
+//! Reading order: `maps`, `kernel`, `task`, `thread`, `image`, `request`, then the hooks.
 //!
 //! On any target but BPF this is an empty program, so that the whole workspace can be checked.
 
@@ -22,9 +22,27 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod block_bio_complete;
+#[cfg(target_arch = "bpf")]
+mod block_bio_queue;
+#[cfg(target_arch = "bpf")]
+mod block_rq_complete;
+#[cfg(target_arch = "bpf")]
+mod image;
+#[cfg(target_arch = "bpf")]
+mod io_uring_complete;
+#[cfg(target_arch = "bpf")]
+mod io_uring_submit_req;
+#[cfg(target_arch = "bpf")]
+mod iomap_dio_complete;
+#[cfg(target_arch = "bpf")]
+mod iomap_dio_rw_begin;
+#[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod request;
 #[cfg(target_arch = "bpf")]
 mod sched_process_exec;
 #[cfg(target_arch = "bpf")]
@@ -35,6 +53,10 @@ mod sched_process_fork;
 mod sched_switch;
 #[cfg(target_arch = "bpf")]
 mod sched_wakeup;
+#[cfg(target_arch = "bpf")]
+mod sys_enter;
+#[cfg(target_arch = "bpf")]
+mod sys_exit;
 #[cfg(target_arch = "bpf")]
 mod task;
 #[cfg(target_arch = "bpf")]

@@ -1,12 +1,13 @@
-//! The maps. All but the ring are arrays that the agent maps into its memory.
+//! The maps. All but the requests under way and the ring are arrays that the agent maps into its memory.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, RingBuf},
+    maps::{Array, HashMap, RingBuf},
 };
 use kvmeter_common::{
-    EVENT_RING_LEN, Event, Meta, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord,
+    EVENT_RING_LEN, Event, FLIGHTS, Flight, IMAGES, ImageRecord, Meta, Owner, SLOTS_PER_ELEMENT,
+    THREADS, ThreadRecord, VMS, VmRecord,
 };
 
 use crate::atomic;
@@ -23,6 +24,13 @@ static VM: Array<VmRecord> = Array::with_max_entries(VMS as u32, BPF_F_MMAPABLE)
 
 #[map]
 static META: Array<Meta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static IMAGE: Array<ImageRecord> = Array::with_max_entries(IMAGES as u32, BPF_F_MMAPABLE);
+
+/// By the address of the request in the kernel; a system call is one of its task.
+#[map]
+static FLIGHT: HashMap<u64, Flight> = HashMap::with_max_entries(FLIGHTS, 0);
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_LEN, 0);
@@ -50,6 +58,60 @@ pub(crate) fn thread(slot: u16) -> Option<*mut ThreadRecord> {
 #[inline(always)]
 pub(crate) fn vm(slot: u16) -> Option<*mut VmRecord> {
     VM.get_ptr_mut(u32::from(slot))
+}
+
+/// Whose a thread's record is.
+#[inline(always)]
+pub(crate) fn owner_of(slot: u16) -> Option<Owner> {
+    let record = thread(slot)?;
+    // SAFETY: the field is an aligned word of a map value.
+    Some(Owner(unsafe { (&raw const (*record).owner).read_volatile() }))
+}
+
+#[inline(always)]
+pub(crate) fn image(slot: u32) -> Option<*mut ImageRecord> {
+    IMAGE.get_ptr_mut(slot)
+}
+
+/// Notes that the request at `address` is under way. One that was not to wait, and would have had to, comes again:
+/// it began when it first came.
+#[inline(always)]
+pub(crate) fn take_off(address: u64, flight: &Flight) {
+    let mut flight = *flight;
+    // SAFETY: a request is submitted by one thread at a time.
+    if let Some(known) = unsafe { FLIGHT.get(address) }
+        && known.flags == flight.flags | Flight::NO_WAIT
+        && known.slot == flight.slot
+        && known.position == flight.position
+    {
+        flight.start = known.start;
+    }
+    if FLIGHT.insert(address, flight, 0).is_err() {
+        count_uncounted();
+    }
+}
+
+/// The request at `address`, if it is under way.
+#[inline(always)]
+pub(crate) fn flight(address: u64) -> Option<Flight> {
+    // SAFETY: a request is completed once, after it was submitted.
+    unsafe { FLIGHT.get(address) }.copied()
+}
+
+/// The request at `address` is not under way any more.
+#[inline(always)]
+pub(crate) fn land(address: u64) {
+    // One that is not there has landed.
+    let _ = FLIGHT.remove(address);
+}
+
+/// Counts a request of an image that cannot be counted.
+#[inline(always)]
+pub(crate) fn count_uncounted() {
+    if let Some(meta) = META.get_ptr_mut(0) {
+        // SAFETY: the field is an aligned word of the map's value.
+        unsafe { atomic::fetch_add(&raw mut (*meta).uncounted, 1) };
+    }
 }
 
 /// Counts a thread that found no free record.

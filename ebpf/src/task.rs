@@ -1,9 +1,5 @@
 //! Reads from the kernel's `task_struct`.
 
-use core::arch::asm;
-
-use kvmeter_common::Field;
-
 use crate::kernel;
 
 /// A `struct task_struct *` that a `tp_btf` program was given.
@@ -13,21 +9,23 @@ pub(crate) struct Task(*const u8);
 /// Loads a field by its mark. In assembly, for the compiler must not touch the offset; and every time anew.
 macro_rules! load {
     ($size:literal, $from:expr, $field:ident) => {{
+        let from = $from;
         let value: u64;
         // SAFETY: the agent replaces the mark by the offset of a field of this size. The verifier knows the
         // pointer's type, checks that, and turns the load into one that survives a fault.
         unsafe {
-            asm!(
+            core::arch::asm!(
                 concat!("{value} = *(", $size, " *)({from} + {mark})"),
                 value = out(reg) value,
-                from = in(reg) $from,
-                mark = const Field::$field.mark(),
+                from = in(reg) from,
+                mark = const kvmeter_common::Field::$field.mark(),
                 options(nostack, readonly),
             );
         }
         value
     }};
 }
+pub(crate) use load;
 
 impl Task {
     /// # Safety

@@ -11,7 +11,10 @@ use std::{
     sync::atomic::{AtomicU16, AtomicU32, AtomicU64},
 };
 
-use kvmeter_common::{Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VmRecord};
+use kvmeter_common::{
+    ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VmRecord,
+    image::{Direction, LATENCY_BUCKETS},
+};
 use memmap2::{MmapOptions, MmapRaw};
 
 /// A type of which any octets are a value and which is only ever read and written atomically, so that it
@@ -61,6 +64,31 @@ pub(super) struct MetaCells {
     pub(super) programs: AtomicU64,
     pub(super) events_lost: AtomicU64,
     pub(super) unrecorded: AtomicU64,
+    pub(super) uncounted: AtomicU64,
+}
+
+/// [`Direction`] in shared memory.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct DirectionCells {
+    pub(super) requests: AtomicU64,
+    pub(super) octets: AtomicU64,
+    pub(super) latency_ns: AtomicU64,
+    pub(super) errors: AtomicU64,
+    pub(super) buckets: [AtomicU64; LATENCY_BUCKETS],
+}
+
+/// [`ImageRecord`] in shared memory.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(super) struct ImageCells {
+    pub(super) owner: AtomicU64,
+    pub(super) file: AtomicU64,
+    pub(super) route: AtomicU32,
+    pub(super) storage: AtomicU32,
+    pub(super) reserved: [AtomicU64; 5],
+    pub(super) read: DirectionCells,
+    pub(super) write: DirectionCells,
 }
 
 /// One element of `TID_SLOT`.
@@ -102,14 +130,18 @@ assert_same_layout!(
     block_count,
     blocks
 );
-assert_same_layout!(MetaCells, Meta, layout, programs, events_lost, unrecorded);
+assert_same_layout!(MetaCells, Meta, layout, programs, events_lost, unrecorded, uncounted);
+assert_same_layout!(DirectionCells, Direction, requests, octets, latency_ns, errors, buckets);
+assert_same_layout!(ImageCells, ImageRecord, owner, file, route, storage, reserved, read, write);
 
 // SAFETY: `repr(C)`, atomics only, 64 octets without padding.
 unsafe impl Cells for ThreadCells {}
 // SAFETY: `repr(C)`, atomics only, 256 octets without padding.
 unsafe impl Cells for VmCells {}
-// SAFETY: `repr(C)`, atomics only, 32 octets without padding.
+// SAFETY: `repr(C)`, atomics only, 40 octets without padding.
 unsafe impl Cells for MetaCells {}
+// SAFETY: `repr(C)`, atomics only, 1664 octets without padding.
+unsafe impl Cells for ImageCells {}
 // SAFETY: an array of atomics.
 unsafe impl Cells for SlotCells {}
 

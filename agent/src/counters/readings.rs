@@ -1,5 +1,7 @@
 //! What a reader can ask of the counters.
 
+use super::{DiskIo, ImageSlot};
+
 /// Slot of a thread's record: 1 to 65,535.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ThreadSlot(pub u16);
@@ -21,6 +23,9 @@ pub trait Readings: Send + Sync {
 
     /// Whether the scheduler may run this vCPU on the host's CPU number `cpu`. `None`: not known.
     fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool>;
+
+    /// I/O of a disk whose images these are, all together. `None`: there is none that is counted.
+    fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo>;
 
     /// Time since the host booted in ns (`CLOCK_BOOTTIME`).
     fn since_boot_ns(&self) -> u64;

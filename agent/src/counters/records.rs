@@ -5,12 +5,12 @@ use std::{
     sync::atomic::{AtomicU64, Ordering, fence},
 };
 
-use kvmeter_common::{BLOCK_LEN, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS, word};
+use kvmeter_common::{BLOCK_LEN, IMAGES, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS, word};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    Readings, ThreadSlot, VmSlot,
-    mapped::{Mapped, MetaCells, SlotCells, ThreadCells, VmCells},
+    DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot,
+    mapped::{ImageCells, Mapped, MetaCells, SlotCells, ThreadCells, VmCells},
 };
 use crate::probe::Probe;
 
@@ -25,6 +25,7 @@ pub struct Records {
     pub(super) threads: Mapped<ThreadCells>,
     pub(super) vms: Mapped<VmCells>,
     pub(super) meta: Mapped<MetaCells>,
+    pub(super) images: Mapped<ImageCells>,
 }
 
 /// What is known of one thread beside its CPU time, for the status page.
@@ -55,6 +56,7 @@ impl Records {
             threads: Mapped::new(probe.threads.fd(), THREADS)?,
             vms: Mapped::new(probe.vms.fd(), VMS)?,
             meta: Mapped::new(probe.meta.fd(), 1)?,
+            images: Mapped::new(probe.images.fd(), IMAGES)?,
         })
     }
 
@@ -152,6 +154,10 @@ impl Readings for Records {
         (cpu < rustix::thread::CpuSet::MAX_CPU).then(|| cpus.is_set(cpu))
     }
 
+    fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo> {
+        (!images.is_empty()).then(|| self.image_io(images))
+    }
+
     fn since_boot_ns(&self) -> u64 {
         since_boot_ns()
     }
@@ -171,6 +177,10 @@ impl Readings for NotCounted {
     }
 
     fn may_run_on(&self, _: ThreadSlot, _: u32) -> Option<bool> {
+        None
+    }
+
+    fn disk_io(&self, _: &[ImageSlot]) -> Option<DiskIo> {
         None
     }
 

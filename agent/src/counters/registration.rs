@@ -306,6 +306,11 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 self.release(owner.tid(), slot, record);
             }
         }
+        for image in self.records().taken_images() {
+            if image.vm == vm {
+                self.records().free_image(image.slot);
+            }
+        }
         let blocks: Vec<u16> = blocks_of(cells).collect();
         cells.block_count.store(0, Ordering::Release);
         for cell in [

@@ -8,6 +8,7 @@
 pub mod btf;
 mod error;
 mod events;
+mod image_hooks;
 mod object;
 mod offsets;
 mod pins;
@@ -27,6 +28,7 @@ use kvmeter_common::{LAYOUT, names};
 pub use error::ProbeError;
 pub(crate) use error::with_causes;
 pub use events::Events;
+pub use image_hooks::{ImageHooks, Method};
 pub use offsets::Offsets;
 use pins::Pins;
 
@@ -76,7 +78,11 @@ pub struct Probe {
     pub meta: MapData,
     /// What the programs tell the inventory.
     pub events: Events,
-    /// Each hook and whether it is live.
+    /// The image records.
+    pub images: MapData,
+    /// The hooks that come and go with the images that need them.
+    pub image_hooks: ImageHooks,
+    /// Each of the others and whether it is live.
     pub hooks: Vec<HookState>,
     /// Whether the maps were there already, with what they counted while no agent ran.
     pub adopted: bool,
@@ -96,18 +102,11 @@ impl Probe {
         let tid_elements = pins::tid_elements()?;
         let found = pins.find_maps(tid_elements)?;
         let adopted = found.is_some();
-        if let Some(maps) = found
-            && maps.programs == fingerprint
-            && HOOKS.iter().all(|hook| pins.has_link(hook.name))
-        {
-            let hooks = HOOKS.map(|hook| HookState { hook, failure: None }).to_vec();
-            return maps.into_probe(hooks, adopted);
-        }
+        let is_same = found.is_some_and(|maps| maps.programs == fingerprint)
+            && HOOKS.iter().all(|hook| pins.has_link(hook.name));
 
         let mut loader = EbpfLoader::new();
-        for (name, value) in offsets.globals() {
-            loader.override_global(name, value, true);
-        }
+        offsets.set_globals(&mut loader);
         loader.map_max_entries(names::TID_SLOT, tid_elements);
         for name in pins::MAPS {
             loader.map_pin_path(name, pins.map(name));
@@ -116,29 +115,17 @@ impl Probe {
         let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
         let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default())
             .map_err(ProbeError::load)?;
-        let mut hooks = Vec::with_capacity(HOOKS.len());
-        for hook in HOOKS {
-            let failure = match attach(&mut ebpf, hook.name, &btf, &pins) {
-                Ok(()) => None,
-                Err(error) if hook.required => return Err(error),
-                Err(error) => Some(with_causes(&error)),
-            };
-            hooks.push(HookState { hook, failure });
-        }
-        if let Some(mut meta) = ebpf.take_map(names::META) {
-            let mut array = Array::<_, [u64; 4]>::try_from(&mut meta).map_err(ProbeError::load)?;
-            let old = array.get(&0, 0).map_err(ProbeError::load)?;
-            // A program set of which a hook failed is tried anew by the next agent.
-            let complete = hooks.iter().all(|hook| hook.failure.is_none());
-            let programs = if complete { fingerprint } else { 0 };
-            array
-                .set(0, [u64::from(LAYOUT), programs, old[2], old[3]], 0)
-                .map_err(ProbeError::load)?;
-        }
+        let hooks = if is_same {
+            HOOKS.map(|hook| HookState { hook, failure: None }).to_vec()
+        } else {
+            attach_all(&mut ebpf, &btf, &pins, fingerprint)?
+        };
         let maps = pins
             .find_maps(tid_elements)?
             .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
-        maps.into_probe(hooks, adopted)
+        let lacks = offsets.lacks().map(str::to_owned);
+        let image_hooks = ImageHooks::load(ebpf, &btf, pins, lacks, is_same);
+        maps.into_probe(image_hooks, hooks, adopted)
     }
 
     /// Ends the counting: removes every pin below `pin_dir`, of any layout. Whether there was any.
@@ -160,26 +147,50 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     let object = object::octets()?;
     let offsets = Offsets::of_kernel(kernel_btf)?;
     let mut loader = EbpfLoader::new();
-    for (name, value) in offsets.globals() {
-        loader.override_global(name, value, true);
-    }
+    offsets.set_globals(&mut loader);
     let object = offsets.write_into(object).map_err(ProbeError::load)?;
     let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
     let btf =
         aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
     Ok(HOOKS
         .map(|hook| {
-            let failure = program(&mut ebpf, hook.name)
-                .and_then(|program| {
-                    program
-                        .load(hook.name, &btf)
-                        .map_err(|source| ProbeError::hook(hook.name, source))
-                })
-                .err()
-                .map(|error| with_causes(&error));
+            let failure = load(&mut ebpf, hook.name, &btf).err().map(|error| with_causes(&error));
             HookState { hook, failure }
         })
-        .to_vec())
+        .into_iter()
+        .chain(image_hooks::try_all(&mut ebpf, &btf, offsets.lacks()))
+        .collect())
+}
+
+/// Attaches the hooks that are always there, and notes in the maps which programs fill them.
+fn attach_all(
+    ebpf: &mut aya::Ebpf,
+    btf: &aya::Btf,
+    pins: &Pins,
+    fingerprint: u64,
+) -> Result<Vec<HookState>, ProbeError> {
+    let mut hooks = Vec::with_capacity(HOOKS.len());
+    for hook in HOOKS {
+        let attached =
+            load(ebpf, hook.name, btf).and_then(|program| attach(program, hook.name, pins));
+        let failure = match attached {
+            Ok(()) => None,
+            Err(error) if hook.required => return Err(error),
+            Err(error) => Some(with_causes(&error)),
+        };
+        hooks.push(HookState { hook, failure });
+    }
+    // It stays open: programs that are not loaded yet name it by its descriptor.
+    if let Some(meta) = ebpf.map_mut(names::META) {
+        let mut array =
+            Array::<_, [u64; pins::META_WORDS]>::try_from(meta).map_err(ProbeError::load)?;
+        let mut words = array.get(&0, 0).map_err(ProbeError::load)?;
+        // A program set of which a hook failed is tried anew by the next agent.
+        let complete = hooks.iter().all(|hook| hook.failure.is_none());
+        (words[0], words[1]) = (u64::from(LAYOUT), if complete { fingerprint } else { 0 });
+        array.set(0, words, 0).map_err(ProbeError::load)?;
+    }
+    Ok(hooks)
 }
 
 fn program<'a>(
@@ -192,15 +203,23 @@ fn program<'a>(
         .map_err(|source| ProbeError::hook(name, source))
 }
 
-fn attach(
-    ebpf: &mut aya::Ebpf,
+/// Has the kernel check the program of this name for the tracepoint of the same name.
+fn load<'a>(
+    ebpf: &'a mut aya::Ebpf,
     name: &'static str,
     btf: &aya::Btf,
+) -> Result<&'a mut BtfTracePoint, ProbeError> {
+    let program = program(ebpf, name)?;
+    program.load(name, btf).map_err(|source| ProbeError::hook(name, source))?;
+    Ok(program)
+}
+
+fn attach(
+    program: &mut BtfTracePoint,
+    name: &'static str,
     pins: &Pins,
 ) -> Result<(), ProbeError> {
-    let program = program(ebpf, name)?;
     let failed = |source| ProbeError::hook(name, source);
-    program.load(name, btf).map_err(failed)?;
     let id = program.attach().map_err(failed)?;
     let link: FdLink = program.take_link(id).map_err(failed)?.into();
     pins.replace_link(name, link)
@@ -216,12 +235,19 @@ fn fingerprint(object: &[u8], offsets: &Offsets) -> u64 {
 }
 
 impl pins::FoundMaps {
-    fn into_probe(self, hooks: Vec<HookState>, adopted: bool) -> Result<Probe, ProbeError> {
+    fn into_probe(
+        self,
+        image_hooks: ImageHooks,
+        hooks: Vec<HookState>,
+        adopted: bool,
+    ) -> Result<Probe, ProbeError> {
         Ok(Probe {
             tid_slot: self.tid_slot,
             threads: self.threads,
             vms: self.vms,
             meta: self.meta,
+            images: self.images,
+            image_hooks,
             events: Events::new(
                 RingBuf::try_from(Map::RingBuf(self.events)).map_err(ProbeError::load)?,
             ),

@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
+use aya::EbpfLoader;
 use kvmeter_common::Field;
+use nix::libc;
 use object::{Object as _, ObjectSection as _, SectionKind};
 
 use super::{
@@ -26,15 +28,62 @@ const fn place(field: Field) -> (&'static str, &'static [&'static str]) {
         Field::TaskSignal => ("task_struct", &["signal"]),
         Field::SignalLive => ("signal_struct", &["live.counter"]),
         Field::SignalSumSchedRuntime => ("signal_struct", &["sum_sched_runtime"]),
+        Field::TaskFiles => ("task_struct", &["files"]),
+        Field::FilesTable => ("files_struct", &["fdt"]),
+        Field::TableFiles => ("fdtable", &["fd"]),
+        Field::TableLen => ("fdtable", &["max_fds"]),
+        Field::KiocbFile => ("kiocb", &["ki_filp"]),
+        Field::KiocbPosition => ("kiocb", &["ki_pos"]),
+        Field::KiocbFlags => ("kiocb", &["ki_flags"]),
+        Field::IterIsSource => ("iov_iter", &["data_source"]),
+        Field::FileInode => ("file", &["f_inode"]),
+        Field::FileFlags => ("file", &["f_flags"]),
+        Field::InodeMode => ("inode", &["i_mode"]),
+        Field::InodeNumber => ("inode", &["i_ino"]),
+        Field::InodeSuperBlock => ("inode", &["i_sb"]),
+        Field::InodeDevice => ("inode", &["i_rdev"]),
+        Field::SuperBlockDevice => ("super_block", &["s_dev"]),
+        Field::RequestBio => ("request", &["bio"]),
+        Field::BioNext => ("bio", &["bi_next"]),
+        Field::BioDevice => ("bio", &["bi_bdev"]),
+        Field::BioOperation => ("bio", &["bi_opf"]),
+        Field::BioStatus => ("bio", &["bi_status"]),
+        Field::BioSector => ("bio", &["bi_iter.bi_sector"]),
+        Field::BioOctets => ("bio", &["bi_iter.bi_size"]),
+        Field::BlockDeviceNumber => ("block_device", &["bd_dev"]),
+        Field::UringFile => ("io_kiocb", &["file"]),
+        Field::UringOperation => ("io_kiocb", &["opcode"]),
+        Field::UringResult => ("io_uring_cqe", &["res"]),
+        // x86-64, and arm64, where it is the first of an array.
+        Field::RegistersFirst => ("pt_regs", &["di", "regs"]),
     }
 }
+
+/// The calls that read and write files, by their numbers on this architecture, in the order in which the programs
+/// have them: read, readv, pread64, preadv, preadv2, and the same that write.
+const CALLS: [i64; 10] = [
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+];
 
 /// What the programs need to know of the kernel.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Offsets {
     /// By the numbers of the fields.
     fields: [i16; Field::ALL.len()],
-    globals: [(&'static str, u64); 2],
+    /// The same as the programs want them where they compute with them.
+    table: [u64; Field::ALL.len()],
+    /// A field that only hooks of images read, and that this kernel has not.
+    lacks: Option<String>,
+    numbers: [(&'static str, u64); 4],
 }
 
 impl Offsets {
@@ -53,15 +102,24 @@ impl Offsets {
 
     fn from_btf(btf: &Btf<'_>) -> Result<Self, BtfError> {
         let mut fields = [0; Field::ALL.len()];
+        let mut table = [0; Field::ALL.len()];
+        let mut lacks = None;
         let mut has_preempt_notifiers = true;
-        for (offset, field) in fields.iter_mut().zip(Field::ALL) {
+        for ((offset, in_table), field) in fields.iter_mut().zip(&mut table).zip(Field::ALL) {
             let (name, paths) = place(field);
             let mut found = paths.iter().map(|path| btf.field_offset(name, path));
             *offset = match found.find_map(Result::ok) {
-                Some(found) => i16::try_from(found).map_err(|_| BtfError::TooFar(found))?,
+                Some(found) => {
+                    *in_table = found;
+                    i16::try_from(found).map_err(|_| BtfError::TooFar(found))?
+                }
                 // Only kernels that are built with KVM have it. A load that is never run needs an offset too.
                 None if field == Field::TaskPreemptNotifiers => {
                     has_preempt_notifiers = false;
+                    0
+                }
+                None if field.is_of_images() => {
+                    lacks = Some(format!("the kernel's BTF has no {} in struct {name}", paths[0]));
                     0
                 }
                 None => {
@@ -71,16 +129,29 @@ impl Offsets {
             };
         }
         let tells_state = btf.tracepoint_args("sched_switch")? >= 4;
-        let globals = [
+        // Since Linux 6.13 it is in the completion, of which the program is given the address.
+        let tells_result = btf.tracepoint_args("io_uring_complete").is_ok_and(|count| count > 3);
+        let numbers = [
             ("SWITCH_HAS_STATE", u64::from(tells_state)),
             ("HAS_PREEMPT_NOTIFIERS", u64::from(has_preempt_notifiers)),
+            ("URING_HAS_RESULT", u64::from(tells_result)),
+            ("O_DIRECT", u64::from(rustix::fs::OFlags::DIRECT.bits())),
         ];
-        Ok(Self { fields, globals })
+        Ok(Self { fields, table, lacks, numbers })
     }
 
-    /// The globals and their values.
-    pub(super) const fn globals(&self) -> &[(&'static str, u64)] {
-        &self.globals
+    /// Has the loader set what the programs find in memory.
+    pub(super) fn set_globals<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        for (name, value) in &self.numbers {
+            loader.override_global(name, value, true);
+        }
+        loader.override_global("OFFSETS", &self.table[..], true);
+        loader.override_global("CALLS", &CALLS[..], true);
+    }
+
+    /// Why no hook of images can do its work on this kernel.
+    pub(super) fn lacks(&self) -> Option<&str> {
+        self.lacks.as_deref()
     }
 
     /// The object with the offsets in place of the marks.
@@ -133,13 +204,14 @@ mod tests {
             return;
         }
         let offsets = Offsets::of_kernel(path).unwrap();
-        assert!(offsets.fields[1..].iter().all(|&offset| offset > 0), "{offsets:?}");
+        assert_eq!(offsets.lacks, None);
     }
 
     #[test]
     fn only_marks_of_loads_become_offsets() {
         let fields = std::array::from_fn(|number| i16::try_from(number * 8).unwrap());
-        let offsets = Offsets { fields, globals: [("", 0); 2] };
+        let offsets =
+            Offsets { fields, table: [0; Field::ALL.len()], lacks: None, numbers: [("", 0); 4] };
         let [low, high] = Field::TaskTgid.mark().to_le_bytes();
         // r1 = *(u32 *)(r2 + mark), the same as a store, a load at 16, and the second half of a wide load
         let mut code = [

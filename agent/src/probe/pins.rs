@@ -13,7 +13,8 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 use kvmeter_common::{
-    EVENT_RING_LEN, LAYOUT, Meta, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord, names,
+    EVENT_RING_LEN, FLIGHTS, Flight, IMAGES, ImageRecord, LAYOUT, Meta, SLOTS_PER_ELEMENT, THREADS,
+    ThreadRecord, VMS, VmRecord, names,
 };
 use rustix::fs::statfs;
 
@@ -25,8 +26,18 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The maps that are pinned.
-pub(super) const MAPS: [&str; 5] =
-    [names::TID_SLOT, names::THREAD, names::VM, names::META, names::EVENTS];
+pub(super) const MAPS: [&str; 7] = [
+    names::TID_SLOT,
+    names::THREAD,
+    names::VM,
+    names::META,
+    names::IMAGE,
+    names::FLIGHT,
+    names::EVENTS,
+];
+
+/// Words in the one record about the set, which begins with its layout and its programs.
+pub(super) const META_WORDS: usize = size_of::<Meta>() / 8;
 
 /// The directory of the pins of this layout.
 #[derive(Debug)]
@@ -41,6 +52,7 @@ pub(super) struct FoundMaps {
     pub(super) threads: MapData,
     pub(super) vms: MapData,
     pub(super) meta: MapData,
+    pub(super) images: MapData,
     pub(super) events: MapData,
     /// [`Meta::programs`].
     pub(super) programs: u64,
@@ -79,6 +91,17 @@ impl Pins {
         PinnedLink::from_pin(self.link(hook)).is_ok()
     }
 
+    /// Ends a link, if there is one.
+    pub(super) fn remove_link(&self, hook: &str) -> Result<(), ProbeError> {
+        let path = self.link(hook);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ProbeError::pin(path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Pins a new link where the old one was; the old one ends with that.
     pub(super) fn replace_link(&self, hook: &str, link: FdLink) -> Result<(), ProbeError> {
         let path = self.link(hook);
@@ -109,6 +132,7 @@ impl Pins {
             threads: open(names::THREAD)?,
             vms: open(names::VM)?,
             meta: open(names::META)?,
+            images: open(names::IMAGE)?,
             events: open(names::EVENTS)?,
             programs: 0,
         };
@@ -118,6 +142,12 @@ impl Pins {
             is_array(&found.threads, size_of::<ThreadRecord>(), THREADS),
             is_array(&found.vms, size_of::<VmRecord>(), VMS),
             is_array(&found.meta, size_of::<Meta>(), 1),
+            is_array(&found.images, size_of::<ImageRecord>(), IMAGES),
+            open(names::FLIGHT)?.info().is_ok_and(|info| {
+                info.map_type().is_ok_and(|kind| kind == MapType::Hash)
+                    && (info.key_size(), info.max_entries()) == (8, FLIGHTS)
+                    && info.value_size() as usize == size_of::<Flight>()
+            }),
             found.events.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::RingBuf)
                     && info.max_entries() == EVENT_RING_LEN
@@ -130,7 +160,7 @@ impl Pins {
             );
             return self.clear().map(|()| None);
         }
-        let [layout, programs, ..] = Array::<_, [u64; 4]>::try_from(Map::Array(meta))
+        let [layout, programs, ..] = Array::<_, [u64; META_WORDS]>::try_from(Map::Array(meta))
             .and_then(|array| array.get(&0, 0))
             .map_err(|source| ProbeError::pin(self.map(names::META), source))?;
         if layout != u64::from(LAYOUT) {

@@ -231,6 +231,7 @@ impl Source {
                     self.machines.begin_end(event.tgid);
                     self.assembly.crashed(event.tgid);
                 }
+                Some(EventKind::ImageTaken) => self.schedule.urgent(event.tgid, now),
                 Some(EventKind::ThreadsChanged) => self.schedule.changed(event.tgid, now),
                 Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
                     self.schedule.urgent(event.tgid, now);

@@ -1,0 +1,198 @@
+//! The records of images: the files and devices behind virtual disks, and what VMs do on them.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+use hdrhistogram::Histogram;
+use kvmeter_common::{
+    IMAGES, ImageKey, Route,
+    image::{LATENCY_BUCKETS, PROBES, bucket_start},
+};
+
+use super::{
+    DiskIo, Records, VmSlot,
+    mapped::{DirectionCells, ImageCells},
+};
+
+/// Slot of an image's record: 0 to 4,095.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ImageSlot(pub u16);
+
+/// A record that is in use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TakenImage {
+    /// Which.
+    pub slot: ImageSlot,
+    /// The VM whose I/O is counted in it.
+    pub vm: VmSlot,
+    /// vmStorageIndex of the disk to which it belongs; 0 = none yet.
+    pub storage: u32,
+    /// Whether requests still lead to it.
+    pub is_open: bool,
+}
+
+/// What is known of a disk's requests in one direction beside the numbers that SNMP serves.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Latencies in ns; each is told with an error of an eighth at most.
+    pub latencies: Histogram<u64>,
+}
+
+/// Latencies above this are counted as this: 34 s, the end of the last bucket.
+const LONGEST_NS: u64 = 1 << 35;
+
+impl Records {
+    /// What VMs did on these images, together. Each number is never less than it was before, as long as the images
+    /// are the same and their VM runs.
+    #[must_use]
+    pub fn image_io(&self, images: &[ImageSlot]) -> DiskIo {
+        let mut io = DiskIo::default();
+        for record in images.iter().filter_map(|slot| self.image(*slot)) {
+            let load = |cell: &AtomicU64| cell.load(Relaxed);
+            io.reads = io.reads.wrapping_add(load(&record.read.requests));
+            io.writes = io.writes.wrapping_add(load(&record.write.requests));
+            io.read_octets = io.read_octets.wrapping_add(load(&record.read.octets));
+            io.write_octets = io.write_octets.wrapping_add(load(&record.write.octets));
+            io.read_ns = io.read_ns.wrapping_add(load(&record.read.latency_ns));
+            io.write_ns = io.write_ns.wrapping_add(load(&record.write.latency_ns));
+        }
+        io
+    }
+
+    /// Reads and writes on these images in more detail, for the status.
+    #[must_use]
+    pub fn image_requests(&self, images: &[ImageSlot]) -> [Requests; 2] {
+        let records = || images.iter().filter_map(|slot| self.image(*slot));
+        [
+            requests(records().map(|record| &record.read)),
+            requests(records().map(|record| &record.write)),
+        ]
+    }
+
+    /// Requests of images that could not be counted, since the maps were made.
+    #[must_use]
+    pub fn uncounted_requests(&self) -> u64 {
+        self.meta[0].uncounted.load(Relaxed)
+    }
+
+    /// All records that are in use.
+    #[must_use]
+    pub fn taken_images(&self) -> Vec<TakenImage> {
+        (0..)
+            .zip(self.images.iter())
+            .filter_map(|(slot, record)| {
+                let owner = record.owner.load(Acquire);
+                (owner != 0).then(|| TakenImage {
+                    slot: ImageSlot(slot),
+                    vm: VmSlot(ImageKey::vm_of(owner)),
+                    storage: record.storage.load(Relaxed),
+                    is_open: record.file.load(Acquire) != 0,
+                })
+            })
+            .collect()
+    }
+
+    /// The records of an image to which its requests lead. More than one after a race: the kernel counts in any.
+    pub fn images_of(&self, key: ImageKey) -> impl Iterator<Item = ImageSlot> {
+        probes(key).filter(move |slot| self.image(*slot).is_some_and(|record| leads(record, key)))
+    }
+
+    /// Has an image counted by this route. `None`: no record is free near its place.
+    pub fn take_image(&self, key: ImageKey, route: Route) -> Option<ImageSlot> {
+        let mut taken = None;
+        for slot in self.images_of(key) {
+            if self.image(slot).is_some_and(|record| record.route.load(Relaxed) == route as u32) {
+                taken = Some(slot);
+            } else {
+                // What was counted by another way was counted; from now on it is by this one.
+                self.close_image(slot);
+            }
+        }
+        taken.or_else(|| {
+            let free = probes(key).find(|slot| {
+                self.image(*slot).is_some_and(|record| {
+                    record.owner.compare_exchange(0, key.owner(), AcqRel, Relaxed).is_ok()
+                })
+            })?;
+            let record = self.image(free)?;
+            record.route.store(route as u32, Relaxed);
+            record.file.store(key.file, Release);
+            Some(free)
+        })
+    }
+
+    /// Notes to which disk an image belongs.
+    pub fn assign_image(&self, slot: ImageSlot, storage: u32) {
+        if let Some(record) = self.image(slot) {
+            record.storage.store(storage, Relaxed);
+        }
+    }
+
+    /// Has the next requests of the image counted in another record, and keeps what this one has.
+    pub fn close_image(&self, slot: ImageSlot) {
+        if let Some(record) = self.image(slot) {
+            record.file.store(0, Release);
+        }
+    }
+
+    /// Gives a record back with all that it has.
+    pub(super) fn free_image(&self, slot: ImageSlot) {
+        let Some(record) = self.image(slot) else { return };
+        record.file.store(0, Release);
+        for direction in [&record.read, &record.write] {
+            let numbers =
+                [&direction.requests, &direction.octets, &direction.latency_ns, &direction.errors];
+            for cell in numbers.into_iter().chain(&direction.buckets) {
+                cell.store(0, Relaxed);
+            }
+        }
+        record.route.store(0, Relaxed);
+        record.storage.store(0, Relaxed);
+        record.owner.store(0, Release);
+    }
+
+    fn image(&self, slot: ImageSlot) -> Option<&ImageCells> {
+        self.images.get(usize::from(slot.0))
+    }
+}
+
+/// Where an image's record can be, in the order in which it is looked for.
+fn probes(key: ImageKey) -> impl Iterator<Item = ImageSlot> {
+    (0..PROBES).filter_map(move |step| {
+        let slot = (key.place() as usize + step) % IMAGES;
+        u16::try_from(slot).ok().map(ImageSlot)
+    })
+}
+
+fn leads(record: &ImageCells, key: ImageKey) -> bool {
+    record.owner.load(Acquire) == key.owner() && record.file.load(Acquire) == key.file
+}
+
+fn requests<'a>(directions: impl Iterator<Item = &'a DirectionCells>) -> Requests {
+    let mut requests = Requests { errors: 0, latencies: latencies() };
+    for direction in directions {
+        requests.errors = requests.errors.wrapping_add(direction.errors.load(Relaxed));
+        for (bucket, cell) in direction.buckets.iter().enumerate() {
+            let count = cell.load(Relaxed);
+            if count > 0 {
+                requests.latencies.saturating_record_n(middle_of(bucket), count);
+            }
+        }
+    }
+    requests
+}
+
+/// Three significant digits are more than the buckets of the kernel tell.
+fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LONGEST_NS, 3).unwrap_or_else(|_| unreachable!("the bounds are valid"))
+}
+
+/// The latency in ns that stands for a bucket.
+fn middle_of(bucket: usize) -> u64 {
+    let end = if bucket + 1 < LATENCY_BUCKETS { bucket_start(bucket + 1) } else { LONGEST_NS };
+    u64::midpoint(bucket_start(bucket), end)
+}

@@ -1,0 +1,222 @@
+//! The I/O of images against what was asked for, with this very process as the VM.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod lab;
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use kvmeter::{
+    counters::{
+        DiskIo, HeldThread, ImageSlot, Records, Registration, RunState, Schedstat, Tracker as _,
+        VmSlot,
+    },
+    probe::{KERNEL_BTF, Method, Probe},
+};
+use kvmeter_common::{ImageKey, Route};
+use lab::PinDir;
+use rustix::fs::OFlags;
+
+/// The first thread of this process, which is there until the end.
+struct Leader;
+
+impl HeldThread for Leader {
+    fn tid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn schedstat(&self) -> io::Result<Schedstat> {
+        Ok(Schedstat { run_ns: 0, wait_ns: 0 })
+    }
+
+    fn run_state(&self) -> io::Result<RunState> {
+        Ok(RunState { runnable: true, cpu: 0, is_real_time: false })
+    }
+}
+
+/// This process, counted as a VM.
+struct Counted {
+    records: Arc<Records>,
+    registration: Registration<Arc<Records>>,
+    probe: Probe,
+    vm: VmSlot,
+    _pins: PinDir,
+}
+
+impl Counted {
+    fn by(methods: &[Method]) -> Self {
+        let pins = PinDir::new();
+        let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();
+        let records = Arc::new(Records::map(&probe).unwrap());
+        let registration = Registration::adopt(Arc::clone(&records));
+        let vm = registration.track_vm(std::process::id()).unwrap();
+        registration.track_thread(vm, &Leader, None).unwrap();
+        probe.image_hooks.need(|method| methods.contains(&method));
+        for method in methods {
+            let failure = probe.image_hooks.can(*method).err();
+            assert_eq!(failure.map(|why| &why[why.len().saturating_sub(1000)..]), None);
+        }
+        Self { records, registration, probe, vm, _pins: pins }
+    }
+
+    fn key(&self, path: &Path) -> ImageKey {
+        let found = path.metadata().unwrap();
+        let (device, file) = if is_block_device(&found) {
+            (found.rdev(), ImageKey::NO_FILE)
+        } else {
+            (found.dev(), found.ino())
+        };
+        let [major, minor] = [rustix::fs::major(device), rustix::fs::minor(device)];
+        ImageKey { vm: self.vm.0, device: major << 20 | minor, file }
+    }
+
+    fn slots(&self, path: &Path) -> Vec<ImageSlot> {
+        self.records.images_of(self.key(path)).collect()
+    }
+
+    fn io(&self, path: &Path) -> DiskIo {
+        self.records.image_io(&self.slots(path))
+    }
+}
+
+fn is_block_device(found: &std::fs::Metadata) -> bool {
+    found.file_type().is_block_device()
+}
+
+/// A number of reads and of writes, with their octets.
+fn numbers(io: DiskIo) -> [u64; 4] {
+    [io.reads, io.read_octets, io.writes, io.write_octets]
+}
+
+/// 64 KiB at an address that `O_DIRECT` takes.
+#[repr(align(4096))]
+struct Page([u8; 65_536]);
+
+fn image(dir: &Path, flags: OFlags) -> (PathBuf, File) {
+    let path = dir.join("image");
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    (path.clone(), open(&path, flags))
+}
+
+fn open(path: &Path, flags: OFlags) -> File {
+    let flags = i32::try_from(flags.bits()).unwrap();
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).unwrap()
+}
+
+/// Three reads of 4, 8 and 64 KiB, two writes of 4 and 16 KiB.
+fn exercise(file: &File, page: &mut Page) {
+    for len in [4096, 8192, 65_536] {
+        assert_eq!(file.read_at(&mut page.0[..len], 0).unwrap(), len);
+    }
+    for len in [4096, 16_384] {
+        assert_eq!(file.write_at(&page.0[..len], 65_536).unwrap(), len);
+    }
+}
+
+const EXERCISED: [u64; 4] = [3, 77_824, 2, 20_480];
+
+#[test]
+fn files_past_the_page_cache_are_counted_by_iomap() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::Dio, Method::Syscall]);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (path, file) = image(dir.path(), OFlags::DIRECT);
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+    // Behind the end of the file there is nothing to read.
+    assert_eq!(file.read_at(&mut page.0[..4096], 1 << 20).unwrap(), 0);
+    file.sync_all().unwrap();
+    assert_eq!(numbers(counted.io(&path))[2..], EXERCISED[2..]);
+}
+
+#[test]
+fn files_in_the_page_cache_are_counted_by_their_calls() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::Syscall, Method::Dio]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+    // One without a record is a file of the VM, and no image of it as long as it is read without a position.
+    let other = dir.path().join("other");
+    std::fs::write(&other, b"log").unwrap();
+    assert_eq!(counted.slots(&other), []);
+    std::fs::read(&path).unwrap();
+    let now = counted.io(&path);
+    assert!(now.reads > EXERCISED[0] && now.read_octets == EXERCISED[1] + (1 << 20));
+    // What fails is an error and nothing else.
+    let read_only = File::open(&path).unwrap();
+    assert!(read_only.write_at(&[0], 0).is_err());
+    assert_eq!(counted.io(&path).writes, EXERCISED[2]);
+    let [reads, writes] = counted.records.image_requests(&counted.slots(&path));
+    assert_eq!((reads.errors, writes.errors), (0, 1));
+    assert_eq!(reads.latencies.len(), now.reads);
+    let mean = now.read_ns as f64 / now.reads as f64;
+    assert!(reads.latencies.min() as f64 <= mean * 1.25 && reads.latencies.max() as f64 >= mean * 0.8);
+}
+
+#[test]
+fn block_devices_are_counted_where_the_agent_says_so() {
+    require!("ebpf", "loop");
+    let mut counted = Counted::by(&[Method::Bdev]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = image(dir.path(), OFlags::empty());
+    let device = LoopDevice::of(&path);
+    let file = open(&device.0, OFlags::DIRECT);
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(counted.slots(&device.0), []);
+    counted.records.take_image(counted.key(&device.0), Route::Block).unwrap();
+    exercise(&file, &mut page);
+    file.sync_all().unwrap();
+    assert_eq!(numbers(counted.io(&device.0)), EXERCISED);
+    // Nothing is counted without its hooks, and the next record begins anew.
+    counted.probe.image_hooks.need(|_| false);
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&device.0)), EXERCISED);
+    counted.registration.untrack_vm(counted.vm);
+    assert_eq!(counted.records.taken_images(), []);
+}
+
+#[test]
+fn others_that_use_an_image_are_not_counted() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::Syscall, Method::Dio]);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (path, file) = image(dir.path(), OFlags::DIRECT);
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    for flags in ["iflag=direct", "iflag=fullblock"] {
+        let from = format!("if={}", path.display());
+        let mut dd = Command::new("dd");
+        dd.args([&from, "of=/dev/null", "bs=4k", flags]).stderr(Stdio::null());
+        assert!(dd.status().unwrap().success());
+    }
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+/// A loop device, gone when this is dropped.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn of(file: &Path) -> Self {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Self(String::from_utf8(made.stdout).unwrap().trim().into())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}

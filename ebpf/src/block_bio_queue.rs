@@ -1,0 +1,33 @@
+//! `block_bio_queue(bio *bio)`: a request goes to a block device, in the process that asks for it.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use kvmeter_common::{ImageKey, Route};
+
+use crate::{
+    image::CurrentVm,
+    request::{Taking, begin, direction, record_of},
+    task::load,
+};
+
+/// `REQ_OP_READ` and `REQ_OP_WRITE` of the kernel's blk_types.h, in the low bits of `bi_opf`.
+const OPERATION: u64 = 0xff;
+const READ: u64 = 0;
+const WRITE: u64 = 1;
+
+#[btf_tracepoint(function = "block_bio_queue")]
+fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
+    let Some(vm) = CurrentVm::get() else { return 0 };
+    // SAFETY: argument 0 is a request.
+    let bio: *const u8 = unsafe { ctx.arg(0) };
+    let (operation, octets) = (load!("u32", bio, BioOperation) & OPERATION, load!("u32", bio, BioOctets));
+    // A write of nothing is a flush.
+    if operation > WRITE || octets == 0 {
+        return 0;
+    }
+    let device = load!("u32", load!("u64", bio, BioDevice), BlockDeviceNumber) as u32;
+    let key = ImageKey { vm: vm.slot, device, file: ImageKey::NO_FILE };
+    // Also what a file's filesystem asks of its device comes by here: the agent says which devices are images.
+    let Some(slot) = record_of(key, Route::Block, Taking::No) else { return 0 };
+    begin(bio as u64, slot, load!("u64", bio, BioSector), octets, direction(operation != READ));
+    0
+}

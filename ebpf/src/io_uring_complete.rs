@@ -1,0 +1,38 @@
+//! `io_uring_complete(io_ring_ctx *ctx, void *req, io_uring_cqe *cqe)`, with the result as argument 3 instead before
+//! Linux 6.13: a request of io_uring has ended, anywhere.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use kvmeter_common::Route;
+
+use crate::{
+    image::{CurrentVm, File},
+    kernel, maps,
+    request::{Taking, end, record_of},
+    task::load,
+};
+
+#[btf_tracepoint(function = "io_uring_complete")]
+fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: argument 1 is the address of a request.
+    let request: u64 = unsafe { ctx.arg(1) };
+    let Some(flight) = maps::flight(request) else { return 0 };
+    maps::land(request);
+    let result = if kernel::URING_HAS_RESULT.load() != 0 {
+        // SAFETY: argument 3 is a number where the kernel has it.
+        unsafe { ctx.arg::<i32>(3) }
+    } else {
+        // SAFETY: argument 2 is a completion.
+        let completion: *const u8 = unsafe { ctx.arg(2) };
+        load!("u32", completion, UringResult) as i32
+    };
+    let Some(file) = File::of_uring(request) else { return 0 };
+    let Some(key) = file.key(flight.slot as u16) else { return 0 };
+    // Which process it is for is known only where it runs now.
+    let taking = match CurrentVm::get() {
+        Some(vm) if u32::from(vm.slot) == flight.slot && !file.is_direct() => Taking::For(vm),
+        _ => Taking::No,
+    };
+    let Some(slot) = record_of(key, Route::Call, taking) else { return 0 };
+    end(slot, &flight, u64::try_from(result).ok());
+    0
+}

@@ -1,0 +1,25 @@
+//! `iomap_dio_complete(kiocb *iocb, int error, ssize_t ret)`: a read or write past the page cache has ended, anywhere.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+
+use crate::{maps, request::end};
+
+/// It would have had to wait, and is submitted again.
+const EAGAIN: i64 = 11;
+/// The filesystem does it through the page cache instead.
+const ENOTBLK: i64 = 15;
+
+#[btf_tracepoint(function = "iomap_dio_complete")]
+fn iomap_dio_complete(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: argument 0 is a request, argument 2 a number.
+    let (address, result) = unsafe { (ctx.arg::<*const u8>(0) as u64, ctx.arg::<i64>(2)) };
+    let Some(flight) = maps::flight(address) else { return 0 };
+    if result == -EAGAIN {
+        return 0;
+    }
+    maps::land(address);
+    if result != -ENOTBLK {
+        end(flight.slot, &flight, u64::try_from(result).ok());
+    }
+    0
+}
