@@ -16,7 +16,8 @@ use kvmeter::{
         ChangeEvent::{self, Deleted, State},
         DiskSize, Domain, DomainDisk, Hypervisor, Memory,
         OperState::{self, Migrating, Running, Shutdown, Shuttingdown, Unknown},
-        Persistence, Registry, StorageAccess, StorageMedia, StorageSource, VmProcess,
+        Persistence, Registry, StorageAccess, StorageMedia, StorageSource, Submission,
+        VmProcess,
         procfs::Devices,
     },
 };
@@ -98,6 +99,8 @@ fn domain(state: OperState) -> Domain {
             media: StorageMedia::HardDisk,
             bus: "virtio".to_owned(),
             size: DiskSize::default(),
+            others: Vec::new(),
+            submission: Submission::Unknown,
         }],
         nics: Vec::new(),
     }
@@ -116,6 +119,8 @@ fn process(pid: u32) -> VmProcess {
         slot: None,
         vcpus: Vec::new(),
         devices: Devices::default(),
+        files: Vec::new(),
+        has_io_uring: false,
         has_kvm: true,
     }
 }

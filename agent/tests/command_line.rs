@@ -169,6 +169,7 @@ fn status_shows_what_the_agent_reports() {
         },
         notifications: Notifications { changes: 5, sent: 3, dropped: 0, refused: 0 },
         probe: Probe {
+            uncounted_requests: 0,
             mode: ProbeMode::Degraded,
             hooks: vec![],
             adopted: false,

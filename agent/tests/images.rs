@@ -23,6 +23,7 @@ use kvmeter::{
 use kvmeter_common::{ImageKey, Route};
 use lab::PinDir;
 use rustix::fs::OFlags;
+use xtask::lab::LoopDevice;
 
 /// The first thread of this process, which is there until the end.
 struct Leader;
@@ -170,19 +171,19 @@ fn block_devices_are_counted_where_the_agent_says_so() {
     let mut counted = Counted::by(&[Method::Bdev]);
     let dir = tempfile::tempdir().unwrap();
     let (path, _) = image(dir.path(), OFlags::empty());
-    let device = LoopDevice::of(&path);
-    let file = open(&device.0, OFlags::DIRECT);
+    let device = LoopDevice::of(&path).unwrap();
+    let file = open(device.path(), OFlags::DIRECT);
     let mut page = Box::new(Page([7; 65_536]));
     exercise(&file, &mut page);
-    assert_eq!(counted.slots(&device.0), []);
-    counted.records.take_image(counted.key(&device.0), Route::Block).unwrap();
+    assert_eq!(counted.slots(device.path()), []);
+    counted.records.take_image(counted.key(device.path()), Route::Block).unwrap();
     exercise(&file, &mut page);
     file.sync_all().unwrap();
-    assert_eq!(numbers(counted.io(&device.0)), EXERCISED);
+    assert_eq!(numbers(counted.io(device.path())), EXERCISED);
     // Nothing is counted without its hooks, and the next record begins anew.
     counted.probe.image_hooks.need(|_| false);
     exercise(&file, &mut page);
-    assert_eq!(numbers(counted.io(&device.0)), EXERCISED);
+    assert_eq!(numbers(counted.io(device.path())), EXERCISED);
     counted.registration.untrack_vm(counted.vm);
     assert_eq!(counted.records.taken_images(), []);
 }
@@ -202,21 +203,4 @@ fn others_that_use_an_image_are_not_counted() {
         assert!(dd.status().unwrap().success());
     }
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
-}
-
-/// A loop device, gone when this is dropped.
-struct LoopDevice(PathBuf);
-
-impl LoopDevice {
-    fn of(file: &Path) -> Self {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Self(String::from_utf8(made.stdout).unwrap().trim().into())
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
-    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use kvmeter::status::client::{self, ClientError};
 use kvmeter::status::model::{
-    Agentx, Disk, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests, SessionState,
+    Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests, SessionState,
     SourceState, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
@@ -54,6 +54,7 @@ fn report() -> Report {
         },
         notifications: Notifications { changes: 5, sent: 3, dropped: 0, refused: 0 },
         probe: Probe {
+            uncounted_requests: 0,
             mode: ProbeMode::Ebpf,
             hooks: vec![
                 Hook { name: "sched_switch".into(), live: true, why: None },
@@ -88,6 +89,17 @@ fn report() -> Report {
                     index: 1,
                     target: "vda".into(),
                     counted_by: Some("dio".into()),
+                    why: None,
+                    read: Some(DiskRequests {
+                        requests: 1200,
+                        octets: 4_915_200,
+                        errors: 0,
+                        latency_ns: 96_000_000,
+                        p50_us: 71,
+                        p99_us: 480,
+                        p999_us: 1900,
+                    }),
+                    write: Some(DiskRequests { requests: 7, errors: 2, ..DiskRequests::default() }),
                 }],
             },
             Vm {
@@ -236,7 +248,7 @@ AgentX  open with unix:/var/agentx/master
         33 requests (10 get, 20 get-next, 3 get-bulk, 0 set), 1 errors; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
 Told    5 changes of state; 3 notifications sent, 0 dropped, 0 PDUs refused by the master
 Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
-        0 events lost, 0 threads without a record
+        0 events lost, 0 threads without a record, 0 requests of disks not counted
 
 HOOK            STATE  WHY
 sched_switch    live
@@ -253,8 +265,9 @@ VM  VCPU   TID   CPU-S  WAIT-S  SWITCHES  PREEMPTIONS
  1     0  4244  61.999   0.001        12            3
  1     1     -       -       -         -            -
 
-VM  DISK  TARGET  COUNTED-BY
- 1     1  vda     dio
+VM  DISK  TARGET  COUNTED-BY  READS  P50-US  P99-US  P99.9-US  WRITES  P50-US  P99-US  P99.9-US
+ 1     1  vda     dio          1200      71     480      1900       7       0       0         0
+vda of VM 1: 0 reads and 2 writes have failed
 ";
     assert_eq!(Text(&report()).to_string(), expected);
 }

@@ -4,7 +4,7 @@
 use anyhow::Context as _;
 use kvmeter::{
     agentx::{Lookup, View as _},
-    counters::{Readings, ThreadSlot, VmSlot},
+    counters::{DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex,
     },
@@ -143,6 +143,10 @@ impl Readings for MadeUp {
 
     fn may_run_on(&self, ThreadSlot(slot): ThreadSlot, cpu: u32) -> Option<bool> {
         Some((u32::from(slot) + cpu).is_multiple_of(3))
+    }
+
+    fn disk_io(&self, _: &[ImageSlot]) -> Option<DiskIo> {
+        None
     }
 
     fn since_boot_ns(&self) -> u64 {

@@ -98,6 +98,13 @@ impl ImageKey {
         ((mixed >> 32) % IMAGES as u64) as u32
     }
 
+    /// The key with this owner word and this file.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits are what is asked for")]
+    pub const fn of(owner: u64, file: u64) -> Self {
+        Self { vm: Self::vm_of(owner), device: (owner >> 32) as u32, file }
+    }
+
     /// The slot of the VM out of an owner word.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are what is asked for")]

@@ -139,6 +139,14 @@ impl Records {
         }
     }
 
+    /// What is counted in a record.
+    pub(super) fn key_of_image(&self, slot: ImageSlot) -> ImageKey {
+        let load = |cell: fn(&ImageCells) -> &AtomicU64| {
+            self.image(slot).map_or(0, |record| cell(record).load(Acquire))
+        };
+        ImageKey::of(load(|record| &record.owner), load(|record| &record.file))
+    }
+
     /// Gives a record back with all that it has.
     pub(super) fn free_image(&self, slot: ImageSlot) {
         let Some(record) = self.image(slot) else { return };

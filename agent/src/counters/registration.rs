@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use kvmeter_common::{BLOCK_LEN, Owner, THREADS, VM_BLOCKS, VMS, VmRecord, word};
+use kvmeter_common::{BLOCK_LEN, ImageKey, Owner, THREADS, VM_BLOCKS, VMS, VmRecord, word};
 use nix::time::ClockId;
 use rustix::{
     process::Pid,
@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use super::{
-    HeldThread, Records, Schedstat, ThreadSlot, TrackError, Tracker, VmSlot,
+    HeldThread, ImageSlot, Records, Schedstat, TakenImage, ThreadSlot, TrackError, Tracker, VmSlot,
     mapped::{ThreadCells, VmCells},
 };
 
@@ -328,6 +328,17 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         let mut free = self.free();
         free.blocks.extend(blocks);
         free.vms.push_back(vm.0);
+    }
+
+    fn loose_images(&self, vm: VmSlot) -> Vec<(ImageSlot, ImageKey)> {
+        let is_loose =
+            |image: &TakenImage| image.vm == vm && image.storage == 0 && image.is_open;
+        let taken = self.records().taken_images().into_iter().filter(is_loose);
+        taken.map(|image| (image.slot, self.records().key_of_image(image.slot))).collect()
+    }
+
+    fn free_image(&self, image: ImageSlot) {
+        self.records().free_image(image);
     }
 
     fn tracked_vms(&self) -> Vec<(VmSlot, u32)> {

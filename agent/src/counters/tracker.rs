@@ -2,9 +2,10 @@
 
 use std::io;
 
+use kvmeter_common::ImageKey;
 use thiserror::Error;
 
-use super::{ThreadSlot, VmSlot};
+use super::{ImageSlot, ThreadSlot, VmSlot};
 
 /// A thread that is held, not only named: reading through it fails once the thread is gone, even when
 /// another thread has got its id since.
@@ -79,6 +80,12 @@ pub trait Tracker {
 
     /// Ends the counting of a VM and frees its slots.
     fn untrack_vm(&self, vm: VmSlot);
+
+    /// Images on which a VM does I/O and that belong to no disk yet.
+    fn loose_images(&self, vm: VmSlot) -> Vec<(ImageSlot, ImageKey)>;
+
+    /// Forgets an image with all that was counted on it.
+    fn free_image(&self, image: ImageSlot);
 
     /// The VMs that are counted, with their process ids: after a restart, those to adopt or to end.
     fn tracked_vms(&self) -> Vec<(VmSlot, u32)>;

@@ -2,19 +2,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use super::{
-    AdminState, AutoStart, Change, ChangeEvent, DiskSize, Domain, DomainDisk, Hypervisor,
-    OperState, Registry, StorageMedia, VmProcess,
+    AdminState, AutoStart, Change, ChangeEvent, CountedBy, Disk, DiskSize, Domain, DomainDisk, Hypervisor,
+    OperState, Registry, StorageMedia, Vm, VmProcess,
     change::{Changes, is_down},
     compose::state_of,
+    images::{Images, SharedHooks},
     indexes::{Identity, Indexes},
 };
-use crate::counters::{DiskIo, DiskTotals, since_boot_ns};
+use crate::counters::{DiskIo, DiskTotals, Records, since_boot_ns};
 
 /// What is found of a VM may be ahead of what is told of it. So long after it was found, nothing more is expected.
 const LATE: Duration = Duration::from_secs(1);
@@ -32,6 +34,15 @@ pub struct Assembly {
     parts: Mutex<Parts>,
 }
 
+/// Asks another source about one VM.
+struct Ask<T>(Box<dyn Fn(T) + Send>);
+
+impl<T> fmt::Debug for Ask<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ask")
+    }
+}
+
 /// What is known.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -43,6 +54,12 @@ pub(super) struct Parts {
     pub(super) sizes: HashMap<[u8; 16], HashMap<String, DiskSize>>,
     /// Of domains that have a process.
     pub(super) totals: HashMap<[u8; 16], Totals>,
+    /// Has disks counted; `None` = nothing can count them.
+    pub(super) images: Option<Images>,
+    /// Has libvirt asked anew about a domain; must not wait.
+    ask_libvirt: Option<Ask<[u8; 16]>>,
+    /// Has a process looked at anew; must not wait.
+    look_at: Option<Ask<u32>>,
     /// libvirt answers, so that what it says of a state holds.
     pub(super) is_libvirt_live: bool,
     hypervisor: Hypervisor,
@@ -89,6 +106,9 @@ impl Assembly {
             domains: HashMap::new(),
             sizes: HashMap::new(),
             totals: HashMap::new(),
+            images: None,
+            ask_libvirt: None,
+            look_at: None,
             is_libvirt_live: false,
             hypervisor,
             changes: Changes::new(tell),
@@ -102,6 +122,26 @@ impl Assembly {
             has_new_disks: false,
         };
         Self { registry, shows_processes, parts: Mutex::new(parts) }
+    }
+
+    /// From now on disks are counted in these records.
+    pub fn count_images(&self, records: Arc<Records>, hooks: SharedHooks) {
+        self.parts().images = Some(Images::new(records, hooks));
+    }
+
+    /// Who asks libvirt about a domain, without waiting for the answer.
+    pub fn ask_libvirt_by(&self, ask: impl Fn([u8; 16]) + Send + 'static) {
+        self.parts().ask_libvirt = Some(Ask(Box::new(ask)));
+    }
+
+    /// Who looks at a process of which something has changed, soon.
+    pub fn look_by(&self, look: impl Fn(u32) + Send + 'static) {
+        self.parts().look_at = Some(Ask(Box::new(look)));
+    }
+
+    /// The kernel has begun to count an image of which nobody knew.
+    pub fn image_taken(&self) {
+        self.publish(&mut self.parts());
     }
 
     /// All VMs that are processes, and the online CPUs.
@@ -209,7 +249,8 @@ impl Assembly {
             }
             match domain {
                 Some(domain) => {
-                    parts.domains.insert(uuid, domain);
+                    let old = parts.domains.insert(uuid, domain);
+                    parts.look_at_disks(uuid, old.as_ref());
                 }
                 None => {
                     parts.domains.remove(&uuid);
@@ -233,7 +274,8 @@ impl Assembly {
         // What has become of those that were past it then is in the view.
         let unfollowed = unfollowed.filter(|at| *at > parts.composed).min();
         let expected = parts.expected.iter().filter(|(uuid, _)| !parts.under_way.contains(*uuid));
-        expected.map(|(_, until)| *until).chain(unfollowed).min()
+        let images = parts.images.as_ref().and_then(Images::due);
+        expected.map(|(_, until)| *until).chain(unfollowed).chain(images).min()
     }
 
     /// Tells what was found of VMs of which nothing more is told in time.
@@ -351,11 +393,14 @@ impl Assembly {
         }
     }
 
-    /// The domains with disks whose I/O QEMU may count.
+    /// The domains with disks whose I/O QEMU may count, and the kernel does not.
     pub fn domains_with_io(&self) -> Vec<[u8; 16]> {
         let parts = self.parts();
-        let has_io = |domain: &&Domain| domain.is_active && !domain.disks.is_empty();
-        parts.domains.values().filter(has_io).map(|domain| domain.uuid).collect()
+        let view = self.registry.view();
+        let is_uncounted = |disk: &Disk| matches!(disk.counted_by, CountedBy::Nobody(_));
+        let uncounted = view.vms.iter().filter(|vm| vm.disks.iter().any(is_uncounted));
+        let is_active = |uuid: &[u8; 16]| parts.domains.get(uuid).is_some_and(|d| d.is_active);
+        uncounted.filter_map(|vm| vm.uuid).filter(is_active).collect()
     }
 
     /// Publishes what was noted of disks, if it is seen only then.
@@ -407,6 +452,7 @@ impl Assembly {
         let vms = parts.compose(self.shows_processes, lost_before);
         parts.indexes.save();
         parts.has_new_disks = false;
+        parts.ask_about_images(&vms);
         if parts.is_libvirt_live && !is_first {
             // A process with a UUID may be of a domain that libvirt is about to tell of, or has told the end of.
             // What is already waited for is not found anew.
@@ -440,6 +486,31 @@ impl Parts {
             self.expected.entry(uuid).or_insert_with(|| Instant::now() + LATE);
         } else {
             self.expected.remove(&uuid);
+        }
+    }
+
+    /// Has a process looked at whose disks are others than before: what it has open is so, too.
+    fn look_at_disks(&self, uuid: [u8; 16], before: Option<&Domain>) {
+        if before.map(|domain| &domain.disks) == self.domains.get(&uuid).map(|now| &now.disks) {
+            return;
+        }
+        let its = self.processes.iter().filter(|process| process.uuid == Some(uuid));
+        for process in its {
+            if let Some(look_at) = &self.look_at {
+                look_at.0(process.pid);
+            }
+        }
+    }
+
+    /// Asks libvirt about VMs that do I/O on files of which it is not known what they are.
+    fn ask_about_images(&mut self, vms: &[Vm]) {
+        let Some(images) = &mut self.images else { return };
+        let wanted = images.end();
+        let Some(ask) = self.ask_libvirt.as_ref().filter(|_| self.is_libvirt_live) else { return };
+        for vm in vms.iter().filter(|vm| vm.slot.is_some_and(|slot| wanted.contains(&slot))) {
+            if let Some(uuid) = vm.uuid.filter(|uuid| self.domains.contains_key(uuid)) {
+                ask.0(uuid);
+            }
         }
     }
 

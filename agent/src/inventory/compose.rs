@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
-    AdminState, AutoStart, Disk, DiskSize, Domain, DomainDisk, DomainNic, Memory, Nic, OperState,
+    AdminState, AutoStart, CountedBy, Disk, DiskSize, Domain, DomainDisk, DomainNic, Memory, Nic, OperState,
     Persistence, Vcpu, Vm, VmProcess,
     assembly::{Parts, Totals},
+    images::Images,
     indexes::{Identity, Indexes, Part},
     interfaces::Interfaces,
 };
@@ -21,14 +22,19 @@ impl Parts {
         shows_processes: bool,
         lost_before: Option<Instant>,
     ) -> Vec<Vm> {
-        let Self { indexes, processes, domains, sizes, totals, had_process, migrating, .. } = self;
+        let Self {
+            indexes, processes, domains, sizes, totals, had_process, migrating, images, ..
+        } = self;
+        if let Some(images) = images {
+            images.begin();
+        }
         let host = Interfaces::default();
         let lost = |since: &Option<Instant>| since.is_some_and(|at| Some(at) <= lost_before);
         let unfollowed: HashSet<_> =
             had_process.iter().filter(|(_, since)| lost(since)).map(|(uuid, _)| *uuid).collect();
         let is_libvirt_live = self.is_libvirt_live;
         let mut rows =
-            Rows { indexes, sizes, totals, host, is_libvirt_live, unfollowed, migrating };
+            Rows { indexes, sizes, totals, images, host, is_libvirt_live, unfollowed, migrating };
         let mut of_uuid: HashMap<[u8; 16], Vec<&VmProcess>> = HashMap::new();
         for process in &*processes {
             if let Some(uuid) = process.uuid {
@@ -84,6 +90,7 @@ struct Rows<'a> {
     indexes: &'a mut Indexes,
     sizes: &'a HashMap<[u8; 16], HashMap<String, DiskSize>>,
     totals: &'a HashMap<[u8; 16], Totals>,
+    images: &'a mut Option<Images>,
     host: Interfaces,
     is_libvirt_live: bool,
     unfollowed: HashSet<[u8; 16]>,
@@ -123,7 +130,7 @@ impl Rows<'_> {
             }
             None => domain.vcpu_ids.iter().map(|&id| Vcpu { id, slot: None }).collect(),
         };
-        let disks = self.disks(identity, &domain.disks);
+        let disks = self.disks(identity, process, &domain.disks);
         let nics = self.nics(identity, &domain.nics);
         Vm {
             index,
@@ -150,8 +157,14 @@ impl Rows<'_> {
         }
     }
 
-    fn disks(&mut self, identity: Identity, told: &[DomainDisk]) -> Vec<Disk> {
-        let mut disks: Vec<Disk> = told.iter().map(|disk| self.disk(identity, disk)).collect();
+    fn disks(
+        &mut self,
+        identity: Identity,
+        process: Option<&VmProcess>,
+        told: &[DomainDisk],
+    ) -> Vec<Disk> {
+        let mut disks: Vec<Disk> =
+            told.iter().map(|disk| self.disk(identity, process, disk)).collect();
         disks.sort_by_key(|disk| disk.index);
         // Names are unique, but they are only text.
         disks.dedup_by_key(|disk| disk.index);
@@ -166,8 +179,18 @@ impl Rows<'_> {
         nics
     }
 
-    fn disk(&mut self, identity: Identity, disk: &DomainDisk) -> Disk {
+    fn disk(
+        &mut self,
+        identity: Identity,
+        process: Option<&VmProcess>,
+        disk: &DomainDisk,
+    ) -> Disk {
         let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
+        let counted_by = match (&mut *self.images, process) {
+            (_, None) => CountedBy::Nobody("the VM does not run".to_owned()),
+            (None, _) => CountedBy::Nobody("there are no probes".to_owned()),
+            (Some(images), Some(process)) => images.count(process, index, disk),
+        };
         let (size, totals) = match identity {
             Identity::Uuid(uuid) => (
                 self.sizes.get(&uuid).and_then(|sizes| sizes.get(&disk.target)).copied(),
@@ -186,6 +209,7 @@ impl Rows<'_> {
             bus: disk.bus.clone(),
             size: size.unwrap_or(disk.size),
             totals,
+            counted_by,
         }
     }
 
@@ -228,7 +252,7 @@ impl Rows<'_> {
             pid: Some(process.pid),
             slot: process.slot,
             vcpus: process.vcpus.clone(),
-            disks: self.disks(identity, &process.devices.disks),
+            disks: self.disks(identity, Some(process), &process.devices.disks),
             nics: self.nics(identity, &process.devices.nics),
         }
     }

@@ -7,6 +7,7 @@
 mod assembly;
 mod change;
 mod compose;
+mod images;
 mod indexes;
 mod interfaces;
 #[cfg(feature = "libvirt")]
@@ -18,10 +19,13 @@ mod source;
 
 pub use assembly::Assembly;
 pub use change::{Change, ChangeEvent};
+pub use images::{CountedBy, SharedHooks};
 pub use model::{
     AdminState, AutoStart, Disk, DiskSize, Hypervisor, Inventory, Memory, Nic, OperState,
     Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
 };
 pub use registry::Registry;
 use source::mac;
-pub use source::{Domain, DomainDisk, DomainNic, VmProcess};
+pub use source::{
+    Domain, DomainDisk, DomainNic, FileIdentity, OpenFile, Submission, VmProcess,
+};

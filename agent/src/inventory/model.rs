@@ -1,6 +1,7 @@
 //! The immutable view of the VMs that readers see. A change makes a new one, which replaces the old
 //! one in one swap.
 
+use super::CountedBy;
 use crate::counters::{DiskTotals, ThreadSlot, VmSlot};
 use crate::snmp::Oid;
 
@@ -115,7 +116,9 @@ pub struct Disk {
     pub bus: String,
     /// The size columns.
     pub size: DiskSize,
-    /// What the hypervisor counts of its I/O; `None` = nobody counts it.
+    /// Where the kernel counts its I/O.
+    pub counted_by: CountedBy,
+    /// What the hypervisor counts of its I/O, where the kernel does not; `None` = nothing.
     pub totals: Option<DiskTotals>,
 }
 

@@ -1,5 +1,10 @@
 //! What the sources tell of VMs: processes, and domains of libvirt.
 
+use kvmeter_common::ImageKey;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx,
+};
+
 use super::{
     AdminState, AutoStart, DiskSize, Memory, OperState, Persistence, StorageAccess, StorageMedia,
     StorageSource, Vcpu, indexes::Identity, procfs::Devices,
@@ -31,8 +36,76 @@ pub struct VmProcess {
     pub vcpus: Vec<Vcpu>,
     /// By its command line.
     pub devices: Devices,
+    /// The regular files and block devices that it has open.
+    pub files: Vec<OpenFile>,
+    /// Whether it has a ring of io_uring.
+    pub has_io_uring: bool,
     /// Whether it holds a VM of KVM.
     pub has_kvm: bool,
+}
+
+/// A regular file or block device that a process has open.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OpenFile {
+    /// As the kernel has it for the process.
+    pub path: String,
+    /// Which file it is, as stat(2) tells.
+    pub identity: FileIdentity,
+    /// Number of the mount.
+    pub mount: u64,
+    /// The device under which the kernel has it: of a block device its own, of a file that of its filesystem.
+    pub device: u32,
+    /// It is a block device.
+    pub is_block_device: bool,
+    /// It is open with `O_DIRECT`.
+    pub is_direct: bool,
+    /// Direct I/O on it is iomap's.
+    pub has_iomap: bool,
+}
+
+/// A file as stat(2) tells one from another: by what it is, not by its name.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct FileIdentity {
+    /// Of a block device its own number, of a file that of its filesystem, as [`kernel_device`](Self::kernel_device).
+    pub device: u32,
+    /// Inode number; of a block device [`ImageKey::NO_FILE`].
+    pub file: u64,
+}
+
+impl FileIdentity {
+    /// A regular file or block device; `None` = it is neither.
+    #[must_use]
+    pub fn of(found: &Statx) -> Option<(FileType, Self)> {
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
+        let identity = match kind {
+            FileType::RegularFile => Self {
+                device: Self::kernel_device(found.stx_dev_major, found.stx_dev_minor),
+                file: found.stx_ino,
+            },
+            FileType::BlockDevice => Self {
+                device: Self::kernel_device(found.stx_rdev_major, found.stx_rdev_minor),
+                file: ImageKey::NO_FILE,
+            },
+            _ => return None,
+        };
+        Some((kind, identity))
+    }
+
+    /// Of the file at a path, as far as the kernel knows it without asking a disk or a server.
+    #[must_use]
+    pub fn at(path: &str) -> Option<Self> {
+        let place = OFlags::PATH | OFlags::CLOEXEC;
+        let found = openat2(CWD, path, place, Mode::empty(), ResolveFlags::CACHED).ok()?;
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let found = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO).ok()?;
+        Self::of(&found).map(|(_, identity)| identity)
+    }
+
+    /// A device number as the kernel keeps it: `major << 20 | minor`.
+    #[must_use]
+    pub const fn kernel_device(major: u32, minor: u32) -> u32 {
+        major << 20 | minor
+    }
 }
 
 /// A VM as libvirt knows it, running or not.
@@ -82,6 +155,37 @@ pub struct DomainDisk {
     pub media: StorageMedia,
     pub bus: String,
     pub size: DiskSize,
+    /// Other images that belong to it: those below it in its backing chain, and one that it is copied to.
+    pub others: Vec<String>,
+    /// How its requests are handed to the kernel.
+    pub submission: Submission,
+}
+
+/// How a VMM hands its requests to the kernel, where that was said.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Submission {
+    /// It was not said.
+    #[default]
+    Unknown,
+    /// By threads that make system calls.
+    Threads,
+    /// io_submit(2).
+    Native,
+    /// io_uring(7).
+    IoUring,
+}
+
+impl Submission {
+    /// By the word of QEMU and libvirt.
+    #[must_use]
+    pub fn of(word: &str) -> Self {
+        match word {
+            "threads" => Self::Threads,
+            "native" => Self::Native,
+            "io_uring" => Self::IoUring,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 /// A network interface of a [`Domain`].

@@ -1,8 +1,8 @@
 //! vmStorageTable.
 
 use crate::{
-    counters::DiskIo,
-    inventory::{Disk, StorageSource},
+    counters::{DiskIo, Readings},
+    inventory::{CountedBy, Disk, StorageSource},
     snmp::Value,
 };
 
@@ -126,7 +126,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many read requests were made on this disk. The count can begin anew when the \
             hypervisor is initialised and when vmAdminState changes.",
-        Getter::Disk(|_, row| io(row, |io| io.reads)),
+        Getter::Disk(|view, row| io(view.readings, row, |io| io.reads)),
     ),
     Object::read_only(
         14,
@@ -134,7 +134,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many write requests were made on this disk. The count can begin anew when the \
             hypervisor is initialised and when vmAdminState changes.",
-        Getter::Disk(|_, row| io(row, |io| io.writes)),
+        Getter::Disk(|view, row| io(view.readings, row, |io| io.writes)),
     ),
     Object::read_only(
         15,
@@ -142,7 +142,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many octets were read from this disk. The count can begin anew when the hypervisor \
             is initialised and when vmAdminState changes.",
-        Getter::Disk(|_, row| io(row, |io| io.read_octets)),
+        Getter::Disk(|view, row| io(view.readings, row, |io| io.read_octets)),
     ),
     Object::read_only(
         16,
@@ -150,7 +150,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many octets were written to this disk. The count can begin anew when the hypervisor \
             is initialised and when vmAdminState changes.",
-        Getter::Disk(|_, row| io(row, |io| io.write_octets)),
+        Getter::Disk(|view, row| io(view.readings, row, |io| io.write_octets)),
     ),
     Object::read_only(
         17,
@@ -159,7 +159,7 @@ const COLUMNS: &[Object] = &[
         "The microseconds between the arrival and the end of each read request, summed over all \
             of them. The count can begin anew when the hypervisor is initialised and when \
             vmAdminState changes.",
-        Getter::Disk(|_, row| io(row, |io| microseconds(io.read_ns))),
+        Getter::Disk(|view, row| io(view.readings, row, |io| microseconds(io.read_ns))),
     ),
     Object::read_only(
         18,
@@ -168,15 +168,20 @@ const COLUMNS: &[Object] = &[
         "The microseconds between the arrival and the end of each write request, summed over all \
             of them. The count can begin anew when the hypervisor is initialised and when \
             vmAdminState changes.",
-        Getter::Disk(|_, row| io(row, |io| microseconds(io.write_ns))),
+        Getter::Disk(|view, row| io(view.readings, row, |io| microseconds(io.write_ns))),
     ),
 ];
 
 /// A count of the disk's I/O; absent where nobody counts it.
-fn io<'a>(row: DiskRow<'a>, read: fn(DiskIo) -> u64) -> Option<Value<'a>> {
-    let io = match &row.disk.totals {
-        Some(totals) => totals.read(),
-        None => is_down(row.vm).then(DiskIo::default)?,
+fn io<'a>(
+    readings: &dyn Readings,
+    row: DiskRow<'a>,
+    read: fn(DiskIo) -> u64,
+) -> Option<Value<'a>> {
+    let io = match (&row.disk.counted_by, &row.disk.totals) {
+        (CountedBy::Kernel(images, _), _) => readings.disk_io(images)?,
+        (CountedBy::Nobody(_), Some(totals)) => totals.read(),
+        (CountedBy::Nobody(_), None) => is_down(row.vm).then(DiskIo::default)?,
     };
     Some(Value::Counter64(read(io)))
 }

@@ -6,7 +6,7 @@ mod report;
 use std::{
     io,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     counters::{Records, Registration, since_boot_ns},
     inventory::{
-        Assembly, Hypervisor, Registry,
+        Assembly, Hypervisor, Registry, SharedHooks,
         procfs::{Counted, Procfs, ProcfsError},
     },
     mib::{self, Switches},
@@ -60,6 +60,7 @@ pub enum RunError {
 /// What the probes gave, or why there are none.
 struct Counting {
     records: Option<Arc<Records>>,
+    image_hooks: Option<SharedHooks>,
     hooks: Vec<HookState>,
     adopted: bool,
 }
@@ -93,6 +94,9 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         &config.state.dir,
         Box::new(move |change| sink.note(change)),
     ));
+    if let (Some(records), Some(hooks)) = (&counting.records, &counting.image_hooks) {
+        assembly.count_images(Arc::clone(records), Arc::clone(hooks));
+    }
     // Also where only libvirt's domains are served: their processes are what is counted.
     let procfs = Procfs::start(Arc::clone(&assembly), counted)?;
     let libvirt = start_libvirt(config, &assembly);
@@ -165,20 +169,21 @@ fn begin_to_count(pin_dir: &Path) -> (Counting, Option<Events>) {
         Ok((probe, records))
     });
     match started {
-        Ok((Probe { events, hooks, adopted, .. }, records)) => {
+        Ok((Probe { events, hooks, image_hooks, adopted, .. }, records)) => {
             for state in &hooks {
                 if let Some(failure) = &state.failure {
                     warn!(hook = state.hook.name, lost = state.hook.purpose, "not live: {failure}");
                 }
             }
             let records = Some(Arc::new(records));
-            (Counting { records, hooks, adopted }, Some(events))
+            let image_hooks = Some(Arc::new(Mutex::new(image_hooks)));
+            (Counting { records, image_hooks, hooks, adopted }, Some(events))
         }
         Err(error) => {
             let error = with_causes(&error);
             warn!("VMs are served without counters: {error}. `kvmeter check` says more");
             let hooks = HOOKS.map(|hook| HookState { hook, failure: Some(error.clone()) }).to_vec();
-            (Counting { records: None, hooks, adopted: false }, None)
+            (Counting { records: None, image_hooks: None, hooks, adopted: false }, None)
         }
     }
 }

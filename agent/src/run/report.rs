@@ -3,7 +3,7 @@
 #[cfg(feature = "libvirt")]
 use std::time::UNIX_EPOCH;
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -15,13 +15,13 @@ use crate::inventory::libvirt;
 use crate::{
     agentx::{Phase, Statistics},
     config::Config,
-    counters::{NotCounted, Readings, Records},
-    inventory::{self, Assembly, Registry, procfs},
+    counters::{self, NotCounted, Readings, Records},
+    inventory::{self, Assembly, CountedBy, Registry, procfs},
     notify,
     status::{
         Source,
         model::{
-            Agentx, Disk, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
+            Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
             SessionState, SourceState, Vcpu, Vm,
         },
     },
@@ -91,11 +91,15 @@ impl Reporter {
     }
 
     fn probe(&self) -> Probe {
-        let Counting { records, hooks, adopted } = &self.counting;
+        let Counting { records, image_hooks, hooks, adopted } = &self.counting;
+        let of_images = image_hooks.as_ref().map_or_else(Vec::new, |hooks| {
+            hooks.lock().unwrap_or_else(PoisonError::into_inner).states()
+        });
         Probe {
             mode: if records.is_some() { ProbeMode::Ebpf } else { ProbeMode::Degraded },
             hooks: hooks
                 .iter()
+                .chain(&of_images)
                 .map(|state| Hook {
                     name: state.hook.name.to_owned(),
                     live: state.failure.is_none(),
@@ -105,6 +109,7 @@ impl Reporter {
             adopted: *adopted,
             pin_dir: self.config.probe.pin_dir.display().to_string(),
             events_lost: records.as_ref().map_or(0, |records| records.events_lost()),
+            uncounted_requests: records.as_ref().map_or(0, |records| records.uncounted_requests()),
             unrecorded_threads: records.as_ref().map_or(0, |records| records.unrecorded()),
         }
     }
@@ -168,7 +173,7 @@ impl Reporter {
             state: vm.oper_state.name().to_owned(),
             cpu_ns: vm.slot.and_then(|slot| records?.vm_time_ns(slot)),
             vcpus: vm.vcpus.iter().map(|vcpu| reading(*vcpu, records)).collect(),
-            disks: vm.disks.iter().map(disk).collect(),
+            disks: vm.disks.iter().map(|of| disk(of, records)).collect(),
         }
     }
 }
@@ -189,11 +194,43 @@ impl Source for Reporter {
     }
 }
 
-fn disk(disk: &inventory::Disk) -> Disk {
-    Disk {
+fn disk(disk: &inventory::Disk, records: Option<&Records>) -> Disk {
+    let mut told = Disk {
         index: disk.index,
         target: disk.target.clone(),
-        counted_by: disk.totals.as_ref().map(|_| "hypervisor".to_owned()),
+        counted_by: None,
+        why: None,
+        read: None,
+        write: None,
+    };
+    match &disk.counted_by {
+        CountedBy::Kernel(images, method) => {
+            told.counted_by = Some(method.name().to_owned());
+            if let Some(records) = records {
+                let io = records.image_io(images);
+                let [read, write] = records.image_requests(images);
+                told.read = Some(requests(io.reads, io.read_octets, io.read_ns, &read));
+                told.write = Some(requests(io.writes, io.write_octets, io.write_ns, &write));
+            }
+        }
+        CountedBy::Nobody(why) => {
+            told.counted_by = disk.totals.as_ref().map(|_| "hypervisor".to_owned());
+            told.why = Some(why.clone());
+        }
+    }
+    told
+}
+
+fn requests(requests: u64, octets: u64, latency_ns: u64, more: &counters::Requests) -> DiskRequests {
+    let quantile = |quantile| more.latencies.value_at_quantile(quantile) / 1000;
+    DiskRequests {
+        requests,
+        octets,
+        errors: more.errors,
+        latency_ns,
+        p50_us: quantile(0.5),
+        p99_us: quantile(0.99),
+        p999_us: quantile(0.999),
     }
 }
 

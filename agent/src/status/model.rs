@@ -120,6 +120,8 @@ pub struct Probe {
     pub events_lost: u64,
     /// Threads of VMs for which there is no record; their time is missing in the VM's total.
     pub unrecorded_threads: u64,
+    /// Requests of disks for which there was no record, or too many under way.
+    pub uncounted_requests: u64,
 }
 
 /// How counters come to be.
@@ -205,6 +207,31 @@ pub struct Disk {
     pub index: u32,
     /// What the guest knows it by, such as `vda`.
     pub target: String,
-    /// Where its I/O is counted, such as `dio`; `None` = nowhere.
+    /// What counts its I/O: `dio`, `bdev`, `syscall` or `io_uring`, in the kernel, or `hypervisor`; `None` = nothing.
     pub counted_by: Option<String>,
+    /// Why the kernel does not count it; `None` where it does.
+    pub why: Option<String>,
+    /// What was read, where the kernel counts.
+    pub read: Option<DiskRequests>,
+    /// What was written, where the kernel counts.
+    pub write: Option<DiskRequests>,
+}
+
+/// Requests on a disk in one direction.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DiskRequests {
+    /// Requests that were done.
+    pub requests: u64,
+    /// Octets that they moved.
+    pub octets: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Time that they took together in ns.
+    pub latency_ns: u64,
+    /// Half of them took no longer; in µs, as the next two, with an error of an eighth at most.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer.
+    pub p99_us: u64,
+    /// 999 of 1,000 took no longer.
+    pub p999_us: u64,
 }

@@ -3,7 +3,9 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-use super::model::{Agentx, Hook, Probe, ProbeMode, Report, SessionState, SourceState, Vcpu, Vm};
+use super::model::{
+    Agentx, DiskRequests, Hook, Probe, ProbeMode, Report, SessionState, SourceState, Vcpu, Vm,
+};
 
 /// More vCPUs than this are only counted, not listed.
 const VCPUS_LISTED: usize = 64;
@@ -43,6 +45,7 @@ impl fmt::Display for Text<'_> {
         if vms.iter().any(|vm| !vm.disks.is_empty()) {
             f.write_char('\n')?;
             disks(vms).fmt(f)?;
+            remarks(f, vms)?;
         }
         Ok(())
     }
@@ -97,8 +100,8 @@ fn programs(f: &mut fmt::Formatter<'_>, probe: &Probe) -> fmt::Result {
     }
     writeln!(
         f,
-        "        {} events lost, {} threads without a record",
-        probe.events_lost, probe.unrecorded_threads
+        "        {} events lost, {} threads without a record, {} requests of disks not counted",
+        probe.events_lost, probe.unrecorded_threads, probe.uncounted_requests
     )
 }
 
@@ -183,20 +186,59 @@ fn vcpus(vms: &[Vm]) -> Table<7> {
     table
 }
 
-fn disks(vms: &[Vm]) -> Table<4> {
+fn disks(vms: &[Vm]) -> Table<12> {
+    use Align::{Left, Right};
     let mut table = Table::new(
-        ["VM", "DISK", "TARGET", "COUNTED-BY"],
-        [Align::Right, Align::Right, Align::Left, Align::Left],
+        [
+            "VM", "DISK", "TARGET", "COUNTED-BY", "READS", "P50-US", "P99-US", "P99.9-US", "WRITES",
+            "P50-US", "P99-US", "P99.9-US",
+        ],
+        [Right, Right, Left, Left, Right, Right, Right, Right, Right, Right, Right, Right],
     );
     for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
+        let [reads, writes] = [disk.read, disk.write].map(|told| {
+            let cell = |of: fn(DiskRequests) -> u64| number(told.map(of));
+            [
+                cell(|told| told.requests),
+                cell(|told| told.p50_us),
+                cell(|told| told.p99_us),
+                cell(|told| told.p999_us),
+            ]
+        });
+        let [reads, read_p50, read_p99, read_p999] = reads;
+        let [writes, write_p50, write_p99, write_p999] = writes;
         table.row([
             vm.index.to_string(),
             disk.index.to_string(),
             disk.target.clone(),
             disk.counted_by.clone().unwrap_or_else(|| "-".to_owned()),
+            reads,
+            read_p50,
+            read_p99,
+            read_p999,
+            writes,
+            write_p50,
+            write_p99,
+            write_p999,
         ]);
     }
     table
+}
+
+/// Why the kernel does not count disks, and how many requests have failed.
+fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
+    for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
+        let (index, target) = (vm.index, Printable(&disk.target));
+        if let Some(why) = &disk.why {
+            writeln!(f, "{target} of VM {index} is not counted in the kernel: {}", Printable(why))?;
+        }
+        let errors = |told: Option<DiskRequests>| told.map_or(0, |told| told.errors);
+        let (reads, writes) = (errors(disk.read), errors(disk.write));
+        if reads + writes > 0 {
+            writeln!(f, "{target} of VM {index}: {reads} reads and {writes} writes have failed")?;
+        }
+    }
+    Ok(())
 }
 
 fn number(value: Option<u64>) -> String {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvmeter::{
-    counters::{Readings, ThreadSlot, VmSlot},
+    counters::{DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot},
     inventory::{AdminState, AutoStart, Memory, OperState, Persistence, Vcpu, Vm, VmIndex},
 };
 
@@ -44,6 +44,12 @@ impl Readings for FixedReadings {
             1 => Some(true),
             _ => Some(false),
         }
+    }
+
+    fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo> {
+        self.count();
+        let reads = u64::from(images.first()?.0);
+        Some(DiskIo { reads, write_ns: reads * 1000, ..DiskIo::default() })
     }
 
     fn since_boot_ns(&self) -> u64 {

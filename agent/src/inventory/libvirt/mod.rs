@@ -149,6 +149,13 @@ pub fn start(
     let statistics = Arc::new(Statistics::default());
     statistics.state().lost = Some(SystemTime::now());
     let of_source = Arc::clone(&statistics);
+    let to_ask = Arc::clone(&statistics);
+    assembly.ask_libvirt_by(move |uuid| {
+        if let Some(source) = to_ask.source() {
+            // A source that has ended takes all domains anew when it begins again.
+            let _ = source.send(Event::Changed(uuid));
+        }
+    });
     let looks_out = Cell::new(false);
     let source = Source { uri, block_statistics, assembly, statistics: of_source, looks_out };
     thread::Builder::new().name("libvirt".to_owned()).spawn(move || source.run())?;

@@ -4,12 +4,15 @@
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::super::{
-    DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource, mac,
+    DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource, Submission,
+    mac,
 };
 
 /// The longest text that is looked at, and the most elements in it. A domain with a thousand disks has less.
 const MAX_LEN: usize = 4 << 20;
 const MAX_NODES: u32 = 200_000;
+/// QEMU takes no longer backing chain.
+const MAX_CHAIN: usize = 200;
 
 /// What is told, and nothing that is not.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -153,7 +156,25 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
         bus: target.attribute("bus").unwrap_or_default().to_owned(),
         // libvirt is asked for it apart.
         size: DiskSize::default(),
+        others: others(node),
+        submission: Submission::of(
+            child(node, "driver").and_then(|driver| driver.attribute("io")).unwrap_or_default(),
+        ),
     })
+}
+
+/// The images of a disk beside its first, however deep they lie.
+fn others(disk: Node<'_, '_>) -> Vec<String> {
+    let is_other = |node: &Node<'_, '_>| {
+        node.has_tag_name("backingStore") || node.has_tag_name("mirror")
+    };
+    disk.descendants()
+        .filter(is_other)
+        .filter_map(|node| child(node, "source"))
+        .filter_map(|source| source.attribute("file").or_else(|| source.attribute("dev")))
+        .take(MAX_CHAIN)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// `rbd:pool/image@host:6789`

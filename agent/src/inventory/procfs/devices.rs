@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use super::{
-    super::{DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource, mac},
+    super::{
+        DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource, Submission, mac,
+    },
     command_line::{Fields, Vmm, fields, options},
 };
 
@@ -187,6 +189,7 @@ fn drive(fields: &Fields) -> Option<DomainDisk> {
     let is_read_only =
         is_optical || is_on(get(fields, "readonly").or_else(|| get(fields, "read-only")));
     let mut disk = disk(&name, path, format, is_read_only);
+    disk.submission = Submission::of(get(fields, "aio").unwrap_or_default());
     disk.bus = if bus == "none" { String::new() } else { bus.to_owned() };
     disk.media = match bus {
         _ if is_optical => StorageMedia::OpticalDisk,
@@ -215,8 +218,25 @@ fn node_disk(
     let is_optical = driver.contains("cd");
     let mut disk = disk(name, path, format, is_optical || is_on(get(node, "read-only")));
     disk.media = if is_optical { StorageMedia::OpticalDisk } else { StorageMedia::HardDisk };
+    let submission = [Some(node), below].into_iter().flatten().find_map(|node| get(node, "aio"));
+    disk.submission = Submission::of(submission.unwrap_or_default());
+    disk.others = backing_chain(node, nodes);
     disk.bus = driver.split('-').next().unwrap_or_default().to_owned();
     disk
+}
+
+/// The files of the nodes below one, each named by the one above.
+fn backing_chain(node: &Fields, nodes: &HashMap<&str, &Fields>) -> Vec<String> {
+    let named = |node: &Fields, key: &str| get(node, key).and_then(|name| nodes.get(name)).copied();
+    let below = std::iter::successors(named(node, "backing"), |node| named(node, "backing"));
+    below
+        .take(MAX_DEVICES)
+        .filter_map(|node| {
+            let file = named(node, "file");
+            let path = |node| get(node, "filename").or_else(|| get(node, "file.filename"));
+            [Some(node), file].into_iter().flatten().find_map(path).map(str::to_owned)
+        })
+        .collect()
 }
 
 /// A disk whose source is told apart by its path alone: `rbd:…`, `/dev/…`, or a file.
@@ -241,6 +261,8 @@ fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk 
         media: StorageMedia::HardDisk,
         bus: String::new(),
         size: DiskSize::default(),
+        others: Vec::new(),
+        submission: Submission::Unknown,
     }
 }
 

@@ -7,11 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kvmeter_common::ImageKey;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{Vcpu, VmProcess},
+    super::{OpenFile, Vcpu, VmProcess},
     SharedTracker,
     command_line::Description,
     process::{self, Thread},
@@ -133,7 +134,10 @@ impl Machines {
         let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
         let settled = self.known.get(&pid).filter(|known| known.is_settled);
         let told = settled.map(|known| (known.vm.start_ticks, &known.described));
-        let scan = match scan::vm(&self.roots, pid, told) {
+        let files = self.known.get(&pid).map_or(&[][..], |known| &known.vm.files);
+        let loose = slot_before.zip(self.tracker.as_ref());
+        let loose = loose.map_or_else(Vec::new, |(slot, tracker)| tracker.loose_images(slot));
+        let scan = match scan::vm(&self.roots, pid, told, files) {
             Ok(Some(scan)) => scan,
             Ok(None) => {
                 self.end(pid);
@@ -172,6 +176,18 @@ impl Machines {
             self.known.insert(pid, machine);
         }
         let slot = slot_before.or_else(|| self.track_vm(pid));
+        if let Some(tracker) = &self.tracker {
+            // What was closed before it was known what it is.
+            let open = |key: &ImageKey| {
+                let same = |file: &OpenFile| {
+                    (file.device, file.identity.file) == (key.device, key.file)
+                };
+                scan.vm.files.iter().any(same)
+            };
+            for (image, _) in loose.iter().filter(|(_, key)| !open(key)) {
+                tracker.free_image(*image);
+            }
+        }
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
         let Scan { mut vm, vcpus, described, .. } = scan;
         vm.slot = slot;

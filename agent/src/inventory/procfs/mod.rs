@@ -12,6 +12,7 @@
 
 mod command_line;
 mod devices;
+mod files;
 mod machines;
 mod memory;
 mod process;
@@ -32,6 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::Receiver;
 use kvmeter_common::EventKind;
 use thiserror::Error;
 use tracing::{debug, error, warn};
@@ -109,6 +111,14 @@ impl Procfs {
         let failed = |what| move |source| ProcfsError::Watch { what, source };
         let watch = Watch::new().map_err(failed("epoll"))?;
         let stop = watch.stop().map_err(failed("eventfd"))?;
+        let (sender, asked) = crossbeam_channel::unbounded();
+        let wake = watch.asked().map_err(failed("eventfd"))?;
+        assembly.look_by(move |pid| {
+            if sender.send(pid).is_ok() {
+                // It fails only for a counter that is full, and then the source is awake.
+                let _ = rustix::io::write(&wake, &1_u64.to_ne_bytes());
+            }
+        });
         let uevents = uevent::open().map_err(failed("the netlink socket of uevents"))?;
         watch.add(uevents.as_fd(), Ready::Uevents).map_err(failed("uevents"))?;
         let (events, records, tracker) = match counted {
@@ -124,6 +134,7 @@ impl Procfs {
         let mut source = Source {
             assembly,
             watch,
+            asked,
             uevents,
             events,
             records,
@@ -134,6 +145,7 @@ impl Procfs {
             lost: 0,
             full_due: None,
             full_last: Instant::now(),
+            image_taken: false,
         };
         source.lost = source.events_lost();
         source.look_at_all().map_err(ProcfsError::Procfs)?;
@@ -173,6 +185,8 @@ pub fn read_command_line(octets: &[u8]) {
 struct Source {
     assembly: Arc<Assembly>,
     watch: Watch,
+    /// Processes that somebody wants looked at.
+    asked: Receiver<u32>,
     uevents: OwnedFd,
     events: Option<Events>,
     records: Option<Arc<Records>>,
@@ -183,6 +197,8 @@ struct Source {
     lost: u64,
     full_due: Option<Instant>,
     full_last: Instant,
+    /// There are images of which nobody has been told.
+    image_taken: bool,
 }
 
 impl Source {
@@ -208,11 +224,15 @@ impl Source {
                     Ready::Events => self.take_events(),
                     Ready::Uevents => self.take_uevents(),
                     Ready::End(pid) => self.end(pid),
+                    Ready::Asked => self.take_asked(),
                     Ready::Stop => {}
                 }
             }
             self.look_at_due();
             self.publish();
+            if std::mem::take(&mut self.image_taken) {
+                self.assembly.image_taken();
+            }
             if settle.is_some_and(|settle| settle <= Instant::now()) {
                 self.assembly.settle();
             }
@@ -231,7 +251,10 @@ impl Source {
                     self.machines.begin_end(event.tgid);
                     self.assembly.crashed(event.tgid);
                 }
-                Some(EventKind::ImageTaken) => self.schedule.urgent(event.tgid, now),
+                Some(EventKind::ImageTaken) => {
+                    self.schedule.urgent(event.tgid, now);
+                    self.image_taken = true;
+                }
                 Some(EventKind::ThreadsChanged) => self.schedule.changed(event.tgid, now),
                 Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
                     self.schedule.urgent(event.tgid, now);
@@ -243,6 +266,14 @@ impl Source {
         if lost != self.lost {
             self.lost = lost;
             self.look_at_all_soon(now);
+        }
+    }
+
+    fn take_asked(&mut self) {
+        self.watch.take_asked();
+        let now = Instant::now();
+        for pid in self.asked.try_iter() {
+            self.schedule.born(pid, now);
         }
     }
 

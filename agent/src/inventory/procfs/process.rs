@@ -13,7 +13,7 @@ use rustix::fs::{
     openat2, readlinkat, statx,
 };
 
-use super::super::DiskSize;
+use super::super::{DiskSize, FileIdentity};
 use crate::counters::{HeldThread, RunState, Schedstat};
 
 /// No file of procfs that is read here is longer, but for a hostile command line, which is cut.
@@ -53,6 +53,15 @@ pub(super) struct Stat {
     pub(super) cpu: u32,
     /// Field 41: its scheduling policy (sched(7)).
     pub(super) policy: u64,
+}
+
+/// What `/proc/PID/fdinfo` tells of a descriptor (proc(5)).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct DescriptorInfo {
+    /// As open(2) was given them.
+    pub(super) flags: u32,
+    /// Number of the mount.
+    pub(super) mount: u64,
 }
 
 impl Process {
@@ -116,6 +125,23 @@ impl Process {
         // statx(2): blocks of 512 octets
         let allocated = found.stx_blocks.saturating_mul(512);
         Ok(DiskSize { defined: Some(found.stx_size), allocated: Some(allocated) })
+    }
+
+    /// Which regular file or block device a descriptor is of, as far as the kernel knows it without asking a server.
+    pub(super) fn identity_of_descriptor(
+        &self,
+        number: u32,
+    ) -> io::Result<Option<(FileType, FileIdentity)>> {
+        let wanted = StatxFlags::TYPE | StatxFlags::INO;
+        let link = format!("fd/{number}");
+        let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
+        Ok(FileIdentity::of(&found))
+    }
+
+    /// What `/proc/PID/fdinfo/NUMBER` tells.
+    pub(super) fn descriptor_info(&self, number: u32) -> io::Result<DescriptorInfo> {
+        let name = format!("fdinfo/{number}");
+        parse_descriptor_info(&self.read(&name)?).ok_or_else(|| malformed("fdinfo"))
     }
 
     /// The threads, ascending. Those that end meanwhile are left out.
@@ -204,6 +230,17 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
+fn parse_descriptor_info(text: &[u8]) -> Option<DescriptorInfo> {
+    let text = std::str::from_utf8(text).ok()?;
+    let field = |name: &str| {
+        text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+    };
+    Some(DescriptorInfo {
+        flags: u32::from_str_radix(field("flags")?, 8).ok()?,
+        mount: field("mnt_id")?.parse().ok()?,
+    })
+}
+
 fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
@@ -250,12 +287,19 @@ mod tests {
         );
     }
 
+    #[test]
+    fn flags_are_octal() {
+        let info = parse_descriptor_info(b"pos:\t0\nflags:\t0140002\nmnt_id:\t25\nino:\t12\n");
+        assert_eq!(info, Some(DescriptorInfo { flags: 0o140_002, mount: 25 }));
+        assert_eq!(parse_descriptor_info(b"flags:\t9\nmnt_id:\t25\n"), None);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn no_octets_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse_stat(&text);
+            let _ = (parse_stat(&text), parse_descriptor_info(&text));
         }
     }
 }

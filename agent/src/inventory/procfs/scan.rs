@@ -9,9 +9,9 @@ use std::{
 use rustix::param::clock_ticks_per_second;
 
 use super::{
-    super::{Memory, VmProcess},
+    super::{Memory, OpenFile, VmProcess},
     command_line::{self, Description, Vmm},
-    devices, memory,
+    devices, files, memory,
     process::{Process, Thread},
     vcpus,
 };
@@ -47,13 +47,18 @@ pub(super) struct Scan {
 /// that would wait for a process that is stuck while it changes its memory.
 pub(super) type Told<'a> = Option<(u64, &'a Description)>;
 
-/// The VM that a process runs; `None` = it is none, or gone.
+/// The VM that a process runs; `None` = it is none, or gone. `known` are the files that it had open before.
 ///
 /// # Errors
 ///
 /// When that cannot be found out.
-pub(super) fn vm(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
-    match look(roots, pid, told) {
+pub(super) fn vm(
+    roots: &Roots,
+    pid: u32,
+    told: Told<'_>,
+    known: &[OpenFile],
+) -> io::Result<Option<Scan>> {
+    match look(roots, pid, told, known) {
         Err(error) if is_gone(&error) => Ok(None),
         looked => looked,
     }
@@ -64,10 +69,15 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(no_such_process)
 }
 
-fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
+fn look(
+    roots: &Roots,
+    pid: u32,
+    told: Told<'_>,
+    known: &[OpenFile],
+) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let (mut vm_fds, mut vcpu_fds) = (Vec::new(), BTreeMap::new());
-    let mut open = HashMap::new();
+    let (mut open, mut has_io_uring) = (Vec::new(), false);
     for (fd, target) in process.descriptors()? {
         if target == "anon_inode:kvm-vm" {
             vm_fds.push(fd);
@@ -75,8 +85,10 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
             && let Ok(id) = id.parse()
         {
             vcpu_fds.insert(fd, id);
+        } else if target == "anon_inode:[io_uring]" {
+            has_io_uring = true;
         } else if target.starts_with('/') {
-            open.insert(target, fd);
+            open.push((fd, target));
         }
     }
     let stat = process.stat()?;
@@ -117,8 +129,10 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
     let cpus = [vcpus.len(), vcpu_fds.len()].into_iter().find(|&seen| seen > 0);
     let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
     let cpus = cpus.or(described.cpus).unwrap_or(0);
+    let by_path: HashMap<&str, u32> = open.iter().map(|(fd, path)| (path.as_str(), *fd)).collect();
     let mut devices = described.devices.clone();
-    devices.measure(|path| process.size_of_descriptor(*open.get(path)?).ok());
+    devices.measure(|path| process.size_of_descriptor(*by_path.get(path)?).ok());
+    let files = files::open(&process, &open, known);
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
@@ -135,6 +149,8 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>) -> io::Result<Option<Scan>> {
         slot: None,
         vcpus: Vec::new(),
         devices,
+        files,
+        has_io_uring,
         has_kvm: !vm_fds.is_empty(),
     };
     Ok(Some(Scan { process, vm, threads, vcpus, described }))

@@ -22,6 +22,8 @@ pub(super) enum Ready {
     Uevents,
     /// The order to stop.
     Stop,
+    /// Somebody wants a process looked at.
+    Asked,
     /// The process with this id has ended.
     End(u32),
 }
@@ -31,20 +33,34 @@ pub(super) enum Ready {
 pub(super) struct Watch {
     epoll: OwnedFd,
     stop: OwnedFd,
+    asked: OwnedFd,
 }
 
 impl Watch {
     pub(super) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let watch = Self { epoll, stop };
+        let asked = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let watch = Self { epoll, stop, asked };
         watch.add(watch.stop.as_fd(), Ready::Stop)?;
+        watch.add(watch.asked.as_fd(), Ready::Asked)?;
         Ok(watch)
     }
 
     /// Whoever writes a number to this stops the source.
     pub(super) fn stop(&self) -> io::Result<OwnedFd> {
         self.stop.try_clone()
+    }
+
+    /// Whoever writes a number to this wakes the source.
+    pub(super) fn asked(&self) -> io::Result<OwnedFd> {
+        self.asked.try_clone()
+    }
+
+    /// What was asked is about to be answered.
+    pub(super) fn take_asked(&self) {
+        // There is nothing to read where somebody else was faster.
+        let _ = rustix::io::read(&self.asked, &mut [0; 8]);
     }
 
     /// Waits for this descriptor too, until its owner closes it.
@@ -78,13 +94,14 @@ impl Ready {
             Self::Events => Self::OTHERS,
             Self::Uevents => Self::OTHERS + 1,
             Self::Stop => Self::OTHERS + 2,
+            Self::Asked => Self::OTHERS + 3,
         }
     }
 
     fn of(number: u64) -> Option<Self> {
         match u32::try_from(number) {
             Ok(pid) => Some(Self::End(pid)),
-            Err(_) => [Self::Events, Self::Uevents, Self::Stop]
+            Err(_) => [Self::Events, Self::Uevents, Self::Stop, Self::Asked]
                 .into_iter()
                 .find(|ready| ready.number() == number),
         }

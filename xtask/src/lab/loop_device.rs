@@ -1,0 +1,48 @@
+//! A block device made of a file.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::LabError;
+
+/// A loop device, gone with this.
+#[derive(Debug)]
+pub struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    /// Takes a free one for this file.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn of(file: &Path) -> Result<Self, LabError> {
+        let program = || "losetup".to_owned();
+        let made = Command::new("/sbin/losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .map_err(|source| LabError::Start { program: program(), source })?;
+        if !made.status.success() {
+            let said = String::from_utf8_lossy(&made.stderr).into_owned();
+            return Err(LabError::Failed { program: program(), said });
+        }
+        Ok(Self { path: String::from_utf8_lossy(&made.stdout).trim().into() })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // Whoever still has it open keeps it until then.
+        let _ = Command::new("/sbin/losetup").arg("--detach").arg(&self.path).status();
+    }
+}
