@@ -16,8 +16,7 @@ use kvmeter::{
         ChangeEvent::{self, Deleted, State},
         DiskSize, Domain, DomainDisk, Hypervisor, Memory,
         OperState::{self, Migrating, Running, Shutdown, Shuttingdown, Unknown},
-        Persistence, Registry, StorageAccess, StorageMedia, StorageSource, Submission,
-        VmProcess,
+        Persistence, Registry, StorageAccess, StorageMedia, StorageSource, Submission, VmProcess,
         procfs::Devices,
     },
 };

@@ -162,7 +162,9 @@ fn files_in_the_page_cache_are_counted_by_their_calls() {
     assert_eq!((reads.errors, writes.errors), (0, 1));
     assert_eq!(reads.latencies.len(), now.reads);
     let mean = now.read_ns as f64 / now.reads as f64;
-    assert!(reads.latencies.min() as f64 <= mean * 1.25 && reads.latencies.max() as f64 >= mean * 0.8);
+    assert!(
+        reads.latencies.min() as f64 <= mean * 1.25 && reads.latencies.max() as f64 >= mean * 0.8
+    );
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use kvmeter::status::client::{self, ClientError};
 use kvmeter::status::model::{
-    Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests, SessionState,
-    SourceState, Vcpu, Vm,
+    Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
+    SessionState, SourceState, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
 use kvmeter::status::text::Text;

@@ -53,6 +53,12 @@ pub enum Field {
     KiocbPosition,
     /// `kiocb.ki_flags`.
     KiocbFlags,
+    /// `kiocb.ki_complete`: who is told of the end; null where the caller waits for it.
+    KiocbComplete,
+    /// `iov_iter.count`: octets that are left.
+    IterCount,
+    /// `inode.i_size`.
+    InodeSize,
     /// `iov_iter.data_source`: whether data goes from memory to the file.
     IterIsSource,
     /// `file.f_inode`.
@@ -95,7 +101,7 @@ pub enum Field {
 
 impl Field {
     /// All of them, by number.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 42] = [
         Self::TaskPid,
         Self::TaskTgid,
         Self::TaskComm,
@@ -116,6 +122,9 @@ impl Field {
         Self::KiocbFile,
         Self::KiocbPosition,
         Self::KiocbFlags,
+        Self::KiocbComplete,
+        Self::IterCount,
+        Self::InodeSize,
         Self::IterIsSource,
         Self::FileInode,
         Self::FileFlags,

@@ -92,7 +92,10 @@ impl ImageKey {
     /// The slot of the first record that is looked at for this image.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below the number of records")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the remainder is below the number of records"
+    )]
     pub const fn place(self) -> u32 {
         let mixed = (self.owner() ^ self.file.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         ((mixed >> 32) % IMAGES as u64) as u32
@@ -121,7 +124,7 @@ pub struct Flight {
     pub start: u64,
     /// Where in the file or device.
     pub position: u64,
-    /// Octets that are asked for, where the completion does not tell what was moved.
+    /// Octets that are asked for and there.
     pub octets: u64,
     /// Slot of the image's record; of the VM's, where the image is known at the completion only.
     pub slot: u32,
@@ -134,6 +137,8 @@ impl Flight {
     pub const WRITE: u32 = 1;
     /// It is not to wait, and may come again as one that may.
     pub const NO_WAIT: u32 = 2;
+    /// It ends once and certainly, so that it has ended where its address is used for another.
+    pub const CERTAIN: u32 = 4;
 }
 
 /// The bucket of a latency.
@@ -187,7 +192,8 @@ mod tests {
         // A hundred VMs with ten images each, whose inodes follow each other.
         for vm in 0..100 {
             for file in 0..10 {
-                let key = ImageKey { vm, device: 254 << 20, file: 131_072 + u64::from(vm) * 10 + file };
+                let key =
+                    ImageKey { vm, device: 254 << 20, file: 131_072 + u64::from(vm) * 10 + file };
                 let mut slot = key.place() as usize;
                 let mut looks = 1;
                 while taken[slot] != 0 {

@@ -1,7 +1,7 @@
 //! `block_bio_queue(bio *bio)`: a request goes to a block device, in the process that asks for it.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{ImageKey, Route};
+use kvmeter_common::{Flight, ImageKey, Route};
 
 use crate::{
     image::CurrentVm,
@@ -19,7 +19,8 @@ fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
     let Some(vm) = CurrentVm::get() else { return 0 };
     // SAFETY: argument 0 is a request.
     let bio: *const u8 = unsafe { ctx.arg(0) };
-    let (operation, octets) = (load!("u32", bio, BioOperation) & OPERATION, load!("u32", bio, BioOctets));
+    let (operation, octets) =
+        (load!("u32", bio, BioOperation) & OPERATION, load!("u32", bio, BioOctets));
     // A write of nothing is a flush.
     if operation > WRITE || octets == 0 {
         return 0;
@@ -28,6 +29,7 @@ fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
     let key = ImageKey { vm: vm.slot, device, file: ImageKey::NO_FILE };
     // Also what a file's filesystem asks of its device comes by here: the agent says which devices are images.
     let Some(slot) = record_of(key, Route::Block, Taking::No) else { return 0 };
-    begin(bio as u64, slot, load!("u64", bio, BioSector), octets, direction(operation != READ));
+    let flags = direction(operation != READ) | Flight::CERTAIN;
+    begin(bio as u64, slot, load!("u64", bio, BioSector), octets, flags);
     0
 }

@@ -7,10 +7,7 @@ use aya_ebpf::helpers::{
 };
 use kvmeter_common::{Field, ImageKey};
 
-use crate::{
-    kernel, maps,
-    task::load,
-};
+use crate::{kernel, maps, task::load};
 
 /// Kinds of files in the kernel's stat.h.
 const S_IFMT: u16 = 0o170_000;
@@ -63,6 +60,12 @@ impl File {
         }
     }
 
+    /// Octets in the file of a `struct kiocb *`.
+    #[inline(always)]
+    pub(crate) fn size_of_kiocb(kiocb: *const u8) -> u64 {
+        load!("u64", load!("u64", load!("u64", kiocb, KiocbFile), FileInode), InodeSize)
+    }
+
     /// The file behind a descriptor of the process that runs now.
     #[inline(always)]
     pub(crate) fn of_descriptor(number: u32) -> Option<Self> {
@@ -90,9 +93,8 @@ impl File {
     /// Whether it was opened with `O_DIRECT`.
     #[inline(always)]
     pub(crate) fn is_direct(self) -> bool {
-        copy::<u32>(self.0, Field::FileFlags).is_some_and(|flags| {
-            u64::from(flags) & kernel::O_DIRECT.load() != 0
-        })
+        copy::<u32>(self.0, Field::FileFlags)
+            .is_some_and(|flags| u64::from(flags) & kernel::O_DIRECT.load() != 0)
     }
 
     /// What a VM's I/O on it is counted under; nothing for what is no regular file and no block device.

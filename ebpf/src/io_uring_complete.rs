@@ -7,7 +7,7 @@ use kvmeter_common::Route;
 use crate::{
     image::{CurrentVm, File},
     kernel, maps,
-    request::{Taking, end, record_of},
+    request::{Taking, end, record_of, uring_address},
     task::load,
 };
 
@@ -15,8 +15,9 @@ use crate::{
 fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: argument 1 is the address of a request.
     let request: u64 = unsafe { ctx.arg(1) };
-    let Some(flight) = maps::flight(request) else { return 0 };
-    maps::land(request);
+    let address = uring_address(request);
+    let Some(flight) = maps::flight(address) else { return 0 };
+    maps::land(address);
     let result = if kernel::URING_HAS_RESULT.load() != 0 {
         // SAFETY: argument 3 is a number where the kernel has it.
         unsafe { ctx.arg::<i32>(3) }

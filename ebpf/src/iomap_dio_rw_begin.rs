@@ -24,6 +24,16 @@ fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
     if load!("u32", iocb, KiocbFlags) & IOCB_NOWAIT != 0 {
         flags |= Flight::NO_WAIT;
     }
-    begin(iocb as u64, slot, load!("u64", iocb, KiocbPosition), 0, flags);
+    // Somebody is told of its end, and does not wait for it: it is not given up on the way.
+    if load!("u64", iocb, KiocbComplete) != 0 {
+        flags |= Flight::CERTAIN;
+    }
+    let position = load!("u64", iocb, KiocbPosition);
+    let mut octets = load!("u64", iter, IterCount);
+    if flags & Flight::WRITE == 0 {
+        let left = File::size_of_kiocb(iocb).saturating_sub(position);
+        octets = if left < octets { left } else { octets };
+    }
+    begin(iocb as u64, slot, position, octets, flags);
     0
 }

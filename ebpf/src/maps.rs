@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use kvmeter_common::{
     EVENT_RING_LEN, Event, FLIGHTS, Flight, IMAGES, ImageRecord, Meta, Owner, SLOTS_PER_ELEMENT,
@@ -73,19 +73,9 @@ pub(crate) fn image(slot: u32) -> Option<*mut ImageRecord> {
     IMAGE.get_ptr_mut(slot)
 }
 
-/// Notes that the request at `address` is under way. One that was not to wait, and would have had to, comes again:
-/// it began when it first came.
+/// Notes that the request at `address` is under way.
 #[inline(always)]
 pub(crate) fn take_off(address: u64, flight: &Flight) {
-    let mut flight = *flight;
-    // SAFETY: a request is submitted by one thread at a time.
-    if let Some(known) = unsafe { FLIGHT.get(address) }
-        && known.flags == flight.flags | Flight::NO_WAIT
-        && known.slot == flight.slot
-        && known.position == flight.position
-    {
-        flight.start = known.start;
-    }
     if FLIGHT.insert(address, flight, 0).is_err() {
         count_uncounted();
     }
@@ -103,6 +93,16 @@ pub(crate) fn flight(address: u64) -> Option<Flight> {
 pub(crate) fn land(address: u64) {
     // One that is not there has landed.
     let _ = FLIGHT.remove(address);
+}
+
+/// The address of the request whose end was dealt with last on each CPU.
+#[map]
+static ENDED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where that of this CPU is.
+#[inline(always)]
+pub(crate) fn ended() -> Option<*mut u64> {
+    ENDED.get_ptr_mut(0)
 }
 
 /// Counts a request of an image that cannot be counted.

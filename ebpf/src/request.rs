@@ -4,7 +4,8 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use kvmeter_common::{
-    Event, EventKind, Flight, IMAGES, ImageKey, Route, image::{LATENCY_BUCKETS, PROBES, bucket_of},
+    Event, EventKind, Flight, IMAGES, ImageKey, Route,
+    image::{Direction, LATENCY_BUCKETS, PROBES, bucket_of},
 };
 
 use crate::{
@@ -53,40 +54,110 @@ pub(crate) fn record_of(key: ImageKey, route: Route, taking: Taking) -> Option<u
     None
 }
 
-/// The request at `address` begins.
+/// What a request of io_uring goes by: what it asks of a file begins at its own address. No structure begins at an
+/// odd one.
+#[inline(always)]
+pub(crate) fn uring_address(request: u64) -> u64 {
+    request.wrapping_add(1)
+}
+
+/// The request at `address` begins. Where one was known there that is not this one's first attempt, its end was
+/// missed: some kernels run no program in an interrupt that comes while another program runs on that CPU.
 #[inline(always)]
 pub(crate) fn begin(address: u64, slot: u32, position: u64, octets: u64, flags: u32) {
     // SAFETY: the helper takes nothing.
-    let start = unsafe { bpf_ktime_get_ns() };
+    let mut start = unsafe { bpf_ktime_get_ns() };
+    if let Some(known) = maps::flight(address) {
+        let is_again = known.flags | Flight::NO_WAIT == flags | Flight::NO_WAIT
+            && known.flags & Flight::NO_WAIT != 0
+            && known.slot == slot
+            && known.position == position;
+        if is_again {
+            start = known.start;
+        } else if known.flags & Flight::CERTAIN != 0 {
+            end_unseen(&known);
+        }
+    }
     maps::take_off(address, &Flight { start, position, octets, slot, flags });
+}
+
+/// Where a request is counted.
+#[inline(always)]
+fn direction_of(slot: u32, flight: &Flight) -> Option<*mut Direction> {
+    let image = maps::image(slot)?;
+    // SAFETY: both lie in the map's value.
+    Some(unsafe {
+        if flight.flags & Flight::WRITE == 0 {
+            &raw mut (*image).read
+        } else {
+            &raw mut (*image).write
+        }
+    })
 }
 
 /// A request has ended; `None` = with an error.
 #[inline(always)]
 pub(crate) fn end(slot: u32, flight: &Flight, octets: Option<u64>) {
-    let Some(image) = maps::image(slot) else { return };
+    let Some(direction) = direction_of(slot, flight) else { return };
+    let Some(octets) = octets else {
+        // SAFETY: an aligned word of the map's value.
+        unsafe { atomic::fetch_add(&raw mut (*direction).errors, 1) };
+        return;
+    };
     // SAFETY: the helper takes nothing.
     let latency = unsafe { bpf_ktime_get_ns() }.wrapping_sub(flight.start);
-    // SAFETY: both lie in the map's value; its fields are aligned words, and a bucket is below their number.
+    count(direction, octets, latency);
+}
+
+/// A request has ended, nobody knows when: it is counted as one that took as long as the others did.
+#[inline(always)]
+fn end_unseen(flight: &Flight) {
+    let Some(direction) = direction_of(flight.slot, flight) else { return };
+    let requests = get!(direction, requests);
+    let latency = if requests == 0 { 0 } else { get!(direction, latency_ns) / requests };
+    count(direction, flight.octets, latency);
+}
+
+#[inline(always)]
+fn count(direction: *mut Direction, octets: u64, latency: u64) {
+    let mut bucket = bucket_of(latency);
+    // SAFETY: its fields are aligned words of the map's value, and the bucket is below their number.
     unsafe {
-        let direction = if flight.flags & Flight::WRITE == 0 {
-            &raw mut (*image).read
-        } else {
-            &raw mut (*image).write
-        };
-        let Some(octets) = octets else {
-            atomic::fetch_add(&raw mut (*direction).errors, 1);
-            return;
-        };
         atomic::fetch_add(&raw mut (*direction).requests, 1);
         atomic::fetch_add(&raw mut (*direction).octets, octets);
         atomic::fetch_add(&raw mut (*direction).latency_ns, latency);
-        let mut bucket = bucket_of(latency);
         // The compiler knows that it is below their number; the verifier must see that.
         asm!("/* {0} */", inout(reg) bucket, options(pure, nomem, nostack));
         if bucket < LATENCY_BUCKETS {
             let buckets = (&raw mut (*direction).buckets).cast::<u64>();
             atomic::fetch_add(buckets.add(bucket), 1);
+        }
+    }
+}
+
+/// Which of the two programs at the end of a request this is. The kernel does not run a program on a CPU where it is
+/// at work already, and requests end in interrupts, so that one program would miss the end of a request that
+/// interrupts it at the end of another. The second does what the first has not.
+#[derive(Clone, Copy)]
+pub(crate) enum Turn {
+    First,
+    Second,
+}
+
+impl Turn {
+    /// Whether the end of the request at `address` is left to deal with.
+    #[inline(always)]
+    pub(crate) fn is_left(self, address: u64) -> bool {
+        let Some(ended) = maps::ended() else { return true };
+        // SAFETY: the word is this CPU's own, and lies in the map's value.
+        unsafe {
+            match self {
+                Self::First => {
+                    ended.write_volatile(address);
+                    true
+                }
+                Self::Second => ended.read_volatile() != address,
+            }
         }
     }
 }

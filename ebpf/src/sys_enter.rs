@@ -1,6 +1,8 @@
 //! `sys_enter(pt_regs *regs, long id)`: a system call begins.
 
-use aya_ebpf::{helpers::bpf_get_current_task, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    helpers::bpf_get_current_task, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
 use kvmeter_common::Route;
 
 use crate::{

@@ -1,6 +1,8 @@
 //! `sys_exit(pt_regs *regs, long ret)`: a system call has ended, in the thread that made it.
 
-use aya_ebpf::{helpers::bpf_get_current_task, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    helpers::bpf_get_current_task, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
 
 use crate::{image::CurrentVm, maps, request::end};
 
@@ -23,9 +25,7 @@ fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: argument 1 is a number.
     let result: i64 = unsafe { ctx.arg(1) };
     let error = -result;
-    if error != EINTR
-        && error != EAGAIN
-        && !(ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
+    if error != EINTR && error != EAGAIN && !(ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
     {
         end(flight.slot, &flight, u64::try_from(result).ok());
     }

@@ -196,7 +196,8 @@ fn requests<'a>(directions: impl Iterator<Item = &'a DirectionCells>) -> Request
 
 /// Three significant digits are more than the buckets of the kernel tell.
 fn latencies() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LONGEST_NS, 3).unwrap_or_else(|_| unreachable!("the bounds are valid"))
+    Histogram::new_with_bounds(1, LONGEST_NS, 3)
+        .unwrap_or_else(|_| unreachable!("the bounds are valid"))
 }
 
 /// The latency in ns that stands for a bucket.

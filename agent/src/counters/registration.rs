@@ -331,8 +331,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
     }
 
     fn loose_images(&self, vm: VmSlot) -> Vec<(ImageSlot, ImageKey)> {
-        let is_loose =
-            |image: &TakenImage| image.vm == vm && image.storage == 0 && image.is_open;
+        let is_loose = |image: &TakenImage| image.vm == vm && image.storage == 0 && image.is_open;
         let taken = self.records().taken_images().into_iter().filter(is_loose);
         taken.map(|image| (image.slot, self.records().key_of_image(image.slot))).collect()
     }

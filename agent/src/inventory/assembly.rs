@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    AdminState, AutoStart, Change, ChangeEvent, CountedBy, Disk, DiskSize, Domain, DomainDisk, Hypervisor,
-    OperState, Registry, StorageMedia, Vm, VmProcess,
+    AdminState, AutoStart, Change, ChangeEvent, CountedBy, Disk, DiskSize, Domain, DomainDisk,
+    Hypervisor, OperState, Registry, StorageMedia, Vm, VmProcess,
     change::{Changes, is_down},
     compose::state_of,
     images::{Images, SharedHooks},

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    AdminState, AutoStart, CountedBy, Disk, DiskSize, Domain, DomainDisk, DomainNic, Memory, Nic, OperState,
-    Persistence, Vcpu, Vm, VmProcess,
+    AdminState, AutoStart, CountedBy, Disk, DiskSize, Domain, DomainDisk, DomainNic, Memory, Nic,
+    OperState, Persistence, Vcpu, Vm, VmProcess,
     assembly::{Parts, Totals},
     images::Images,
     indexes::{Identity, Indexes, Part},
@@ -179,12 +179,7 @@ impl Rows<'_> {
         nics
     }
 
-    fn disk(
-        &mut self,
-        identity: Identity,
-        process: Option<&VmProcess>,
-        disk: &DomainDisk,
-    ) -> Disk {
+    fn disk(&mut self, identity: Identity, process: Option<&VmProcess>, disk: &DomainDisk) -> Disk {
         let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
         let counted_by = match (&mut *self.images, process) {
             (_, None) => CountedBy::Nobody("the VM does not run".to_owned()),

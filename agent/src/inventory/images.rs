@@ -76,7 +76,12 @@ impl Images {
     }
 
     /// Has a disk counted that has this vmStorageIndex.
-    pub(super) fn count(&mut self, process: &VmProcess, storage: u32, disk: &DomainDisk) -> CountedBy {
+    pub(super) fn count(
+        &mut self,
+        process: &VmProcess,
+        storage: u32,
+        disk: &DomainDisk,
+    ) -> CountedBy {
         let Some(vm) = process.slot else {
             return CountedBy::Nobody("the VM is not counted".to_owned());
         };
@@ -187,16 +192,21 @@ impl Images {
         let hooks = Arc::clone(&self.hooks);
         let hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
         let can = |method: Method| {
-            hooks.can(method).map(|()| method).map_err(|why| {
-                format!("it needs {}, which does not work: {why}", method.name())
-            })
+            hooks
+                .can(method)
+                .map(|()| method)
+                .map_err(|why| format!("it needs {}, which does not work: {why}", method.name()))
         };
         let mut needed = BTreeSet::new();
-        let (route, method) = match (file.is_direct, file.is_block_device, file.has_iomap) {
+        let is_direct =
+            file.is_direct && !(submission == Submission::IoUring && process.has_io_uring);
+        let (route, method) = match (is_direct, file.is_block_device, file.has_iomap) {
             (true, true, _) if hooks.can(Method::Bdev).is_ok() => (Route::Block, Method::Bdev),
             (true, false, true) if hooks.can(Method::Dio).is_ok() => (Route::Direct, Method::Dio),
             _ if submission == Submission::Native => {
-                return Err("its requests go by io_submit(2) to a file whose end no hook sees".to_owned());
+                return Err(
+                    "its requests go by io_submit(2) to a file whose end no hook sees".to_owned()
+                );
             }
             _ => {
                 let (by_calls, by_rings) = match submission {
@@ -239,6 +249,12 @@ impl Images {
             if known.is_some_and(|of| of != 0 && of != storage) {
                 // What it was for another disk stays that one's.
                 self.records.close_image(slot);
+            } else {
+                // Also what was counted by another way than from now on.
+                self.records.assign_image(slot, storage);
+                if let Some(image) = taken.iter_mut().find(|image| image.slot == slot) {
+                    image.storage = storage;
+                }
             }
         }
         if self.records.take_image(key, route).is_none() {

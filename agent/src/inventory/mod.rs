@@ -26,6 +26,4 @@ pub use model::{
 };
 pub use registry::Registry;
 use source::mac;
-pub use source::{
-    Domain, DomainDisk, DomainNic, FileIdentity, OpenFile, Submission, VmProcess,
-};
+pub use source::{Domain, DomainDisk, DomainNic, FileIdentity, OpenFile, Submission, VmProcess};

@@ -173,11 +173,7 @@ const COLUMNS: &[Object] = &[
 ];
 
 /// A count of the disk's I/O; absent where nobody counts it.
-fn io<'a>(
-    readings: &dyn Readings,
-    row: DiskRow<'a>,
-    read: fn(DiskIo) -> u64,
-) -> Option<Value<'a>> {
+fn io<'a>(readings: &dyn Readings, row: DiskRow<'a>, read: fn(DiskIo) -> u64) -> Option<Value<'a>> {
     let io = match (&row.disk.counted_by, &row.disk.totals) {
         (CountedBy::Kernel(images, _), _) => readings.disk_io(images)?,
         (CountedBy::Nobody(_), Some(totals)) => totals.read(),

@@ -52,19 +52,40 @@ impl Method {
     }
 }
 
-const DIO: [Hook; 2] =
-    of("I/O of files past the page cache", ["iomap_dio_complete", "iomap_dio_rw_begin"]);
-const BDEV: [Hook; 3] =
-    of("I/O of block devices", ["block_rq_complete", "block_bio_complete", "block_bio_queue"]);
-const SYSCALL: [Hook; 2] = of("I/O by the page cache", ["sys_exit", "sys_enter"]);
-const IO_URING: [Hook; 2] =
-    of("I/O by the page cache with io_uring", ["io_uring_complete", "io_uring_submit_req"]);
+const DIO: [Hook; 3] = of(
+    "I/O of files past the page cache",
+    [
+        ("iomap_dio_complete", "iomap_dio_complete"),
+        ("iomap_dio_complete_again", "iomap_dio_complete"),
+        ("iomap_dio_rw_begin", "iomap_dio_rw_begin"),
+    ],
+);
+const BDEV: [Hook; 5] = of(
+    "I/O of block devices",
+    [
+        ("block_rq_complete", "block_rq_complete"),
+        ("block_rq_complete_again", "block_rq_complete"),
+        ("block_bio_complete", "block_bio_complete"),
+        ("block_bio_complete_again", "block_bio_complete"),
+        ("block_bio_queue", "block_bio_queue"),
+    ],
+);
+const SYSCALL: [Hook; 2] =
+    of("I/O by the page cache", [("sys_exit", "sys_exit"), ("sys_enter", "sys_enter")]);
+const IO_URING: [Hook; 2] = of(
+    "I/O by the page cache with io_uring",
+    [("io_uring_complete", "io_uring_complete"), ("io_uring_submit_req", "io_uring_submit_req")],
+);
 
-const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> [Hook; N] {
-    let mut hooks = [Hook { name: "", required: false, purpose }; N];
+/// Programs, each with its tracepoint.
+const fn of<const N: usize>(
+    purpose: &'static str,
+    programs: [(&'static str, &'static str); N],
+) -> [Hook; N] {
+    let mut hooks = [Hook::new("", purpose); N];
     let mut at = 0;
     while at < N {
-        hooks[at].name = names[at];
+        (hooks[at].name, hooks[at].tracepoint) = programs[at];
         at += 1;
     }
     hooks
@@ -101,13 +122,17 @@ impl ImageHooks {
             if let Some(lacks) = &lacks {
                 return State::Failed(lacks.clone());
             }
-            for hook in method.hooks() {
-                if let Err(error) = load(&mut ebpf, hook.name, btf) {
+            for &hook in method.hooks() {
+                if let Err(error) = load(&mut ebpf, hook, btf) {
                     return State::Failed(with_causes(&error));
                 }
             }
             let is_pinned = |hook: &Hook| pins.has_link(hook.name);
-            if method.hooks().iter().all(is_pinned) && is_same { State::Attached } else { State::Idle }
+            if method.hooks().iter().all(is_pinned) && is_same {
+                State::Attached
+            } else {
+                State::Idle
+            }
         });
         let mut hooks = Self { ebpf, pins, states };
         for method in Method::ALL {
@@ -200,7 +225,7 @@ impl fmt::Debug for ImageHooks {
 /// Tries to load each program without attaching it.
 pub(super) fn try_all(ebpf: &mut Ebpf, btf: &Btf, lacks: Option<&str>) -> Vec<HookState> {
     let mut attempt = |hook: Hook| {
-        let loaded: Result<_, ProbeError> = load(ebpf, hook.name, btf).map(drop);
+        let loaded: Result<_, ProbeError> = load(ebpf, hook, btf).map(drop);
         loaded.err().map(|error| with_causes(&error))
     };
     let hooks = Method::ALL.into_iter().flat_map(Method::hooks);

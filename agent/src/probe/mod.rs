@@ -38,8 +38,10 @@ pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// A tracepoint that a program is attached to, and what is lost without it.
 #[derive(Clone, Copy, Debug)]
 pub struct Hook {
-    /// Name of the tracepoint and of the program.
+    /// Name of the program.
     pub name: &'static str,
+    /// Name of the tracepoint.
+    pub tracepoint: &'static str,
     /// Whether nothing can be counted without it.
     pub required: bool,
     /// What it is for.
@@ -49,12 +51,22 @@ pub struct Hook {
 /// The hooks, in the order in which they are attached: a thread's end must be seen before its record is
 /// used.
 pub const HOOKS: [Hook; 5] = [
-    Hook { name: "sched_process_exit", required: true, purpose: "end of threads and VMs" },
-    Hook { name: "sched_switch", required: true, purpose: "CPU time" },
-    Hook { name: "sched_process_fork", required: false, purpose: "threads that VMs start" },
-    Hook { name: "sched_wakeup", required: false, purpose: "run-queue wait" },
-    Hook { name: "sched_process_exec", required: false, purpose: "start of QEMU without KVM" },
+    Hook::new("sched_process_exit", "end of threads and VMs").required(),
+    Hook::new("sched_switch", "CPU time").required(),
+    Hook::new("sched_process_fork", "threads that VMs start"),
+    Hook::new("sched_wakeup", "run-queue wait"),
+    Hook::new("sched_process_exec", "start of QEMU without KVM"),
 ];
+
+impl Hook {
+    const fn new(name: &'static str, purpose: &'static str) -> Self {
+        Self { name, tracepoint: name, required: false, purpose }
+    }
+
+    const fn required(self) -> Self {
+        Self { required: true, ..self }
+    }
+}
 
 /// What became of a hook.
 #[derive(Clone, Debug)]
@@ -154,7 +166,7 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
         aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
     Ok(HOOKS
         .map(|hook| {
-            let failure = load(&mut ebpf, hook.name, &btf).err().map(|error| with_causes(&error));
+            let failure = load(&mut ebpf, hook, &btf).err().map(|error| with_causes(&error));
             HookState { hook, failure }
         })
         .into_iter()
@@ -171,8 +183,7 @@ fn attach_all(
 ) -> Result<Vec<HookState>, ProbeError> {
     let mut hooks = Vec::with_capacity(HOOKS.len());
     for hook in HOOKS {
-        let attached =
-            load(ebpf, hook.name, btf).and_then(|program| attach(program, hook.name, pins));
+        let attached = load(ebpf, hook, btf).and_then(|program| attach(program, hook.name, pins));
         let failure = match attached {
             Ok(()) => None,
             Err(error) if hook.required => return Err(error),
@@ -203,22 +214,18 @@ fn program<'a>(
         .map_err(|source| ProbeError::hook(name, source))
 }
 
-/// Has the kernel check the program of this name for the tracepoint of the same name.
+/// Has the kernel check the program of a hook.
 fn load<'a>(
     ebpf: &'a mut aya::Ebpf,
-    name: &'static str,
+    hook: Hook,
     btf: &aya::Btf,
 ) -> Result<&'a mut BtfTracePoint, ProbeError> {
-    let program = program(ebpf, name)?;
-    program.load(name, btf).map_err(|source| ProbeError::hook(name, source))?;
+    let program = program(ebpf, hook.name)?;
+    program.load(hook.tracepoint, btf).map_err(|source| ProbeError::hook(hook.name, source))?;
     Ok(program)
 }
 
-fn attach(
-    program: &mut BtfTracePoint,
-    name: &'static str,
-    pins: &Pins,
-) -> Result<(), ProbeError> {
+fn attach(program: &mut BtfTracePoint, name: &'static str, pins: &Pins) -> Result<(), ProbeError> {
     let failed = |source| ProbeError::hook(name, source);
     let id = program.attach().map_err(failed)?;
     let link: FdLink = program.take_link(id).map_err(failed)?.into();

@@ -21,8 +21,8 @@ use crate::{
     status::{
         Source,
         model::{
-            Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
-            SessionState, SourceState, Vcpu, Vm,
+            Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report,
+            Requests, SessionState, SourceState, Vcpu, Vm,
         },
     },
 };
@@ -221,7 +221,12 @@ fn disk(disk: &inventory::Disk, records: Option<&Records>) -> Disk {
     told
 }
 
-fn requests(requests: u64, octets: u64, latency_ns: u64, more: &counters::Requests) -> DiskRequests {
+fn requests(
+    requests: u64,
+    octets: u64,
+    latency_ns: u64,
+    more: &counters::Requests,
+) -> DiskRequests {
     let quantile = |quantile| more.latencies.value_at_quantile(quantile) / 1000;
     DiskRequests {
         requests,

@@ -190,8 +190,18 @@ fn disks(vms: &[Vm]) -> Table<12> {
     use Align::{Left, Right};
     let mut table = Table::new(
         [
-            "VM", "DISK", "TARGET", "COUNTED-BY", "READS", "P50-US", "P99-US", "P99.9-US", "WRITES",
-            "P50-US", "P99-US", "P99.9-US",
+            "VM",
+            "DISK",
+            "TARGET",
+            "COUNTED-BY",
+            "READS",
+            "P50-US",
+            "P99-US",
+            "P99.9-US",
+            "WRITES",
+            "P50-US",
+            "P99-US",
+            "P99.9-US",
         ],
         [Right, Right, Left, Left, Right, Right, Right, Right, Right, Right, Right, Right],
     );

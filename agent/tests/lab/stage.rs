@@ -83,6 +83,14 @@ impl Stage {
         vm["index"].as_u64().and_then(|index| index.try_into().ok())
     }
 
+    /// What the status has of a VM's disk.
+    pub(crate) fn disk(&self, index: u32, target: &str) -> serde_json::Value {
+        let status = self.status();
+        let vm = status["vms"].as_array().unwrap().iter().find(|vm| vm["index"] == index).unwrap();
+        let disks = vm["disks"].as_array().unwrap();
+        disks.iter().find(|disk| disk["target"] == target).unwrap().clone()
+    }
+
     /// Waits until it lists this process with so many vCPUs that are counted.
     pub(crate) fn wait_for_vm(&self, pid: u32, vcpus: usize) -> u32 {
         wait_until(PATIENCE, "the VM and its vCPUs are listed", || {

@@ -4,8 +4,8 @@
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::super::{
-    DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource, Submission,
-    mac,
+    DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource,
+    Submission, mac,
 };
 
 /// The longest text that is looked at, and the most elements in it. A domain with a thousand disks has less.
@@ -165,9 +165,8 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
 
 /// The images of a disk beside its first, however deep they lie.
 fn others(disk: Node<'_, '_>) -> Vec<String> {
-    let is_other = |node: &Node<'_, '_>| {
-        node.has_tag_name("backingStore") || node.has_tag_name("mirror")
-    };
+    let is_other =
+        |node: &Node<'_, '_>| node.has_tag_name("backingStore") || node.has_tag_name("mirror");
     disk.descendants()
         .filter(is_other)
         .filter_map(|node| child(node, "source"))

@@ -6,7 +6,8 @@ use serde_json::Value as Json;
 
 use super::{
     super::{
-        DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource, Submission, mac,
+        DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource, Submission,
+        mac,
     },
     command_line::{Fields, Vmm, fields, options},
 };

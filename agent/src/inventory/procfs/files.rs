@@ -30,7 +30,9 @@ pub(super) fn open(
     for (number, path) in descriptors {
         // Closed meanwhile, or of a kind that nobody counts.
         let Ok(Some((kind, identity))) = process.identity_of_descriptor(*number) else { continue };
-        let Ok(DescriptorInfo { flags, mount }) = process.descriptor_info(*number) else { continue };
+        let Ok(DescriptorInfo { flags, mount }) = process.descriptor_info(*number) else {
+            continue;
+        };
         let is_direct = flags & OFlags::DIRECT.bits() != 0;
         let same = |file: &OpenFile| file.identity == identity && file.mount == mount;
         if let Some(file) = files.iter_mut().find(|file| same(file)) {
@@ -53,7 +55,15 @@ pub(super) fn open(
             })
         };
         let path = path.clone();
-        files.push(OpenFile { path, identity, mount, device, is_block_device, is_direct, has_iomap });
+        files.push(OpenFile {
+            path,
+            identity,
+            mount,
+            device,
+            is_block_device,
+            is_direct,
+            has_iomap,
+        });
     }
     files.sort_unstable_by(|a, b| (&a.path, a.identity).cmp(&(&b.path, b.identity)));
     files

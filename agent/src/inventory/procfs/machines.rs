@@ -179,9 +179,8 @@ impl Machines {
         if let Some(tracker) = &self.tracker {
             // What was closed before it was known what it is.
             let open = |key: &ImageKey| {
-                let same = |file: &OpenFile| {
-                    (file.device, file.identity.file) == (key.device, key.file)
-                };
+                let same =
+                    |file: &OpenFile| (file.device, file.identity.file) == (key.device, key.file);
                 scan.vm.files.iter().any(same)
             };
             for (image, _) in loose.iter().filter(|(_, key)| !open(key)) {

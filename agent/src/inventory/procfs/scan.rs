@@ -69,12 +69,7 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(no_such_process)
 }
 
-fn look(
-    roots: &Roots,
-    pid: u32,
-    told: Told<'_>,
-    known: &[OpenFile],
-) -> io::Result<Option<Scan>> {
+fn look(roots: &Roots, pid: u32, told: Told<'_>, known: &[OpenFile]) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let (mut vm_fds, mut vcpu_fds) = (Vec::new(), BTreeMap::new());
     let (mut open, mut has_io_uring) = (Vec::new(), false);
