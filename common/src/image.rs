@@ -92,10 +92,6 @@ impl ImageKey {
     /// The slot of the first record that is looked at for this image.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the remainder is below the number of records"
-    )]
     pub const fn place(self) -> u32 {
         let mixed = (self.owner() ^ self.file.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         ((mixed >> 32) % IMAGES as u64) as u32
@@ -103,7 +99,6 @@ impl ImageKey {
 
     /// The key with this owner word and this file.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits are what is asked for")]
     pub const fn of(owner: u64, file: u64) -> Self {
         Self { vm: Self::vm_of(owner), device: (owner >> 32) as u32, file }
     }

@@ -115,12 +115,12 @@ impl ImageHooks {
         mut ebpf: Ebpf,
         btf: &Btf,
         pins: Pins,
-        lacks: Option<String>,
+        lacks: Option<&str>,
         is_same: bool,
     ) -> Self {
         let states = Method::ALL.map(|method| {
-            if let Some(lacks) = &lacks {
-                return State::Failed(lacks.clone());
+            if let Some(lacks) = lacks {
+                return State::Failed(lacks.to_owned());
             }
             for &hook in method.hooks() {
                 if let Err(error) = load(&mut ebpf, hook, btf) {

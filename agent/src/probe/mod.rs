@@ -135,8 +135,7 @@ impl Probe {
         let maps = pins
             .find_maps(tid_elements)?
             .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
-        let lacks = offsets.lacks().map(str::to_owned);
-        let image_hooks = ImageHooks::load(ebpf, &btf, pins, lacks, is_same);
+        let image_hooks = ImageHooks::load(ebpf, &btf, pins, offsets.lacks(), is_same);
         maps.into_probe(image_hooks, hooks, adopted)
     }
 

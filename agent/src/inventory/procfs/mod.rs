@@ -115,8 +115,8 @@ impl Procfs {
         let wake = watch.asked().map_err(failed("eventfd"))?;
         assembly.look_by(move |pid| {
             if sender.send(pid).is_ok() {
-                // It fails only for a counter that is full, and then the source is awake.
-                let _ = rustix::io::write(&wake, &1_u64.to_ne_bytes());
+                // Any number but 0 wakes it; it fails only for a counter that is full, and then it is awake.
+                let _ = rustix::io::write(&wake, &[1; 8]);
             }
         });
         let uevents = uevent::open().map_err(failed("the netlink socket of uevents"))?;
