@@ -92,6 +92,8 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     host.stage.wait_for("its I/O is counted", READ_IOS, &[stuck, 1], |reads| reads.is_some());
     let qemu = Pid::from_raw(host.libvirtd.pid("stuck").unwrap().cast_signed()).unwrap();
     kill_process(qemu, Signal::STOP).unwrap();
+    // A change of which libvirt tells, after which the sizes of the disks are asked for.
+    host.libvirtd.virsh(&["desc", &uuid(4), "--live", "--new-desc", "it hangs"]).unwrap();
     wait_until(PATIENCE, "a question for its disks waits", || {
         let control = host.libvirtd.virsh(&["domcontrol", &uuid(4)]).unwrap();
         control.starts_with("occupied").then_some(())

@@ -2,6 +2,7 @@
 //! the agent, what an answer costs the MIB. README.md says how each is measured and keeps the figures.
 
 mod change;
+mod disk;
 mod machine;
 mod measure;
 mod read;
@@ -32,6 +33,8 @@ enum Name {
     Read,
     /// An answer of the MIB, on 1,000 VMs with 16 vCPUs each
     View,
+    /// The programs at the I/O of disks, and what fio and system calls on the host pay for them
+    Disk,
     /// From an event of libvirt to the notification at a manager, and to what a GET finds
     Change,
 }
@@ -39,7 +42,7 @@ enum Name {
 fn main() -> ExitCode {
     let Cli { name: wanted, rounds } = Cli::parse();
     println!("{}", machine::description());
-    for name in [Name::Switch, Name::Read, Name::View, Name::Change] {
+    for name in [Name::Switch, Name::Read, Name::View, Name::Disk, Name::Change] {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;
         }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
             Name::Switch => switch::run(rounds),
             Name::Read => read::run(rounds),
             Name::View => view::run(rounds),
+            Name::Disk => disk::run(rounds),
             Name::Change => change::run(rounds),
         };
         if let Err(error) = measured {

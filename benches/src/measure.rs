@@ -27,6 +27,11 @@ impl Samples {
         self.quantile(0.5)
     }
 
+    /// The quartiles, the median in the middle.
+    pub(crate) fn quartiles(&self) -> [f64; 3] {
+        [0.25, 0.5, 0.75].map(|share| self.quantile(share))
+    }
+
     /// The sample that 99 of 100 do not exceed.
     pub(crate) fn p99(&self) -> f64 {
         self.quantile(0.99)
@@ -59,7 +64,7 @@ impl fmt::Display for Samples {
             _ if ns >= 1e3 => format!("{ns:.0}"),
             _ => format!("{ns:.1}"),
         };
-        let [low, median, high] = [0.25, 0.5, 0.75].map(|share| figure(self.quantile(share)));
+        let [low, median, high] = self.quartiles().map(figure);
         f.pad(&format!("{median} ({low} to {high})"))
     }
 }

@@ -1,7 +1,12 @@
 //! The probe on threads of this process, in a room of its own: it neither finds nor leaves anything of an
 //! agent that runs here.
 
-use std::{fs, io, path::PathBuf, process, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use aya::programs::links::{FdLink, PinnedLink};
@@ -25,12 +30,12 @@ pub(crate) struct Tracked {
 impl Tracked {
     /// Loads and attaches the programs. They end with this process, whatever ends it: nothing stays pinned.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let pins = PinDir(format!("/sys/fs/bpf/kvmeter-bench-{}", process::id()).into());
-        let probe = Probe::start(&pins.0, KERNEL_BTF.as_ref())?;
+        let pins = PinDir::new("tracked");
+        let probe = Probe::start(pins.path(), KERNEL_BTF.as_ref())?;
         let links = HOOKS
             .iter()
             .map(|hook| {
-                let pin = pins.0.join(format!("v{LAYOUT}/link_{}", hook.name));
+                let pin = pins.path().join(format!("v{LAYOUT}/link_{}", hook.name));
                 let link = PinnedLink::from_pin(&pin)
                     .with_context(|| format!("Cannot open {}", pin.display()))?;
                 Ok((hook.name, link.into()))
@@ -62,7 +67,18 @@ impl Tracked {
 }
 
 /// The pins of a probe until this is dropped.
-struct PinDir(PathBuf);
+pub(crate) struct PinDir(PathBuf);
+
+impl PinDir {
+    /// Of this process, for one purpose.
+    pub(crate) fn new(purpose: &str) -> Self {
+        Self(format!("/sys/fs/bpf/kvmeter-bench-{}-{purpose}", process::id()).into())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for PinDir {
     fn drop(&mut self) {
@@ -77,6 +93,11 @@ impl Drop for PinDir {
 pub(crate) struct OwnThread(u32);
 
 impl OwnThread {
+    /// The first thread of this process.
+    pub(crate) fn first() -> Self {
+        Self(process::id())
+    }
+
     /// The calling thread.
     pub(crate) fn current() -> Self {
         Self(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())

@@ -30,6 +30,7 @@ const QEMU: &[&str] = &["qemu-system-x86"];
 /// What the tests and benchmarks use beside that.
 const TEST: &[&str] = &[
     "bpftool",
+    "fio",
     "iproute2",
     "libcap2-bin",
     "libvirt-clients",

@@ -132,11 +132,15 @@ fn required() -> String {
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_ok() {
         has.push("kvm");
     }
+    if Path::new("/dev/loop-control").exists() {
+        has.push("loop");
+    }
     for (name, program) in [
         ("snmpd", "snmpd"),
         ("snmptrapd", "snmptrapd"),
         ("qemu", "qemu-system-x86_64"),
         ("smilint", "smilint"),
+        ("strace", "strace"),
         ("pysmi", "mibdump"),
         ("libvirt", "libvirtd"),
     ] {

@@ -125,6 +125,12 @@ impl Records {
         })
     }
 
+    /// The disk to which an image belongs; 0 = none that is known.
+    #[must_use]
+    pub fn storage_of_image(&self, slot: ImageSlot) -> u32 {
+        self.image(slot).map_or(0, |record| record.storage.load(Relaxed))
+    }
+
     /// Notes to which disk an image belongs.
     pub fn assign_image(&self, slot: ImageSlot, storage: u32) {
         if let Some(record) = self.image(slot) {

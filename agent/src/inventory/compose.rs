@@ -9,7 +9,7 @@ use super::{
     AdminState, AutoStart, CountedBy, Disk, DiskSize, Domain, DomainDisk, DomainNic, Memory, Nic,
     OperState, Persistence, Vcpu, Vm, VmProcess,
     assembly::{Parts, Totals},
-    images::Images,
+    images::{Counted, Images},
     indexes::{Identity, Indexes, Part},
     interfaces::Interfaces,
 };
@@ -85,6 +85,14 @@ pub(super) fn state_of(domain: &Domain, migrating: &HashMap<[u8; 16], bool>) -> 
     }
 }
 
+/// Whose disks are shown.
+#[derive(Clone, Copy)]
+struct Owner<'a> {
+    identity: Identity,
+    process: Option<&'a VmProcess>,
+    is_of_domain: bool,
+}
+
 /// Makes the rows of one view.
 struct Rows<'a> {
     indexes: &'a mut Indexes,
@@ -130,7 +138,7 @@ impl Rows<'_> {
             }
             None => domain.vcpu_ids.iter().map(|&id| Vcpu { id, slot: None }).collect(),
         };
-        let disks = self.disks(identity, process, &domain.disks);
+        let disks = self.disks(Owner { identity, process, is_of_domain: true }, &domain.disks);
         let nics = self.nics(identity, &domain.nics);
         Vm {
             index,
@@ -157,14 +165,8 @@ impl Rows<'_> {
         }
     }
 
-    fn disks(
-        &mut self,
-        identity: Identity,
-        process: Option<&VmProcess>,
-        told: &[DomainDisk],
-    ) -> Vec<Disk> {
-        let mut disks: Vec<Disk> =
-            told.iter().map(|disk| self.disk(identity, process, disk)).collect();
+    fn disks(&mut self, owner: Owner<'_>, told: &[DomainDisk]) -> Vec<Disk> {
+        let mut disks: Vec<Disk> = told.iter().map(|disk| self.disk(owner, disk)).collect();
         disks.sort_by_key(|disk| disk.index);
         // Names are unique, but they are only text.
         disks.dedup_by_key(|disk| disk.index);
@@ -179,12 +181,16 @@ impl Rows<'_> {
         nics
     }
 
-    fn disk(&mut self, identity: Identity, process: Option<&VmProcess>, disk: &DomainDisk) -> Disk {
+    fn disk(&mut self, owner: Owner<'_>, disk: &DomainDisk) -> Disk {
+        let Owner { identity, process, .. } = owner;
         let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
         let counted_by = match (&mut *self.images, process) {
             (_, None) => CountedBy::Nobody("the VM does not run".to_owned()),
             (None, _) => CountedBy::Nobody("there are no probes".to_owned()),
-            (Some(images), Some(process)) => images.count(process, index, disk),
+            (Some(images), Some(process)) => {
+                let is_of_domain = owner.is_of_domain;
+                images.count(Counted { process, storage: index, disk, is_of_domain })
+            }
         };
         let (size, totals) = match identity {
             Identity::Uuid(uuid) => (
@@ -247,7 +253,10 @@ impl Rows<'_> {
             pid: Some(process.pid),
             slot: process.slot,
             vcpus: process.vcpus.clone(),
-            disks: self.disks(identity, Some(process), &process.devices.disks),
+            disks: self.disks(
+                Owner { identity, process: Some(process), is_of_domain: false },
+                &process.devices.disks,
+            ),
             nics: self.nics(identity, &process.devices.nics),
         }
     }

@@ -33,6 +33,19 @@ pub enum CountedBy {
     Kernel(Arc<[ImageSlot]>, Method),
     /// Not by the kernel, for this reason.
     Nobody(String),
+    /// By the kernel, as soon as the VMM, which has just begun, has opened it.
+    Soon,
+}
+
+/// A disk as its row will show it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted<'a> {
+    pub(super) process: &'a VmProcess,
+    /// vmStorageIndex.
+    pub(super) storage: u32,
+    pub(super) disk: &'a DomainDisk,
+    /// libvirt knows the VM. A process alone may show the same disk by another name, as long as libvirt is not there.
+    pub(super) is_of_domain: bool,
 }
 
 /// Has the images of disks counted.
@@ -75,25 +88,22 @@ impl Images {
         }
     }
 
-    /// Has a disk counted that has this vmStorageIndex.
-    pub(super) fn count(
-        &mut self,
-        process: &VmProcess,
-        storage: u32,
-        disk: &DomainDisk,
-    ) -> CountedBy {
+    /// Has a disk counted.
+    pub(super) fn count(&mut self, counted: Counted<'_>) -> CountedBy {
+        let Counted { process, storage, disk, .. } = counted;
         let Some(vm) = process.slot else {
             return CountedBy::Nobody("the VM is not counted".to_owned());
         };
         if disk.resource.is_empty() {
             return CountedBy::Nobody("the drive is empty".to_owned());
         }
-        let (mut first, mut failure) = (None, None);
+        let (mut first, mut failure, mut slots) = (None, None, Vec::new());
         for path in std::iter::once(&disk.resource).chain(&disk.others) {
             let Some(file) = find(&process.files, path) else { continue };
-            match self.count_file(vm, storage, file, process, disk.submission) {
-                Ok(method) => {
+            match self.count_file(vm, file, counted) {
+                Ok((method, records)) => {
                     first.get_or_insert(method);
+                    slots.extend(records);
                 }
                 Err(why) => {
                     failure.get_or_insert(why);
@@ -105,7 +115,9 @@ impl Images {
             return CountedBy::Nobody(why);
         }
         let Some(method) = first else {
-            self.expect(vm, storage, process, disk);
+            if self.expect(vm, counted) {
+                return CountedBy::Soon;
+            }
             return CountedBy::Nobody(match disk.source {
                 StorageSource::Network => "it is reached by the network".to_owned(),
                 _ => "the VM's process does not have it open".to_owned(),
@@ -113,8 +125,7 @@ impl Images {
         };
         // Also what it was counted in before: an image that is closed now was part of it.
         let its = self.round.taken.get(&vm).into_iter().flatten();
-        let mut slots: Vec<_> =
-            its.filter(|image| image.storage == storage).map(|image| image.slot).collect();
+        slots.extend(its.filter(|image| image.storage == storage).map(|image| image.slot));
         slots.sort_unstable();
         slots.dedup();
         CountedBy::Kernel(slots.into(), method)
@@ -158,14 +169,17 @@ impl Images {
         self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A VMM that has just begun will open its disk soon; its first requests are to be counted, too.
-    fn expect(&mut self, vm: VmSlot, storage: u32, process: &VmProcess, disk: &DomainDisk) {
+    /// A VMM that has just begun will open its disk soon, and its first requests are to be counted, too. Whether it
+    /// has.
+    fn expect(&mut self, vm: VmSlot, counted: Counted<'_>) -> bool {
+        let Counted { process, disk, .. } = counted;
         if since_boot_ns().saturating_sub(process.started_ns) > YOUNG_NS {
-            return;
+            return false;
         }
         match disk.source {
             StorageSource::Raw | StorageSource::Sparse => {
                 self.round.needed.insert(Method::Dio);
+                true
             }
             StorageSource::Block => {
                 self.round.needed.insert(Method::Bdev);
@@ -173,10 +187,11 @@ impl Images {
                     && device.file == ImageKey::NO_FILE
                 {
                     let key = ImageKey { vm: vm.0, device: device.device, file: device.file };
-                    self.take(vm, storage, key, Route::Block);
+                    self.take(key, Route::Block, counted);
                 }
+                true
             }
-            _ => {}
+            _ => false,
         }
     }
 
@@ -184,11 +199,11 @@ impl Images {
     fn count_file(
         &mut self,
         vm: VmSlot,
-        storage: u32,
         file: &OpenFile,
-        process: &VmProcess,
-        submission: Submission,
-    ) -> Result<Method, String> {
+        counted: Counted<'_>,
+    ) -> Result<(Method, Vec<ImageSlot>), String> {
+        let Counted { process, storage, disk, .. } = counted;
+        let submission = disk.submission;
         let hooks = Arc::clone(&self.hooks);
         let hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
         let can = |method: Method| {
@@ -227,45 +242,42 @@ impl Images {
         needed.insert(method);
         let file_number = file.identity.file;
         let key = ImageKey { vm: vm.0, device: file.device, file: file_number };
-        match self.round.given.get(&key) {
-            // Of an image that two disks share, nobody can say which one a request is for.
-            Some(&other) if other != storage => {}
-            _ => {
-                self.round.given.insert(key, storage);
-                if !self.take(vm, storage, key, route) {
-                    return Err("no record is free for it".to_owned());
-                }
-            }
-        }
         self.round.needed.extend(needed);
-        Ok(method)
+        // Of an image that two disks share, nobody can say which one a request is for.
+        if *self.round.given.entry(key).or_insert(storage) != storage {
+            return Ok((method, Vec::new()));
+        }
+        if !self.take(key, route, counted) {
+            return Err("no record is free for it".to_owned());
+        }
+        Ok((method, self.records.images_of(key).collect()))
     }
 
-    /// Has an image counted for a disk in a record of its own.
-    fn take(&mut self, vm: VmSlot, storage: u32, key: ImageKey, route: Route) -> bool {
+    /// Has an image counted for a disk, in a record of its own. Whether there is one.
+    fn take(&mut self, key: ImageKey, route: Route, counted: Counted<'_>) -> bool {
+        let Counted { storage, is_of_domain, .. } = counted;
+        let vm = VmSlot(key.vm);
         let taken = self.round.taken.entry(vm).or_default();
+        let mut assign = |slot: ImageSlot, records: &Records| {
+            records.assign_image(slot, storage);
+            match taken.iter_mut().find(|image| image.slot == slot) {
+                Some(image) => image.storage = storage,
+                None => taken.push(TakenImage { slot, vm, storage, is_open: true }),
+            }
+        };
         for slot in self.records.images_of(key).collect::<Vec<_>>() {
-            let known = taken.iter().find(|image| image.slot == slot).map(|image| image.storage);
-            if known.is_some_and(|of| of != 0 && of != storage) {
+            match self.records.storage_of_image(slot) {
+                of if of == 0 || of == storage => assign(slot, &self.records),
                 // What it was for another disk stays that one's.
-                self.records.close_image(slot);
-            } else {
-                // Also what was counted by another way than from now on.
-                self.records.assign_image(slot, storage);
-                if let Some(image) = taken.iter_mut().find(|image| image.slot == slot) {
-                    image.storage = storage;
-                }
+                _ if is_of_domain => self.records.close_image(slot),
+                _ => return true,
             }
         }
         if self.records.take_image(key, route).is_none() {
             return false;
         }
-        for slot in self.records.images_of(key) {
-            self.records.assign_image(slot, storage);
-            match taken.iter_mut().find(|image| image.slot == slot) {
-                Some(image) => image.storage = storage,
-                None => taken.push(TakenImage { slot, vm, storage, is_open: true }),
-            }
+        for slot in self.records.images_of(key).collect::<Vec<_>>() {
+            assign(slot, &self.records);
         }
         true
     }

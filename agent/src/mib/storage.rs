@@ -177,6 +177,7 @@ fn io<'a>(readings: &dyn Readings, row: DiskRow<'a>, read: fn(DiskIo) -> u64) ->
     let io = match (&row.disk.counted_by, &row.disk.totals) {
         (CountedBy::Kernel(images, _), _) => readings.disk_io(images)?,
         (CountedBy::Nobody(_), Some(totals)) => totals.read(),
+        (CountedBy::Soon, _) => return None,
         (CountedBy::Nobody(_), None) => is_down(row.vm).then(DiskIo::default)?,
     };
     Some(Value::Counter64(read(io)))

@@ -213,6 +213,7 @@ fn disk(disk: &inventory::Disk, records: Option<&Records>) -> Disk {
                 told.write = Some(requests(io.writes, io.write_octets, io.write_ns, &write));
             }
         }
+        CountedBy::Soon => told.why = Some("the VM has not opened it yet".to_owned()),
         CountedBy::Nobody(why) => {
             told.counted_by = disk.totals.as_ref().map(|_| "hypervisor".to_owned());
             told.why = Some(why.clone());

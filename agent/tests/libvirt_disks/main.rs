@@ -6,6 +6,9 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod changes;
+mod strace;
+
 use std::{fmt, path::Path, process::Command};
 
 use lab::{

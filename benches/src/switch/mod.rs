@@ -7,6 +7,8 @@ mod load;
 mod program;
 mod tools;
 
+pub(crate) use program::{Empty, RunTime};
+
 use std::thread;
 
 use crate::tracked::Tracked;

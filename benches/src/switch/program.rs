@@ -17,14 +17,14 @@ const RETURN_ZERO: [u8; 16] = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0
 
 /// How long and how often a program has run while statistics were on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RunTime {
+pub(crate) struct RunTime {
     pub(super) time: Duration,
     pub(super) runs: u64,
 }
 
 impl RunTime {
     /// Of the program with this id.
-    pub(super) fn of(id: u32) -> anyhow::Result<Self> {
+    pub(crate) fn of(id: u32) -> anyhow::Result<Self> {
         for program in loaded_programs() {
             let program = program?;
             if program.id() == id {
@@ -35,7 +35,7 @@ impl RunTime {
     }
 
     /// Mean ns of the runs since `earlier`.
-    pub(super) fn ns_per_run_since(self, earlier: Self) -> f64 {
+    pub(crate) fn ns_per_run_since(self, earlier: Self) -> f64 {
         (self.time - earlier.time).as_secs_f64() * 1e9 / (self.runs - earlier.runs) as f64
     }
 }
@@ -53,13 +53,13 @@ pub(super) fn others(hook: &str, known: &[u32]) -> anyhow::Result<usize> {
 }
 
 /// A program at a tracepoint that does nothing: what it is seen to take is the cost of measuring.
-pub(super) struct Empty {
-    pub(super) id: u32,
+pub(crate) struct Empty {
+    pub(crate) id: u32,
     _attached: Ebpf,
 }
 
 impl Empty {
-    pub(super) fn attach(hook: &str) -> anyhow::Result<Self> {
+    pub(crate) fn attach(hook: &str) -> anyhow::Result<Self> {
         let mut ebpf = Ebpf::load(&object(hook)?)?;
         let program: &mut BtfTracePoint =
             ebpf.program_mut("empty").context("The object has no program")?.try_into()?;

@@ -63,6 +63,7 @@ pub fn missing(what: &str) -> Option<&'static str> {
             Some("virsh or libvirtd is not installed")
         }
         "snmptrapd" if !is_in_path("snmptrapd") => Some("snmptrapd is not installed"),
+        "strace" if !is_in_path("strace") => Some("strace is not installed"),
         "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
         "loop" if !Path::new("/dev/loop-control").exists() => Some("there are no loop devices"),
         "pysmi" if !is_in_path("mibdump") => Some("mibdump of pysmi is not installed"),

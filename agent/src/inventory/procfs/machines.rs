@@ -18,10 +18,13 @@ use super::{
     process::{self, Thread},
     scan::{self, Roots, Scan},
 };
-use crate::counters::{HeldThread, ThreadSlot, TrackError, VmSlot};
+use crate::counters::{HeldThread, ImageSlot, ThreadSlot, TrackError, VmSlot};
 
 /// After so long a VMM has its memory.
 const SETTLED: Duration = Duration::from_secs(1);
+
+/// An image that was closed so long ago is forgotten, if it is of no disk.
+const CLOSED: Duration = Duration::from_secs(5);
 
 /// How often the threads of a process are listed until there is none that is not counted.
 const PASSES: usize = 8;
@@ -31,6 +34,8 @@ pub(super) struct Machines {
     roots: Roots,
     tracker: Option<SharedTracker>,
     known: BTreeMap<u32, Machine>,
+    /// Images that are of no disk and not open: of which process, and since when.
+    closed: HashMap<ImageSlot, (u32, Instant)>,
     /// Slots of VMs that are gone. A view that is still in use may show them.
     retired: Vec<VmSlot>,
 }
@@ -64,7 +69,13 @@ impl Found {
 
 impl Machines {
     pub(super) fn new(tracker: Option<SharedTracker>) -> Self {
-        Self { roots: Roots::default(), tracker, known: BTreeMap::new(), retired: Vec::new() }
+        Self {
+            roots: Roots::default(),
+            tracker,
+            known: BTreeMap::new(),
+            closed: HashMap::new(),
+            retired: Vec::new(),
+        }
     }
 
     /// The ids of all processes that are there.
@@ -177,14 +188,22 @@ impl Machines {
         }
         let slot = slot_before.or_else(|| self.track_vm(pid));
         if let Some(tracker) = &self.tracker {
-            // What was closed before it was known what it is.
+            // What was closed before it was known what it is. A VMM makes an image, closes it and opens it anew.
             let open = |key: &ImageKey| {
                 let same =
                     |file: &OpenFile| (file.device, file.identity.file) == (key.device, key.file);
                 scan.vm.files.iter().any(same)
             };
-            for (image, _) in loose.iter().filter(|(_, key)| !open(key)) {
-                tracker.free_image(*image);
+            let closed: Vec<_> =
+                loose.iter().filter(|(_, key)| !open(key)).map(|(image, _)| *image).collect();
+            let now = Instant::now();
+            self.closed.retain(|image, (of, _)| *of != pid || closed.contains(image));
+            for image in closed {
+                let (_, since) = self.closed.entry(image).or_insert((pid, now));
+                if since.elapsed() > CLOSED {
+                    tracker.free_image(image);
+                    self.closed.remove(&image);
+                }
             }
         }
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
