@@ -1,4 +1,4 @@
-//! Disks that change while their VM runs.
+//! Disks that change while their VM runs. Its vCPUs do not: its firmware would read from the first disk at any time.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ fn what_a_disk_is_made_of_changes_and_no_request_is_lost() {
         std::fs::write(&base, vec![7; 4 << 20]).unwrap();
         let devices = format!("{CONTROLLER}{}", scsi(&base, "raw", cache, 0));
         host.libvirtd.define(&domain("changes", 1, "<vcpu>1</vcpu>", &devices)).unwrap();
-        host.libvirtd.virsh(&["start", &uuid(1)]).unwrap();
+        host.libvirtd.virsh(&["start", &uuid(1), "--paused"]).unwrap();
         let disk = Disk::of(&host, 1, "sda");
         let pid = host.libvirtd.pid("changes").unwrap();
         let strace = Strace::of(pid, host.images.path());
@@ -148,7 +148,7 @@ fn disks_that_come_and_go_and_images_that_vms_share() {
         let devices = format!("{CONTROLLER}{}", scsi(&over, "qcow2", "none", 0));
         let name = format!("shares{number}");
         host.libvirtd.define(&domain(&name, number, "<vcpu>1</vcpu>", &devices)).unwrap();
-        host.libvirtd.virsh(&["start", &uuid(number)]).unwrap();
+        host.libvirtd.virsh(&["start", &uuid(number), "--paused"]).unwrap();
     }
     let [one, two] = [1, 2].map(|number| Disk::of(&host, number, "sda"));
     let [before_one, before_two] = [one, two].map(|disk| disk.counts(&mut host.stage));
@@ -208,7 +208,7 @@ fn no_request_is_lost_while_the_agent_is_away() {
         share(1)
     );
     host.libvirtd.define(&domain("works", 1, &more, &devices)).unwrap();
-    host.libvirtd.virsh(&["start", &uuid(1)]).unwrap();
+    host.libvirtd.virsh(&["start", &uuid(1), "--paused"]).unwrap();
     let disks = ["sda", "sdb"].map(|target| Disk::of(&host, 1, target));
     let nbd = Nbd::start(&host, 1);
     let urls = [("sda", 2), ("sdb", 1)]

@@ -212,7 +212,7 @@ fn requests_of_every_kind_are_counted_to_the_octet() {
          <override xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>{shared}</override>"
     );
     host.libvirtd.define(&domain("disks", 1, &more, &devices)).unwrap();
-    host.libvirtd.virsh(&["start", &uuid(1)]).unwrap();
+    host.libvirtd.virsh(&["start", &uuid(1), "--paused"]).unwrap();
     let index = host.index(&uuid(1));
     let nbd = Nbd::start(&host, 1);
     for (number, kind) in kinds.iter().enumerate() {
