@@ -36,15 +36,13 @@ const FIO_S: u32 = 2;
 const TARGET: f64 = 0.99;
 
 /// The programs with the requests of a VM that each sees.
-const WITHIN: [(&str, &str, Method); 8] = [
-    ("iomap_dio_rw_begin", "iomap_dio_rw_begin", Method::Dio),
-    ("iomap_dio_complete", "iomap_dio_complete", Method::Dio),
-    ("iomap_dio_complete_again", "iomap_dio_complete", Method::Dio),
-    ("block_bio_queue", "block_bio_queue", Method::Bdev),
-    ("block_rq_complete", "block_rq_complete", Method::Bdev),
-    ("block_rq_complete_again", "block_rq_complete", Method::Bdev),
-    ("sys_enter", "sys_enter", Method::Syscall),
-    ("sys_exit", "sys_exit", Method::Syscall),
+const WITHIN: [(&str, Method); 6] = [
+    ("iomap_dio_rw_begin", Method::Dio),
+    ("iomap_dio_complete", Method::Dio),
+    ("block_bio_queue", Method::Bdev),
+    ("block_rq_complete", Method::Bdev),
+    ("sys_enter", Method::Syscall),
+    ("sys_exit", Method::Syscall),
 ];
 
 /// Programs that are attached until this is dropped, or this process ends.
@@ -111,7 +109,7 @@ fn within(rounds: u32, image: &Path) -> anyhow::Result<()> {
     let device = LoopDevice::of(image)?;
     let mut page = Box::new(Page([0; BLOCK]));
     println!("\n{:<28} {:>26} {:>26}", "ns a run, median (quartiles)", "of a VM", "of others");
-    for (name, tracepoint, method) in WITHIN {
+    for (name, method) in WITHIN {
         let (path, flags) = match method {
             Method::Bdev => (device.path(), OFlags::DIRECT),
             Method::Dio => (image, OFlags::DIRECT),
@@ -129,7 +127,7 @@ fn within(rounds: u32, image: &Path) -> anyhow::Result<()> {
                     attached.records.take_image(key, Route::Block).context("no record")?;
                 }
             }
-            let empty = Empty::attach(tracepoint)?;
+            let empty = Empty::attach(name)?;
             let program = attached.program(name)?;
             let mut samples = Samples::default();
             for _ in 0..rounds {

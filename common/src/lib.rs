@@ -43,6 +43,9 @@ pub const IMAGES: usize = 4096;
 /// The most requests that can be under way and counted.
 pub const FLIGHTS: u32 = 32_768;
 
+/// Numbers of requests under way.
+pub const UNDER_WAY_LEN: u32 = 1024;
+
 /// Slots that share one element of the `TID_SLOT` array: array elements are never smaller than
 /// 8 octets, so four `u16` are packed into each.
 pub const SLOTS_PER_ELEMENT: usize = 4;

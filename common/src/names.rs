@@ -12,5 +12,7 @@ pub const META: &str = "META";
 pub const IMAGE: &str = "IMAGE";
 /// Map: address of a request in the kernel → [`crate::Flight`].
 pub const FLIGHT: &str = "FLIGHT";
+/// Map: how many requests are under way, by a mix of their addresses.
+pub const UNDER_WAY: &str = "UNDER_WAY";
 /// Map: ring of [`crate::Event`].
 pub const EVENTS: &str = "EVENTS";

@@ -4,27 +4,14 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     maps,
-    request::{Turn, end},
+    request::end,
     task::load,
 };
 
 #[btf_tracepoint(function = "block_bio_complete")]
 fn block_bio_complete(ctx: BtfTracePointContext) -> i32 {
-    ended(&ctx, Turn::First)
-}
-
-#[btf_tracepoint(function = "block_bio_complete")]
-fn block_bio_complete_again(ctx: BtfTracePointContext) -> i32 {
-    ended(&ctx, Turn::Second)
-}
-
-#[inline(always)]
-fn ended(ctx: &BtfTracePointContext, turn: Turn) -> i32 {
     // SAFETY: argument 1 is a request.
     let bio: *const u8 = unsafe { ctx.arg(1) };
-    if !turn.is_left(bio as u64) {
-        return 0;
-    }
     let Some(flight) = maps::flight(bio as u64) else { return 0 };
     maps::land(bio as u64);
     // Its own size is by now what is left of it.

@@ -5,7 +5,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     maps,
-    request::{Turn, end},
+    request::end,
     task::load,
 };
 
@@ -14,22 +14,9 @@ const MAX_BIOS: usize = 64;
 
 #[btf_tracepoint(function = "block_rq_complete")]
 fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
-    ended(&ctx, Turn::First)
-}
-
-#[btf_tracepoint(function = "block_rq_complete")]
-fn block_rq_complete_again(ctx: BtfTracePointContext) -> i32 {
-    ended(&ctx, Turn::Second)
-}
-
-#[inline(always)]
-fn ended(ctx: &BtfTracePointContext, turn: Turn) -> i32 {
     // SAFETY: argument 0 is a request, the others are numbers.
     let (request, error, octets): (*const u8, u32, u32) =
         unsafe { (ctx.arg(0), ctx.arg(1), ctx.arg(2)) };
-    if !turn.is_left(request as u64) {
-        return 0;
-    }
     let mut left = u64::from(octets);
     let mut bio = load!("u64", request, RequestBio);
     for _ in 0..MAX_BIOS {

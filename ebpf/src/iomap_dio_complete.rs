@@ -4,7 +4,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     maps,
-    request::{Turn, end},
+    request::end,
 };
 
 /// It would have had to wait, and is submitted again.
@@ -14,21 +14,8 @@ const ENOTBLK: i64 = 15;
 
 #[btf_tracepoint(function = "iomap_dio_complete")]
 fn iomap_dio_complete(ctx: BtfTracePointContext) -> i32 {
-    ended(&ctx, Turn::First)
-}
-
-#[btf_tracepoint(function = "iomap_dio_complete")]
-fn iomap_dio_complete_again(ctx: BtfTracePointContext) -> i32 {
-    ended(&ctx, Turn::Second)
-}
-
-#[inline(always)]
-fn ended(ctx: &BtfTracePointContext, turn: Turn) -> i32 {
     // SAFETY: argument 0 is a request, argument 2 a number.
     let (address, result) = unsafe { (ctx.arg::<*const u8>(0) as u64, ctx.arg::<i64>(2)) };
-    if !turn.is_left(address) {
-        return 0;
-    }
     let Some(flight) = maps::flight(address) else { return 0 };
     if result == -EAGAIN {
         return 0;

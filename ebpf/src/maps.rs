@@ -1,13 +1,15 @@
 //! The maps. All but the requests under way and the ring are arrays that the agent maps into its memory.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, RingBuf},
 };
 use kvmeter_common::{
     EVENT_RING_LEN, Event, FLIGHTS, Flight, IMAGES, ImageRecord, Meta, Owner, SLOTS_PER_ELEMENT,
-    THREADS, ThreadRecord, VMS, VmRecord,
+    THREADS, ThreadRecord, UNDER_WAY_LEN, VMS, VmRecord,
 };
 
 use crate::atomic;
@@ -73,36 +75,57 @@ pub(crate) fn image(slot: u32) -> Option<*mut ImageRecord> {
     IMAGE.get_ptr_mut(slot)
 }
 
-/// Notes that the request at `address` is under way.
+/// How many requests are under way whose addresses come to the same number. Almost every request on a host is of no
+/// VM, and to know that by its end takes one look here, in memory that is seldom written.
+#[map]
+static UNDER_WAY: Array<u64> = Array::with_max_entries(UNDER_WAY_LEN, 0);
+
 #[inline(always)]
-pub(crate) fn take_off(address: u64, flight: &Flight) {
+fn under_way(address: u64) -> Option<*mut u64> {
+    let low: u32;
+    // To the verifier the address is a pointer, of which it takes no product; the copy of a half is a number.
+    // SAFETY: it only moves a register.
+    unsafe {
+        asm!("{low} = {address}", low = out(wreg) low, address = in(wreg) address as u32, options(pure, nomem, nostack));
+    }
+    UNDER_WAY.get_ptr_mut(low.wrapping_mul(0x9e37_79b9) >> (32 - UNDER_WAY_LEN.ilog2()))
+}
+
+/// Notes that the request at `address` is under way; `is_known`: it was noted before.
+#[inline(always)]
+pub(crate) fn take_off(address: u64, flight: &Flight, is_known: bool) {
     if FLIGHT.insert(address, flight, 0).is_err() {
         count_uncounted();
+        return;
+    }
+    if let Some(count) = under_way(address)
+        && !is_known
+    {
+        // SAFETY: an aligned word of the map's value.
+        unsafe { atomic::fetch_add(count, 1) };
     }
 }
 
 /// The request at `address`, if it is under way.
 #[inline(always)]
 pub(crate) fn flight(address: u64) -> Option<Flight> {
+    // SAFETY: an aligned word of the map's value.
+    if unsafe { under_way(address)?.read_volatile() } == 0 {
+        return None;
+    }
     // SAFETY: a request is completed once, after it was submitted.
     unsafe { FLIGHT.get(address) }.copied()
 }
 
-/// The request at `address` is not under way any more.
+/// The request at `address`, which was found, is not under way any more.
 #[inline(always)]
 pub(crate) fn land(address: u64) {
-    // One that is not there has landed.
-    let _ = FLIGHT.remove(address);
-}
-
-/// The address of the request whose end was dealt with last on each CPU.
-#[map]
-static ENDED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
-
-/// Where that of this CPU is.
-#[inline(always)]
-pub(crate) fn ended() -> Option<*mut u64> {
-    ENDED.get_ptr_mut(0)
+    if FLIGHT.remove(address).is_ok()
+        && let Some(count) = under_way(address)
+    {
+        // SAFETY: an aligned word of the map's value.
+        unsafe { atomic::fetch_add(count, u64::MAX) };
+    }
 }
 
 /// Counts a request of an image that cannot be counted.

@@ -62,12 +62,14 @@ pub(crate) fn uring_address(request: u64) -> u64 {
 }
 
 /// The request at `address` begins. Where one was known there that is not this one's first attempt, its end was
-/// missed: some kernels run no program in an interrupt that comes while another program runs on that CPU.
+/// missed: requests end in interrupts, and the kernel runs no program in an interrupt that comes while it is at work on
+/// that CPU, some kernels not even while another one is.
 #[inline(always)]
 pub(crate) fn begin(address: u64, slot: u32, position: u64, octets: u64, flags: u32) {
     // SAFETY: the helper takes nothing.
     let mut start = unsafe { bpf_ktime_get_ns() };
-    if let Some(known) = maps::flight(address) {
+    let known = maps::flight(address);
+    if let Some(known) = known {
         let is_again = known.flags | Flight::NO_WAIT == flags | Flight::NO_WAIT
             && known.flags & Flight::NO_WAIT != 0
             && known.slot == slot
@@ -78,7 +80,8 @@ pub(crate) fn begin(address: u64, slot: u32, position: u64, octets: u64, flags: 
             end_unseen(&known);
         }
     }
-    maps::take_off(address, &Flight { start, position, octets, slot, flags });
+    let flight = Flight { start, position, octets, slot, flags };
+    maps::take_off(address, &flight, known.is_some());
 }
 
 /// Where a request is counted.
@@ -131,33 +134,6 @@ fn count(direction: *mut Direction, octets: u64, latency: u64) {
         if bucket < LATENCY_BUCKETS {
             let buckets = (&raw mut (*direction).buckets).cast::<u64>();
             atomic::fetch_add(buckets.add(bucket), 1);
-        }
-    }
-}
-
-/// Which of the two programs at the end of a request this is. The kernel does not run a program on a CPU where it is
-/// at work already, and requests end in interrupts, so that one program would miss the end of a request that
-/// interrupts it at the end of another. The second does what the first has not.
-#[derive(Clone, Copy)]
-pub(crate) enum Turn {
-    First,
-    Second,
-}
-
-impl Turn {
-    /// Whether the end of the request at `address` is left to deal with.
-    #[inline(always)]
-    pub(crate) fn is_left(self, address: u64) -> bool {
-        let Some(ended) = maps::ended() else { return true };
-        // SAFETY: the word is this CPU's own, and lies in the map's value.
-        unsafe {
-            match self {
-                Self::First => {
-                    ended.write_volatile(address);
-                    true
-                }
-                Self::Second => ended.read_volatile() != address,
-            }
         }
     }
 }

@@ -52,40 +52,19 @@ impl Method {
     }
 }
 
-const DIO: [Hook; 3] = of(
-    "I/O of files past the page cache",
-    [
-        ("iomap_dio_complete", "iomap_dio_complete"),
-        ("iomap_dio_complete_again", "iomap_dio_complete"),
-        ("iomap_dio_rw_begin", "iomap_dio_rw_begin"),
-    ],
-);
-const BDEV: [Hook; 5] = of(
-    "I/O of block devices",
-    [
-        ("block_rq_complete", "block_rq_complete"),
-        ("block_rq_complete_again", "block_rq_complete"),
-        ("block_bio_complete", "block_bio_complete"),
-        ("block_bio_complete_again", "block_bio_complete"),
-        ("block_bio_queue", "block_bio_queue"),
-    ],
-);
-const SYSCALL: [Hook; 2] =
-    of("I/O by the page cache", [("sys_exit", "sys_exit"), ("sys_enter", "sys_enter")]);
-const IO_URING: [Hook; 2] = of(
-    "I/O by the page cache with io_uring",
-    [("io_uring_complete", "io_uring_complete"), ("io_uring_submit_req", "io_uring_submit_req")],
-);
+const DIO: [Hook; 2] =
+    of("I/O of files past the page cache", ["iomap_dio_complete", "iomap_dio_rw_begin"]);
+const BDEV: [Hook; 3] =
+    of("I/O of block devices", ["block_rq_complete", "block_bio_complete", "block_bio_queue"]);
+const SYSCALL: [Hook; 2] = of("I/O by the page cache", ["sys_exit", "sys_enter"]);
+const IO_URING: [Hook; 2] =
+    of("I/O by the page cache with io_uring", ["io_uring_complete", "io_uring_submit_req"]);
 
-/// Programs, each with its tracepoint.
-const fn of<const N: usize>(
-    purpose: &'static str,
-    programs: [(&'static str, &'static str); N],
-) -> [Hook; N] {
+const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> [Hook; N] {
     let mut hooks = [Hook::new("", purpose); N];
     let mut at = 0;
     while at < N {
-        (hooks[at].name, hooks[at].tracepoint) = programs[at];
+        hooks[at].name = names[at];
         at += 1;
     }
     hooks

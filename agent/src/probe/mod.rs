@@ -38,10 +38,8 @@ pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// A tracepoint that a program is attached to, and what is lost without it.
 #[derive(Clone, Copy, Debug)]
 pub struct Hook {
-    /// Name of the program.
+    /// Name of the tracepoint and of the program.
     pub name: &'static str,
-    /// Name of the tracepoint.
-    pub tracepoint: &'static str,
     /// Whether nothing can be counted without it.
     pub required: bool,
     /// What it is for.
@@ -60,7 +58,7 @@ pub const HOOKS: [Hook; 5] = [
 
 impl Hook {
     const fn new(name: &'static str, purpose: &'static str) -> Self {
-        Self { name, tracepoint: name, required: false, purpose }
+        Self { name, required: false, purpose }
     }
 
     const fn required(self) -> Self {
@@ -220,7 +218,7 @@ fn load<'a>(
     btf: &aya::Btf,
 ) -> Result<&'a mut BtfTracePoint, ProbeError> {
     let program = program(ebpf, hook.name)?;
-    program.load(hook.tracepoint, btf).map_err(|source| ProbeError::hook(hook.name, source))?;
+    program.load(hook.name, btf).map_err(|source| ProbeError::hook(hook.name, source))?;
     Ok(program)
 }
 

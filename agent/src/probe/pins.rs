@@ -14,7 +14,7 @@ use aya::{
 };
 use kvmeter_common::{
     EVENT_RING_LEN, FLIGHTS, Flight, IMAGES, ImageRecord, LAYOUT, Meta, SLOTS_PER_ELEMENT, THREADS,
-    ThreadRecord, VMS, VmRecord, names,
+    ThreadRecord, UNDER_WAY_LEN, VMS, VmRecord, names,
 };
 use rustix::fs::statfs;
 
@@ -26,13 +26,14 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The maps that are pinned.
-pub(super) const MAPS: [&str; 7] = [
+pub(super) const MAPS: [&str; 8] = [
     names::TID_SLOT,
     names::THREAD,
     names::VM,
     names::META,
     names::IMAGE,
     names::FLIGHT,
+    names::UNDER_WAY,
     names::EVENTS,
 ];
 
@@ -147,6 +148,10 @@ impl Pins {
                 info.map_type().is_ok_and(|kind| kind == MapType::Hash)
                     && (info.key_size(), info.max_entries()) == (8, FLIGHTS)
                     && info.value_size() as usize == size_of::<Flight>()
+            }),
+            open(names::UNDER_WAY)?.info().is_ok_and(|info| {
+                info.map_type().is_ok_and(|kind| kind == MapType::Array)
+                    && (info.value_size(), info.max_entries()) == (8, UNDER_WAY_LEN)
             }),
             found.events.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::RingBuf)
