@@ -61,6 +61,7 @@ fn each_key_is_taken_from_the_file() {
         ("state", "dir", "\"/srv/kvmeter\""),
         ("state", "runtime_dir", "\"/tmp/kvmeter\""),
         ("probe", "pin_dir", "\"/sys/fs/bpf/other\""),
+        ("probe", "system_calls", "false"),
         ("notifications", "per_vm", "true"),
         ("notifications", "bulk", "true"),
         ("notifications", "bulk_window_ms", "10"),
@@ -91,7 +92,7 @@ fn a_wrong_key_is_named_with_its_line_and_the_one_that_was_meant() {
     );
     assert_eq!(
         fault("[probe]\nverbosity = 3\n"),
-        "2: probe.verbosity: no such key; [probe] has pin_dir"
+        "2: probe.verbosity: no such key; [probe] has pin_dir, system_calls"
     );
     assert_eq!(
         fault("\n[agent-x]\n"),

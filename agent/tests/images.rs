@@ -6,11 +6,12 @@ mod lab;
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, IoSliceMut},
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use kvmeter::{
@@ -96,7 +97,10 @@ fn numbers(io: DiskIo) -> [u64; 4] {
     [io.reads, io.read_octets, io.writes, io.write_octets]
 }
 
-/// 64 KiB at an address that `O_DIRECT` takes.
+/// What takes long to read beside the way into the kernel and back.
+const PAGES: usize = 32;
+
+/// Octets at an address that `O_DIRECT` takes.
 #[repr(align(4096))]
 struct Page([u8; 65_536]);
 
@@ -197,6 +201,67 @@ fn block_devices_are_counted_where_the_agent_says_so() {
     .unwrap();
     counted.registration.untrack_vm(counted.vm);
     assert_eq!(counted.records.taken_images(), []);
+}
+
+#[test]
+fn what_closed_images_had_is_kept_in_one_of_them() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::Syscall]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    let mut page = Box::new(Page([7; 65_536]));
+    let mut closed = Vec::new();
+    for _ in 0..3 {
+        exercise(&file, &mut page);
+        let slots = counted.slots(&path);
+        assert_eq!(slots.len(), 1);
+        counted.records.close_image(slots[0]);
+        closed.extend(slots);
+    }
+    let before = counted.records.image_io(&closed);
+    assert_eq!(numbers(before), EXERCISED.map(|number| number * 3));
+    let [reads, _] = counted.records.image_requests(&closed);
+    counted.records.unite_images(closed[0], &closed[1..]);
+    // Also whoever still reads all three.
+    for slots in [&closed[..], &closed[..1]] {
+        assert_eq!(counted.records.image_io(slots), before);
+        let [now, _] = counted.records.image_requests(slots);
+        assert_eq!(now.latencies.len(), reads.latencies.len());
+    }
+    let taken: Vec<_> = counted.records.taken_images().iter().map(|image| image.slot).collect();
+    assert_eq!(taken, closed[..1]);
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+#[test]
+fn latencies_are_those_that_the_caller_sees() {
+    require!("ebpf");
+    for (method, flags) in [(Method::Dio, OFlags::DIRECT), (Method::Syscall, OFlags::empty())] {
+        let counted = Counted::by(&[method]);
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, vec![7; 16 << 20]).unwrap();
+        let file = open(&path, flags);
+        let mut pages: Vec<Page> = (0..PAGES).map(|_| Page([0; 65_536])).collect();
+        let large = PAGES as u64 * 65_536;
+        let mut seen = Duration::ZERO;
+        for round in 0..64 {
+            let start = Instant::now();
+            let parts = pages.iter_mut().map(|page| IoSliceMut::new(&mut page.0));
+            let mut parts: Vec<_> = parts.collect();
+            let read = rustix::io::preadv(&file, &mut parts, (round % 8) * large).unwrap();
+            assert_eq!(read as u64, large);
+            seen += start.elapsed();
+        }
+        let io = counted.io(&path);
+        let told = Duration::from_nanos(io.read_ns);
+        assert_eq!((io.reads, io.read_octets), (64, 64 * large));
+        assert!(told <= seen && told >= seen.mul_f64(0.95), "{method:?}: {told:?} of {seen:?}");
+        let [reads, _] = counted.records.image_requests(&counted.slots(&path));
+        let [p50, p999] = [0.5, 0.999].map(|quantile| reads.latencies.value_at_quantile(quantile));
+        assert!(p50 <= p999 && Duration::from_nanos(p50) * 64 < seen * 3, "{p50} {p999} {seen:?}");
+    }
 }
 
 #[test]

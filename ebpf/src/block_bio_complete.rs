@@ -2,11 +2,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use crate::{
-    maps,
-    request::end,
-    task::load,
-};
+use crate::{maps, request::end, task::load};
 
 #[btf_tracepoint(function = "block_bio_complete")]
 fn block_bio_complete(ctx: BtfTracePointContext) -> i32 {

@@ -3,11 +3,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use crate::{
-    maps,
-    request::end,
-    task::load,
-};
+use crate::{maps, request::end, task::load};
 
 /// The most bios of a request that are looked at; a request of direct I/O has one, unless its neighbours were waiting.
 const MAX_BIOS: usize = 64;

@@ -2,10 +2,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use crate::{
-    maps,
-    request::end,
-};
+use crate::{maps, request::end};
 
 /// It would have had to wait, and is submitted again.
 const EAGAIN: i64 = 11;

@@ -128,11 +128,13 @@ pub struct Probe {
     /// Where maps and links are pinned; below a mounted bpffs.
     #[serde(with = "Directory::<4000>")]
     pub pin_dir: PathBuf,
+    /// Whether system calls may be hooked, where a disk cannot be counted in another way.
+    pub system_calls: bool,
 }
 
 impl Default for Probe {
     fn default() -> Self {
-        Self { pin_dir: PathBuf::from("/sys/fs/bpf/kvmeter") }
+        Self { pin_dir: PathBuf::from("/sys/fs/bpf/kvmeter"), system_calls: true }
     }
 }
 

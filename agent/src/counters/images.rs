@@ -3,6 +3,7 @@
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
+    fence,
 };
 
 use hdrhistogram::Histogram;
@@ -14,6 +15,7 @@ use kvmeter_common::{
 use super::{
     DiskIo, Records, VmSlot,
     mapped::{DirectionCells, ImageCells},
+    records::TRIES,
 };
 
 /// Slot of an image's record: 0 to 4,095.
@@ -51,6 +53,20 @@ impl Records {
     #[must_use]
     pub fn image_io(&self, images: &[ImageSlot]) -> DiskIo {
         let mut io = DiskIo::default();
+        for _ in 0..TRIES {
+            let before = self.moved.load(Acquire);
+            io = self.sum(images);
+            fence(Acquire);
+            if before.is_multiple_of(2) && self.moved.load(Relaxed) == before {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        io
+    }
+
+    fn sum(&self, images: &[ImageSlot]) -> DiskIo {
+        let mut io = DiskIo::default();
         for record in images.iter().filter_map(|slot| self.image(*slot)) {
             let load = |cell: &AtomicU64| cell.load(Relaxed);
             io.reads = io.reads.wrapping_add(load(&record.read.requests));
@@ -61,6 +77,23 @@ impl Records {
             io.write_ns = io.write_ns.wrapping_add(load(&record.write.latency_ns));
         }
         io
+    }
+
+    /// Moves all that closed images have into one of them, and frees the others. Only one thread may do this at a
+    /// time.
+    pub fn unite_images(&self, into: ImageSlot, others: &[ImageSlot]) {
+        let Some(to) = self.image(into) else { return };
+        self.moved.fetch_add(1, AcqRel);
+        for &other in others {
+            let Some(from) = self.image(other) else { continue };
+            for (from, to) in [(&from.read, &to.read), (&from.write, &to.write)] {
+                for (from, to) in cells(from).zip(cells(to)) {
+                    to.fetch_add(from.swap(0, AcqRel), AcqRel);
+                }
+            }
+            self.free_image(other);
+        }
+        self.moved.fetch_add(1, AcqRel);
     }
 
     /// Reads and writes on these images in more detail, for the status.
@@ -158,9 +191,7 @@ impl Records {
         let Some(record) = self.image(slot) else { return };
         record.file.store(0, Release);
         for direction in [&record.read, &record.write] {
-            let numbers =
-                [&direction.requests, &direction.octets, &direction.latency_ns, &direction.errors];
-            for cell in numbers.into_iter().chain(&direction.buckets) {
+            for cell in cells(direction) {
                 cell.store(0, Relaxed);
             }
         }
@@ -172,6 +203,12 @@ impl Records {
     fn image(&self, slot: ImageSlot) -> Option<&ImageCells> {
         self.images.get(usize::from(slot.0))
     }
+}
+
+fn cells(direction: &DirectionCells) -> impl Iterator<Item = &AtomicU64> {
+    let numbers =
+        [&direction.requests, &direction.octets, &direction.latency_ns, &direction.errors];
+    numbers.into_iter().chain(&direction.buckets)
 }
 
 /// Where an image's record can be, in the order in which it is looked for.

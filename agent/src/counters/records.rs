@@ -16,7 +16,7 @@ use crate::probe::Probe;
 
 /// How often a reader tries again when the writer comes in between. A thread would have to be switched that
 /// often within some hundred nanoseconds.
-const TRIES: usize = 64;
+pub(super) const TRIES: usize = 64;
 
 /// The mapped records.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Records {
     pub(super) vms: Mapped<VmCells>,
     pub(super) meta: Mapped<MetaCells>,
     pub(super) images: Mapped<ImageCells>,
+    /// How often counts began to be moved from one image's record to another's, and how often they were.
+    pub(super) moved: AtomicU64,
 }
 
 /// What is known of one thread beside its CPU time, for the status page.
@@ -57,6 +59,7 @@ impl Records {
             vms: Mapped::new(probe.vms.fd(), VMS)?,
             meta: Mapped::new(probe.meta.fd(), 1)?,
             images: Mapped::new(probe.images.fd(), IMAGES)?,
+            moved: AtomicU64::new(0),
         })
     }
 

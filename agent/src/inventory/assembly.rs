@@ -393,14 +393,17 @@ impl Assembly {
         }
     }
 
-    /// The domains with disks whose I/O QEMU may count, and the kernel does not.
-    pub fn domains_with_io(&self) -> Vec<[u8; 16]> {
+    /// The active domains with disks, and whether there is one whose I/O QEMU may count and the kernel does not.
+    pub fn domains_with_disks(&self) -> Vec<([u8; 16], bool)> {
         let parts = self.parts();
         let view = self.registry.view();
         let is_uncounted = |disk: &Disk| matches!(disk.counted_by, CountedBy::Nobody(_));
-        let uncounted = view.vms.iter().filter(|vm| vm.disks.iter().any(is_uncounted));
         let is_active = |uuid: &[u8; 16]| parts.domains.get(uuid).is_some_and(|d| d.is_active);
-        uncounted.filter_map(|vm| vm.uuid).filter(is_active).collect()
+        let with_disks = view.vms.iter().filter(|vm| !vm.disks.is_empty());
+        with_disks
+            .filter_map(|vm| Some((vm.uuid?, vm.disks.iter().any(is_uncounted))))
+            .filter(|(uuid, _)| is_active(uuid))
+            .collect()
     }
 
     /// Publishes what was noted of disks, if it is seen only then.

@@ -17,6 +17,9 @@ use crate::{
 /// A VMM that is younger may not have opened its disks yet.
 const YOUNG_NS: u64 = 3_000_000_000;
 
+/// So many records of what a disk was made of once are kept apart.
+const FORMER: usize = 8;
+
 /// How often libvirt is asked what a file is that a VM does I/O on: it knows a new image only after QEMU has it.
 const QUESTIONS: u32 = 8;
 
@@ -124,11 +127,35 @@ impl Images {
             });
         };
         // Also what it was counted in before: an image that is closed now was part of it.
-        let its = self.round.taken.get(&vm).into_iter().flatten();
-        slots.extend(its.filter(|image| image.storage == storage).map(|image| image.slot));
+        slots.extend(self.former(vm, storage, &slots));
         slots.sort_unstable();
         slots.dedup();
         CountedBy::Kernel(slots.into(), method)
+    }
+
+    /// The records of all that a disk was made of once and is not any more; `now` are those of what it is made of.
+    fn former(&mut self, vm: VmSlot, storage: u32, now: &[ImageSlot]) -> Vec<ImageSlot> {
+        let Some(taken) = self.round.taken.get_mut(&vm) else { return Vec::new() };
+        let is_former =
+            |image: &&TakenImage| image.storage == storage && !now.contains(&image.slot);
+        let (mut former, mut closed) = (Vec::new(), Vec::new());
+        for image in taken.iter().filter(is_former) {
+            former.push(image.slot);
+            if image.is_open {
+                self.records.close_image(image.slot);
+            } else {
+                closed.push(image.slot);
+            }
+        }
+        // Not at once: requests may be under way on an image that was closed just now.
+        if let [into, others @ ..] = &closed[..]
+            && closed.len() > FORMER
+        {
+            self.records.unite_images(*into, others);
+            taken.retain(|image| !others.contains(&image.slot));
+            former.retain(|slot| !others.contains(slot));
+        }
+        former
     }
 
     /// The view is made: what no disk needs is not hooked any more. Whether one of these VMs does I/O on a file of

@@ -137,6 +137,14 @@ impl ImageHooks {
         }
     }
 
+    /// Keeps a method from being used, for this reason.
+    pub fn forbid(&mut self, method: Method, why: &str) {
+        if self.states[method.number()] == State::Attached {
+            self.detach(method);
+        }
+        self.states[method.number()] = State::Failed(why.to_owned());
+    }
+
     /// Has these methods attached and no others.
     pub fn need(&mut self, is_needed: impl Fn(Method) -> bool) {
         for method in Method::ALL {

@@ -5,7 +5,6 @@ mod report;
 
 use std::{
     io,
-    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -20,7 +19,7 @@ use crate::inventory::libvirt;
 use crate::{
     agentx::{self, Statistics, TransportConfig},
     check,
-    config::Config,
+    config::{self, Config},
     counters::{Records, Registration, since_boot_ns},
     inventory::{
         Assembly, Hypervisor, Registry, SharedHooks,
@@ -29,7 +28,7 @@ use crate::{
     mib::{self, Switches},
     notify,
     privileges::{self, PrivilegeError},
-    probe::{Events, HOOKS, HookState, Probe, ProbeError, with_causes},
+    probe::{Events, HOOKS, HookState, Method, Probe, ProbeError, with_causes},
     status::{Server, server::ServerError},
 };
 use report::Reporter;
@@ -75,7 +74,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // First of all, for it tells whether another agent has these directories.
     let status = Server::bind(&config.state.runtime_dir)?;
     raise_descriptor_limit();
-    let (counting, events) = begin_to_count(&config.probe.pin_dir);
+    let (counting, events) = begin_to_count(&config.probe);
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 
     let registry = Arc::new(Registry::new(hypervisor(config), since_boot_ns()));
@@ -163,13 +162,16 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn begin_to_count(pin_dir: &Path) -> (Counting, Option<Events>) {
-    let started = Probe::start(pin_dir, &check::btf_path()).and_then(|probe| {
+fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
+    let started = Probe::start(&config.pin_dir, &check::btf_path()).and_then(|probe| {
         let records = Records::map(&probe).map_err(|source| ProbeError::Map { source })?;
         Ok((probe, records))
     });
     match started {
-        Ok((Probe { events, hooks, image_hooks, adopted, .. }, records)) => {
+        Ok((Probe { events, hooks, mut image_hooks, adopted, .. }, records)) => {
+            if !config.system_calls {
+                image_hooks.forbid(Method::Syscall, "probe.system_calls is false");
+            }
             for state in &hooks {
                 if let Some(failure) = &state.failure {
                     warn!(hook = state.hook.name, lost = state.hook.purpose, "not live: {failure}");

@@ -124,7 +124,7 @@ impl<'a> Following<'a> {
             let ask = self
                 .source
                 .block_statistics
-                .filter(|_| !assembly.domains_with_io().is_empty())
+                .filter(|_| !assembly.domains_with_disks().is_empty())
                 .and_then(|pause| self.asked.checked_add(pause));
             let settle = assembly.due();
             let watch = (!self.copying.is_empty()).then(|| self.asked_copying + MIGRATION_PAUSE);
@@ -169,9 +169,10 @@ impl<'a> Following<'a> {
         self.asked = Instant::now();
         self.rounds = self.rounds.wrapping_add(1);
         let sizes = self.rounds.is_multiple_of(SIZES_EVERY);
-        let question = Question { sizes, io: true, migration: false };
-        for uuid in self.source.assembly.domains_with_io() {
-            self.blocks.ask(uuid, question);
+        for (uuid, io) in self.source.assembly.domains_with_disks() {
+            if sizes || io {
+                self.blocks.ask(uuid, Question { sizes, io, migration: false });
+            }
         }
     }
 
