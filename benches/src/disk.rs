@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
+    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
     process::{self, Command},
     sync::Arc,
 };
@@ -196,12 +196,11 @@ fn host(rounds: u32, image: &Path) -> anyhow::Result<()> {
     );
     let device = LoopDevice::of(image)?;
     // The disk below the image, of which fio only reads.
-    let disk = rustix::fs::stat(image)?.st_dev;
-    let disk = format!("/dev/block/{}:{}", rustix::fs::major(disk), rustix::fs::minor(disk));
+    let disk = below(image)?;
     for (what, path, engine, direct, methods) in [
         (
             "block device, direct, libaio: `bdev`",
-            Path::new(&disk),
+            disk.as_deref().unwrap_or_else(|| Path::new("/dev")),
             "libaio",
             "1",
             &[Method::Bdev][..],
@@ -211,8 +210,8 @@ fn host(rounds: u32, image: &Path) -> anyhow::Result<()> {
         ("file, page cache, psync: `syscall`", image, "psync", "0", &[Method::Syscall]),
         ("file, page cache, io_uring: `io_uring`", image, "io_uring", "0", &[Method::IoUring]),
     ] {
-        if !path.exists() {
-            println!("({what} is left out: there is no {})", path.display());
+        if path.is_dir() {
+            println!("({what} is left out: no device in /dev is the one below, and may be opened)");
             continue;
         }
         let (mut iops, mut ratios) = (Samples::default(), Samples::default());
@@ -233,6 +232,20 @@ fn host(rounds: u32, image: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The block device on which a file lies, if it may be opened.
+fn below(file: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let device = file.metadata()?.dev();
+    for entry in fs::read_dir("/dev")? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        let is_below = found.file_type().is_block_device() && found.rdev() == device;
+        if is_below && File::open(entry.path()).is_ok() {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
 }
 
 fn ratio(samples: &Samples) -> String {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -210,7 +211,7 @@ impl Images {
             }
             StorageSource::Block => {
                 self.round.needed.insert(Method::Bdev);
-                if let Some(device) = FileIdentity::at(&disk.resource)
+                if let Ok(Some(device)) = FileIdentity::at(&disk.resource)
                     && device.file == ImageKey::NO_FILE
                 {
                     let key = ImageKey { vm: vm.0, device: device.device, file: device.file };
@@ -311,19 +312,20 @@ impl Images {
 }
 
 /// The file of this path. The process may have it by another name, or have its own root: then it is the one that the
-/// path leads to here, or the only one with that last name.
+/// path leads to here, or where it leads nowhere the only one with that last name.
 fn find<'a>(files: &'a [OpenFile], path: &str) -> Option<&'a OpenFile> {
-    let by_path = files.iter().find(|file| file.path == path);
-    let by_identity = || {
-        let identity = FileIdentity::at(path)?;
-        files.iter().find(|file| file.identity == identity)
-    };
-    let by_name = || {
-        let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
-        let mut same = files.iter().filter(|file| name(&file.path) == name(path));
-        same.next().filter(|_| same.next().is_none())
-    };
-    by_path.or_else(by_identity).or_else(by_name)
+    if let Some(file) = files.iter().find(|file| file.path == path) {
+        return Some(file);
+    }
+    match FileIdentity::at(path) {
+        Ok(identity) => files.iter().find(|file| Some(file.identity) == identity),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
+            let mut same = files.iter().filter(|file| name(&file.path) == name(path));
+            same.next().filter(|_| same.next().is_none())
+        }
+        Err(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -349,7 +351,7 @@ mod tests {
         std::fs::write(&real, b"").unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
         // It is among the names that the kernel knows.
-        let identity = FileIdentity::at(&real.to_string_lossy()).unwrap();
+        let identity = FileIdentity::at(&real.to_string_lossy()).unwrap().unwrap();
         let files = [
             file("/x/disk", 1),
             OpenFile { identity, ..file("/elsewhere/real", 0) },

@@ -1,5 +1,7 @@
 //! What the sources tell of VMs: processes, and domains of libvirt.
 
+use std::io;
+
 use kvmeter_common::ImageKey;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx,
@@ -91,14 +93,17 @@ impl FileIdentity {
         Some((kind, identity))
     }
 
-    /// Of the file at a path, as far as the kernel knows it without asking a disk or a server.
-    #[must_use]
-    pub fn at(path: &str) -> Option<Self> {
+    /// Of the file at a path, as far as the kernel knows it without asking a disk or a server. `None`: it is no file.
+    ///
+    /// # Errors
+    ///
+    /// Those of openat2(2); `EAGAIN` where somebody would have to be asked.
+    pub fn at(path: &str) -> io::Result<Option<Self>> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
-        let found = openat2(CWD, path, place, Mode::empty(), ResolveFlags::CACHED).ok()?;
+        let found = openat2(CWD, path, place, Mode::empty(), ResolveFlags::CACHED)?;
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let found = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO).ok()?;
-        Self::of(&found).map(|(_, identity)| identity)
+        let found = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
+        Ok(Self::of(&found).map(|(_, identity)| identity))
     }
 
     /// A device number as the kernel keeps it: `major << 20 | minor`.

@@ -54,7 +54,8 @@ pub(super) fn open(
                 (mount.device, IOMAP.contains(&mount.kind.as_str()))
             })
         };
-        let path = path.clone();
+        // The kernel's remark on a file that has lost its name.
+        let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
         files.push(OpenFile {
             path,
             identity,
