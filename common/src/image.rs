@@ -121,6 +121,8 @@ pub struct Flight {
     pub position: u64,
     /// Octets that are asked for and there.
     pub octets: u64,
+    /// Whose the image's record was then. A request whose end was missed may be found when the record is another's.
+    pub owner: u64,
     /// Slot of the image's record; of the VM's, where the image is known at the completion only.
     pub slot: u32,
     /// Bits of [`Flight::WRITE`] and the others.
@@ -161,7 +163,7 @@ pub const fn bucket_start(bucket: usize) -> u64 {
 const _: () = {
     assert!(size_of::<Direction>() == 32 + 8 * LATENCY_BUCKETS);
     assert!(size_of::<ImageRecord>() == 64 + 2 * size_of::<Direction>());
-    assert!(size_of::<Flight>() == 32);
+    assert!(size_of::<Flight>() == 40);
     assert!(IMAGES.is_power_of_two());
 };
 

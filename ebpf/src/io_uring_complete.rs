@@ -2,7 +2,7 @@
 //! Linux 6.13: a request of io_uring has ended, anywhere.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::Route;
+use kvmeter_common::{Flight, Route};
 
 use crate::{
     image::{CurrentVm, File},
@@ -34,6 +34,7 @@ fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
         _ => Taking::No,
     };
     let Some(slot) = record_of(key, Route::Call, taking) else { return 0 };
+    let flight = Flight { owner: key.owner(), ..flight };
     end(slot, &flight, u64::try_from(result).ok());
     0
 }

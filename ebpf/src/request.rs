@@ -80,14 +80,18 @@ pub(crate) fn begin(address: u64, slot: u32, position: u64, octets: u64, flags: 
             end_unseen(&known);
         }
     }
-    let flight = Flight { start, position, octets, slot, flags };
+    let owner = maps::image(slot).map_or(0, |image| get!(image, owner));
+    let flight = Flight { start, position, octets, owner, slot, flags };
     maps::take_off(address, &flight, known.is_some());
 }
 
-/// Where a request is counted.
+/// Where a request is counted; nothing where the record has been given to another image since.
 #[inline(always)]
 fn direction_of(slot: u32, flight: &Flight) -> Option<*mut Direction> {
     let image = maps::image(slot)?;
+    if get!(image, owner) != flight.owner {
+        return None;
+    }
     // SAFETY: both lie in the map's value.
     Some(unsafe {
         if flight.flags & Flight::WRITE == 0 {

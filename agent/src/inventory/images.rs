@@ -317,7 +317,13 @@ fn find<'a>(files: &'a [OpenFile], path: &str) -> Option<&'a OpenFile> {
     if let Some(file) = files.iter().find(|file| file.path == path) {
         return Some(file);
     }
-    match FileIdentity::at(path) {
+    // Relative to what, only the process knows.
+    let leads_to = if path.starts_with('/') {
+        FileIdentity::at(path)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    };
+    match leads_to {
         Ok(identity) => files.iter().find(|file| Some(file.identity) == identity),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
