@@ -136,6 +136,8 @@ impl Flight {
     pub const NO_WAIT: u32 = 2;
     /// It ends once and certainly, so that it has ended where its address is used for another.
     pub const CERTAIN: u32 = 4;
+    /// It was told to come again.
+    pub const AGAIN: u32 = 8;
 }
 
 /// The bucket of a latency.

@@ -59,6 +59,8 @@ pub struct VmRecord {
 impl VmRecord {
     /// An [`crate::EventKind::ThreadsChanged`] is on its way.
     pub const PENDING_THREADS: u32 = 1;
+    /// No event: it uses so many files that none is taken for an image without the agent's word.
+    pub const NO_IMAGES: u32 = 2;
 }
 
 impl Default for VmRecord {

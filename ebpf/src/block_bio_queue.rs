@@ -5,7 +5,7 @@ use kvmeter_common::{Flight, ImageKey, Route};
 
 use crate::{
     image::CurrentVm,
-    request::{Taking, begin, direction, record_of},
+    request::{Taking, begin, begin_of_others, direction, record_of},
     task::load,
 };
 
@@ -16,20 +16,32 @@ const WRITE: u64 = 1;
 
 #[btf_tracepoint(function = "block_bio_queue")]
 fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
-    let Some(vm) = CurrentVm::get() else { return 0 };
     // SAFETY: argument 0 is a request.
     let bio: *const u8 = unsafe { ctx.arg(0) };
-    let (operation, octets) =
-        (load!("u32", bio, BioOperation) & OPERATION, load!("u32", bio, BioOctets));
-    // A write of nothing is a flush.
-    if operation > WRITE || octets == 0 {
+    let Some(slot) = slot_of(bio) else {
+        begin_of_others(bio as u64);
         return 0;
+    };
+    let flags = direction(operation_of(bio) != READ) | Flight::CERTAIN;
+    begin(bio as u64, slot, load!("u64", bio, BioSector), load!("u32", bio, BioOctets), flags);
+    0
+}
+
+#[inline(always)]
+fn operation_of(bio: *const u8) -> u64 {
+    load!("u32", bio, BioOperation) & OPERATION
+}
+
+/// Where a request that reads or writes is counted.
+#[inline(always)]
+fn slot_of(bio: *const u8) -> Option<u32> {
+    let vm = CurrentVm::get()?;
+    // A write of nothing is a flush.
+    if operation_of(bio) > WRITE || load!("u32", bio, BioOctets) == 0 {
+        return None;
     }
     let device = load!("u32", load!("u64", bio, BioDevice), BlockDeviceNumber) as u32;
     let key = ImageKey { vm: vm.slot, device, file: ImageKey::NO_FILE };
     // Also what a file's filesystem asks of its device comes by here: the agent says which devices are images.
-    let Some(slot) = record_of(key, Route::Block, Taking::No) else { return 0 };
-    let flags = direction(operation != READ) | Flight::CERTAIN;
-    begin(bio as u64, slot, load!("u64", bio, BioSector), octets, flags);
-    0
+    record_of(key, Route::Block, Taking::No)
 }

@@ -5,9 +5,9 @@ use core::ptr;
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_probe_read_kernel,
 };
-use kvmeter_common::{Field, ImageKey};
+use kvmeter_common::{Field, ImageKey, VmRecord};
 
-use crate::{kernel, maps, task::load};
+use crate::{kernel, maps, task::load, thread::get};
 
 /// Kinds of files in the kernel's stat.h.
 const S_IFMT: u16 = 0o170_000;
@@ -32,6 +32,12 @@ impl CurrentVm {
         }
         let owner = maps::owner_of(slot)?;
         (owner.tid() == tgid).then_some(Self { slot: owner.vm_slot(), tgid })
+    }
+
+    /// Whether records may be taken for files that it uses and the agent does not know.
+    #[inline(always)]
+    pub(crate) fn may_take_images(self) -> bool {
+        maps::vm(self.slot).is_some_and(|vm| get!(vm, pending) & VmRecord::NO_IMAGES == 0)
     }
 }
 

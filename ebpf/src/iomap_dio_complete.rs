@@ -2,6 +2,8 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
+use kvmeter_common::Flight;
+
 use crate::{maps, request::end};
 
 /// It would have had to wait, and is submitted again.
@@ -15,6 +17,8 @@ fn iomap_dio_complete(ctx: BtfTracePointContext) -> i32 {
     let (address, result) = unsafe { (ctx.arg::<*const u8>(0) as u64, ctx.arg::<i64>(2)) };
     let Some(flight) = maps::flight(address) else { return 0 };
     if result == -EAGAIN {
+        let flags = flight.flags | Flight::AGAIN;
+        maps::take_off(address, &Flight { flags, ..flight }, true);
         return 0;
     }
     maps::land(address);

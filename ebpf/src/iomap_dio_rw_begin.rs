@@ -6,7 +6,7 @@ use kvmeter_common::{Flight, Route};
 
 use crate::{
     image::{CurrentVm, File},
-    request::{Taking, begin, direction, record_of},
+    request::{Taking, begin, begin_of_others, direction, record_of},
     task::load,
 };
 
@@ -15,11 +15,14 @@ const IOCB_NOWAIT: u64 = 8;
 
 #[btf_tracepoint(function = "iomap_dio_rw_begin")]
 fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
-    let Some(vm) = CurrentVm::get() else { return 0 };
     // SAFETY: arguments 0 and 1 are a request and what it moves.
     let (iocb, iter): (*const u8, *const u8) = unsafe { (ctx.arg(0), ctx.arg(1)) };
-    let key = File::key_of_kiocb(iocb, vm);
-    let Some(slot) = record_of(key, Route::Direct, Taking::For(vm)) else { return 0 };
+    let slot = CurrentVm::get()
+        .and_then(|vm| record_of(File::key_of_kiocb(iocb, vm), Route::Direct, Taking::For(vm)));
+    let Some(slot) = slot else {
+        begin_of_others(iocb as u64);
+        return 0;
+    };
     let mut flags = direction(load!("u8", iter, IterIsSource) != 0);
     if load!("u32", iocb, KiocbFlags) & IOCB_NOWAIT != 0 {
         flags |= Flight::NO_WAIT;
@@ -33,6 +36,10 @@ fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
     if flags & Flight::WRITE == 0 {
         let left = File::size_of_kiocb(iocb).saturating_sub(position);
         octets = if left < octets { left } else { octets };
+        // There is nothing to read, and no end is told of.
+        if octets == 0 {
+            return 0;
+        }
     }
     begin(iocb as u64, slot, position, octets, flags);
     0

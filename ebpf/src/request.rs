@@ -15,6 +15,9 @@ use crate::{
     thread::{get, set},
 };
 
+/// Two programs at one event follow each other sooner than two requests at one address.
+const TWICE_NS: u64 = 5000;
+
 /// Who a record that is not there is taken for, if at all.
 #[derive(Clone, Copy)]
 pub(crate) enum Taking {
@@ -26,6 +29,9 @@ pub(crate) enum Taking {
 #[inline(always)]
 pub(crate) fn record_of(key: ImageKey, route: Route, taking: Taking) -> Option<u32> {
     let place = key.place();
+    // The verifier wants a number: this one is of no record.
+    let mut free = IMAGES as u32;
+    // Not only up to the first free one: what was there may have gone.
     for step in 0..PROBES as u32 {
         let slot = (place + step) % IMAGES as u32;
         let record = maps::image(slot)?;
@@ -33,25 +39,36 @@ pub(crate) fn record_of(key: ImageKey, route: Route, taking: Taking) -> Option<u
         if owner == key.owner() && get!(record, file) == key.file {
             return (get!(record, route) == route as u32).then_some(slot);
         }
-        if owner != 0 {
-            continue;
-        }
-        let Taking::For(vm) = taking else { return None };
-        // SAFETY: the field is an aligned word of a map value.
-        if unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, key.owner()) } {
-            set!(record, route, route as u32);
-            // A record is found by its file, so that comes last: the addition orders it. Freed records have 0 there.
-            // SAFETY: as above.
-            unsafe { atomic::fetch_add(&raw mut (*record).file, key.file) };
-            let kind = EventKind::ImageTaken as u32;
-            maps::send(&Event { kind, tgid: vm.tgid, tid: 0, vm_slot: u32::from(vm.slot) });
-            return Some(slot);
+        if owner == 0 && free == IMAGES as u32 {
+            free = slot;
         }
     }
-    if let Taking::For(_) = taking {
-        maps::count_uncounted();
+    let Taking::For(vm) = taking else { return None };
+    if !vm.may_take_images() {
+        return None;
     }
+    if free < IMAGES as u32 && take(free, key, route) {
+        let kind = EventKind::ImageTaken as u32;
+        maps::send(&Event { kind, tgid: vm.tgid, tid: 0, vm_slot: u32::from(vm.slot) });
+        return Some(free);
+    }
+    maps::count_uncounted();
     None
+}
+
+/// Takes a free record for an image, unless somebody else was faster.
+#[inline(always)]
+fn take(slot: u32, key: ImageKey, route: Route) -> bool {
+    let Some(record) = maps::image(slot) else { return false };
+    // SAFETY: the field is an aligned word of a map value.
+    if !unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, key.owner()) } {
+        return false;
+    }
+    set!(record, route, route as u32);
+    // A record is found by its file, so that comes last: the addition orders it. Freed records have 0 there.
+    // SAFETY: as above.
+    unsafe { atomic::fetch_add(&raw mut (*record).file, key.file) };
+    true
 }
 
 /// What a request of io_uring goes by: what it asks of a file begins at its own address. No structure begins at an
@@ -70,19 +87,30 @@ pub(crate) fn begin(address: u64, slot: u32, position: u64, octets: u64, flags: 
     let mut start = unsafe { bpf_ktime_get_ns() };
     let known = maps::flight(address);
     if let Some(known) = known {
-        let is_again = known.flags | Flight::NO_WAIT == flags | Flight::NO_WAIT
-            && known.flags & Flight::NO_WAIT != 0
-            && known.slot == slot
-            && known.position == position;
-        if is_again {
+        let is_same = known.slot == slot
+            && known.position == position
+            && (known.flags ^ flags) & Flight::WRITE == 0;
+        let may_come_again = known.flags & (Flight::NO_WAIT | Flight::AGAIN) != 0;
+        // While programs are replaced, each event is seen by the old ones and the new ones.
+        let is_seen_twice = start.wrapping_sub(known.start) < TWICE_NS;
+        if is_same && (may_come_again || is_seen_twice) {
             start = known.start;
-        } else if known.flags & Flight::CERTAIN != 0 {
+        } else {
             end_unseen(&known);
         }
     }
     let owner = maps::image(slot).map_or(0, |image| get!(image, owner));
     let flight = Flight { start, position, octets, owner, slot, flags };
     maps::take_off(address, &flight, known.is_some());
+}
+
+/// A request begins at `address` that is not counted: if one was under way there, it has ended.
+#[inline(always)]
+pub(crate) fn begin_of_others(address: u64) {
+    if let Some(known) = maps::flight(address) {
+        end_unseen(&known);
+        maps::land(address);
+    }
 }
 
 /// Where a request is counted; nothing where the record has been given to another image since.
@@ -119,6 +147,9 @@ pub(crate) fn end(slot: u32, flight: &Flight, octets: Option<u64>) {
 /// A request has ended, nobody knows when: it is counted as one that took as long as the others did.
 #[inline(always)]
 fn end_unseen(flight: &Flight) {
+    if flight.flags & Flight::CERTAIN == 0 {
+        return;
+    }
     let Some(direction) = direction_of(flight.slot, flight) else { return };
     let requests = get!(direction, requests);
     let latency = if requests == 0 { 0 } else { get!(direction, latency_ns) / requests };

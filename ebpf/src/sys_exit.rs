@@ -4,7 +4,7 @@ use aya_ebpf::{
     helpers::bpf_get_current_task, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 
-use crate::{image::CurrentVm, maps, request::end};
+use crate::{maps, request::end};
 
 /// It was interrupted, or would have had to wait: it is made again. The last are the kernel's own, for calls that it
 /// repeats itself.
@@ -15,9 +15,6 @@ const ERESTART_RESTARTBLOCK: i64 = 516;
 
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    if CurrentVm::get().is_none() {
-        return 0;
-    }
     // SAFETY: the helper takes nothing.
     let task = unsafe { bpf_get_current_task() };
     let Some(flight) = maps::flight(task) else { return 0 };

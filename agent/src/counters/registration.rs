@@ -336,6 +336,10 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         taken.map(|image| (image.slot, self.records().key_of_image(image.slot))).collect()
     }
 
+    fn limit_images(&self, vm: VmSlot) {
+        self.vm(vm).pending.fetch_or(VmRecord::NO_IMAGES, Ordering::AcqRel);
+    }
+
     fn free_image(&self, image: ImageSlot) {
         self.records().free_image(image);
     }

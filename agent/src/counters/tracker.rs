@@ -84,6 +84,9 @@ pub trait Tracker {
     /// Images on which a VM does I/O and that belong to no disk yet.
     fn loose_images(&self, vm: VmSlot) -> Vec<(ImageSlot, ImageKey)>;
 
+    /// From now on the kernel takes no record for a file of this VM without being told to.
+    fn limit_images(&self, vm: VmSlot);
+
     /// Forgets an image with all that was counted on it.
     fn free_image(&self, image: ImageSlot);
 

@@ -189,7 +189,10 @@ impl Rows<'_> {
             (None, _) => CountedBy::Nobody("there are no probes".to_owned()),
             (Some(images), Some(process)) => {
                 let is_of_domain = owner.is_of_domain;
-                images.count(Counted { process, storage: index, disk, is_of_domain })
+                let may_be_of_domain =
+                    !is_of_domain && self.is_libvirt_live && process.uuid.is_some();
+                let storage = index;
+                images.count(Counted { process, storage, disk, is_of_domain, may_be_of_domain })
             }
         };
         let (size, totals) = match identity {

@@ -50,6 +50,8 @@ pub(super) struct Counted<'a> {
     pub(super) disk: &'a DomainDisk,
     /// libvirt knows the VM. A process alone may show the same disk by another name, as long as libvirt is not there.
     pub(super) is_of_domain: bool,
+    /// libvirt is there, and may be about to tell of the VM.
+    pub(super) may_be_of_domain: bool,
 }
 
 /// Has the images of disks counted.
@@ -61,6 +63,8 @@ pub(super) struct Images {
     round: Round,
     /// Images that belong to no disk that is known, and what was done about them.
     asked: HashMap<ImageSlot, Asked>,
+    /// When a view is to be made anew, whatever happens.
+    again: Option<Instant>,
 }
 
 /// How often libvirt was asked what an image is, and when it is to be asked again.
@@ -77,16 +81,23 @@ struct Round {
     taken: HashMap<VmSlot, Vec<TakenImage>>,
     /// The disk to which an image was given.
     given: HashMap<ImageKey, u32>,
+    /// Where paths lead that no process has a file under.
+    paths: HashMap<String, FileIdentity>,
+    /// The same as it was for the view before.
+    paths_before: HashMap<String, FileIdentity>,
+    /// When the first VMM is not young any more that has not opened a disk.
+    soon: Option<Instant>,
 }
 
 impl Images {
     pub(super) fn new(records: Arc<Records>, hooks: SharedHooks) -> Self {
-        Self { records, hooks, round: Round::default(), asked: HashMap::new() }
+        Self { records, hooks, round: Round::default(), asked: HashMap::new(), again: None }
     }
 
     /// A new view is about to be made.
     pub(super) fn begin(&mut self) {
-        self.round = Round::default();
+        let paths = std::mem::take(&mut self.round.paths);
+        self.round = Round { paths_before: paths, ..Round::default() };
         for image in self.records.taken_images() {
             self.round.taken.entry(image.vm).or_default().push(image);
         }
@@ -103,7 +114,7 @@ impl Images {
         }
         let (mut first, mut failure, mut slots) = (None, None, Vec::new());
         for path in std::iter::once(&disk.resource).chain(&disk.others) {
-            let Some(file) = find(&process.files, path) else { continue };
+            let Some(file) = self.round.find(&process.files, path) else { continue };
             match self.count_file(vm, file, counted) {
                 Ok((method, records)) => {
                     first.get_or_insert(method);
@@ -183,14 +194,16 @@ impl Images {
             }
         }
         let needed = std::mem::take(&mut self.round.needed);
-        self.hooks().need(|method| needed.contains(&method));
+        let works = self.hooks().need(|method| needed.contains(&method));
+        // What was to be counted by hooks that do not work is counted by nobody.
+        self.again = if works { self.round.soon } else { Some(now) };
         wanted
     }
 
-    /// When somebody is to be asked again.
+    /// When somebody is to be asked again, or what is known is another view.
     pub(super) fn due(&self) -> Option<Instant> {
         let open = self.asked.values().filter(|asked| asked.times < QUESTIONS);
-        open.map(|asked| asked.due).min()
+        open.map(|asked| asked.due).chain(self.again).min()
     }
 
     fn hooks(&self) -> std::sync::MutexGuard<'_, ImageHooks> {
@@ -201,9 +214,12 @@ impl Images {
     /// has.
     fn expect(&mut self, vm: VmSlot, counted: Counted<'_>) -> bool {
         let Counted { process, disk, .. } = counted;
-        if since_boot_ns().saturating_sub(process.started_ns) > YOUNG_NS {
+        let age = since_boot_ns().saturating_sub(process.started_ns);
+        if age > YOUNG_NS {
             return false;
         }
+        let grown_up = Instant::now() + Duration::from_nanos(YOUNG_NS - age + 1_000_000);
+        self.round.soon = Some(self.round.soon.map_or(grown_up, |soon| soon.min(grown_up)));
         match disk.source {
             StorageSource::Raw | StorageSource::Sparse => {
                 self.round.needed.insert(Method::Dio);
@@ -232,6 +248,17 @@ impl Images {
     ) -> Result<(Method, Vec<ImageSlot>), String> {
         let Counted { process, storage, disk, .. } = counted;
         let submission = disk.submission;
+        let shares_number = |other: &OpenFile| {
+            let is_file = !other.is_block_device && !file.is_block_device;
+            is_file
+                && (other.device, other.identity.file) == (file.device, file.identity.file)
+                && other.identity != file.identity
+        };
+        if process.files.iter().any(shares_number) {
+            return Err(
+                "the VM has a file of the same number open, in another subvolume".to_owned()
+            );
+        }
         let hooks = Arc::clone(&self.hooks);
         let hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
         let can = |method: Method| {
@@ -283,7 +310,11 @@ impl Images {
 
     /// Has an image counted for a disk, in a record of its own. Whether there is one.
     fn take(&mut self, key: ImageKey, route: Route, counted: Counted<'_>) -> bool {
-        let Counted { storage, is_of_domain, .. } = counted;
+        let Counted { storage, is_of_domain, may_be_of_domain, .. } = counted;
+        if may_be_of_domain {
+            // Which disk it is, libvirt is about to say.
+            return self.records.take_image(key, route).is_some();
+        }
         let vm = VmSlot(key.vm);
         let taken = self.round.taken.entry(vm).or_default();
         let mut assign = |slot: ImageSlot, records: &Records| {
@@ -311,26 +342,31 @@ impl Images {
     }
 }
 
-/// The file of this path. The process may have it by another name, or have its own root: then it is the one that the
-/// path leads to here, or where it leads nowhere the only one with that last name.
-fn find<'a>(files: &'a [OpenFile], path: &str) -> Option<&'a OpenFile> {
-    if let Some(file) = files.iter().find(|file| file.path == path) {
-        return Some(file);
-    }
-    // Relative to what, only the process knows.
-    let leads_to = if path.starts_with('/') {
-        FileIdentity::at(path)
-    } else {
-        Err(io::ErrorKind::NotFound.into())
-    };
-    match leads_to {
-        Ok(identity) => files.iter().find(|file| Some(file.identity) == identity),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
-            let mut same = files.iter().filter(|file| name(&file.path) == name(path));
-            same.next().filter(|_| same.next().is_none())
+impl Round {
+    /// The file of this path. The process may have it by another name, or have its own root: then it is the one that
+    /// the path leads to here, or where it leads nowhere the only one with that last name.
+    fn find<'a>(&mut self, files: &'a [OpenFile], path: &str) -> Option<&'a OpenFile> {
+        if let Some(file) = files.iter().find(|file| file.path == path) {
+            return Some(file);
         }
-        Err(_) => None,
+        // Relative to what, only the process knows.
+        let leads_to = if path.starts_with('/') {
+            FileIdentity::at(path)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        };
+        let identity = match leads_to {
+            Ok(identity) => identity?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
+                let mut same = files.iter().filter(|file| name(&file.path) == name(path));
+                return same.next().filter(|_| same.next().is_none());
+            }
+            // The kernel has forgotten it, and would have to ask.
+            Err(_) => *self.paths_before.get(path)?,
+        };
+        self.paths.insert(path.to_owned(), identity);
+        files.iter().find(|file| file.identity == identity)
     }
 }
 
@@ -364,7 +400,8 @@ mod tests {
             file("/y/disk", 2),
             file("/jail/root.ext4", 3),
         ];
-        let found = |path: &str| find(&files, path).map(|file| file.path.as_str());
+        let mut round = Round::default();
+        let mut found = |path: &str| round.find(&files, path).map(|file| file.path.as_str());
         assert_eq!(found("/y/disk"), Some("/y/disk"));
         assert_eq!(found(&link.to_string_lossy()), Some("/elsewhere/real"));
         assert_eq!(found("root.ext4"), Some("/jail/root.ext4"));

@@ -145,15 +145,20 @@ impl ImageHooks {
         self.states[method.number()] = State::Failed(why.to_owned());
     }
 
-    /// Has these methods attached and no others.
-    pub fn need(&mut self, is_needed: impl Fn(Method) -> bool) {
+    /// Has these methods attached and no others. Whether all that were to be attached are.
+    pub fn need(&mut self, is_needed: impl Fn(Method) -> bool) -> bool {
+        let mut works = true;
         for method in Method::ALL {
             match (&self.states[method.number()], is_needed(method)) {
-                (State::Idle, true) => self.attach(method),
+                (State::Idle, true) => {
+                    self.attach(method);
+                    works &= self.states[method.number()] == State::Attached;
+                }
                 (State::Attached, false) => self.detach(method),
                 _ => {}
             }
         }
+        works
     }
 
     /// Each hook and whether it is live.

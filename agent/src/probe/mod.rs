@@ -3,7 +3,7 @@
 //! Maps and links are pinned, so counting goes on while no agent runs. A later agent adopts what it finds if
 //! the layout, the shape of each map and the programs are its own; with other programs it keeps the maps
 //! and puts new links in the place of the old ones, which may overlap for a moment: the programs can bear
-//! to see an event twice.
+//! to see an event twice at the same time.
 
 pub mod btf;
 mod error;

@@ -165,8 +165,8 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
 
 /// The images of a disk beside its first, however deep they lie.
 fn others(disk: Node<'_, '_>) -> Vec<String> {
-    let is_other =
-        |node: &Node<'_, '_>| node.has_tag_name("backingStore") || node.has_tag_name("mirror");
+    const OTHERS: [&str; 3] = ["backingStore", "dataStore", "mirror"];
+    let is_other = |node: &Node<'_, '_>| OTHERS.iter().any(|name| node.has_tag_name(*name));
     disk.descendants()
         .filter(is_other)
         .filter_map(|node| child(node, "source"))

@@ -226,17 +226,22 @@ fn node_disk(
     disk
 }
 
-/// The files of the nodes below one, each named by the one above.
+/// The files of the nodes below one, each named by the one above, and of those that have the data of another.
 fn backing_chain(node: &Fields, nodes: &HashMap<&str, &Fields>) -> Vec<String> {
     let named = |node: &Fields, key: &str| get(node, key).and_then(|name| nodes.get(name)).copied();
-    let below = std::iter::successors(named(node, "backing"), |node| named(node, "backing"));
-    below
+    fn own(node: &Fields) -> Option<&str> {
+        get(node, "filename").or_else(|| get(node, "file.filename"))
+    }
+    let path = |node| own(node).or_else(|| own(named(node, "file")?)).map(str::to_owned);
+    let chain = std::iter::successors(Some(node), |node| named(node, "backing"));
+    chain
         .take(MAX_DEVICES)
-        .filter_map(|node| {
-            let file = named(node, "file");
-            let path = |node| get(node, "filename").or_else(|| get(node, "file.filename"));
-            [Some(node), file].into_iter().flatten().find_map(path).map(str::to_owned)
+        .enumerate()
+        .flat_map(|(depth, node)| {
+            let below = (depth > 0).then_some(node);
+            below.into_iter().chain(named(node, "data-file"))
         })
+        .filter_map(path)
         .collect()
 }
 

@@ -23,6 +23,9 @@ use crate::counters::{HeldThread, ImageSlot, ThreadSlot, TrackError, VmSlot};
 /// After so long a VMM has its memory.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// A VM that uses more files of which nobody knows what they are than this is a file server.
+const LOOSE: usize = 64;
+
 /// An image that was closed so long ago is forgotten, if it is of no disk.
 const CLOSED: Duration = Duration::from_secs(5);
 
@@ -132,6 +135,7 @@ impl Machines {
     /// A process has ended.
     pub(super) fn end(&mut self, pid: u32) {
         let Some(gone) = self.known.remove(&pid) else { return };
+        self.closed.retain(|_, (of, _)| *of != pid);
         info!(vm = gone.vm.name, pid, "VM ended");
         self.retired.extend(gone.vm.slot);
     }
@@ -206,7 +210,14 @@ impl Machines {
                 }
             }
         }
+        if let (Some(tracker), Some(slot)) = (&self.tracker, slot)
+            && loose.len() > LOOSE
+        {
+            tracker.limit_images(slot);
+        }
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
+        // Images that were closed are forgotten some time later.
+        let is_moving = is_moving || self.closed.values().any(|(of, _)| *of == pid);
         let Scan { mut vm, vcpus, described, .. } = scan;
         vm.slot = slot;
         vm.vcpus =
