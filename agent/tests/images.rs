@@ -19,6 +19,7 @@ use kvmeter::{
         DiskIo, HeldThread, ImageSlot, Records, Registration, RunState, Schedstat, Tracker as _,
         VmSlot,
     },
+    inventory::FileIdentity,
     probe::{KERNEL_BTF, Method, Probe},
 };
 use kvmeter_common::{ImageKey, Route};
@@ -76,7 +77,7 @@ impl Counted {
             (found.dev(), found.ino())
         };
         let [major, minor] = [rustix::fs::major(device), rustix::fs::minor(device)];
-        ImageKey { vm: self.vm.0, device: major << 20 | minor, file }
+        ImageKey { vm: self.vm.0, device: FileIdentity::kernel_device(major, minor), file }
     }
 
     fn slots(&self, path: &Path) -> Vec<ImageSlot> {

@@ -1,30 +1,24 @@
 //! What counting disks costs: within the programs, for fio on the host, and for system calls of others.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    process::{self, Command},
-    sync::Arc,
+    process::Command,
 };
 
 use anyhow::{Context as _, ensure};
-use aya::{
-    programs::links::{FdLink, PinnedLink},
-    sys::{Stats, enable_stats},
-};
-use kvmeter::{
-    counters::{Records, Registration, Tracker as _, VmSlot},
-    probe::{KERNEL_BTF, Method, Probe},
-};
-use kvmeter_common::{ImageKey, LAYOUT, Route};
+use aya::sys::{Stats, enable_stats};
+use kvmeter::{inventory::FileIdentity, probe::Method};
+use kvmeter_common::ImageKey;
 use rustix::fs::OFlags;
 use xtask::lab::LoopDevice;
 
 use crate::{
     measure::{Samples, Subject, compare},
     switch::{Empty, RunTime},
-    tracked::{OwnThread, PinDir},
+    tracked::{OwnThread, Tracked},
 };
 
 /// Requests of a round.
@@ -44,44 +38,6 @@ const WITHIN: [(&str, Method); 6] = [
     ("sys_enter", Method::Syscall),
     ("sys_exit", Method::Syscall),
 ];
-
-/// Programs that are attached until this is dropped, or this process ends.
-struct Attached {
-    links: Vec<(&'static str, FdLink)>,
-    records: Arc<Records>,
-    registration: Registration<Arc<Records>>,
-    _probe: Probe,
-}
-
-impl Attached {
-    fn by(methods: &[Method]) -> anyhow::Result<Self> {
-        let pins = PinDir::new("disk");
-        let mut probe = Probe::start(pins.path(), KERNEL_BTF.as_ref())?;
-        probe.image_hooks.need(|method| methods.contains(&method));
-        let live = probe.image_hooks.states().into_iter().filter(|state| state.failure.is_none());
-        let links = live
-            .map(|state| {
-                let pin = pins.path().join(format!("v{LAYOUT}/link_{}", state.hook.name));
-                Ok((state.hook.name, PinnedLink::from_pin(pin)?.into()))
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let records = Arc::new(Records::map(&probe)?);
-        let registration = Registration::adopt(Arc::clone(&records));
-        Ok(Self { links, records, registration, _probe: probe })
-    }
-
-    /// Counts this process as a VM.
-    fn track(&self) -> anyhow::Result<VmSlot> {
-        let vm = self.registration.track_vm(process::id())?;
-        self.registration.track_thread(vm, &OwnThread::first(), None)?;
-        Ok(vm)
-    }
-
-    fn program(&self, name: &str) -> anyhow::Result<u32> {
-        let link = self.links.iter().find(|(of, _)| *of == name);
-        Ok(link.with_context(|| format!("{name} is not attached"))?.1.info()?.program_id())
-    }
-}
 
 /// Measures and prints.
 pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
@@ -117,18 +73,19 @@ fn within(rounds: u32, image: &Path) -> anyhow::Result<()> {
         };
         let file = open(path, flags)?;
         let figures = [true, false].map(|is_vm| -> anyhow::Result<Samples> {
-            let attached = Attached::by(&[method])?;
+            let tracked = Tracked::with(&[method])?;
             if is_vm {
-                let vm = attached.track()?;
+                tracked.track(&OwnThread::first(), None)?;
                 if method == Method::Bdev {
                     let device = rustix::fs::fstat(&file)?.st_rdev;
-                    let device = rustix::fs::major(device) << 20 | rustix::fs::minor(device);
-                    let key = ImageKey { vm: vm.0, device, file: ImageKey::NO_FILE };
-                    attached.records.take_image(key, Route::Block).context("no record")?;
+                    let [major, minor] = [rustix::fs::major(device), rustix::fs::minor(device)];
+                    let device = FileIdentity::kernel_device(major, minor);
+                    let key = ImageKey { vm: tracked.vm.0, device, file: ImageKey::NO_FILE };
+                    tracked.records.take_image(key, method.route()).context("no record")?;
                 }
             }
             let empty = Empty::attach(name)?;
-            let program = attached.program(name)?;
+            let program = tracked.program(name)?;
             let mut samples = Samples::default();
             for _ in 0..rounds {
                 let before = [RunTime::of(program)?, RunTime::of(empty.id)?];
@@ -150,10 +107,10 @@ fn within(rounds: u32, image: &Path) -> anyhow::Result<()> {
 /// What a system call of a process that is no VM takes, without the hooks of calls and with them.
 fn system_calls(rounds: u32, image: &Path) -> anyhow::Result<()> {
     let file = open(image, OFlags::empty())?;
-    let mut samples: Vec<(String, Samples)> = Vec::new();
-    for round in 0..rounds.min(30) {
+    let mut samples = BTreeMap::<String, Samples>::new();
+    for _ in 0..rounds.min(30) {
         for hooks in [&[][..], &[Method::Syscall]] {
-            let _attached = Attached::by(hooks)?;
+            let _tracked = Tracked::with(hooks)?;
             let with = if hooks.is_empty() { "without" } else { "with `syscall`" };
             let mut page = [0; BLOCK];
             let mut subjects = [
@@ -163,21 +120,11 @@ fn system_calls(rounds: u32, image: &Path) -> anyhow::Result<()> {
                 }),
             ];
             compare(&mut subjects, 3);
-            for subject in subjects {
-                let median = subject.samples.median();
-                match samples.iter_mut().find(|(name, _)| *name == subject.name) {
-                    Some((_, samples)) => samples.push(median),
-                    None if round == 0 => {
-                        let mut first = Samples::default();
-                        first.push(median);
-                        samples.push((subject.name, first));
-                    }
-                    None => {}
-                }
+            for Subject { name, samples: of_round, .. } in subjects {
+                samples.entry(name).or_default().push(of_round.median());
             }
         }
     }
-    samples.sort_by(|a, b| a.0.cmp(&b.0));
     println!(
         "\n{:<58} {:>26}",
         "a system call of a process that is no VM", "ns: median (quartiles)"
@@ -219,7 +166,7 @@ fn host(rounds: u32, image: &Path) -> anyhow::Result<()> {
             // Which one is first takes turns, too.
             let mut pair = [0.0; 2];
             for at in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-                let _attached = Attached::by(if at == 0 { &[] } else { methods })?;
+                let _tracked = Tracked::with(if at == 0 { &[] } else { methods })?;
                 pair[at] = fio(path, engine, direct)?;
             }
             iops.push(pair[0]);

@@ -1,12 +1,7 @@
 //! The probe on threads of this process, in a room of its own: it neither finds nor leaves anything of an
 //! agent that runs here.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    process,
-    sync::Arc,
-};
+use std::{fs, io, path::PathBuf, process, sync::Arc};
 
 use anyhow::Context as _;
 use aya::programs::links::{FdLink, PinnedLink};
@@ -14,7 +9,7 @@ use kvmeter::{
     counters::{
         HeldThread, Records, Registration, RunState, Schedstat, ThreadSlot, Tracker as _, VmSlot,
     },
-    probe::{HOOKS, KERNEL_BTF, Probe},
+    probe::{HOOKS, KERNEL_BTF, Method, Probe},
 };
 use kvmeter_common::LAYOUT;
 
@@ -30,12 +25,21 @@ pub(crate) struct Tracked {
 impl Tracked {
     /// Loads and attaches the programs. They end with this process, whatever ends it: nothing stays pinned.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let pins = PinDir::new("tracked");
-        let probe = Probe::start(pins.path(), KERNEL_BTF.as_ref())?;
+        Self::with(&[])
+    }
+
+    /// The same with the programs that count images by these methods.
+    pub(crate) fn with(methods: &[Method]) -> anyhow::Result<Self> {
+        let pins = PinDir(format!("/sys/fs/bpf/kvmeter-bench-{}", process::id()).into());
+        let mut probe = Probe::start(&pins.0, KERNEL_BTF.as_ref())?;
+        probe.image_hooks.need(|method| methods.contains(&method));
+        let of_images = probe.image_hooks.states().into_iter();
+        let of_images = of_images.filter(|state| state.failure.is_none()).map(|state| state.hook);
         let links = HOOKS
-            .iter()
+            .into_iter()
+            .chain(of_images)
             .map(|hook| {
-                let pin = pins.path().join(format!("v{LAYOUT}/link_{}", hook.name));
+                let pin = pins.0.join(format!("v{LAYOUT}/link_{}", hook.name));
                 let link = PinnedLink::from_pin(&pin)
                     .with_context(|| format!("Cannot open {}", pin.display()))?;
                 Ok((hook.name, link.into()))
@@ -67,18 +71,7 @@ impl Tracked {
 }
 
 /// The pins of a probe until this is dropped.
-pub(crate) struct PinDir(PathBuf);
-
-impl PinDir {
-    /// Of this process, for one purpose.
-    pub(crate) fn new(purpose: &str) -> Self {
-        Self(format!("/sys/fs/bpf/kvmeter-bench-{}-{purpose}", process::id()).into())
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
+struct PinDir(PathBuf);
 
 impl Drop for PinDir {
     fn drop(&mut self) {

@@ -99,15 +99,12 @@ impl ImageKey {
 
     /// The key with this owner word and this file.
     #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the parts of the word are what is asked for"
+    )]
     pub const fn of(owner: u64, file: u64) -> Self {
-        Self { vm: Self::vm_of(owner), device: (owner >> 32) as u32, file }
-    }
-
-    /// The slot of the VM out of an owner word.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are what is asked for")]
-    pub const fn vm_of(owner: u64) -> u16 {
-        owner as u16
+        Self { vm: owner as u16, device: (owner >> 32) as u32, file }
     }
 }
 

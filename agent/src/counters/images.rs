@@ -27,12 +27,30 @@ pub struct ImageSlot(pub u16);
 pub struct TakenImage {
     /// Which.
     pub slot: ImageSlot,
-    /// The VM whose I/O is counted in it.
-    pub vm: VmSlot,
+    /// What is counted in it, and for which VM.
+    pub key: ImageKey,
     /// vmStorageIndex of the disk to which it belongs; 0 = none yet.
     pub storage: u32,
+}
+
+impl TakenImage {
+    /// The VM whose I/O is counted in it.
+    #[must_use]
+    pub const fn vm(&self) -> VmSlot {
+        VmSlot(self.key.vm)
+    }
+
     /// Whether requests still lead to it.
-    pub is_open: bool,
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.key.file != 0
+    }
+
+    /// Whether nobody knows yet of which disk it is.
+    #[must_use]
+    pub const fn is_loose(&self) -> bool {
+        self.is_open() && self.storage == 0
+    }
 }
 
 /// What is known of a disk's requests in one direction beside the numbers that SNMP serves.
@@ -129,9 +147,8 @@ impl Records {
                 let owner = record.owner.load(Acquire);
                 (owner != 0).then(|| TakenImage {
                     slot: ImageSlot(slot),
-                    vm: VmSlot(ImageKey::vm_of(owner)),
+                    key: ImageKey::of(owner, record.file.load(Acquire)),
                     storage: record.storage.load(Relaxed),
-                    is_open: record.file.load(Acquire) != 0,
                 })
             })
             .collect()
@@ -184,14 +201,6 @@ impl Records {
         if let Some(record) = self.image(slot) {
             record.file.store(0, Release);
         }
-    }
-
-    /// What is counted in a record.
-    pub(super) fn key_of_image(&self, slot: ImageSlot) -> ImageKey {
-        let load = |cell: fn(&ImageCells) -> &AtomicU64| {
-            self.image(slot).map_or(0, |record| cell(record).load(Acquire))
-        };
-        ImageKey::of(load(|record| &record.owner), load(|record| &record.file))
     }
 
     /// Gives a record back with all that it has.

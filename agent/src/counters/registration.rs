@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use kvmeter_common::{BLOCK_LEN, ImageKey, Owner, THREADS, VM_BLOCKS, VMS, VmRecord, word};
+use kvmeter_common::{BLOCK_LEN, Owner, THREADS, VM_BLOCKS, VMS, VmRecord, word};
 use nix::time::ClockId;
 use rustix::{
     process::Pid,
@@ -307,7 +307,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             }
         }
         for image in self.records().taken_images() {
-            if image.vm == vm {
+            if image.vm() == vm {
                 self.records().free_image(image.slot);
             }
         }
@@ -330,10 +330,9 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         free.vms.push_back(vm.0);
     }
 
-    fn loose_images(&self, vm: VmSlot) -> Vec<(ImageSlot, ImageKey)> {
-        let is_loose = |image: &TakenImage| image.vm == vm && image.storage == 0 && image.is_open;
-        let taken = self.records().taken_images().into_iter().filter(is_loose);
-        taken.map(|image| (image.slot, self.records().key_of_image(image.slot))).collect()
+    fn loose_images(&self, vm: VmSlot) -> Vec<TakenImage> {
+        let taken = self.records().taken_images().into_iter();
+        taken.filter(|image| image.vm() == vm && image.is_loose()).collect()
     }
 
     fn limit_images(&self, vm: VmSlot) {

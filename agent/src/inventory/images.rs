@@ -99,7 +99,7 @@ impl Images {
         let paths = std::mem::take(&mut self.round.paths);
         self.round = Round { paths_before: paths, ..Round::default() };
         for image in self.records.taken_images() {
-            self.round.taken.entry(image.vm).or_default().push(image);
+            self.round.taken.entry(image.vm()).or_default().push(image);
         }
     }
 
@@ -153,7 +153,7 @@ impl Images {
         let (mut former, mut closed) = (Vec::new(), Vec::new());
         for image in taken.iter().filter(is_former) {
             former.push(image.slot);
-            if image.is_open {
+            if image.is_open() {
                 self.records.close_image(image.slot);
             } else {
                 closed.push(image.slot);
@@ -174,14 +174,8 @@ impl Images {
     /// which it is not known what it is, so that somebody should be asked.
     pub(super) fn end(&mut self) -> BTreeSet<VmSlot> {
         let Self { round, asked, .. } = self;
-        let loose = |image: &&TakenImage| image.is_open && image.storage == 0;
-        let loose: HashMap<ImageSlot, VmSlot> = round
-            .taken
-            .values()
-            .flatten()
-            .filter(loose)
-            .map(|image| (image.slot, image.vm))
-            .collect();
+        let loose = round.taken.values().flatten().filter(|image| image.is_loose());
+        let loose: HashMap<_, _> = loose.map(|image| (image.slot, image.vm())).collect();
         asked.retain(|slot, _| loose.contains_key(slot));
         let mut wanted = BTreeSet::new();
         let now = Instant::now();
@@ -218,28 +212,25 @@ impl Images {
         if age > YOUNG_NS {
             return false;
         }
+        let method = match disk.source {
+            StorageSource::Raw | StorageSource::Sparse => Method::Dio,
+            StorageSource::Block => Method::Bdev,
+            _ => return false,
+        };
+        self.round.needed.insert(method);
+        if method == Method::Bdev
+            && let Ok(Some(device)) = FileIdentity::at(&disk.resource)
+            && device.is_block_device()
+        {
+            let key = ImageKey { vm: vm.0, device: device.device, file: device.file };
+            self.take(key, method.route(), counted);
+        }
         let grown_up = Instant::now() + Duration::from_nanos(YOUNG_NS - age + 1_000_000);
         self.round.soon = Some(self.round.soon.map_or(grown_up, |soon| soon.min(grown_up)));
-        match disk.source {
-            StorageSource::Raw | StorageSource::Sparse => {
-                self.round.needed.insert(Method::Dio);
-                true
-            }
-            StorageSource::Block => {
-                self.round.needed.insert(Method::Bdev);
-                if let Ok(Some(device)) = FileIdentity::at(&disk.resource)
-                    && device.file == ImageKey::NO_FILE
-                {
-                    let key = ImageKey { vm: vm.0, device: device.device, file: device.file };
-                    self.take(key, Route::Block, counted);
-                }
-                true
-            }
-            _ => false,
-        }
+        true
     }
 
-    /// Has an image counted. Why it cannot be, else.
+    /// Has an image counted: by which method, and in which records. Why it cannot be, else.
     fn count_file(
         &mut self,
         vm: VmSlot,
@@ -247,98 +238,99 @@ impl Images {
         counted: Counted<'_>,
     ) -> Result<(Method, Vec<ImageSlot>), String> {
         let Counted { process, storage, disk, .. } = counted;
-        let submission = disk.submission;
-        let shares_number = |other: &OpenFile| {
-            let is_file = !other.is_block_device && !file.is_block_device;
-            is_file
-                && (other.device, other.identity.file) == (file.device, file.identity.file)
-                && other.identity != file.identity
-        };
+        let key = file.key(vm);
+        let shares_number =
+            |other: &OpenFile| other.key(vm) == key && other.identity != file.identity;
         if process.files.iter().any(shares_number) {
             return Err(
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
         }
-        let hooks = Arc::clone(&self.hooks);
-        let hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
-        let can = |method: Method| {
-            hooks
-                .can(method)
-                .map(|()| method)
-                .map_err(|why| format!("it needs {}, which does not work: {why}", method.name()))
-        };
-        let mut needed = BTreeSet::new();
-        let is_direct =
-            file.is_direct && !(submission == Submission::IoUring && process.has_io_uring);
-        let (route, method) = match (is_direct, file.is_block_device, file.has_iomap) {
-            (true, true, _) if hooks.can(Method::Bdev).is_ok() => (Route::Block, Method::Bdev),
-            (true, false, true) if hooks.can(Method::Dio).is_ok() => (Route::Direct, Method::Dio),
-            _ if submission == Submission::Native => {
-                return Err(
-                    "its requests go by io_submit(2) to a file whose end no hook sees".to_owned()
-                );
-            }
-            _ => {
-                let (by_calls, by_rings) = match submission {
-                    Submission::IoUring if process.has_io_uring => (false, true),
-                    Submission::Threads => (true, false),
-                    _ => (true, process.has_io_uring),
-                };
-                if by_calls {
-                    needed.insert(can(Method::Syscall)?);
-                }
-                if by_rings {
-                    needed.insert(can(Method::IoUring)?);
-                }
-                (Route::Call, if by_calls { Method::Syscall } else { Method::IoUring })
-            }
-        };
-        drop(hooks);
-        needed.insert(method);
-        let file_number = file.identity.file;
-        let key = ImageKey { vm: vm.0, device: file.device, file: file_number };
-        self.round.needed.extend(needed);
+        let methods = self.methods_for(file, process, disk.submission)?;
+        self.round.needed.extend(&methods);
+        let method = methods[0];
         // Of an image that two disks share, nobody can say which one a request is for.
         if *self.round.given.entry(key).or_insert(storage) != storage {
             return Ok((method, Vec::new()));
         }
-        if !self.take(key, route, counted) {
-            return Err("no record is free for it".to_owned());
+        match self.take(key, method.route(), counted) {
+            Some(slots) => Ok((method, slots)),
+            None => Err("no record is free for it".to_owned()),
         }
-        Ok((method, self.records.images_of(key).collect()))
     }
 
-    /// Has an image counted for a disk, in a record of its own. Whether there is one.
-    fn take(&mut self, key: ImageKey, route: Route, counted: Counted<'_>) -> bool {
+    /// How requests on a file are counted, the way that the status names first; at least one. All go by one route. Why
+    /// they cannot be, else.
+    fn methods_for(
+        &self,
+        file: &OpenFile,
+        process: &VmProcess,
+        submission: Submission,
+    ) -> Result<Vec<Method>, String> {
+        let hooks = self.hooks();
+        let is_by_ring = submission == Submission::IoUring && process.has_io_uring;
+        if file.is_direct && !is_by_ring {
+            let method = match file.identity.is_block_device() {
+                true => Some(Method::Bdev),
+                false => file.has_iomap.then_some(Method::Dio),
+            };
+            if let Some(method) = method.filter(|method| hooks.can(*method).is_ok()) {
+                return Ok(vec![method]);
+            }
+        }
+        let methods = match submission {
+            Submission::Native => {
+                return Err(
+                    "its requests go by io_submit(2) to a file whose end no hook sees".to_owned()
+                );
+            }
+            Submission::Threads => vec![Method::Syscall],
+            _ if is_by_ring => vec![Method::IoUring],
+            _ if process.has_io_uring => vec![Method::Syscall, Method::IoUring],
+            _ => vec![Method::Syscall],
+        };
+        for method in &methods {
+            hooks
+                .can(*method)
+                .map_err(|why| format!("it needs {}, which does not work: {why}", method.name()))?;
+        }
+        Ok(methods)
+    }
+
+    /// Has an image counted for a disk, in records of its own. Which; `None`: none is free.
+    fn take(
+        &mut self,
+        key: ImageKey,
+        route: Route,
+        counted: Counted<'_>,
+    ) -> Option<Vec<ImageSlot>> {
         let Counted { storage, is_of_domain, may_be_of_domain, .. } = counted;
+        let Self { records, round, .. } = self;
+        let slots = || records.images_of(key).collect::<Vec<_>>();
         if may_be_of_domain {
             // Which disk it is, libvirt is about to say.
-            return self.records.take_image(key, route).is_some();
+            return records.take_image(key, route).map(|_| slots());
         }
-        let vm = VmSlot(key.vm);
-        let taken = self.round.taken.entry(vm).or_default();
-        let mut assign = |slot: ImageSlot, records: &Records| {
+        let taken = round.taken.entry(VmSlot(key.vm)).or_default();
+        let mut assign = |slot: ImageSlot| {
             records.assign_image(slot, storage);
             match taken.iter_mut().find(|image| image.slot == slot) {
                 Some(image) => image.storage = storage,
-                None => taken.push(TakenImage { slot, vm, storage, is_open: true }),
+                None => taken.push(TakenImage { slot, key, storage }),
             }
         };
-        for slot in self.records.images_of(key).collect::<Vec<_>>() {
-            match self.records.storage_of_image(slot) {
-                of if of == 0 || of == storage => assign(slot, &self.records),
+        for slot in slots() {
+            match records.storage_of_image(slot) {
+                of if of == 0 || of == storage => assign(slot),
                 // What it was for another disk stays that one's.
-                _ if is_of_domain => self.records.close_image(slot),
-                _ => return true,
+                _ if is_of_domain => records.close_image(slot),
+                _ => return Some(slots()),
             }
         }
-        if self.records.take_image(key, route).is_none() {
-            return false;
-        }
-        for slot in self.records.images_of(key).collect::<Vec<_>>() {
-            assign(slot, &self.records);
-        }
-        true
+        records.take_image(key, route)?;
+        let slots = slots();
+        slots.iter().for_each(|&slot| assign(slot));
+        Some(slots)
     }
 }
 
@@ -380,7 +372,6 @@ mod tests {
             identity: FileIdentity { device: 1, file },
             mount: 1,
             device: 1,
-            is_block_device: false,
             is_direct: false,
             has_iomap: true,
         }

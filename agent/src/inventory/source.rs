@@ -57,12 +57,18 @@ pub struct OpenFile {
     pub mount: u64,
     /// The device under which the kernel has it: of a block device its own, of a file that of its filesystem.
     pub device: u32,
-    /// It is a block device.
-    pub is_block_device: bool,
     /// It is open with `O_DIRECT`.
     pub is_direct: bool,
     /// Direct I/O on it is iomap's.
     pub has_iomap: bool,
+}
+
+impl OpenFile {
+    /// What the kernel counts a VM's I/O on it under.
+    #[must_use]
+    pub const fn key(&self, vm: VmSlot) -> ImageKey {
+        ImageKey { vm: vm.0, device: self.device, file: self.identity.file }
+    }
 }
 
 /// A file as stat(2) tells one from another: by what it is, not by its name.
@@ -77,20 +83,24 @@ pub struct FileIdentity {
 impl FileIdentity {
     /// A regular file or block device; `None` = it is neither.
     #[must_use]
-    pub fn of(found: &Statx) -> Option<(FileType, Self)> {
-        let kind = FileType::from_raw_mode(found.stx_mode.into());
-        let identity = match kind {
-            FileType::RegularFile => Self {
+    pub fn of(found: &Statx) -> Option<Self> {
+        match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::RegularFile => Some(Self {
                 device: Self::kernel_device(found.stx_dev_major, found.stx_dev_minor),
                 file: found.stx_ino,
-            },
-            FileType::BlockDevice => Self {
+            }),
+            FileType::BlockDevice => Some(Self {
                 device: Self::kernel_device(found.stx_rdev_major, found.stx_rdev_minor),
                 file: ImageKey::NO_FILE,
-            },
-            _ => return None,
-        };
-        Some((kind, identity))
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a block device.
+    #[must_use]
+    pub const fn is_block_device(self) -> bool {
+        self.file == ImageKey::NO_FILE
     }
 
     /// Of the file at a path, as far as the kernel knows it without asking a disk or a server. `None`: it is no file.
@@ -103,7 +113,7 @@ impl FileIdentity {
         let found = openat2(CWD, path, place, Mode::empty(), ResolveFlags::CACHED)?;
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let found = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
-        Ok(Self::of(&found).map(|(_, identity)| identity))
+        Ok(Self::of(&found))
     }
 
     /// A device number as the kernel keeps it: `major << 20 | minor`.

@@ -4,9 +4,10 @@
 use std::fmt;
 
 use aya::{Btf, Ebpf};
+use kvmeter_common::Route;
 use tracing::{debug, warn};
 
-use super::{Hook, HookState, ProbeError, attach, load, pins::Pins, program, with_causes};
+use super::{Hook, HookState, attach, load, pins::Pins, program, with_causes};
 
 /// A way to count an image.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -36,9 +37,19 @@ impl Method {
         }
     }
 
+    /// Which records it fills.
+    #[must_use]
+    pub const fn route(self) -> Route {
+        match self {
+            Self::Dio => Route::Direct,
+            Self::Bdev => Route::Block,
+            Self::Syscall | Self::IoUring => Route::Call,
+        }
+    }
+
     /// Its hooks. The end of requests comes first: a request whose beginning was not seen is not counted, but one
     /// whose end was not seen would stay under way.
-    const fn hooks(self) -> &'static [Hook] {
+    pub(super) const fn hooks(self) -> &'static [Hook] {
         match self {
             Self::Dio => &DIO,
             Self::Bdev => &BDEV,
@@ -212,19 +223,4 @@ impl fmt::Debug for ImageHooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ImageHooks").field("states", &self.states).finish_non_exhaustive()
     }
-}
-
-/// Tries to load each program without attaching it.
-pub(super) fn try_all(ebpf: &mut Ebpf, btf: &Btf, lacks: Option<&str>) -> Vec<HookState> {
-    let mut attempt = |hook: Hook| {
-        let loaded: Result<_, ProbeError> = load(ebpf, hook, btf).map(drop);
-        loaded.err().map(|error| with_causes(&error))
-    };
-    let hooks = Method::ALL.into_iter().flat_map(Method::hooks);
-    hooks
-        .map(|&hook| HookState {
-            hook,
-            failure: lacks.map(str::to_owned).or_else(|| attempt(hook)),
-        })
-        .collect()
 }

@@ -161,13 +161,15 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
     let btf =
         aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
-    Ok(HOOKS
-        .map(|hook| {
-            let failure = load(&mut ebpf, hook, &btf).err().map(|error| with_causes(&error));
+    let of_images = Method::ALL.into_iter().flat_map(Method::hooks);
+    let of_images = of_images.map(|hook| (*hook, offsets.lacks()));
+    let hooks = HOOKS.into_iter().map(|hook| (hook, None)).chain(of_images);
+    let mut attempt = |hook| load(&mut ebpf, hook, &btf).err().map(|error| with_causes(&error));
+    Ok(hooks
+        .map(|(hook, lacks)| {
+            let failure = lacks.map(str::to_owned).or_else(|| attempt(hook));
             HookState { hook, failure }
         })
-        .into_iter()
-        .chain(image_hooks::try_all(&mut ebpf, &btf, offsets.lacks()))
         .collect())
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use xtask::lab::{PATIENCE, wait_until};
 
-use super::{Counts, Disk, Host, Nbd, bench, domain, strace::Strace, uuid};
+use super::{Counts, Disk, Host, Nbd, bench, domain, shared, strace::Strace, uuid};
 
 /// A new image is known to be the disk's so soon after the first request on it.
 const SOON: Duration = Duration::from_millis(200);
@@ -64,6 +64,11 @@ fn what_a_disk_is_made_of_changes_and_no_request_is_lost() {
             words.insert(1, &domain);
             host.libvirtd.virsh(&words).unwrap()
         };
+        let snapshot = |host: &Host, image: &str| {
+            let spec = format!("sda,file={image}");
+            let options = ["--disk-only", "--no-metadata", "--reuse-external", "--diskspec", &spec];
+            virsh(host, &[&["snapshot-create-as"][..], &options].concat())
+        };
         let work = |host: &mut Host| {
             for place in 0..8 {
                 let octets = place * 64;
@@ -77,16 +82,7 @@ fn what_a_disk_is_made_of_changes_and_no_request_is_lost() {
         let before = disk.counts(&mut host.stage);
         // The images are there already: what QEMU does while it makes one is not the disk's.
         let over = host.image("over.qcow2", &["-f", "qcow2", "-b", &base, "-F", "raw"], "4M");
-        let spec = format!("sda,file={over}");
-        let options = [
-            "snapshot-create-as",
-            "--disk-only",
-            "--no-metadata",
-            "--reuse-external",
-            "--diskspec",
-            &spec,
-        ];
-        virsh(&host, &options);
+        snapshot(&host, &over);
         request(&host, 1, 0, "write 0 4k");
         let start = Instant::now();
         wait_until(PATIENCE, "the new image is the disk's", || {
@@ -106,16 +102,7 @@ fn what_a_disk_is_made_of_changes_and_no_request_is_lost() {
         work(&mut host);
         // A snapshot and a pull: what is below comes up into the new image.
         let again = host.image("again.qcow2", &["-f", "qcow2", "-b", &copy, "-F", "raw"], "4M");
-        let spec = format!("sda,file={again}");
-        let options = [
-            "snapshot-create-as",
-            "--disk-only",
-            "--no-metadata",
-            "--reuse-external",
-            "--diskspec",
-            &spec,
-        ];
-        virsh(&host, &options);
+        snapshot(&host, &again);
         work(&mut host);
         virsh(&host, &["blockpull", "sda", "--wait"]);
         work(&mut host);
@@ -196,18 +183,7 @@ fn no_request_is_lost_while_the_agent_is_away() {
         std::fs::write(&image, vec![7; 16 << 20]).unwrap();
         devices += &scsi(&image, "raw", cache, number);
     }
-    let share = |number| {
-        format!(
-            "<device alias='scsi0-0-0-{number}'><frontend>\
-             <property name='share-rw' type='bool' value='true'/></frontend></device>"
-        )
-    };
-    let more = format!(
-        "<vcpu>1</vcpu><override xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>{}{}</override>",
-        share(0),
-        share(1)
-    );
-    host.libvirtd.define(&domain("works", 1, &more, &devices)).unwrap();
+    host.libvirtd.define(&domain("works", 1, &shared(2), &devices)).unwrap();
     host.libvirtd.virsh(&["start", &uuid(1), "--paused"]).unwrap();
     let disks = ["sda", "sdb"].map(|target| Disk::of(&host, 1, target));
     let nbd = Nbd::start(&host, 1);

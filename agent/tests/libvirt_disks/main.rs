@@ -206,19 +206,7 @@ fn requests_of_every_kind_are_counted_to_the_octet() {
             letters(number)
         );
     }
-    // So that what QEMU exports can be written to, and not only by the guest.
-    let shared: String = (0..kinds.len())
-        .map(|number| {
-            format!(
-                "<device alias='scsi0-0-0-{number}'><frontend>\
-                 <property name='share-rw' type='bool' value='true'/></frontend></device>"
-            )
-        })
-        .collect();
-    let more = format!(
-        "<vcpu>1</vcpu>\
-         <override xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>{shared}</override>"
-    );
+    let more = shared(kinds.len());
     host.libvirtd.define(&domain("disks", 1, &more, &devices)).unwrap();
     host.libvirtd.virsh(&["start", &uuid(1), "--paused"]).unwrap();
     let index = host.index(&uuid(1));
@@ -254,6 +242,22 @@ fn requests_of_every_kind_are_counted_to_the_octet() {
     let probe = &host.stage.status()["probe"];
     assert_eq!(probe["uncounted_requests"], 0);
     drop(loops);
+}
+
+/// What lets others than the guest write to so many SCSI disks, by what QEMU exports.
+fn shared(disks: usize) -> String {
+    let devices: String = (0..disks)
+        .map(|number| {
+            format!(
+                "<device alias='scsi0-0-0-{number}'><frontend>\
+                 <property name='share-rw' type='bool' value='true'/></frontend></device>"
+            )
+        })
+        .collect();
+    format!(
+        "<vcpu>1</vcpu>\
+         <override xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>{devices}</override>"
+    )
 }
 
 fn letters(number: usize) -> String {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::lab::{Child, PATIENCE, wait_until};
+use xtask::lab::{Child, LoopDevice, PATIENCE, wait_until};
 
 use crate::lab::libvirt::{Host, disk, domain, uuid};
 
@@ -52,7 +52,8 @@ impl Kinds {
         let overlay =
             host.image("overlay.qcow2", &["-f", "qcow2", "-b", &middle, "-F", "qcow2"], "5G");
         let large = host.image("large.qcow2", &["-f", "qcow2"], "40T");
-        let device = LoopDevice::over(&host.image("device.img", &["-f", "raw"], "16M"));
+        let device =
+            LoopDevice::of(Path::new(&host.image("device.img", &["-f", "raw"], "16M"))).unwrap();
         let socket = host.images.path().join("nbd.sock");
         let nbd = serve_nbd(&socket, &host.image("nbd.img", &["-f", "raw"], "32M"));
         let links = Link::bridge_and_parent();
@@ -74,7 +75,7 @@ impl Kinds {
             &[disk("file", "disk", "qcow2", &file(&overlay), "vda", "")],
             Then::Runs,
         );
-        let source = format!("<source dev='{}'/>", device.0.display());
+        let source = format!("<source dev='{}'/>", device.path().display());
         make("device", one, &[disk("block", "disk", "raw", &source, "vda", "")], Then::Runs);
         make(
             "drives",
@@ -259,21 +260,4 @@ fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {}: {said}", arguments.join(" "));
-}
-
-/// A block device over a file, detached when this is dropped.
-struct LoopDevice(PathBuf);
-
-impl LoopDevice {
-    fn over(file: &str) -> Self {
-        let output = Command::new("losetup").args(["--find", "--show", file]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
-    }
 }

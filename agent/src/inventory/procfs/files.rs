@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::OFlags;
 
 use super::process::{DescriptorInfo, Process};
 use crate::inventory::{FileIdentity, OpenFile};
@@ -30,7 +30,7 @@ pub(super) fn open(
     let mut mounts = None;
     for (number, path) in descriptors {
         // Closed meanwhile, or of a kind that nobody counts.
-        let Ok(Some((kind, identity))) = process.identity_of_descriptor(*number) else { continue };
+        let Ok(Some(identity)) = process.identity_of_descriptor(*number) else { continue };
         let Ok(DescriptorInfo { flags, mount }) = process.descriptor_info(*number) else {
             continue;
         };
@@ -40,8 +40,7 @@ pub(super) fn open(
             file.is_direct |= is_direct;
             continue;
         }
-        let is_block_device = kind == FileType::BlockDevice;
-        let (device, has_iomap) = if is_block_device {
+        let (device, has_iomap) = if identity.is_block_device() {
             (identity.device, false)
         } else if let Some(known) = known.iter().find(|file| same(file)) {
             (known.device, known.has_iomap)
@@ -57,15 +56,7 @@ pub(super) fn open(
         };
         // The kernel's remark on a file that has lost its name.
         let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
-        files.push(OpenFile {
-            path,
-            identity,
-            mount,
-            device,
-            is_block_device,
-            is_direct,
-            has_iomap,
-        });
+        files.push(OpenFile { path, identity, mount, device, is_direct, has_iomap });
     }
     files.sort_unstable_by(|a, b| (&a.path, a.identity).cmp(&(&b.path, b.identity)));
     files

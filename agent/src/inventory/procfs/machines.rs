@@ -7,18 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmeter_common::ImageKey;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{OpenFile, Vcpu, VmProcess},
+    super::{Vcpu, VmProcess},
     SharedTracker,
     command_line::Description,
     process::{self, Thread},
     scan::{self, Roots, Scan},
 };
-use crate::counters::{HeldThread, ImageSlot, ThreadSlot, TrackError, VmSlot};
+use crate::counters::{HeldThread, ImageSlot, TakenImage, ThreadSlot, TrackError, VmSlot};
 
 /// After so long a VMM has its memory.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -191,33 +190,8 @@ impl Machines {
             self.known.insert(pid, machine);
         }
         let slot = slot_before.or_else(|| self.track_vm(pid));
-        if let Some(tracker) = &self.tracker {
-            // What was closed before it was known what it is. A VMM makes an image, closes it and opens it anew.
-            let open = |key: &ImageKey| {
-                let same =
-                    |file: &OpenFile| (file.device, file.identity.file) == (key.device, key.file);
-                scan.vm.files.iter().any(same)
-            };
-            let closed: Vec<_> =
-                loose.iter().filter(|(_, key)| !open(key)).map(|(image, _)| *image).collect();
-            let now = Instant::now();
-            self.closed.retain(|image, (of, _)| *of != pid || closed.contains(image));
-            for image in closed {
-                let (_, since) = self.closed.entry(image).or_insert((pid, now));
-                if since.elapsed() > CLOSED {
-                    tracker.free_image(image);
-                    self.closed.remove(&image);
-                }
-            }
-        }
-        if let (Some(tracker), Some(slot)) = (&self.tracker, slot)
-            && loose.len() > LOOSE
-        {
-            tracker.limit_images(slot);
-        }
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
-        // Images that were closed are forgotten some time later.
-        let is_moving = is_moving || self.closed.values().any(|(of, _)| *of == pid);
+        let waits = slot.is_some_and(|slot| self.forget_closed(slot, &scan.vm, &loose));
         let Scan { mut vm, vcpus, described, .. } = scan;
         vm.slot = slot;
         vm.vcpus =
@@ -233,7 +207,29 @@ impl Machines {
         }
         (known.vm, known.described) = (vm, described);
         known.is_settled = known.found.elapsed() > SETTLED;
-        Found::Vm { is_new, is_moving }
+        Found::Vm { is_new, is_moving: is_moving || waits }
+    }
+
+    /// Forgets images of which it was not known before the look what they are, and that are not open in it: a VMM makes an
+    /// image, closes it and opens it anew, so not at once. Whether it is to be looked at again for that.
+    fn forget_closed(&mut self, slot: VmSlot, vm: &VmProcess, loose: &[TakenImage]) -> bool {
+        let Some(tracker) = &self.tracker else { return false };
+        if loose.len() > LOOSE {
+            tracker.limit_images(slot);
+        }
+        let is_open = |image: &TakenImage| vm.files.iter().any(|file| file.key(slot) == image.key);
+        let closed: Vec<_> =
+            loose.iter().filter(|image| !is_open(image)).map(|image| image.slot).collect();
+        let now = Instant::now();
+        self.closed.retain(|image, (of, _)| *of != vm.pid || closed.contains(image));
+        for image in closed {
+            let (_, since) = self.closed.entry(image).or_insert((vm.pid, now));
+            if since.elapsed() > CLOSED {
+                tracker.free_image(image);
+                self.closed.remove(&image);
+            }
+        }
+        self.closed.values().any(|(of, _)| *of == vm.pid)
     }
 
     /// What tells the end of a VM that is known.

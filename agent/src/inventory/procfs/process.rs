@@ -128,10 +128,7 @@ impl Process {
     }
 
     /// Which regular file or block device a descriptor is of, as far as the kernel knows it without asking a server.
-    pub(super) fn identity_of_descriptor(
-        &self,
-        number: u32,
-    ) -> io::Result<Option<(FileType, FileIdentity)>> {
+    pub(super) fn identity_of_descriptor(&self, number: u32) -> io::Result<Option<FileIdentity>> {
         let wanted = StatxFlags::TYPE | StatxFlags::INO;
         let link = format!("fd/{number}");
         let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
