@@ -49,6 +49,8 @@ pub(super) struct Stat {
     pub(super) state: char,
     /// Field 22: start in clock ticks since boot.
     pub(super) start_ticks: u64,
+    /// Field 23 is not 0. A process that ends gives up its memory, and with it its command line, before its descriptors.
+    pub(super) has_memory: bool,
     /// Field 39: the CPU that it ran on last.
     pub(super) cpu: u32,
     /// Field 41: its scheduling policy (sched(7)).
@@ -222,6 +224,7 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
         comm,
         state: char::from(*fields.first()?.first()?),
         start_ticks: number(fields.get(19)?)?,
+        has_memory: number(fields.get(20)?)? != 0,
         cpu: u32::try_from(number(fields.get(36)?)?).ok()?,
         policy: number(fields.get(38)?)?,
     })
@@ -277,7 +280,7 @@ mod tests {
     fn a_name_may_hold_spaces_and_parentheses() {
         let text = b"42 (CPU 0/KVM) x) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 999 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 3 37 1";
         let stat = parse_stat(text).unwrap();
-        assert_eq!(stat.policy, 1);
+        assert_eq!((stat.policy, stat.has_memory), (1, true));
         assert_eq!(
             (stat.comm.as_str(), stat.state, stat.start_ticks, stat.cpu),
             ("CPU 0/KVM) x", 'R', 999, 3)

@@ -94,6 +94,9 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>, known: &[OpenFile]) -> io::Resu
         Some((start_ticks, described)) if start_ticks == stat.start_ticks => described.clone(),
         _ => {
             let mut described = command_line::parse(&process.read("cmdline")?);
+            if !process.stat()?.has_memory {
+                return Ok(None);
+            }
             if described.memory.is_none() && !vm_fds.is_empty() {
                 described.memory = memory::estimate(&process.read("maps").unwrap_or_default());
             }
