@@ -99,6 +99,7 @@ fn domain(state: OperState) -> Domain {
             bus: "virtio".to_owned(),
             size: DiskSize::default(),
             others: Vec::new(),
+            chain_is_in_image: false,
             submission: Submission::Unknown,
         }],
         nics: Vec::new(),
@@ -119,6 +120,7 @@ fn process(pid: u32) -> VmProcess {
         vcpus: Vec::new(),
         devices: Devices::default(),
         files: Vec::new(),
+        headers: Vec::new(),
         has_io_uring: false,
         has_kvm: true,
     }

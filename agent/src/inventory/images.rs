@@ -1,15 +1,16 @@
-//! Which of the files that a VM's process has open belong to which disk, and how the kernel is to count them.
+//! How the kernel is to count the images of disks, and in which records.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use kvmeter_common::{ImageKey, Route};
 
-use super::{DomainDisk, FileIdentity, OpenFile, StorageSource, Submission, VmProcess};
+use super::{
+    DomainDisk, FileIdentity, OpenFile, StorageSource, Submission, VmProcess, disk_files::DiskFiles,
+};
 use crate::{
     counters::{ImageSlot, Records, TakenImage, VmSlot, since_boot_ns},
     probe::{ImageHooks, Method},
@@ -81,10 +82,7 @@ struct Round {
     taken: HashMap<VmSlot, Vec<TakenImage>>,
     /// The disk to which an image was given.
     given: HashMap<ImageKey, u32>,
-    /// Where paths lead that no process has a file under.
-    paths: HashMap<String, FileIdentity>,
-    /// The same as it was for the view before.
-    paths_before: HashMap<String, FileIdentity>,
+    files: DiskFiles,
     /// When the first VMM is not young any more that has not opened a disk.
     soon: Option<Instant>,
 }
@@ -96,8 +94,8 @@ impl Images {
 
     /// A new view is about to be made.
     pub(super) fn begin(&mut self) {
-        let paths = std::mem::take(&mut self.round.paths);
-        self.round = Round { paths_before: paths, ..Round::default() };
+        let files = std::mem::take(&mut self.round.files).begin_anew();
+        self.round = Round { files, ..Round::default() };
         for image in self.records.taken_images() {
             self.round.taken.entry(image.vm()).or_default().push(image);
         }
@@ -105,7 +103,7 @@ impl Images {
 
     /// Has a disk counted.
     pub(super) fn count(&mut self, counted: Counted<'_>) -> CountedBy {
-        let Counted { process, storage, disk, .. } = counted;
+        let Counted { process, storage, disk, is_of_domain, .. } = counted;
         let Some(vm) = process.slot else {
             return CountedBy::Nobody("the VM is not counted".to_owned());
         };
@@ -113,8 +111,7 @@ impl Images {
             return CountedBy::Nobody("the drive is empty".to_owned());
         }
         let (mut first, mut failure, mut slots) = (None, None, Vec::new());
-        for path in std::iter::once(&disk.resource).chain(&disk.others) {
-            let Some(file) = self.round.find(&process.files, path) else { continue };
+        for file in self.round.files.of_disk(process, disk, is_of_domain) {
             match self.count_file(vm, file, counted) {
                 Ok((method, records)) => {
                     first.get_or_insert(method);
@@ -331,72 +328,5 @@ impl Images {
         let slots = slots();
         slots.iter().for_each(|&slot| assign(slot));
         Some(slots)
-    }
-}
-
-impl Round {
-    /// The file of this path. The process may have it by another name, or have its own root: then it is the one that
-    /// the path leads to here, or where it leads nowhere the only one with that last name.
-    fn find<'a>(&mut self, files: &'a [OpenFile], path: &str) -> Option<&'a OpenFile> {
-        if let Some(file) = files.iter().find(|file| file.path == path) {
-            return Some(file);
-        }
-        // Relative to what, only the process knows.
-        let leads_to = if path.starts_with('/') {
-            FileIdentity::at(path)
-        } else {
-            Err(io::ErrorKind::NotFound.into())
-        };
-        let identity = match leads_to {
-            Ok(identity) => identity?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
-                let mut same = files.iter().filter(|file| name(&file.path) == name(path));
-                return same.next().filter(|_| same.next().is_none());
-            }
-            // The kernel has forgotten it, and would have to ask.
-            Err(_) => *self.paths_before.get(path)?,
-        };
-        self.paths.insert(path.to_owned(), identity);
-        files.iter().find(|file| file.identity == identity)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(path: &str, file: u64) -> OpenFile {
-        OpenFile {
-            path: path.to_owned(),
-            identity: FileIdentity { device: 1, file },
-            mount: 1,
-            device: 1,
-            is_direct: false,
-            has_iomap: true,
-        }
-    }
-
-    #[test]
-    fn a_file_is_found_by_its_path_or_what_it_leads_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
-        std::fs::write(&real, b"").unwrap();
-        std::os::unix::fs::symlink(&real, &link).unwrap();
-        // It is among the names that the kernel knows.
-        let identity = FileIdentity::at(&real.to_string_lossy()).unwrap().unwrap();
-        let files = [
-            file("/x/disk", 1),
-            OpenFile { identity, ..file("/elsewhere/real", 0) },
-            file("/y/disk", 2),
-            file("/jail/root.ext4", 3),
-        ];
-        let mut round = Round::default();
-        let mut found = |path: &str| round.find(&files, path).map(|file| file.path.as_str());
-        assert_eq!(found("/y/disk"), Some("/y/disk"));
-        assert_eq!(found(&link.to_string_lossy()), Some("/elsewhere/real"));
-        assert_eq!(found("root.ext4"), Some("/jail/root.ext4"));
-        assert_eq!(found("disk"), None, "there are two of that name");
-        assert_eq!(found("/none"), None);
     }
 }

@@ -7,6 +7,7 @@
 mod assembly;
 mod change;
 mod compose;
+mod disk_files;
 mod images;
 mod indexes;
 mod interfaces;
@@ -26,4 +27,6 @@ pub use model::{
 };
 pub use registry::Registry;
 use source::mac;
-pub use source::{Domain, DomainDisk, DomainNic, FileIdentity, OpenFile, Submission, VmProcess};
+pub use source::{
+    Domain, DomainDisk, DomainNic, FileIdentity, ImageHeader, OpenFile, Submission, VmProcess,
+};

@@ -40,6 +40,8 @@ pub struct VmProcess {
     pub devices: Devices,
     /// The regular files and block devices that it has open.
     pub files: Vec<OpenFile>,
+    /// What is known of the images among them.
+    pub headers: Vec<ImageHeader>,
     /// Whether it has a ring of io_uring.
     pub has_io_uring: bool,
     /// Whether it holds a VM of KVM.
@@ -69,6 +71,17 @@ impl OpenFile {
     pub const fn key(&self, vm: VmSlot) -> ImageKey {
         ImageKey { vm: vm.0, device: self.device, file: self.identity.file }
     }
+}
+
+/// What an image with a format tells of itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ImageHeader {
+    /// The image.
+    pub image: FileIdentity,
+    /// Octets of the disk that a guest sees.
+    pub size: u64,
+    /// The files on which it is based: one with what it does not have itself, and one with its data.
+    pub below: Vec<FileIdentity>,
 }
 
 /// A file as stat(2) tells one from another: by what it is, not by its name.
@@ -172,8 +185,17 @@ pub struct DomainDisk {
     pub size: DiskSize,
     /// Other images that belong to it: those below it in its backing chain, and one that it is copied to.
     pub others: Vec<String>,
+    /// There may be more, of which only the images themselves tell.
+    pub chain_is_in_image: bool,
     /// How its requests are handed to the kernel.
     pub submission: Submission,
+}
+
+impl DomainDisk {
+    /// Of a disk that is told to be raw, the guest writes what stands in the place of a header.
+    pub(super) fn may_have_header(&self) -> bool {
+        self.chain_is_in_image || self.format != "raw"
+    }
 }
 
 /// How a VMM hands its requests to the kernel, where that was said.
@@ -215,6 +237,24 @@ pub struct DomainNic {
 }
 
 impl VmProcess {
+    /// Takes in what the headers of its images tell.
+    pub(super) fn note_headers(&mut self, headers: &[ImageHeader]) {
+        self.headers = headers.to_vec();
+        for disk in &mut self.devices.disks {
+            let file = self.files.iter().find(|file| file.path == disk.resource);
+            let header = file.and_then(|file| headers.iter().find(|h| h.image == file.identity));
+            if let Some(header) = header.filter(|_| disk.may_have_header()) {
+                disk.size.defined = Some(header.size);
+                if disk.format == "raw" {
+                    disk.format = "qcow2".to_owned();
+                }
+                if disk.source == StorageSource::Raw {
+                    disk.source = StorageSource::Sparse;
+                }
+            }
+        }
+    }
+
     pub(super) const fn identity(&self) -> Identity {
         Identity::Process { pid: self.pid, start_ticks: self.start_ticks }
     }

@@ -5,6 +5,7 @@
 pub(crate) mod libvirt;
 pub(crate) mod module;
 pub(crate) mod stage;
+pub(crate) mod strace;
 pub(crate) mod traps;
 
 use std::{

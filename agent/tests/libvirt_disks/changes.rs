@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use xtask::lab::{PATIENCE, wait_until};
 
-use super::{Counts, Disk, Host, Nbd, bench, domain, shared, strace::Strace, uuid};
+use super::{Counts, Disk, Host, Nbd, bench, domain, lab::strace::Strace, shared, uuid};
 
 /// A new image is known to be the disk's so soon after the first request on it.
 const SOON: Duration = Duration::from_millis(200);

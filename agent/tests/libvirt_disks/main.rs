@@ -7,7 +7,6 @@
 mod lab;
 
 mod changes;
-mod strace;
 
 use std::{fmt, path::Path, process::Command};
 

@@ -9,6 +9,7 @@ mod libvirtd;
 mod loop_device;
 mod need;
 mod qemu;
+mod qmp;
 mod snmpd;
 mod snmptrapd;
 
@@ -25,6 +26,7 @@ pub use libvirtd::Libvirtd;
 pub use loop_device::LoopDevice;
 pub use need::{lacks, missing, need};
 pub use qemu::{Accelerator, Qemu};
+pub use qmp::Qmp;
 pub use snmpd::{Snmpd, snmp};
 pub use snmptrapd::{Snmptrapd, Way};
 

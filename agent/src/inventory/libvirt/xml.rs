@@ -157,6 +157,7 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
         // libvirt is asked for it apart.
         size: DiskSize::default(),
         others: others(node),
+        chain_is_in_image: false,
         submission: Submission::of(
             child(node, "driver").and_then(|driver| driver.attribute("io")).unwrap_or_default(),
         ),

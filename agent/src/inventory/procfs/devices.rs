@@ -10,6 +10,7 @@ use super::{
         mac,
     },
     command_line::{Fields, Vmm, fields, options},
+    nodes::{Chain, Node, Nodes, get, object},
 };
 
 /// No VM has more; a longer list is cut.
@@ -63,8 +64,7 @@ pub(super) fn firecracker(config: &[u8]) -> Devices {
 }
 
 impl Devices {
-    /// Notes the sizes of the files that the VMM has open. What a guest sees of an image with a format is inside
-    /// the file, and not looked for.
+    /// Notes the sizes of the files that the VMM has open. What a guest sees of an image with a format, its header tells.
     pub(super) fn measure(&mut self, size_of: impl Fn(&str) -> Option<DiskSize>) {
         for disk in &mut self.disks {
             let size = size_of(&disk.resource).unwrap_or_default();
@@ -87,10 +87,6 @@ impl Devices {
     }
 }
 
-fn get<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
-    fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
-}
-
 fn is_on(value: Option<&str>) -> bool {
     matches!(value, Some("on" | "yes" | "true"))
 }
@@ -104,15 +100,18 @@ fn qemu(arguments: &[&str]) -> Devices {
     let of = |wanted: &'static str| {
         told.iter().filter(move |(option, _)| *option == wanted).map(|(_, fields)| fields)
     };
-    let nodes: HashMap<&str, &Fields> =
+    let nodes: Nodes<'_> =
         of("blockdev").filter_map(|node| Some((get(node, "node-name")?, node))).collect();
     let mut devices = Devices::default();
     for (option, fields) in &told {
         match *option {
-            "drive" if get(fields, "if") != Some("pflash") => devices.disks.extend(drive(fields)),
+            "drive" if get(fields, "if") != Some("pflash") => {
+                devices.disks.extend(drive(fields, &nodes))
+            }
             "hda" | "hdb" | "hdc" | "hdd" | "fda" | "fdb" | "cdrom" => {
                 let path = fields.first().map_or("", |(_, value)| value);
                 let mut disk = disk(option, path, "raw", *option == "cdrom");
+                disk.chain_is_in_image = true;
                 disk.media = match *option {
                     "cdrom" => StorageMedia::OpticalDisk,
                     "fda" | "fdb" => StorageMedia::FloppyDisk,
@@ -150,33 +149,7 @@ fn qemu(arguments: &[&str]) -> Devices {
     devices
 }
 
-/// An option in JSON, its members flattened: `{"file":{"filename":"x"}}` is `file.filename=x`.
-fn object(value: &str) -> Option<Fields> {
-    fn flatten(prefix: &str, value: &Json, depth: u32, into: &mut Fields) {
-        match value {
-            Json::Object(members) if depth < 8 => {
-                for (name, value) in members {
-                    let name =
-                        if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                    flatten(&name, value, depth + 1, into);
-                }
-            }
-            Json::String(text) => into.push((prefix.to_owned(), text.clone())),
-            Json::Bool(true) => into.push((prefix.to_owned(), "on".to_owned())),
-            Json::Bool(false) => into.push((prefix.to_owned(), "off".to_owned())),
-            Json::Number(number) => into.push((prefix.to_owned(), number.to_string())),
-            _ => {}
-        }
-    }
-    if !value.starts_with('{') {
-        return None;
-    }
-    let mut told = Fields::new();
-    flatten("", &serde_json::from_str(value).ok()?, 0, &mut told);
-    Some(told)
-}
-
-fn drive(fields: &Fields) -> Option<DomainDisk> {
+fn drive(fields: &Fields, nodes: &Nodes<'_>) -> Option<DomainDisk> {
     let path = get(fields, "file").or_else(|| get(fields, "file.filename")).unwrap_or_default();
     let bus = get(fields, "if").unwrap_or("ide");
     let name = get(fields, "id")
@@ -190,6 +163,10 @@ fn drive(fields: &Fields) -> Option<DomainDisk> {
     let is_read_only =
         is_optical || is_on(get(fields, "readonly").or_else(|| get(fields, "read-only")));
     let mut disk = disk(&name, path, format, is_read_only);
+    // QEMU looks into the image where the format is not told, too.
+    let chain = Chain::of(&Node::whole(fields), nodes);
+    let is_probed = get(fields, "format") != Some("raw") && chain.others.is_empty();
+    (disk.others, disk.chain_is_in_image) = (chain.others, chain.chain_is_in_image || is_probed);
     disk.submission = Submission::of(get(fields, "aio").unwrap_or_default());
     disk.bus = if bus == "none" { String::new() } else { bus.to_owned() };
     disk.media = match bus {
@@ -200,49 +177,24 @@ fn drive(fields: &Fields) -> Option<DomainDisk> {
     Some(disk)
 }
 
-/// The node that a device uses, and below it the one that has the file.
-fn node_disk(
-    device: &Fields,
-    driver: &str,
-    node: &Fields,
-    nodes: &HashMap<&str, &Fields>,
-) -> DomainDisk {
-    let below = get(node, "file").and_then(|name| nodes.get(name)).copied();
-    let path = [Some(node), below]
-        .into_iter()
-        .flatten()
-        .find_map(|node| get(node, "filename").or_else(|| get(node, "file.filename")))
-        .unwrap_or_default();
-    let format = get(node, "driver").unwrap_or("raw");
-    let format = if matches!(format, "file" | "host_device") { "raw" } else { format };
-    let name = get(device, "id").or_else(|| get(node, "node-name")).unwrap_or_default();
+/// The disk that a device makes of a node.
+fn node_disk(device: &Fields, driver: &str, node: &Fields, nodes: &Nodes<'_>) -> DomainDisk {
+    let node = Node::whole(node);
+    let own = node.to_file(nodes);
+    let first = |key| own.iter().find_map(|node| node.get(key));
+    let of_format = node.of_format(nodes);
+    let format = if of_format.has_format() { of_format.get("driver") } else { None };
+    let name = get(device, "id").or_else(|| node.get("node-name")).unwrap_or_default();
     let is_optical = driver.contains("cd");
-    let mut disk = disk(name, path, format, is_optical || is_on(get(node, "read-only")));
+    let is_read_only = is_optical || is_on(first("read-only"));
+    let path = node.path(nodes).unwrap_or_default();
+    let mut disk = disk(name, path, format.unwrap_or("raw"), is_read_only);
     disk.media = if is_optical { StorageMedia::OpticalDisk } else { StorageMedia::HardDisk };
-    let submission = [Some(node), below].into_iter().flatten().find_map(|node| get(node, "aio"));
-    disk.submission = Submission::of(submission.unwrap_or_default());
-    disk.others = backing_chain(node, nodes);
+    disk.submission = Submission::of(first("aio").unwrap_or_default());
+    let chain = Chain::of(&node, nodes);
+    (disk.others, disk.chain_is_in_image) = (chain.others, chain.chain_is_in_image);
     disk.bus = driver.split('-').next().unwrap_or_default().to_owned();
     disk
-}
-
-/// The files of the nodes below one, each named by the one above, and of those that have the data of another.
-fn backing_chain(node: &Fields, nodes: &HashMap<&str, &Fields>) -> Vec<String> {
-    let named = |node: &Fields, key: &str| get(node, key).and_then(|name| nodes.get(name)).copied();
-    fn own(node: &Fields) -> Option<&str> {
-        get(node, "filename").or_else(|| get(node, "file.filename"))
-    }
-    let path = |node| own(node).or_else(|| own(named(node, "file")?)).map(str::to_owned);
-    let chain = std::iter::successors(Some(node), |node| named(node, "backing"));
-    chain
-        .take(MAX_DEVICES)
-        .enumerate()
-        .flat_map(|(depth, node)| {
-            let below = (depth > 0).then_some(node);
-            below.into_iter().chain(named(node, "data-file"))
-        })
-        .filter_map(path)
-        .collect()
 }
 
 /// A disk whose source is told apart by its path alone: `rbd:…`, `/dev/…`, or a file.
@@ -268,6 +220,7 @@ fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk 
         bus: String::new(),
         size: DiskSize::default(),
         others: Vec::new(),
+        chain_is_in_image: false,
         submission: Submission::Unknown,
     }
 }
@@ -385,6 +338,58 @@ mod tests {
         assert_eq!((&*told.disks[0].resource, &*told.disks[0].format), ("/i/a,b.qcow2", "qcow2"));
         assert_eq!(told.disks[0].source, StorageSource::Sparse);
         assert_eq!(told.disks[1].media, StorageMedia::OpticalDisk);
+    }
+
+    #[test]
+    fn qemu_as_proxmox_starts_it_since_version_9() {
+        let told = parse(
+            Vmm::Qemu,
+            &[
+                "-blockdev",
+                r#"{"driver":"throttle","file":{"cache":{"direct":true,"no-flush":false},"driver":"raw","file":{"aio":"io_uring","cache":{"direct":true,"no-flush":false},"driver":"host_device","filename":"/dev/pve/vm-100-disk-0","node-name":"e1"},"node-name":"f1"},"node-name":"drive-scsi0","throttle-group":"throttle-drive-scsi0"}"#,
+                "-device",
+                "scsi-hd,bus=scsihw0.0,channel=0,scsi-id=0,lun=0,drive=drive-scsi0,id=scsi0,write-cache=on",
+                "-blockdev",
+                r#"{"driver":"throttle","file":{"driver":"qcow2","backing":{"driver":"qcow2","file":{"driver":"file","filename":"/i/snap.qcow2"}},"file":{"aio":"threads","driver":"file","filename":"/i/vm.qcow2"}},"node-name":"drive-scsi1"}"#,
+                "-device",
+                "scsi-hd,bus=scsihw0.0,drive=drive-scsi1,id=scsi1",
+                "-blockdev",
+                r#"{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"/i/whole.qcow2"},"node-name":"drive-scsi2"}"#,
+                "-device",
+                "scsi-hd,bus=scsihw0.0,drive=drive-scsi2,id=scsi2",
+            ],
+        );
+        let of = |at: usize| {
+            let DomainDisk { target, source, format, resource, submission, .. } = &told.disks[at];
+            (&**target, *source, &**format, &**resource, *submission)
+        };
+        assert_eq!(
+            of(0),
+            ("scsi0", StorageSource::Block, "raw", "/dev/pve/vm-100-disk-0", Submission::IoUring)
+        );
+        assert_eq!(
+            of(1),
+            ("scsi1", StorageSource::Sparse, "qcow2", "/i/vm.qcow2", Submission::Threads)
+        );
+        assert_eq!(told.disks[1].others, ["/i/snap.qcow2"]);
+        // The last of a chain may be based on another, unless that is ruled out.
+        let open: Vec<_> = told.disks.iter().map(|disk| disk.chain_is_in_image).collect();
+        assert_eq!(open, [false, true, false]);
+    }
+
+    #[test]
+    fn a_drive_tells_its_chain_or_leaves_it_to_the_image() {
+        let told = parse(
+            Vmm::Qemu,
+            &words(
+                "-drive file=/i/a.qcow2,format=qcow2,id=a -drive file=/i/b,id=b \
+                 -drive file=/i/c,format=raw,id=c -hda /i/d \
+                 -drive file=/i/e,format=qcow2,backing.driver=raw,backing.file.filename=/i/f,id=e",
+            ),
+        );
+        let open: Vec<_> = told.disks.iter().map(|disk| disk.chain_is_in_image).collect();
+        assert_eq!(open, [true, true, false, true, false]);
+        assert_eq!(told.disks[4].others, ["/i/f"]);
     }
 
     #[test]

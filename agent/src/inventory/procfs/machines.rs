@@ -1,7 +1,7 @@
 //! The processes that are VMs: looked at, counted, and described.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     time::{Duration, Instant},
@@ -11,9 +11,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{Vcpu, VmProcess},
+    super::{FileIdentity, ImageHeader, Vcpu, VmProcess},
     SharedTracker,
     command_line::Description,
+    headers::{self, Headers},
     process::{self, Thread},
     scan::{self, Roots, Scan},
 };
@@ -40,6 +41,9 @@ pub(super) struct Machines {
     closed: HashMap<ImageSlot, (u32, Instant)>,
     /// Slots of VMs that are gone. A view that is still in use may show them.
     retired: Vec<VmSlot>,
+    headers: Headers,
+    /// VMs whose images are to be looked at once a look at those of others has ended.
+    waiting: BTreeSet<u32>,
 }
 
 struct Machine {
@@ -52,6 +56,10 @@ struct Machine {
     ending: bool,
     /// A thread for which there is no record has been reported.
     reported: bool,
+    /// What the headers of its images told.
+    headers: Vec<ImageHeader>,
+    /// The files that it had open when they were asked for.
+    asked: Vec<FileIdentity>,
     /// Tells its end.
     pidfd: OwnedFd,
 }
@@ -70,8 +78,10 @@ impl Found {
 }
 
 impl Machines {
-    pub(super) fn new(tracker: Option<SharedTracker>) -> Self {
+    pub(super) fn new(tracker: Option<SharedTracker>, headers: Headers) -> Self {
         Self {
+            headers,
+            waiting: BTreeSet::new(),
             roots: Roots::default(),
             tracker,
             known: BTreeMap::new(),
@@ -135,6 +145,7 @@ impl Machines {
     pub(super) fn end(&mut self, pid: u32) {
         let Some(gone) = self.known.remove(&pid) else { return };
         self.closed.retain(|_, (of, _)| *of != pid);
+        self.waiting.remove(&pid);
         info!(vm = gone.vm.name, pid, "VM ended");
         self.retired.extend(gone.vm.slot);
     }
@@ -185,6 +196,8 @@ impl Machines {
                 is_settled: false,
                 ending: false,
                 reported: false,
+                headers: Vec::new(),
+                asked: Vec::new(),
                 pidfd,
             };
             self.known.insert(pid, machine);
@@ -199,7 +212,9 @@ impl Machines {
         vm.vcpus.sort_by_key(|vcpu| vcpu.id);
         // A process may have two VMs, each with a vCPU 0.
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
+        self.ask_for_headers(&vm, !loose.is_empty());
         let Some(known) = self.known.get_mut(&pid) else { return Found::Nothing };
+        vm.note_headers(&known.headers);
         if is_new {
             info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
         } else if known.vm != vm {
@@ -230,6 +245,36 @@ impl Machines {
             }
         }
         self.closed.values().any(|(of, _)| *of == vm.pid)
+    }
+
+    /// Asks on which files a VM's images are based, where only they tell: a disk is given without that, or the VM does
+    /// I/O on a file of which it is not known what it is.
+    fn ask_for_headers(&mut self, vm: &VmProcess, is_loose: bool) {
+        let Some(known) = self.known.get_mut(&vm.pid) else { return };
+        if !is_loose && !vm.devices.disks.iter().any(|disk| disk.chain_is_in_image) {
+            return;
+        }
+        let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
+        if known.asked == files {
+            return;
+        }
+        if self.headers.look(self.roots.proc.clone(), vm.pid, vm.start_ticks) {
+            known.asked = files;
+        } else {
+            self.waiting.insert(vm.pid);
+        }
+    }
+
+    /// Takes in what headers told. The VMs that are to be looked at now.
+    pub(super) fn take_headers(&mut self, told: headers::Told) -> BTreeSet<u32> {
+        let mut look = std::mem::take(&mut self.waiting);
+        if let Some(known) = self.known.get_mut(&told.pid)
+            && known.vm.start_ticks == told.start_ticks
+        {
+            known.headers = told.headers;
+            look.insert(told.pid);
+        }
+        look
     }
 
     /// What tells the end of a VM that is known.

@@ -6,15 +6,17 @@
 //! programs' too, and a pidfd for when they are not there. Nothing is asked again and again: between events
 //! the thread of this source sleeps without a timer.
 //!
-//! From the bottom up: [`process`] reads procfs, [`command_line`], [`devices`], [`memory`], [`vcpus`] and [`scan`] make sense
-//! of it, [`machines`] keeps what is known and has it counted, [`schedule`] says when what is looked at,
+//! From the bottom up: [`process`] reads procfs, [`command_line`], [`nodes`], [`devices`], [`memory`], [`vcpus`] and
+//! [`scan`] make sense of it, [`headers`] looks into images, [`machines`] keeps what is known and has it counted, [`schedule`] says when what is looked at,
 //! [`watch`] and [`uevent`] wake this up.
 
 mod command_line;
 mod devices;
 mod files;
+mod headers;
 mod machines;
 mod memory;
+mod nodes;
 mod process;
 mod scan;
 mod schedule;
@@ -40,6 +42,7 @@ use tracing::{debug, error, warn};
 
 pub use self::devices::Devices;
 use self::{
+    headers::Headers,
     machines::{Found, Machines},
     schedule::Schedule,
     uevent::Uevent,
@@ -119,6 +122,8 @@ impl Procfs {
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
         });
+        let wake = watch.asked().map_err(failed("eventfd"))?;
+        let (headers, told) = Headers::new(wake);
         let uevents = uevent::open().map_err(failed("the netlink socket of uevents"))?;
         watch.add(uevents.as_fd(), Ready::Uevents).map_err(failed("uevents"))?;
         let (events, records, tracker) = match counted {
@@ -135,10 +140,11 @@ impl Procfs {
             assembly,
             watch,
             asked,
+            told,
             uevents,
             events,
             records,
-            machines: Machines::new(tracker),
+            machines: Machines::new(tracker, headers),
             schedule: Schedule::default(),
             statistics: Arc::clone(&statistics),
             cpus: Machines::cpus(),
@@ -187,6 +193,8 @@ struct Source {
     watch: Watch,
     /// Processes that somebody wants looked at.
     asked: Receiver<u32>,
+    /// What images tell of themselves.
+    told: Receiver<headers::Told>,
     uevents: OwnedFd,
     events: Option<Events>,
     records: Option<Arc<Records>>,
@@ -274,6 +282,11 @@ impl Source {
         let now = Instant::now();
         for pid in self.asked.try_iter() {
             self.schedule.born(pid, now);
+        }
+        for told in self.told.try_iter() {
+            for pid in self.machines.take_headers(told) {
+                self.schedule.urgent(pid, now);
+            }
         }
     }
 

@@ -137,6 +137,21 @@ impl Process {
         Ok(FileIdentity::of(&found))
     }
 
+    /// Opens the file of a descriptor once more, to read it. That may wait for a disk or a server.
+    pub(super) fn open_descriptor(&self, number: u32) -> io::Result<File> {
+        let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(File::from(openat(&self.dir, format!("fd/{number}"), how, Mode::empty())?))
+    }
+
+    /// Which regular file or block device the process itself would find at a path. That may wait, too.
+    pub(super) fn identity_in_root(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
+        let place = OFlags::PATH | OFlags::CLOEXEC;
+        let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
+        let found = openat2(&root, path, place, Mode::empty(), ResolveFlags::IN_ROOT)?;
+        let wanted = StatxFlags::TYPE | StatxFlags::INO;
+        Ok(FileIdentity::of(&statx(&found, "", AtFlags::EMPTY_PATH, wanted)?))
+    }
+
     /// What `/proc/PID/fdinfo/NUMBER` tells.
     pub(super) fn descriptor_info(&self, number: u32) -> io::Result<DescriptorInfo> {
         let name = format!("fdinfo/{number}");

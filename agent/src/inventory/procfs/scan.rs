@@ -33,7 +33,7 @@ impl Default for Roots {
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) process: Process,
-    /// Without vCPUs and records, which are known once its threads are counted.
+    /// Without vCPUs, records and headers, which are known later.
     pub(super) vm: VmProcess,
     /// Every thread, ascending.
     pub(super) threads: Vec<Thread>,
@@ -148,6 +148,7 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>, known: &[OpenFile]) -> io::Resu
         vcpus: Vec::new(),
         devices,
         files,
+        headers: Vec::new(),
         has_io_uring,
         has_kvm: !vm_fds.is_empty(),
     };

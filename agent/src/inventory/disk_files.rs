@@ -1,0 +1,130 @@
+//! Which of the files that a VM's process has open a disk is made of.
+
+use std::{collections::HashMap, io};
+
+use super::{DomainDisk, FileIdentity, OpenFile, VmProcess};
+
+/// Finds files by the names that disks have for them.
+#[derive(Debug, Default)]
+pub(super) struct DiskFiles {
+    /// Where paths lead that no process has a file under.
+    paths: HashMap<String, FileIdentity>,
+    /// The same as it was for the view before.
+    paths_before: HashMap<String, FileIdentity>,
+}
+
+impl DiskFiles {
+    /// A new view is about to be made.
+    pub(super) fn begin_anew(self) -> Self {
+        Self { paths_before: self.paths, paths: HashMap::new() }
+    }
+
+    /// The files of a disk, the one that is named first before the others.
+    pub(super) fn of_disk<'a>(
+        &mut self,
+        process: &'a VmProcess,
+        disk: &DomainDisk,
+        is_of_domain: bool,
+    ) -> Vec<&'a OpenFile> {
+        let named = std::iter::once(&disk.resource).chain(&disk.others);
+        let mut files: Vec<_> = named.filter_map(|path| self.find(&process.files, path)).collect();
+        // libvirt tells of every image itself.
+        if !is_of_domain && !process.headers.is_empty() {
+            self.add_stacked(process, &mut files);
+        }
+        files
+    }
+
+    /// Adds the files on which these are based by their headers, and those that were put on top of them since the VMM
+    /// began.
+    fn add_stacked<'a>(&mut self, process: &'a VmProcess, files: &mut Vec<&'a OpenFile>) {
+        let (mut named, mut raw) = (Vec::new(), Vec::new());
+        for disk in &process.devices.disks {
+            let Some(file) = self.find(&process.files, &disk.resource) else { continue };
+            named.push(file.identity);
+            raw.extend((!disk.may_have_header()).then_some(file.identity));
+        }
+        let headers = || process.headers.iter().filter(|header| !raw.contains(&header.image));
+        let mut at = 0;
+        while let Some(file) = files.get(at) {
+            let own = headers().find(|header| header.image == file.identity);
+            let below = own.map_or(&[][..], |header| &header.below).iter().copied();
+            // An image with a disk of its own may be based on the same one.
+            let above = headers().filter(|header| {
+                header.below.contains(&file.identity) && !named.contains(&header.image)
+            });
+            for identity in below.chain(above.map(|header| header.image)) {
+                let is_known = files.iter().any(|known| known.identity == identity);
+                let open = process.files.iter().find(|open| open.identity == identity);
+                files.extend(open.filter(|_| !is_known));
+            }
+            at += 1;
+        }
+    }
+
+    /// The file of this path. The process may have it by another name, or have its own root: then it is the one that
+    /// the path leads to here, or where it leads nowhere the only one with that last name.
+    fn find<'a>(&mut self, files: &'a [OpenFile], path: &str) -> Option<&'a OpenFile> {
+        if let Some(file) = files.iter().find(|file| file.path == path) {
+            return Some(file);
+        }
+        // Relative to what, only the process knows.
+        let leads_to = if path.starts_with('/') {
+            FileIdentity::at(path)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        };
+        let identity = match leads_to {
+            Ok(identity) => identity?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
+                let mut same = files.iter().filter(|file| name(&file.path) == name(path));
+                return same.next().filter(|_| same.next().is_none());
+            }
+            // The kernel has forgotten it, and would have to ask.
+            Err(_) => *self.paths_before.get(path)?,
+        };
+        self.paths.insert(path.to_owned(), identity);
+        files.iter().find(|file| file.identity == identity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str, file: u64) -> OpenFile {
+        OpenFile {
+            path: path.to_owned(),
+            identity: FileIdentity { device: 1, file },
+            mount: 1,
+            device: 1,
+            is_direct: false,
+            has_iomap: true,
+        }
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_path_or_what_it_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::write(&real, b"").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        // It is among the names that the kernel knows.
+        let identity = FileIdentity::at(&real.to_string_lossy()).unwrap().unwrap();
+        let files = [
+            file("/x/disk", 1),
+            OpenFile { identity, ..file("/elsewhere/real", 0) },
+            file("/y/disk", 2),
+            file("/jail/root.ext4", 3),
+        ];
+        let mut files_of_disks = DiskFiles::default();
+        let mut found =
+            |path: &str| files_of_disks.find(&files, path).map(|file| file.path.as_str());
+        assert_eq!(found("/y/disk"), Some("/y/disk"));
+        assert_eq!(found(&link.to_string_lossy()), Some("/elsewhere/real"));
+        assert_eq!(found("root.ext4"), Some("/jail/root.ext4"));
+        assert_eq!(found("disk"), None, "there are two of that name");
+        assert_eq!(found("/none"), None);
+    }
+}

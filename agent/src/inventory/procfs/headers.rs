@@ -1,0 +1,288 @@
+//! What images tell of themselves in their headers: how large the disk is that a guest sees, and on which other files they
+//! are based. Only this tells of a chain that no option names.
+//!
+//! An image may lie on a server that does not answer, so each look has a thread of its own, that nobody waits for.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use tracing::warn;
+
+use super::{
+    super::{FileIdentity, ImageHeader},
+    nodes::{get, object},
+    process::Process,
+};
+
+/// Looks that have not come to an end. More wait until one has.
+const MAX_LOOKS: usize = 8;
+
+/// No VM has more images open; others are not looked at.
+const MAX_IMAGES: usize = 1024;
+
+/// The header and its extensions lie in the first cluster, which is no smaller than 512 octets; no name is longer than 1023.
+const HEADER_LEN: usize = 4096;
+const MAX_NAME: usize = 1023;
+
+/// What the headers of a process's images tell.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) pid: u32,
+    /// When it started, so that it is not taken for another one.
+    pub(super) start_ticks: u64,
+    pub(super) headers: Vec<ImageHeader>,
+}
+
+/// Reads headers, and tells what they say to whoever has the other end.
+#[derive(Debug)]
+pub(super) struct Headers {
+    tell: Sender<Told>,
+    /// Written to when something was told.
+    wake: Arc<OwnedFd>,
+    looks: Arc<AtomicUsize>,
+}
+
+impl Headers {
+    pub(super) fn new(wake: OwnedFd) -> (Self, Receiver<Told>) {
+        let (tell, told) = crossbeam_channel::unbounded();
+        (Self { tell, wake: Arc::new(wake), looks: Arc::default() }, told)
+    }
+
+    /// Begins to look at the images that a process has open. Whether it does: too many looks may be under way.
+    pub(super) fn look(&self, proc_root: PathBuf, pid: u32, start_ticks: u64) -> bool {
+        if self.looks.load(Relaxed) >= MAX_LOOKS {
+            return false;
+        }
+        self.looks.fetch_add(1, Relaxed);
+        let Self { tell, wake, looks } = self;
+        let (tell, wake, at_work) = (tell.clone(), Arc::clone(wake), Arc::clone(looks));
+        let look = move || {
+            let headers = read(&proc_root, pid, start_ticks).unwrap_or_else(|error| {
+                warn!(pid, "Cannot see on which files a VM's images are based: {error}");
+                Vec::new()
+            });
+            at_work.fetch_sub(1, Relaxed);
+            if tell.send(Told { pid, start_ticks, headers }).is_ok() {
+                // Any number but 0 wakes it; it fails only for a counter that is full, and then it is awake.
+                let _ = rustix::io::write(&wake, &[1; 8]);
+            }
+        };
+        let begun = thread::Builder::new().name("headers".to_owned()).spawn(look);
+        if let Err(error) = &begun {
+            looks.fetch_sub(1, Relaxed);
+            warn!(pid, "Cannot look at a VM's images: {error}");
+        }
+        begun.is_ok()
+    }
+}
+
+/// The headers of all images that a process has open. Each file is found by the process's own descriptor.
+fn read(proc_root: &Path, pid: u32, start_ticks: u64) -> io::Result<Vec<ImageHeader>> {
+    let process = Process::hold(proc_root, pid)?;
+    if process.stat()?.start_ticks != start_ticks {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut files: Vec<(FileIdentity, String, u32)> = Vec::new();
+    for (number, path) in process.descriptors()? {
+        // Optical drives may have to fetch their disc first.
+        let is_file = path.starts_with('/') && !path.starts_with("/dev/sr");
+        if is_file
+            && files.len() < MAX_IMAGES
+            && let Ok(Some(identity)) = process.identity_of_descriptor(number)
+            && files.iter().all(|(known, ..)| *known != identity)
+        {
+            files.push((identity, path, number));
+        }
+    }
+    let mut headers = Vec::new();
+    for (image, path, number) in &files {
+        let file = process.open_descriptor(*number)?;
+        let mut octets = [0; HEADER_LEN];
+        let len = read_up_to(&file, &mut octets)?;
+        let Some(header) = Header::parse(&octets[..len]) else { continue };
+        let backing = header.backing.and_then(|(place, len)| {
+            let mut name = vec![0; len];
+            file.read_exact_at(&mut name, place).ok()?;
+            String::from_utf8(name).ok()
+        });
+        let dir = Path::new(path).parent().unwrap_or_else(|| Path::new("/"));
+        let names = backing.into_iter().chain(header.data_file);
+        let below = names.filter_map(|name| {
+            let path = dir.join(file_of(&name)?);
+            let by = |is_so: &dyn Fn(&Path) -> bool| {
+                let mut same = files.iter().filter(|(_, known, _)| is_so(Path::new(known)));
+                same.next().filter(|_| same.next().is_none()).map(|(identity, ..)| *identity)
+            };
+            by(&|known| known == path)
+                .or_else(|| process.identity_in_root(&path).ok().flatten())
+                // Its name may be relative to a link by which the VMM has found the image.
+                .or_else(|| by(&|known| known.file_name() == path.file_name()))
+        });
+        headers.push(ImageHeader { image: *image, size: header.size, below: below.collect() });
+    }
+    Ok(headers)
+}
+
+fn read_up_to(file: &File, octets: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < octets.len() {
+        match file.read_at(&mut octets[len..], len as u64) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}
+
+/// The path in an image's name for another; nothing where that is reached by the network.
+fn file_of(name: &str) -> Option<String> {
+    if let Some(json) = name.strip_prefix("json:") {
+        let fields = object(json)?;
+        let path = get(&fields, "filename").or_else(|| get(&fields, "file.filename"));
+        return path.map(str::to_owned);
+    }
+    if let Some(path) = name.strip_prefix("file:") {
+        return Some(path.to_owned());
+    }
+    // As QEMU does it: a colon before the first slash ends a protocol.
+    let is_protocol = name.split('/').next().is_some_and(|first| first.contains(':'));
+    (!is_protocol && !name.is_empty()).then(|| name.to_owned())
+}
+
+/// The header of a qcow2 image (docs/interop/qcow2.txt in QEMU's sources).
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Header {
+    /// In octets, as the guest sees it.
+    size: u64,
+    /// Where the name of the image lies on which it is based, and how long that is.
+    backing: Option<(u64, usize)>,
+    /// The file that has its data.
+    data_file: Option<String>,
+}
+
+impl Header {
+    const MAGIC: u32 = 0x5146_49fb;
+    /// Of version 2; later ones tell theirs.
+    const LEN: usize = 72;
+    /// The extension with the name of a data file.
+    const DATA_FILE: u32 = 0x4441_5441;
+
+    /// `None`: it is none.
+    fn parse(octets: &[u8]) -> Option<Self> {
+        if word(octets, 0)? != Self::MAGIC {
+            return None;
+        }
+        let version = word(octets, 4)?;
+        let (place, len) = (long(octets, 8)?, word(octets, 16)? as usize);
+        let backing = (place != 0 && (1..=MAX_NAME).contains(&len)).then_some((place, len));
+        let own = if version < 3 { Some(Self::LEN) } else { word(octets, 100).map(|n| n as usize) };
+        let data_file = own.filter(|_| version > 1).and_then(|at| Self::data_file(octets, at));
+        Some(Self { size: long(octets, 24)?, backing, data_file })
+    }
+
+    /// Looks among the extensions, which begin at `at`: a type, a length, and so many octets, filled up to eight.
+    fn data_file(octets: &[u8], mut at: usize) -> Option<String> {
+        loop {
+            let (kind, len) = (word(octets, at)?, word(octets, at.checked_add(4)?)? as usize);
+            let data = octets.get(at.checked_add(8)?..)?;
+            match kind {
+                0 => return None,
+                Self::DATA_FILE => return String::from_utf8(data.get(..len)?.to_vec()).ok(),
+                _ => at = at.checked_add(8)?.checked_add(len.checked_next_multiple_of(8)?)?,
+            }
+        }
+    }
+}
+
+fn word(octets: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(octets.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+fn long(octets: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(octets.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A header of version 3 with these extensions, and the name of what it is based on behind them.
+    fn image(extensions: &[(u32, &[u8])], backing: &str) -> Vec<u8> {
+        let mut octets = vec![0; 104];
+        for (kind, data) in extensions {
+            octets.extend(kind.to_be_bytes());
+            octets.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+            octets.extend(*data);
+            octets.resize(octets.len().next_multiple_of(8), 0);
+        }
+        octets.extend([0; 8]);
+        let place = octets.len() as u64;
+        octets.extend(backing.bytes());
+        octets[..4].copy_from_slice(&Header::MAGIC.to_be_bytes());
+        octets[4..8].copy_from_slice(&3_u32.to_be_bytes());
+        octets[8..16].copy_from_slice(&place.to_be_bytes());
+        octets[16..20].copy_from_slice(&u32::try_from(backing.len()).unwrap().to_be_bytes());
+        octets[24..32].copy_from_slice(&(4_u64 << 20).to_be_bytes());
+        octets[100..104].copy_from_slice(&104_u32.to_be_bytes());
+        octets
+    }
+
+    #[test]
+    fn a_header_tells_what_the_image_is_based_on_and_where_its_data_is() {
+        let octets = image(&[(0xe279_2aca, b"raw"), (Header::DATA_FILE, b"data.raw")], "base.raw");
+        let header = Header::parse(&octets).unwrap();
+        let (place, len) = header.backing.unwrap();
+        let place = usize::try_from(place).unwrap();
+        assert_eq!(&octets[place..place + len], b"base.raw");
+        assert_eq!((header.size, header.data_file.as_deref()), (4 << 20, Some("data.raw")));
+        assert_eq!(Header::parse(&image(&[], "")).unwrap().backing, None);
+        assert_eq!(Header::parse(&[0; HEADER_LEN]), None);
+        // An extension that is longer than the file.
+        let cut = &octets[..130];
+        assert_eq!(Header::parse(cut).unwrap().data_file, None);
+    }
+
+    #[test]
+    fn names_as_qemu_reads_them() {
+        let named = |name| file_of(name);
+        assert_eq!(named("base.raw").as_deref(), Some("base.raw"));
+        assert_eq!(named("/i/a:b").as_deref(), Some("/i/a:b"));
+        assert_eq!(named("file:/i/a").as_deref(), Some("/i/a"));
+        let json = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/i/a"}}"#;
+        assert_eq!(named(json).as_deref(), Some("/i/a"));
+        for other in ["nbd://host/x", "rbd:pool/image", "json:{", ""] {
+            assert_eq!(named(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_header_panics(
+            octets in prop::collection::vec(any::<u8>(), 0..300),
+            len in any::<u32>(),
+            name in ".{0,40}",
+        ) {
+            let mut image = image(&[(Header::DATA_FILE, &octets)], &name);
+            // The length of the extension's data.
+            image[108..112].copy_from_slice(&len.to_be_bytes());
+            image.truncate(octets.len());
+            let _ = (Header::parse(&image), Header::parse(&octets), file_of(&name));
+        }
+    }
+}
