@@ -122,6 +122,7 @@ fn process(pid: u32) -> VmProcess {
         files: Vec::new(),
         headers: Vec::new(),
         has_io_uring: false,
+        has_positions: true,
         has_kvm: true,
     }
 }

@@ -6,92 +6,21 @@ mod lab;
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, IoSliceMut},
-    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    io::IoSliceMut,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use kvmeter::{
-    counters::{
-        DiskIo, HeldThread, ImageSlot, Records, Registration, RunState, Schedstat, Tracker as _,
-        VmSlot,
-    },
-    inventory::FileIdentity,
-    probe::{KERNEL_BTF, Method, Probe},
+    counters::{DiskIo, Tracker as _},
+    probe::Method,
 };
-use kvmeter_common::{ImageKey, Route};
-use lab::PinDir;
+use kvmeter_common::Route;
+use lab::counted::Counted;
 use rustix::fs::OFlags;
 use xtask::lab::{LoopDevice, PATIENCE, wait_until};
-
-/// The first thread of this process, which is there until the end.
-struct Leader;
-
-impl HeldThread for Leader {
-    fn tid(&self) -> u32 {
-        std::process::id()
-    }
-
-    fn schedstat(&self) -> io::Result<Schedstat> {
-        Ok(Schedstat { run_ns: 0, wait_ns: 0 })
-    }
-
-    fn run_state(&self) -> io::Result<RunState> {
-        Ok(RunState { runnable: true, cpu: 0, is_real_time: false })
-    }
-}
-
-/// This process, counted as a VM.
-struct Counted {
-    records: Arc<Records>,
-    registration: Registration<Arc<Records>>,
-    probe: Probe,
-    vm: VmSlot,
-    _pins: PinDir,
-}
-
-impl Counted {
-    fn by(methods: &[Method]) -> Self {
-        let pins = PinDir::new();
-        let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();
-        let records = Arc::new(Records::map(&probe).unwrap());
-        let registration = Registration::adopt(Arc::clone(&records));
-        let vm = registration.track_vm(std::process::id()).unwrap();
-        registration.track_thread(vm, &Leader, None).unwrap();
-        probe.image_hooks.need(|method| methods.contains(&method));
-        for method in methods {
-            let failure = probe.image_hooks.can(*method).err();
-            assert_eq!(failure.map(|why| &why[why.len().saturating_sub(1000)..]), None);
-        }
-        Self { records, registration, probe, vm, _pins: pins }
-    }
-
-    fn key(&self, path: &Path) -> ImageKey {
-        let found = path.metadata().unwrap();
-        let (device, file) = if is_block_device(&found) {
-            (found.rdev(), ImageKey::NO_FILE)
-        } else {
-            (found.dev(), found.ino())
-        };
-        let [major, minor] = [rustix::fs::major(device), rustix::fs::minor(device)];
-        ImageKey { vm: self.vm.0, device: FileIdentity::kernel_device(major, minor), file }
-    }
-
-    fn slots(&self, path: &Path) -> Vec<ImageSlot> {
-        self.records.images_of(self.key(path)).collect()
-    }
-
-    fn io(&self, path: &Path) -> DiskIo {
-        self.records.image_io(&self.slots(path))
-    }
-}
-
-fn is_block_device(found: &std::fs::Metadata) -> bool {
-    found.file_type().is_block_device()
-}
 
 /// A number of reads and of writes, with their octets.
 fn numbers(io: DiskIo) -> [u64; 4] {
@@ -99,7 +28,7 @@ fn numbers(io: DiskIo) -> [u64; 4] {
 }
 
 /// What takes long to read beside the way into the kernel and back.
-const PAGES: usize = 32;
+const PAGES: usize = 128;
 
 /// Octets at an address that `O_DIRECT` takes.
 #[repr(align(4096))]
@@ -131,7 +60,7 @@ const EXERCISED: [u64; 4] = [3, 77_824, 2, 20_480];
 #[test]
 fn files_past_the_page_cache_are_counted_by_iomap() {
     require!("ebpf");
-    let counted = Counted::by(&[Method::Dio, Method::Syscall]);
+    let counted = Counted::by(&[Method::Dio, Method::Vfs, Method::Syscall]);
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (path, file) = image(dir.path(), OFlags::DIRECT);
     let mut page = Box::new(Page([7; 65_536]));
@@ -146,7 +75,7 @@ fn files_past_the_page_cache_are_counted_by_iomap() {
 #[test]
 fn files_in_the_page_cache_are_counted_by_their_calls() {
     require!("ebpf");
-    let counted = Counted::by(&[Method::Syscall, Method::Dio]);
+    let counted = Counted::by(&[Method::Syscall, Method::Vfs, Method::Dio]);
     let dir = tempfile::tempdir().unwrap();
     let (path, file) = image(dir.path(), OFlags::empty());
     let mut page = Box::new(Page([7; 65_536]));
@@ -170,6 +99,14 @@ fn files_in_the_page_cache_are_counted_by_their_calls() {
     assert!(
         reads.latencies.min() as f64 <= mean * 1.25 && reads.latencies.max() as f64 >= mean * 0.8
     );
+}
+
+#[test]
+fn programs_at_functions_of_the_kernel_pass_their_test() {
+    require!("ebpf");
+    // One of them works anywhere; which of the others do is printed.
+    let counted = Counted::by(&[Method::Vfs, Method::Aio, Method::Syscall]);
+    assert_eq!(counted.records.taken_images(), []);
 }
 
 #[test]
@@ -235,40 +172,73 @@ fn what_closed_images_had_is_kept_in_one_of_them() {
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
 }
 
+/// Has one large request after the other made of an image. How many were counted, their latencies as the kernel has them
+/// and as this process sees them.
+fn latencies(counted: &Counted, path: &Path, flags: OFlags, pages: usize) -> (u64, [Duration; 2]) {
+    let file = open(path, flags);
+    let mut pages: Vec<Page> = (0..pages).map(|_| Page([0; 65_536])).collect();
+    let large = pages.len() as u64 * 65_536;
+    let mut seen = Duration::ZERO;
+    for round in 0..64 {
+        let start = Instant::now();
+        let parts = pages.iter_mut().map(|page| IoSliceMut::new(&mut page.0));
+        let mut parts: Vec<_> = parts.collect();
+        let read = rustix::io::preadv(&file, &mut parts, (round % 2) * large).unwrap();
+        assert_eq!(read as u64, large);
+        seen += start.elapsed();
+    }
+    let io = counted.io(path);
+    let told = Duration::from_nanos(io.read_ns);
+    assert!(io.reads <= 64 && io.read_octets == io.reads * large, "{io:?}");
+    let seen = seen.mul_f64(io.reads as f64 / 64.0);
+    let [reads, _] = counted.records.image_requests(&counted.slots(path));
+    let [p50, p999] = [0.5, 0.999].map(|quantile| reads.latencies.value_at_quantile(quantile));
+    assert!(p50 <= p999 && Duration::from_nanos(p50) * 64 < seen * 3, "{p50} {p999} {seen:?}");
+    println!("{told:?} of {seen:?}");
+    (io.reads, [told, seen])
+}
+
 #[test]
 fn latencies_are_those_that_the_caller_sees() {
     require!("ebpf");
-    for (method, flags) in [(Method::Dio, OFlags::DIRECT), (Method::Syscall, OFlags::empty())] {
-        let counted = Counted::by(&[method]);
+    let mut tested = 0;
+    for method in [Method::Dio, Method::Vfs, Method::Syscall] {
+        let counted = Counted::by(&[method, Method::Syscall]);
+        if counted.probe.image_hooks.can(method).is_err() {
+            continue;
+        }
+        tested += 1;
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = dir.path().join("image");
         std::fs::write(&path, vec![7; 16 << 20]).unwrap();
-        let file = open(&path, flags);
-        let mut pages: Vec<Page> = (0..PAGES).map(|_| Page([0; 65_536])).collect();
-        let large = PAGES as u64 * 65_536;
-        let mut seen = Duration::ZERO;
-        for round in 0..64 {
-            let start = Instant::now();
-            let parts = pages.iter_mut().map(|page| IoSliceMut::new(&mut page.0));
-            let mut parts: Vec<_> = parts.collect();
-            let read = rustix::io::preadv(&file, &mut parts, (round % 8) * large).unwrap();
-            assert_eq!(read as u64, large);
-            seen += start.elapsed();
-        }
-        let io = counted.io(&path);
-        let told = Duration::from_nanos(io.read_ns);
-        assert_eq!((io.reads, io.read_octets), (64, 64 * large));
+        let flags = if method == Method::Dio { OFlags::DIRECT } else { OFlags::empty() };
+        let (reads, [told, seen]) = latencies(&counted, &path, flags, PAGES);
+        assert_eq!(reads, 64);
         assert!(told <= seen && told >= seen.mul_f64(0.95), "{method:?}: {told:?} of {seen:?}");
-        let [reads, _] = counted.records.image_requests(&counted.slots(&path));
-        let [p50, p999] = [0.5, 0.999].map(|quantile| reads.latencies.value_at_quantile(quantile));
-        assert!(p50 <= p999 && Duration::from_nanos(p50) * 64 < seen * 3, "{p50} {p999} {seen:?}");
     }
+    assert!(tested >= 2);
+}
+
+#[test]
+fn latencies_of_block_devices_are_a_little_less() {
+    require!("ebpf", "loop");
+    let counted = Counted::by(&[Method::Bdev]);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, vec![7; 16 << 20]).unwrap();
+    let device = LoopDevice::direct(&path).unwrap();
+    counted.records.take_image(counted.key(device.path()), Route::Block).unwrap();
+    let (reads, [told, seen]) = latencies(&counted, device.path(), OFlags::DIRECT, 1);
+    // The end of one in an interrupt may not have been seen; and the block layer has a request some microseconds later
+    // than the kernel, and its end sooner than the caller.
+    assert!(reads >= 60, "{reads}");
+    assert!(told <= seen.mul_f64(1.01) && told >= seen.mul_f64(0.85), "{told:?} of {seen:?}");
 }
 
 #[test]
 fn others_that_use_an_image_are_not_counted() {
     require!("ebpf");
-    let counted = Counted::by(&[Method::Syscall, Method::Dio]);
+    let counted = Counted::by(&[Method::Syscall, Method::Vfs, Method::Dio]);
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (path, file) = image(dir.path(), OFlags::DIRECT);
     let mut page = Box::new(Page([7; 65_536]));

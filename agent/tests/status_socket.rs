@@ -58,8 +58,9 @@ fn report() -> Report {
             uncounted_requests: 0,
             mode: ProbeMode::Ebpf,
             hooks: vec![
-                Hook { name: "sched_switch".into(), live: true, why: None },
+                Hook { name: "sched_switch".into(), method: None, live: true, why: None },
                 Hook {
+                    method: None,
                     name: "rw_verify_area".into(),
                     live: false,
                     why: Some("EPERM at load".into()),

@@ -69,7 +69,9 @@ fn within(rounds: u32, image: &Path) -> anyhow::Result<()> {
         let (path, flags) = match method {
             Method::Bdev => (device.path(), OFlags::DIRECT),
             Method::Dio => (image, OFlags::DIRECT),
-            Method::Syscall | Method::IoUring => (image, OFlags::empty()),
+            Method::Syscall | Method::IoUring | Method::Vfs | Method::Aio => {
+                (image, OFlags::empty())
+            }
         };
         let file = open(path, flags)?;
         let figures = [true, false].map(|is_vm| -> anyhow::Result<Samples> {

@@ -96,11 +96,20 @@ impl File {
         (file != 0).then_some(Self(file))
     }
 
-    /// Whether it was opened with `O_DIRECT`.
+    /// The file of a `struct kiocb *` of any kind.
     #[inline(always)]
-    pub(crate) fn is_direct(self) -> bool {
-        copy::<u32>(self.0, Field::FileFlags)
-            .is_some_and(|flags| u64::from(flags) & kernel::O_DIRECT.load() != 0)
+    pub(crate) fn of_kiocb(kiocb: *const u8) -> Option<Self> {
+        let file = load!("u64", kiocb, KiocbFile);
+        (file != 0).then_some(Self(file))
+    }
+
+    /// Whether a request on it that is counted as a call may be the first on a new image. I/O past the page cache is
+    /// counted elsewhere, unless the kernel has no hook for that or the agent says otherwise.
+    #[inline(always)]
+    pub(crate) fn may_be_taken(self) -> bool {
+        kernel::HAS_IOMAP_EVENTS.load() == 0
+            || copy::<u32>(self.0, Field::FileFlags)
+                .is_some_and(|flags| u64::from(flags) & kernel::O_DIRECT.load() == 0)
     }
 
     /// What a VM's I/O on it is counted under; nothing for what is no regular file and no block device.

@@ -7,7 +7,7 @@ use kvmeter_common::{Flight, Route};
 use crate::{
     image::{CurrentVm, File},
     kernel, maps,
-    request::{Taking, end, record_of, uring_address},
+    request::{Taking, end, own_address, record_of},
     task::load,
 };
 
@@ -15,7 +15,7 @@ use crate::{
 fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: argument 1 is the address of a request.
     let request: u64 = unsafe { ctx.arg(1) };
-    let address = uring_address(request);
+    let address = own_address(request);
     let Some(flight) = maps::flight(address) else { return 0 };
     maps::land(address);
     let result = if kernel::URING_HAS_RESULT.load() != 0 {
@@ -30,7 +30,7 @@ fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
     let Some(key) = file.key(flight.slot as u16) else { return 0 };
     // Which process it is for is known only where it runs now.
     let taking = match CurrentVm::get() {
-        Some(vm) if u32::from(vm.slot) == flight.slot && !file.is_direct() => Taking::For(vm),
+        Some(vm) if u32::from(vm.slot) == flight.slot && file.may_be_taken() => Taking::For(vm),
         _ => Taking::No,
     };
     let Some(slot) = record_of(key, Route::Call, taking) else { return 0 };

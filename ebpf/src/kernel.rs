@@ -16,6 +16,10 @@ pub(crate) static HAS_PREEMPT_NOTIFIERS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static URING_HAS_RESULT: Global<u64> = Global::new(0);
 
+/// 1 where iomap tells of direct I/O (Linux 6.6), else 0.
+#[unsafe(no_mangle)]
+pub(crate) static HAS_IOMAP_EVENTS: Global<u64> = Global::new(0);
+
 /// The flag of open(2) on this architecture.
 #[unsafe(no_mangle)]
 pub(crate) static O_DIRECT: Global<u64> = Global::new(0);

@@ -1,6 +1,6 @@
-//! kvmeter's BPF programs, one file a hook. Each does a bounded amount of work and keeps no policy.
+//! kvmeter's BPF programs, one file a hook or a family of them. Each does a bounded amount of work and keeps no policy.
 //!
-//! Reading order: `maps`, `kernel`, `task`, `thread`, `image`, `request`, then the hooks.
+//! Reading order: `maps`, `kernel`, `task`, `thread`, `image`, `request`, `call`, then the hooks.
 //!
 //! On any target but BPF this is an empty program, so that the whole workspace can be checked.
 
@@ -20,6 +20,8 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+mod aio;
+#[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
 mod block_bio_complete;
@@ -27,6 +29,8 @@ mod block_bio_complete;
 mod block_bio_queue;
 #[cfg(target_arch = "bpf")]
 mod block_rq_complete;
+#[cfg(target_arch = "bpf")]
+mod call;
 #[cfg(target_arch = "bpf")]
 mod image;
 #[cfg(target_arch = "bpf")]
@@ -61,6 +65,8 @@ mod sys_exit;
 mod task;
 #[cfg(target_arch = "bpf")]
 mod thread;
+#[cfg(target_arch = "bpf")]
+mod vfs;
 
 /// What the kernel reads to allow GPL-only helpers.
 #[cfg(target_arch = "bpf")]

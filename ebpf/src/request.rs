@@ -71,10 +71,10 @@ fn take(slot: u32, key: ImageKey, route: Route) -> bool {
     true
 }
 
-/// What a request of io_uring goes by: what it asks of a file begins at its own address. No structure begins at an
-/// odd one.
+/// What a request of io_uring or io_submit(2) goes by: what it asks of a file begins at its own address, and goes by that.
+/// No structure begins at an odd one.
 #[inline(always)]
-pub(crate) fn uring_address(request: u64) -> u64 {
+pub(crate) fn own_address(request: u64) -> u64 {
     request.wrapping_add(1)
 }
 

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use xtask::lab::DebianKernel;
 
 use crate::command::{as_root, cargo, find, root, run, step};
 
@@ -30,6 +31,8 @@ const QEMU: &[&str] = &["qemu-system-x86"];
 /// What the tests and benchmarks use beside that.
 const TEST: &[&str] = &[
     "bpftool",
+    "busybox-static",
+    "e2fsprogs",
     "fio",
     "iproute2",
     "libcap2-bin",
@@ -41,6 +44,9 @@ const TEST: &[&str] = &[
     "snmptrapd",
     "strace",
 ];
+
+/// Kernels that guests of the tests boot, as packages that depend on the newest one of their kind.
+const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
 
 /// Filesystems of the kernel that the programs, the tests and the inventory use.
 const MOUNTS: [(&str, &str); 3] =
@@ -60,6 +66,7 @@ pub(crate) struct Options {
 pub(crate) fn run_all(options: &Options) -> anyhow::Result<()> {
     toolchain()?;
     packages(&[BUILD, SHOW, QEMU, TEST].concat(), options.yes)?;
+    kernels()?;
     mounts(options.yes)?;
     println!("Everything is there.");
     Ok(())
@@ -152,6 +159,46 @@ fn packages(wanted: &[&str], yes: bool) -> anyhow::Result<()> {
         "Once more, with QEMU's tools of this release",
         &mut install(&["--allow-downgrades", &qemu]),
     )
+}
+
+/// Fetches the kernels for guests, which are not installed. Without them some tests are skipped.
+fn kernels() -> anyhow::Result<()> {
+    let Some(place) = DebianKernel::place().filter(|_| find("apt-get").is_some()) else {
+        return Ok(());
+    };
+    let mut wanted = Vec::new();
+    for kind in KERNELS {
+        let Some(package) = newest(kind)? else {
+            eprintln!("==> No package {kind}: what needs its kernel is not tested");
+            continue;
+        };
+        let release = package.trim_start_matches("linux-image-").to_owned();
+        if !place.join(&release).exists() {
+            fs::create_dir_all(&place)?;
+            let fetched = tempfile::tempdir_in(&place)?;
+            let mut download = Command::new("apt-get");
+            download.args(["-q", "download", &package]).current_dir(&fetched);
+            step(&format!("Fetching {package}"), &mut download)?;
+            let file = fs::read_dir(&fetched)?.next().context("apt-get fetched nothing")??;
+            let unpacked = fetched.path().join("unpacked");
+            run(Command::new("dpkg-deb").arg("-x").arg(file.path()).arg(&unpacked))?;
+            fs::rename(unpacked, place.join(&release))?;
+        }
+        wanted.push(release);
+    }
+    // Those that newer ones have replaced.
+    for kernel in DebianKernel::all().iter().filter(|kernel| !wanted.contains(&kernel.release)) {
+        fs::remove_dir_all(place.join(&kernel.release))?;
+    }
+    Ok(())
+}
+
+/// The package that one depends on which itself is empty.
+fn newest(kind: &str) -> anyhow::Result<Option<String>> {
+    let told = Command::new("apt-cache").args(["depends", kind]).output()?;
+    let told = String::from_utf8(told.stdout)?;
+    let mut depends = told.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(depends.find(|name| name.starts_with("linux-image-")).map(str::to_owned))
 }
 
 fn is_installed(package: &str) -> bool {

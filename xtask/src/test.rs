@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use xtask::lab::DebianKernel;
 
 use crate::{
     command::{cargo, find, root, step},
@@ -134,6 +135,9 @@ fn required() -> String {
     }
     if Path::new("/dev/loop-control").exists() {
         has.push("loop");
+    }
+    if !DebianKernel::all().is_empty() {
+        has.push("kernels");
     }
     for (name, program) in [
         ("snmpd", "snmpd"),

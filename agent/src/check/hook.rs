@@ -20,13 +20,35 @@ pub(super) fn untried() -> Need {
 
 fn judge(tried: Result<Vec<HookState>, ProbeError>) -> Vec<Need> {
     match tried {
-        Ok(hooks) => hooks.into_iter().map(judge_hook).collect(),
+        Ok(hooks) => {
+            let (of_images, others): (Vec<_>, Vec<_>) =
+                hooks.into_iter().partition(|state| state.method.is_some());
+            let of_images = of_images.chunk_by(|a, b| a.method == b.method);
+            let others = others.into_iter().map(judge_hook);
+            others.chain(of_images.filter_map(judge_method)).collect()
+        }
         Err(e) => vec![judge_object(&e)],
     }
 }
 
-fn judge_hook(HookState { hook, failure }: HookState) -> Need {
-    const FIX: &str = "run Linux 5.15 or later; `dmesg` may tell which policy refuses the program";
+const FIX: &str = "run Linux 5.15 or later; `dmesg` may tell which policy refuses the program";
+
+/// The hooks of one way to count disks.
+fn judge_method(hooks: &[HookState]) -> Option<Need> {
+    let method = hooks.first()?.method?;
+    let name = format!("disks {}", method.name());
+    let failure = hooks.iter().find_map(|state| state.failure.as_ref());
+    Some(match failure {
+        None => Need::ok(name, hooks[0].hook.purpose),
+        // The others do its work.
+        Some(why) if method.is_spare() => Need::ok(name, format!("not here: {why}")),
+        Some(why) => {
+            Need::warn(name, format!("{why}; it is for the {}", hooks[0].hook.purpose), FIX)
+        }
+    })
+}
+
+fn judge_hook(HookState { hook, failure, .. }: HookState) -> Need {
     let name = format!("hook {}", hook.name);
     match failure {
         None => Need::ok(name, hook.purpose),
@@ -64,11 +86,11 @@ mod tests {
 
     #[test]
     fn a_hook_that_fails_costs_what_it_is_for() {
-        let all = HOOKS.map(|hook| HookState { hook, failure: None }).to_vec();
+        let all = HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec();
         assert!(judge(Ok(all)).iter().all(|need| need.verdict == Verdict::Ok));
 
         for hook in HOOKS {
-            let need = judge_hook(HookState { hook, failure: Some("EPERM".into()) });
+            let need = judge_hook(HookState { hook, method: None, failure: Some("EPERM".into()) });
             assert_eq!(need.name, format!("hook {}", hook.name));
             let (fix, told) = match &need.verdict {
                 Verdict::Fail(fix) if hook.required => (fix, "nothing can be counted"),

@@ -1,4 +1,4 @@
-//! The maps as memory: the one place with `unsafe` in the agent.
+//! The maps as memory.
 
 #![expect(unsafe_code, reason = "memory that the kernel writes is reached through a mapping")]
 

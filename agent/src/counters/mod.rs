@@ -11,6 +11,7 @@ mod mapped;
 mod readings;
 mod records;
 mod registration;
+mod self_test;
 mod tracker;
 
 pub use disk::{DiskIo, DiskTotals};
@@ -18,4 +19,5 @@ pub use images::{ImageSlot, Requests, TakenImage};
 pub use readings::{Readings, ThreadSlot, VmSlot};
 pub use records::{NotCounted, Records, ThreadReading, since_boot_ns};
 pub use registration::Registration;
+pub use self_test::self_test;
 pub use tracker::{HeldThread, RunState, Schedstat, TrackError, Tracker};

@@ -9,7 +9,7 @@ use std::{
 use kvmeter_common::{ImageKey, Route};
 
 use super::{
-    DomainDisk, FileIdentity, OpenFile, StorageSource, Submission, VmProcess, disk_files::DiskFiles,
+    DomainDisk, FileIdentity, OpenFile, StorageSource, VmProcess, disk_files::DiskFiles, methods,
 };
 use crate::{
     counters::{ImageSlot, Records, TakenImage, VmSlot, since_boot_ns},
@@ -209,18 +209,20 @@ impl Images {
         if age > YOUNG_NS {
             return false;
         }
-        let method = match disk.source {
-            StorageSource::Raw | StorageSource::Sparse => Method::Dio,
-            StorageSource::Block => Method::Bdev,
+        let is_block_device = match disk.source {
+            StorageSource::Raw | StorageSource::Sparse => false,
+            StorageSource::Block => true,
             _ => return false,
         };
-        self.round.needed.insert(method);
-        if method == Method::Bdev
+        let methods = methods::of_new(&self.hooks(), is_block_device);
+        self.round.needed.extend(methods);
+        // What else than a file a request may be for, the kernel is told.
+        if is_block_device
             && let Ok(Some(device)) = FileIdentity::at(&disk.resource)
             && device.is_block_device()
         {
             let key = ImageKey { vm: vm.0, device: device.device, file: device.file };
-            self.take(key, method.route(), counted);
+            self.take(key, methods[0].route(), counted);
         }
         let grown_up = Instant::now() + Duration::from_nanos(YOUNG_NS - age + 1_000_000);
         self.round.soon = Some(self.round.soon.map_or(grown_up, |soon| soon.min(grown_up)));
@@ -243,7 +245,10 @@ impl Images {
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
         }
-        let methods = self.methods_for(file, process, disk.submission)?;
+        let methods = {
+            let hooks = self.hooks();
+            methods::of_file(|method| hooks.can(method), file, process, disk.submission)?
+        };
         self.round.needed.extend(&methods);
         let method = methods[0];
         // Of an image that two disks share, nobody can say which one a request is for.
@@ -254,44 +259,6 @@ impl Images {
             Some(slots) => Ok((method, slots)),
             None => Err("no record is free for it".to_owned()),
         }
-    }
-
-    /// How requests on a file are counted, the way that the status names first; at least one. All go by one route. Why
-    /// they cannot be, else.
-    fn methods_for(
-        &self,
-        file: &OpenFile,
-        process: &VmProcess,
-        submission: Submission,
-    ) -> Result<Vec<Method>, String> {
-        let hooks = self.hooks();
-        let is_by_ring = submission == Submission::IoUring && process.has_io_uring;
-        if file.is_direct && !is_by_ring {
-            let method = match file.identity.is_block_device() {
-                true => Some(Method::Bdev),
-                false => file.has_iomap.then_some(Method::Dio),
-            };
-            if let Some(method) = method.filter(|method| hooks.can(*method).is_ok()) {
-                return Ok(vec![method]);
-            }
-        }
-        let methods = match submission {
-            Submission::Native => {
-                return Err(
-                    "its requests go by io_submit(2) to a file whose end no hook sees".to_owned()
-                );
-            }
-            Submission::Threads => vec![Method::Syscall],
-            _ if is_by_ring => vec![Method::IoUring],
-            _ if process.has_io_uring => vec![Method::Syscall, Method::IoUring],
-            _ => vec![Method::Syscall],
-        };
-        for method in &methods {
-            hooks
-                .can(*method)
-                .map_err(|why| format!("it needs {}, which does not work: {why}", method.name()))?;
-        }
-        Ok(methods)
     }
 
     /// Has an image counted for a disk, in records of its own. Which; `None`: none is free.

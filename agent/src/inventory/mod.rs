@@ -13,6 +13,7 @@ mod indexes;
 mod interfaces;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
+mod methods;
 mod model;
 pub mod procfs;
 mod registry;

@@ -44,6 +44,8 @@ pub struct VmProcess {
     pub headers: Vec<ImageHeader>,
     /// Whether it has a ring of io_uring.
     pub has_io_uring: bool,
+    /// Whether it says with each request where in the file, and does not go there before: QEMU and Cloud Hypervisor.
+    pub has_positions: bool,
     /// Whether it holds a VM of KVM.
     pub has_kvm: bool,
 }

@@ -69,9 +69,9 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// The kernel refused a program.
-    #[error("The kernel refuses the program for the tracepoint {name}")]
+    #[error("The kernel refuses the program {name}")]
     Hook {
-        /// The tracepoint.
+        /// Its name.
         name: &'static str,
         /// Why.
         source: Box<dyn Error + Send + Sync>,

@@ -7,13 +7,17 @@ use aya::{Btf, Ebpf};
 use kvmeter_common::Route;
 use tracing::{debug, warn};
 
-use super::{Hook, HookState, attach, load, pins::Pins, program, with_causes};
+use super::{Hook, HookState, hook::Place, pins::Pins, with_causes};
 
 /// A way to count an image.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Method {
     /// iomap's direct I/O: files that are opened with `O_DIRECT`.
     Dio,
+    /// System calls that read and write at a place in a file, each at its own function.
+    Vfs,
+    /// Requests of io_submit(2), at the functions for them.
+    Aio,
     /// The block layer: block devices that are opened with `O_DIRECT`.
     Bdev,
     /// System calls that read and write.
@@ -23,8 +27,9 @@ pub enum Method {
 }
 
 impl Method {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Dio, Self::Bdev, Self::Syscall, Self::IoUring];
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Dio, Self::Vfs, Self::Aio, Self::Bdev, Self::Syscall, Self::IoUring];
 
     /// What it is called in the status.
     #[must_use]
@@ -34,7 +39,15 @@ impl Method {
             Self::Bdev => "bdev",
             Self::Syscall => "syscall",
             Self::IoUring => "io_uring",
+            Self::Vfs => "vfs",
+            Self::Aio => "aio",
         }
+    }
+
+    /// Whether it does better, where the kernel has it, what others do, too.
+    #[must_use]
+    pub const fn is_spare(self) -> bool {
+        matches!(self, Self::Vfs | Self::Aio)
     }
 
     /// Which records it fills.
@@ -43,7 +56,7 @@ impl Method {
         match self {
             Self::Dio => Route::Direct,
             Self::Bdev => Route::Block,
-            Self::Syscall | Self::IoUring => Route::Call,
+            Self::Syscall | Self::IoUring | Self::Vfs | Self::Aio => Route::Call,
         }
     }
 
@@ -55,12 +68,25 @@ impl Method {
             Self::Bdev => &BDEV,
             Self::Syscall => &SYSCALL,
             Self::IoUring => &IO_URING,
+            Self::Vfs => &VFS,
+            Self::Aio => &AIO,
         }
     }
 
     const fn number(self) -> usize {
         self as usize
     }
+}
+
+/// The kernel's function for a system call on this architecture.
+macro_rules! call {
+    ($name:literal) => {
+        if cfg!(target_arch = "x86_64") {
+            concat!("__x64_sys_", $name)
+        } else {
+            concat!("__arm64_sys_", $name)
+        }
+    };
 }
 
 const DIO: [Hook; 2] =
@@ -70,6 +96,32 @@ const BDEV: [Hook; 3] =
 const SYSCALL: [Hook; 2] = of("I/O by the page cache", ["sys_exit", "sys_enter"]);
 const IO_URING: [Hook; 2] =
     of("I/O by the page cache with io_uring", ["io_uring_complete", "io_uring_submit_req"]);
+
+const VFS: [Hook; 10] = [
+    at_exit("pread64_exit", call!("pread64")),
+    at_exit("preadv_exit", call!("preadv")),
+    at_exit("pwrite64_exit", call!("pwrite64")),
+    at_exit("pwritev_exit", call!("pwritev")),
+    at_exit("pwritev2_exit", call!("pwritev2")),
+    at_entry("pread64_entry", call!("pread64")),
+    at_entry("preadv_entry", call!("preadv")),
+    at_entry("pwrite64_entry", call!("pwrite64")),
+    at_entry("pwritev_entry", call!("pwritev")),
+    at_entry("pwritev2_entry", call!("pwritev2")),
+];
+const AIO: [Hook; 3] = [
+    at_entry("aio_complete_rw", "aio_complete_rw"),
+    at_entry("aio_read", "aio_read"),
+    at_entry("aio_write", "aio_write"),
+];
+
+const fn at_entry(name: &'static str, function: &'static str) -> Hook {
+    Hook { place: Place::Entry(function), ..Hook::new(name, "I/O of images by their VMM") }
+}
+
+const fn at_exit(name: &'static str, function: &'static str) -> Hook {
+    Hook { place: Place::Exit(function), ..Hook::new(name, "I/O of images by their VMM") }
+}
 
 const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> [Hook; N] {
     let mut hooks = [Hook::new("", purpose); N];
@@ -113,7 +165,7 @@ impl ImageHooks {
                 return State::Failed(lacks.to_owned());
             }
             for &hook in method.hooks() {
-                if let Err(error) = load(&mut ebpf, hook, btf) {
+                if let Err(error) = hook.load(&mut ebpf, btf) {
                     return State::Failed(with_causes(&error));
                 }
             }
@@ -145,6 +197,19 @@ impl ImageHooks {
         match &self.states[method.number()] {
             State::Failed(why) => Err(why),
             State::Attached | State::Idle => Ok(()),
+        }
+    }
+
+    /// Attaches a method and has it tested, unless an earlier agent did. It stays attached, or is not used.
+    pub fn prove(&mut self, method: Method, test: impl FnOnce() -> Result<(), String>) {
+        if self.states[method.number()] != State::Idle {
+            return;
+        }
+        self.attach(method);
+        if self.states[method.number()] == State::Attached
+            && let Err(why) = test()
+        {
+            self.forbid(method, &format!("its self-test failed: {why}"));
         }
     }
 
@@ -181,17 +246,18 @@ impl ImageHooks {
                 State::Idle => Some("no disk needs it".to_owned()),
                 State::Failed(why) => Some(why.clone()),
             };
-            method.hooks().iter().map(move |&hook| HookState { hook, failure: failure.clone() })
+            let state = move |&hook: &Hook| {
+                let method = Some(method);
+                HookState { hook, method, failure: failure.clone() }
+            };
+            method.hooks().iter().map(state)
         };
         Method::ALL.into_iter().flat_map(of).collect()
     }
 
     fn attach(&mut self, method: Method) {
         let Self { ebpf, pins, states } = self;
-        let mut attached = method.hooks().iter().map(|hook| {
-            let program = program(ebpf, hook.name)?;
-            attach(program, hook.name, pins)
-        });
+        let mut attached = method.hooks().iter().map(|hook| hook.attach(ebpf, pins));
         match attached.find_map(Result::err) {
             None => {
                 debug!(method = method.name(), "attached");

@@ -8,6 +8,7 @@
 pub mod btf;
 mod error;
 mod events;
+mod hook;
 mod image_hooks;
 mod object;
 mod offsets;
@@ -21,59 +22,19 @@ use std::{
 use aya::{
     EbpfLoader,
     maps::{Array, Map, MapData, RingBuf},
-    programs::{BtfTracePoint, links::FdLink},
 };
 use kvmeter_common::{LAYOUT, names};
 
 pub use error::ProbeError;
 pub(crate) use error::with_causes;
 pub use events::Events;
+pub use hook::{HOOKS, Hook, HookState};
 pub use image_hooks::{ImageHooks, Method};
 pub use offsets::Offsets;
 use pins::Pins;
 
 /// Where kernels keep their own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
-
-/// A tracepoint that a program is attached to, and what is lost without it.
-#[derive(Clone, Copy, Debug)]
-pub struct Hook {
-    /// Name of the tracepoint and of the program.
-    pub name: &'static str,
-    /// Whether nothing can be counted without it.
-    pub required: bool,
-    /// What it is for.
-    pub purpose: &'static str,
-}
-
-/// The hooks, in the order in which they are attached: a thread's end must be seen before its record is
-/// used.
-pub const HOOKS: [Hook; 5] = [
-    Hook::new("sched_process_exit", "end of threads and VMs").required(),
-    Hook::new("sched_switch", "CPU time").required(),
-    Hook::new("sched_process_fork", "threads that VMs start"),
-    Hook::new("sched_wakeup", "run-queue wait"),
-    Hook::new("sched_process_exec", "start of QEMU without KVM"),
-];
-
-impl Hook {
-    const fn new(name: &'static str, purpose: &'static str) -> Self {
-        Self { name, required: false, purpose }
-    }
-
-    const fn required(self) -> Self {
-        Self { required: true, ..self }
-    }
-}
-
-/// What became of a hook.
-#[derive(Clone, Debug)]
-pub struct HookState {
-    /// The hook.
-    pub hook: Hook,
-    /// Why it is not live; `None` = it is.
-    pub failure: Option<String>,
-}
 
 /// The running programs and the maps that they fill.
 #[expect(missing_debug_implementations, reason = "aya's ring has none")]
@@ -126,7 +87,7 @@ impl Probe {
         let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default())
             .map_err(ProbeError::load)?;
         let hooks = if is_same {
-            HOOKS.map(|hook| HookState { hook, failure: None }).to_vec()
+            HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec()
         } else {
             attach_all(&mut ebpf, &btf, &pins, fingerprint)?
         };
@@ -161,14 +122,16 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
     let btf =
         aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
-    let of_images = Method::ALL.into_iter().flat_map(Method::hooks);
-    let of_images = of_images.map(|hook| (*hook, offsets.lacks()));
+    let of = |method: Method| method.hooks().iter().map(move |hook| (*hook, Some(method)));
+    let of_images = Method::ALL.into_iter().flat_map(of);
     let hooks = HOOKS.into_iter().map(|hook| (hook, None)).chain(of_images);
-    let mut attempt = |hook| load(&mut ebpf, hook, &btf).err().map(|error| with_causes(&error));
+    let mut attempt =
+        |hook: Hook| hook.load(&mut ebpf, &btf).err().map(|error| with_causes(&error));
     Ok(hooks
-        .map(|(hook, lacks)| {
+        .map(|(hook, method)| {
+            let lacks = method.and_then(|_| offsets.lacks());
             let failure = lacks.map(str::to_owned).or_else(|| attempt(hook));
-            HookState { hook, failure }
+            HookState { hook, method, failure }
         })
         .collect())
 }
@@ -182,13 +145,13 @@ fn attach_all(
 ) -> Result<Vec<HookState>, ProbeError> {
     let mut hooks = Vec::with_capacity(HOOKS.len());
     for hook in HOOKS {
-        let attached = load(ebpf, hook, btf).and_then(|program| attach(program, hook.name, pins));
+        let attached = hook.load(ebpf, btf).and_then(|()| hook.attach(ebpf, pins));
         let failure = match attached {
             Ok(()) => None,
             Err(error) if hook.required => return Err(error),
             Err(error) => Some(with_causes(&error)),
         };
-        hooks.push(HookState { hook, failure });
+        hooks.push(HookState { hook, method: None, failure });
     }
     // It stays open: programs that are not loaded yet name it by its descriptor.
     if let Some(meta) = ebpf.map_mut(names::META) {
@@ -201,34 +164,6 @@ fn attach_all(
         array.set(0, words, 0).map_err(ProbeError::load)?;
     }
     Ok(hooks)
-}
-
-fn program<'a>(
-    ebpf: &'a mut aya::Ebpf,
-    name: &'static str,
-) -> Result<&'a mut BtfTracePoint, ProbeError> {
-    ebpf.program_mut(name)
-        .ok_or(ProbeError::NoProgram { name })?
-        .try_into()
-        .map_err(|source| ProbeError::hook(name, source))
-}
-
-/// Has the kernel check the program of a hook.
-fn load<'a>(
-    ebpf: &'a mut aya::Ebpf,
-    hook: Hook,
-    btf: &aya::Btf,
-) -> Result<&'a mut BtfTracePoint, ProbeError> {
-    let program = program(ebpf, hook.name)?;
-    program.load(hook.name, btf).map_err(|source| ProbeError::hook(hook.name, source))?;
-    Ok(program)
-}
-
-fn attach(program: &mut BtfTracePoint, name: &'static str, pins: &Pins) -> Result<(), ProbeError> {
-    let failed = |source| ProbeError::hook(name, source);
-    let id = program.attach().map_err(failed)?;
-    let link: FdLink = program.take_link(id).map_err(failed)?.into();
-    pins.replace_link(name, link)
 }
 
 /// Tells one set of programs, as loaded on one kernel, from another.

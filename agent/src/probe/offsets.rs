@@ -86,7 +86,7 @@ pub struct Offsets {
     table: [u64; Field::ALL.len()],
     /// A field that only hooks of images read, and that this kernel has not.
     lacks: Option<String>,
-    numbers: [(&'static str, u64); 4],
+    numbers: [(&'static str, u64); 5],
 }
 
 impl Offsets {
@@ -138,6 +138,7 @@ impl Offsets {
             ("SWITCH_HAS_STATE", u64::from(tells_state)),
             ("HAS_PREEMPT_NOTIFIERS", u64::from(has_preempt_notifiers)),
             ("URING_HAS_RESULT", u64::from(tells_result)),
+            ("HAS_IOMAP_EVENTS", u64::from(btf.tracepoint_args("iomap_dio_rw_begin").is_ok())),
             ("O_DIRECT", u64::from(rustix::fs::OFlags::DIRECT.bits())),
         ];
         Ok(Self { fields, table, lacks, numbers })
@@ -214,7 +215,7 @@ mod tests {
     fn only_marks_of_loads_become_offsets() {
         let fields = std::array::from_fn(|number| i16::try_from(number * 8).unwrap());
         let offsets =
-            Offsets { fields, table: [0; Field::ALL.len()], lacks: None, numbers: [("", 0); 4] };
+            Offsets { fields, table: [0; Field::ALL.len()], lacks: None, numbers: [("", 0); 5] };
         let [low, high] = Field::TaskTgid.mark().to_le_bytes();
         // r1 = *(u32 *)(r2 + mark), the same as a store, a load at 16, and the second half of a wide load
         let mut code = [

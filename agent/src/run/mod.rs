@@ -20,7 +20,7 @@ use crate::{
     agentx::{self, Statistics, TransportConfig},
     check,
     config::{self, Config},
-    counters::{Records, Registration, since_boot_ns},
+    counters::{Records, Registration, self_test, since_boot_ns},
     inventory::{
         Assembly, Hypervisor, Registry, SharedHooks,
         procfs::{Counted, Procfs, ProcfsError},
@@ -177,14 +177,19 @@ fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
                     warn!(hook = state.hook.name, lost = state.hook.purpose, "not live: {failure}");
                 }
             }
-            let records = Some(Arc::new(records));
+            let records = Arc::new(records);
+            for method in Method::ALL.into_iter().filter(|method| method.is_spare()) {
+                image_hooks.prove(method, || self_test(&records, method));
+            }
+            let records = Some(records);
             let image_hooks = Some(Arc::new(Mutex::new(image_hooks)));
             (Counting { records, image_hooks, hooks, adopted }, Some(events))
         }
         Err(error) => {
             let error = with_causes(&error);
             warn!("VMs are served without counters: {error}. `kvmeter check` says more");
-            let hooks = HOOKS.map(|hook| HookState { hook, failure: Some(error.clone()) }).to_vec();
+            let failed = |hook| HookState { hook, method: None, failure: Some(error.clone()) };
+            let hooks = HOOKS.map(failed).to_vec();
             (Counting { records: None, image_hooks: None, hooks, adopted: false }, None)
         }
     }

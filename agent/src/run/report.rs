@@ -102,6 +102,7 @@ impl Reporter {
                 .chain(&of_images)
                 .map(|state| Hook {
                     name: state.hook.name.to_owned(),
+                    method: state.method.map(|method| method.name().to_owned()),
                     live: state.failure.is_none(),
                     why: state.failure.clone(),
                 })

@@ -137,8 +137,10 @@ pub enum ProbeMode {
 /// One place in the kernel where a BPF program may be attached.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Hook {
-    /// The kernel's name of it, such as `sched_switch`.
+    /// The program's name; that of one at a tracepoint is the tracepoint's, such as `sched_switch`.
     pub name: String,
+    /// The way to count disks that it belongs to, such as `dio`; `None` where it is for CPUs.
+    pub method: Option<String>,
     /// Whether the program is attached.
     pub live: bool,
     /// Why it is not; `None` where it is.

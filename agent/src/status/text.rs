@@ -107,9 +107,11 @@ fn programs(f: &mut fmt::Formatter<'_>, probe: &Probe) -> fmt::Result {
 
 fn hooks(hooks: &[Hook]) -> Table<3> {
     let mut table = Table::new(["HOOK", "STATE", "WHY"], [Align::Left; 3]);
-    for hook in hooks {
+    // Those of one way to count disks come and go together.
+    for hook in hooks.chunk_by(|a, b| a.method.is_some() && a.method == b.method) {
+        let hook = hook.iter().find(|hook| !hook.live).unwrap_or(&hook[0]);
         table.row([
-            hook.name.clone(),
+            hook.method.as_ref().unwrap_or(&hook.name).clone(),
             if hook.live { "live" } else { "off" }.to_owned(),
             hook.why.clone().unwrap_or_default(),
         ]);

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod counted;
 pub(crate) mod libvirt;
 pub(crate) mod module;
 pub(crate) mod stage;

@@ -4,6 +4,7 @@
 mod agent;
 mod child;
 mod client;
+mod debian_kernel;
 mod guest;
 mod libvirtd;
 mod loop_device;
@@ -21,6 +22,7 @@ use std::{
 pub use agent::Agent;
 pub use child::{Child, LabError};
 pub use client::{Answer, Client};
+pub use debian_kernel::{DebianKernel, Initramfs};
 pub use guest::TinyGuest;
 pub use libvirtd::Libvirtd;
 pub use loop_device::LoopDevice;

@@ -66,6 +66,9 @@ pub fn missing(what: &str) -> Option<&'static str> {
         "strace" if !is_in_path("strace") => Some("strace is not installed"),
         "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
         "loop" if !Path::new("/dev/loop-control").exists() => Some("there are no loop devices"),
+        "kernels" if super::DebianKernel::all().is_empty() => {
+            Some("there are no kernels for guests")
+        }
         "pysmi" if !is_in_path("mibdump") => Some("mibdump of pysmi is not installed"),
         _ => None,
     }

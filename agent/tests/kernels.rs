@@ -1,0 +1,89 @@
+//! What counts here counts on other kernels, too: those of Debian 12, the older of which has no event of direct I/O. Both
+//! take programs at functions of the kernel.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod lab;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use xtask::lab::{DebianKernel, Initramfs};
+
+/// Tests of a kernel's hooks that need nothing but them.
+const TESTS: [&str; 2] = ["counters", "images"];
+
+/// Without those that measure the time that the CPU itself takes.
+const OPTIONS: &str =
+    "--test-threads=1 --nocapture --skip readers_clock --skip latencies_of_block_devices";
+
+/// A guest that QEMU runs without KVM is some ten times slower than its host.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The programs of these tests, as they were built beside this one.
+fn programs() -> Vec<PathBuf> {
+    let own = env::current_exe().unwrap();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["test", "--quiet", "--no-run", "--message-format=json"]);
+    build.args(TESTS.iter().flat_map(|test| ["--test", test]));
+    build.args(own.ancestors().any(|dir| dir.ends_with("release")).then_some("--release"));
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.arg("--target-dir").arg(own.ancestors().nth(3).unwrap());
+    let output = build.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).unwrap();
+    let messages = messages.lines().map(|line| serde_json::from_str(line).unwrap());
+    let built: Vec<serde_json::Value> = messages.collect();
+    let program = |test: &str| {
+        let is_it = |message: &&serde_json::Value| message["target"]["name"] == test;
+        let mut its = built.iter().filter(is_it).filter_map(|m| m["executable"].as_str());
+        PathBuf::from(its.next().unwrap())
+    };
+    TESTS.into_iter().map(program).collect()
+}
+
+/// A disk with an ext4 in it.
+fn disk(dir: &Path) -> PathBuf {
+    let path = dir.join("disk");
+    fs::File::create(&path).unwrap().set_len(256 << 20).unwrap();
+    assert!(
+        Command::new("/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&path).status().unwrap().success()
+    );
+    path
+}
+
+#[test]
+fn the_programs_count_on_other_kernels() {
+    require!("ebpf", "qemu", "kernels");
+    let programs = programs();
+    let dir = tempfile::tempdir().unwrap();
+    for kernel in DebianKernel::all() {
+        let files = Initramfs::of(&kernel).unwrap();
+        let target = env!("CARGO_TARGET_TMPDIR");
+        let mut script = format!(
+            "mkdir -p {target}\nmount -t ext4 /dev/vda {target}\nexport KVMETER_REQUIRE=ebpf,loop\n"
+        );
+        for program in &programs {
+            files.add_program(program, "bin").unwrap();
+            let name = program.file_name().unwrap().to_string_lossy();
+            script += &format!("{name} {OPTIONS} && echo {name} is green\n");
+        }
+        let packed = files.pack(&script).unwrap();
+        let said = kernel.run(&packed, Some(&disk(dir.path())), LIMIT).unwrap();
+        for program in &programs {
+            let name = program.file_name().unwrap().to_string_lossy();
+            assert!(said.contains(&format!("{name} is green")), "{}: {said}", kernel.release);
+        }
+        assert!(!said.contains("skipped: "), "{said}");
+        for method in ["Vfs", "Aio", "Bdev", "Syscall"] {
+            assert!(said.contains(&format!("{method} counts")), "{}: {said}", kernel.release);
+        }
+        let has_events = said.contains("Dio counts");
+        assert_eq!(has_events, kernel.version() >= (6, 6), "{}: {said}", kernel.release);
+        println!("Linux {}: green", kernel.release);
+    }
+}

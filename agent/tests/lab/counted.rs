@@ -1,0 +1,100 @@
+//! The counting of images, with any process as the VM.
+
+use std::{
+    io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::Path,
+    sync::Arc,
+};
+
+use kvmeter::{
+    counters::{
+        DiskIo, HeldThread, ImageSlot, Records, Registration, RunState, Schedstat, Tracker as _,
+        VmSlot, self_test,
+    },
+    inventory::FileIdentity,
+    probe::{KERNEL_BTF, Method, Probe},
+};
+use kvmeter_common::ImageKey;
+
+use super::PinDir;
+
+/// The first thread of a process, which is there until the end.
+struct Leader(u32);
+
+impl HeldThread for Leader {
+    fn tid(&self) -> u32 {
+        self.0
+    }
+
+    fn schedstat(&self) -> io::Result<Schedstat> {
+        Ok(Schedstat { run_ns: 0, wait_ns: 0 })
+    }
+
+    fn run_state(&self) -> io::Result<RunState> {
+        Ok(RunState { runnable: true, cpu: 0, is_real_time: false })
+    }
+}
+
+/// A process that is counted as a VM.
+pub(crate) struct Counted {
+    pub(crate) records: Arc<Records>,
+    pub(crate) registration: Registration<Arc<Records>>,
+    pub(crate) probe: Probe,
+    pub(crate) vm: VmSlot,
+    _pins: PinDir,
+}
+
+impl Counted {
+    /// This one, by those of these methods that this kernel has; one at least.
+    pub(crate) fn by(methods: &[Method]) -> Self {
+        Self::process(std::process::id(), methods)
+    }
+
+    /// The same with the process of this id.
+    pub(crate) fn process(pid: u32, methods: &[Method]) -> Self {
+        let pins = PinDir::new();
+        let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();
+        let records = Arc::new(Records::map(&probe).unwrap());
+        for method in methods.iter().filter(|method| method.is_spare()) {
+            probe.image_hooks.prove(*method, || self_test(&records, *method));
+        }
+        let registration = Registration::adopt(Arc::clone(&records));
+        let vm = registration.track_vm(pid).unwrap();
+        registration.track_thread(vm, &Leader(pid), None).unwrap();
+        probe.image_hooks.need(|method| methods.contains(&method));
+        for method in methods {
+            match probe.image_hooks.can(*method) {
+                Ok(()) => println!("{method:?} counts"),
+                Err(why) => {
+                    println!("{method:?} does not: {}", &why[why.len().saturating_sub(300)..])
+                }
+            }
+        }
+        assert!(methods.iter().any(|method| probe.image_hooks.can(*method).is_ok()));
+        Self { records, registration, probe, vm, _pins: pins }
+    }
+
+    pub(crate) fn key(&self, path: &Path) -> ImageKey {
+        let found = path.metadata().unwrap();
+        let (device, file) = if is_block_device(&found) {
+            (found.rdev(), ImageKey::NO_FILE)
+        } else {
+            (found.dev(), found.ino())
+        };
+        let [major, minor] = [rustix::fs::major(device), rustix::fs::minor(device)];
+        ImageKey { vm: self.vm.0, device: FileIdentity::kernel_device(major, minor), file }
+    }
+
+    pub(crate) fn slots(&self, path: &Path) -> Vec<ImageSlot> {
+        self.records.images_of(self.key(path)).collect()
+    }
+
+    pub(crate) fn io(&self, path: &Path) -> DiskIo {
+        self.records.image_io(&self.slots(path))
+    }
+}
+
+fn is_block_device(found: &std::fs::Metadata) -> bool {
+    found.file_type().is_block_device()
+}

@@ -1,0 +1,48 @@
+//! Requests of io_submit(2): `aio_read(kiocb *req, …)` and `aio_write(kiocb *req, …)` in the process that asks, and
+//! `aio_complete_rw(kiocb *kiocb, long res)`, anywhere.
+
+use aya_ebpf::{macros::fentry, programs::FEntryContext};
+use kvmeter_common::Route;
+
+use crate::{
+    image::{CurrentVm, File},
+    maps,
+    request::{Taking, begin, direction, end, own_address, record_of},
+};
+
+#[fentry]
+fn aio_read(ctx: FEntryContext) -> i32 {
+    // SAFETY: argument 0 is a request.
+    begin_aio(unsafe { ctx.arg(0) }, false);
+    0
+}
+
+#[fentry]
+fn aio_write(ctx: FEntryContext) -> i32 {
+    // SAFETY: argument 0 is a request.
+    begin_aio(unsafe { ctx.arg(0) }, true);
+    0
+}
+
+#[inline(always)]
+fn begin_aio(kiocb: *const u8, is_write: bool) {
+    let Some(vm) = CurrentVm::get() else { return };
+    let Some(file) = File::of_kiocb(kiocb) else { return };
+    let Some(key) = file.key(vm.slot) else { return };
+    let taking = if file.may_be_taken() { Taking::For(vm) } else { Taking::No };
+    if let Some(slot) = record_of(key, Route::Call, taking) {
+        begin(own_address(kiocb as u64), slot, 0, 0, direction(is_write));
+    }
+}
+
+#[fentry]
+fn aio_complete_rw(ctx: FEntryContext) -> i32 {
+    // SAFETY: argument 0 is a request, argument 1 a number.
+    let (kiocb, result) = unsafe { (ctx.arg::<*const u8>(0), ctx.arg::<i64>(1)) };
+    let address = own_address(kiocb as u64);
+    if let Some(flight) = maps::flight(address) {
+        maps::land(address);
+        end(flight.slot, &flight, u64::try_from(result).ok());
+    }
+    0
+}

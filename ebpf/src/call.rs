@@ -1,0 +1,47 @@
+//! Requests that are system calls: a thread makes one at a time, and it ends in that thread.
+
+use aya_ebpf::helpers::bpf_get_current_task;
+use kvmeter_common::Route;
+
+use crate::{
+    image::{CurrentVm, File},
+    maps,
+    request::{Taking, begin, direction, end, record_of},
+    task::load,
+};
+
+/// It was interrupted, or would have had to wait: it is made again. The last are the kernel's own, for calls that it
+/// repeats itself.
+const EINTR: i64 = 4;
+const EAGAIN: i64 = 11;
+const ERESTARTSYS: i64 = 512;
+const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// One begins, with its arguments in these `pt_regs`.
+#[inline(always)]
+pub(crate) fn begin_call(registers: *const u8, is_write: bool, has_position: bool) {
+    let Some(vm) = CurrentVm::get() else { return };
+    let descriptor = load!("u64", registers, RegistersFirst) as u32;
+    let Some(file) = File::of_descriptor(descriptor) else { return };
+    let Some(key) = file.key(vm.slot) else { return };
+    // Calls without a position are also those for logs and firmware.
+    let taking = if has_position && file.may_be_taken() { Taking::For(vm) } else { Taking::No };
+    let Some(slot) = record_of(key, Route::Call, taking) else { return };
+    // SAFETY: the helper takes nothing.
+    let task = unsafe { bpf_get_current_task() };
+    begin(task, slot, 0, 0, direction(is_write));
+}
+
+/// One has ended; less than 0 is an error.
+#[inline(always)]
+pub(crate) fn end_call(result: i64) {
+    // SAFETY: the helper takes nothing.
+    let task = unsafe { bpf_get_current_task() };
+    let Some(flight) = maps::flight(task) else { return };
+    maps::land(task);
+    let error = -result;
+    if error != EINTR && error != EAGAIN && !(ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
+    {
+        end(flight.slot, &flight, u64::try_from(result).ok());
+    }
+}

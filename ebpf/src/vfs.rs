@@ -1,0 +1,34 @@
+//! The system calls that read and write at a place in a file, each hooked at its own function:
+//! `long __x64_sys_pread64(const struct pt_regs *regs)` and the like. Other calls do not notice.
+
+use aya_ebpf::{
+    macros::{fentry, fexit},
+    programs::{FEntryContext, FExitContext},
+};
+
+use crate::call::{begin_call, end_call};
+
+/// Two programs for a call: where its function begins and where that ends.
+macro_rules! call {
+    ($entry:ident, $exit:ident, write: $is_write:literal) => {
+        #[fentry]
+        fn $entry(ctx: FEntryContext) -> i32 {
+            // SAFETY: argument 0 is where the call's own arguments are.
+            begin_call(unsafe { ctx.arg(0) }, $is_write, true);
+            0
+        }
+
+        #[fexit]
+        fn $exit(ctx: FExitContext) -> i32 {
+            // SAFETY: behind the function's one argument is its result.
+            end_call(unsafe { ctx.arg(1) });
+            0
+        }
+    };
+}
+
+call!(pread64_entry, pread64_exit, write: false);
+call!(preadv_entry, preadv_exit, write: false);
+call!(pwrite64_entry, pwrite64_exit, write: true);
+call!(pwritev_entry, pwritev_exit, write: true);
+call!(pwritev2_entry, pwritev2_exit, write: true);
