@@ -145,6 +145,7 @@ fn required() -> String {
         ("qemu", "qemu-system-x86_64"),
         ("smilint", "smilint"),
         ("strace", "strace"),
+        ("fio", "fio"),
         ("pysmi", "mibdump"),
         ("libvirt", "libvirtd"),
     ] {

@@ -21,21 +21,6 @@ fn scsi(source: &str, format: &str, cache: &str, number: u32) -> String {
 
 const CONTROLLER: &str = "<controller type='scsi' index='0' model='virtio-scsi'/>";
 
-impl Disk {
-    fn of(host: &Host, number: u32, target: &str) -> Self {
-        let index = host.index(&uuid(number));
-        let disk = wait_until(PATIENCE, "the kernel counts the disk", || {
-            let told = host.stage.disk(index, target);
-            let is_counted = told["read"].is_object();
-            is_counted.then(|| u32::try_from(told["index"].as_u64().unwrap()).unwrap())
-        });
-        let disk = disk.unwrap_or_else(|error| {
-            panic!("{error}: {}\n{}", host.stage.disk(index, target), host.stage.agent.log())
-        });
-        Self { index, disk }
-    }
-}
-
 /// One request of a domain's SCSI disk, as its guest would make it.
 fn request(host: &Host, domain: u32, disk: u32, request: &str) {
     let command = format!("qemu-io -d scsi0-0-0-{disk} \"{request}\"");

@@ -7,14 +7,15 @@
 mod lab;
 
 mod changes;
+mod guest;
 
-use std::{fmt, path::Path, process::Command};
+use std::{fmt, process::Command};
 
 use lab::{
     libvirt::{Host, domain, uuid},
     stage::Stage,
 };
-use xtask::lab::LoopDevice;
+use xtask::lab::{LoopDevice, PATIENCE, wait_until};
 
 /// vmStorageReadIOs to vmStorageWriteLatency.
 const COLUMNS: [u32; 6] = [13, 14, 15, 16, 17, 18];
@@ -55,6 +56,50 @@ impl Kind {
         all
     }
 
+    /// Its part of a domain's description, with new images.
+    fn disk(
+        self,
+        host: &Host,
+        number: usize,
+        (target, bus): (&str, &str),
+        address: &str,
+        loops: &mut Vec<LoopDevice>,
+    ) -> String {
+        let filled = |name: &str| {
+            let path = host.image(name, &["-f", "raw"], "8M");
+            std::fs::write(&path, vec![7; 8 << 20]).unwrap();
+            path
+        };
+        let (kind, format, source) = match self.source {
+            Source::Raw => {
+                let path = filled(&format!("{number}.raw"));
+                ("file", "raw", format!("<source file='{path}'/>"))
+            }
+            Source::Qcow2 => {
+                let path = host.image(&format!("{number}.qcow2"), &["-f", "qcow2"], "8M");
+                ("file", "qcow2", format!("<source file='{path}'/>"))
+            }
+            Source::Backed => {
+                let base = filled(&format!("{number}.base"));
+                let options = ["-f", "qcow2", "-F", "raw", "-b", &base];
+                let path = host.image(&format!("{number}.over"), &options, "8M");
+                ("file", "qcow2", format!("<source file='{path}'/>"))
+            }
+            Source::Loop => {
+                let device = LoopDevice::of(filled(&format!("{number}.loop")).as_ref()).unwrap();
+                let source = format!("<source dev='{}'/>", device.path().display());
+                loops.push(device);
+                ("block", "raw", source)
+            }
+        };
+        let Self { cache, io, .. } = self;
+        format!(
+            "<disk type='{kind}' device='disk'>\
+             <driver name='qemu' type='{format}' cache='{cache}' io='{io}'/>{source}\
+             <target dev='{target}' bus='{bus}'/>{address}</disk>"
+        )
+    }
+
     /// What is to count it.
     fn method(self) -> &'static str {
         match (self.cache, self.source, self.io) {
@@ -84,6 +129,20 @@ struct Disk {
 }
 
 impl Disk {
+    /// That of a domain with this name in its guest, once the kernel counts it.
+    fn of(host: &Host, number: u32, target: &str) -> Self {
+        let index = host.index(&uuid(number));
+        let disk = wait_until(PATIENCE, "the kernel counts the disk", || {
+            let told = host.stage.disk(index, target);
+            let is_counted = told["read"].is_object();
+            is_counted.then(|| u32::try_from(told["index"].as_u64().unwrap()).unwrap())
+        });
+        let disk = disk.unwrap_or_else(|error| {
+            panic!("{error}: {}\n{}", host.stage.disk(index, target), host.stage.agent.log())
+        });
+        Self { index, disk }
+    }
+
     fn counts(self, stage: &mut Stage) -> Counts {
         Counts(
             COLUMNS.map(|column| stage.number(&[7, 1, column], &[self.index, self.disk]).unwrap()),
@@ -168,42 +227,10 @@ fn requests_of_every_kind_are_counted_to_the_octet() {
     let mut loops = Vec::new();
     let mut devices = String::from("<controller type='scsi' index='0' model='virtio-scsi'/>");
     for (number, kind) in kinds.iter().enumerate() {
-        let (format, source) = match kind.source {
-            Source::Raw => {
-                let path = host.image(&format!("{number}.raw"), &["-f", "raw"], "8M");
-                std::fs::write(&path, vec![7; 8 << 20]).unwrap();
-                ("raw", format!("<source file='{path}'/>"))
-            }
-            Source::Qcow2 => {
-                let path = host.image(&format!("{number}.qcow2"), &["-f", "qcow2"], "8M");
-                ("qcow2", format!("<source file='{path}'/>"))
-            }
-            Source::Backed => {
-                let base = host.image(&format!("{number}.base"), &["-f", "raw"], "8M");
-                std::fs::write(&base, vec![7; 8 << 20]).unwrap();
-                let options = ["-f", "qcow2", "-F", "raw", "-b", &base];
-                let path = host.image(&format!("{number}.over"), &options, "8M");
-                ("qcow2", format!("<source file='{path}'/>"))
-            }
-            Source::Loop => {
-                let path = host.image(&format!("{number}.loop"), &["-f", "raw"], "8M");
-                std::fs::write(&path, vec![7; 8 << 20]).unwrap();
-                let device = LoopDevice::of(Path::new(&path)).unwrap();
-                let source = format!("<source dev='{}'/>", device.path().display());
-                loops.push(device);
-                ("raw", source)
-            }
-        };
-        let kind_of_source = if kind.source == Source::Loop { "block" } else { "file" };
-        devices += &format!(
-            "<disk type='{kind_of_source}' device='disk'>\
-             <driver name='qemu' type='{format}' cache='{}' io='{}'/>{source}\
-             <target dev='sd{}' bus='scsi'/>\
-             <address type='drive' controller='0' bus='0' target='0' unit='{number}'/></disk>",
-            kind.cache,
-            kind.io,
-            letters(number)
-        );
+        let address =
+            format!("<address type='drive' controller='0' bus='0' target='0' unit='{number}'/>");
+        let target = format!("sd{}", letters(number));
+        devices += &kind.disk(&host, number, (&target, "scsi"), &address, &mut loops);
     }
     let more = shared(kinds.len());
     host.libvirtd.define(&domain("disks", 1, &more, &devices)).unwrap();

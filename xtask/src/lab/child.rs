@@ -141,7 +141,9 @@ impl Child {
         let _ = self.process.wait();
     }
 
-    fn is_stopped(&self) -> bool {
+    /// Whether every thread of it has been stopped by a signal.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
         tasks.flatten().all(|task| {
             // A thread that has ended meanwhile does not run.

@@ -64,6 +64,7 @@ pub fn missing(what: &str) -> Option<&'static str> {
         }
         "snmptrapd" if !is_in_path("snmptrapd") => Some("snmptrapd is not installed"),
         "strace" if !is_in_path("strace") => Some("strace is not installed"),
+        "fio" if !is_in_path("fio") => Some("fio is not installed"),
         "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
         "loop" if !Path::new("/dev/loop-control").exists() => Some("there are no loop devices"),
         "kernels" if super::DebianKernel::all().is_empty() => {

@@ -1,0 +1,153 @@
+//! What fio has counted and timed of its own requests, against what is counted of it as if it were a VM.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod lab;
+
+use std::{
+    io::Read as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use kvmeter::{counters::DiskIo, probe::Method};
+use lab::counted::Counted;
+use rustix::process::Signal;
+use xtask::lab::{Child, PATIENCE, wait_until};
+
+/// A way to make requests of a file.
+struct Way {
+    engine: &'static str,
+    direct: bool,
+    method: Method,
+}
+
+const WAYS: [Way; 5] = [
+    Way { engine: "psync", direct: true, method: Method::Dio },
+    Way { engine: "libaio", direct: true, method: Method::Dio },
+    Way { engine: "pvsync", direct: false, method: Method::Syscall },
+    Way { engine: "io_uring", direct: false, method: Method::IoUring },
+    Way { engine: "io_uring", direct: true, method: Method::IoUring },
+];
+
+/// fio before its first request.
+struct Fio(Child);
+
+impl Fio {
+    fn prepared(image: &Path, way: &Way, options: &[&str]) -> Self {
+        // It becomes fio, under the same id.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "kill -STOP $$; exec fio \"$@\"", "fio", "--name=vm", "--thread"]);
+        shell.args(["--output-format=json", "--allow_file_create=0"]);
+        shell.args([
+            "--invalidate=0",
+            "--scramble_buffers=0",
+            &format!("--filename={}", image.display()),
+        ]);
+        shell.args([
+            &format!("--ioengine={}", way.engine),
+            &format!("--direct={}", u8::from(way.direct)),
+        ]);
+        shell.args(options).stdout(Stdio::piped());
+        let child = Child::start(&mut shell).unwrap();
+        wait_until(PATIENCE, "it has stopped", || child.is_stopped().then_some(())).unwrap();
+        Self(child)
+    }
+
+    /// Its own numbers.
+    fn run(mut self) -> Told {
+        self.0.signal(Signal::CONT).unwrap();
+        let mut told = String::new();
+        self.0.process().stdout.as_mut().unwrap().read_to_string(&mut told).unwrap();
+        let told = told.find("{\n").map_or("", |begin| &told[begin..]);
+        let told: serde_json::Value = serde_json::from_str(told).unwrap();
+        let job = &told["jobs"][0];
+        assert_eq!(job["error"], 0, "{job}");
+        let number = |kind: &str, name: &str| job[kind][name].as_u64().unwrap();
+        let kinds = ["read", "write"];
+        let requests = kinds.map(|kind| number(kind, "total_ios"));
+        let means = kinds.map(|kind| job[kind]["lat_ns"]["mean"].as_f64().unwrap());
+        Told {
+            numbers: [
+                requests[0],
+                requests[1],
+                number("read", "io_bytes"),
+                number("write", "io_bytes"),
+            ],
+            latencies_ns: [0, 1].map(|at| means[at] * requests[at] as f64),
+        }
+    }
+}
+
+/// What fio says of its requests.
+#[derive(Debug)]
+struct Told {
+    /// Reads and writes, and their octets.
+    numbers: [u64; 4],
+    /// Sums of reads and of writes.
+    latencies_ns: [f64; 2],
+}
+
+fn numbers(io: DiskIo) -> [u64; 4] {
+    [io.reads, io.writes, io.read_octets, io.write_octets]
+}
+
+fn image() -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let image = dir.path().join("image");
+    std::fs::write(&image, vec![7; 64 << 20]).unwrap();
+    (dir, image)
+}
+
+#[test]
+fn mixed_requests_of_every_size_are_counted_to_the_octet() {
+    require!("ebpf", "fio");
+    let sizes = "--bssplit=512/25:4k/25:64k/25:1m/25";
+    for way in &WAYS {
+        for depth in ["--iodepth=1", "--iodepth=32"] {
+            let (_dir, image) = image();
+            let options = [sizes, depth, "--rw=randrw", "--size=16m", "--loops=8"];
+            let fio = Fio::prepared(&image, way, &options);
+            let counted = Counted::process(fio.0.pid(), &[way.method]);
+            if way.method == Method::IoUring {
+                counted.records.take_image(counted.key(&image), way.method.route()).unwrap();
+            }
+            let (told, seen) = (fio.run().numbers, numbers(counted.io(&image)));
+            println!("{} {:?} {depth}: {seen:?}", way.engine, way.method);
+            assert!(told[0] > 1000 && told[1] > 1000, "{told:?}");
+            if way.engine == "libaio" {
+                // The end of one in an interrupt may not have been seen.
+                let missed = told[0] + told[1] - seen[0] - seen[1];
+                assert!(missed <= (told[0] + told[1]) / 50, "{told:?} {seen:?}");
+            } else {
+                assert_eq!(seen, told, "{} {depth}", way.engine);
+            }
+        }
+    }
+}
+
+#[test]
+fn latencies_are_within_5_percent_of_fios() {
+    require!("ebpf", "fio");
+    for way in &WAYS {
+        let (_dir, image) = image();
+        let options = ["--bs=8m", "--rw=randrw", "--size=64m", "--loops=10"];
+        let fio = Fio::prepared(&image, way, &options);
+        let counted = Counted::process(fio.0.pid(), &[way.method]);
+        if way.method == Method::IoUring {
+            counted.records.take_image(counted.key(&image), way.method.route()).unwrap();
+        }
+        let Told { numbers: told, latencies_ns } = fio.run();
+        let seen = counted.io(&image);
+        for (at, (seen_ns, told_ns)) in
+            [seen.read_ns, seen.write_ns].into_iter().zip(latencies_ns).enumerate()
+        {
+            println!("{} {:?}: {seen_ns} of {told_ns} ns", way.engine, way.method);
+            // Of one whose end was not seen nothing is known yet.
+            let share = numbers(seen)[at] as f64 / told[at] as f64;
+            let seen_ns = seen_ns as f64 / share;
+            assert!(share > 0.98, "{seen:?} {told:?}");
+            assert!(seen_ns <= told_ns * 1.01 && seen_ns >= told_ns * 0.95, "{}", way.engine);
+        }
+    }
+}
