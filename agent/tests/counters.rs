@@ -22,6 +22,7 @@ use kvmeter::{
     },
     probe::{KERNEL_BTF, Probe},
 };
+use kvmeter_common::LAYOUT;
 use lab::PinDir;
 
 /// A thread of this process, which outlives the test that names it.
@@ -254,6 +255,25 @@ fn a_new_probe_adopts_what_an_old_one_counted() {
     assert_eq!(registration.track_thread(vm, &held, Some(3)).unwrap(), slot);
     assert_eq!(records.vcpu_time_ns(slot), Some(held.schedstat().unwrap().run_ns));
     burner.end();
+}
+
+#[test]
+fn what_other_versions_have_pinned_is_removed() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    drop(start(&pins));
+    let own = pins.path().join(format!("v{LAYOUT}"));
+    let other = pins.path().join("v1");
+    fs::create_dir(&other).unwrap();
+    for (name, elsewhere) in
+        [("sched_wakeup", own.join("link_of_old")), ("sched_process_exec", other.join("link_x"))]
+    {
+        fs::rename(own.join(format!("link_{name}")), elsewhere).unwrap();
+    }
+    let (.., probe) = start(&pins);
+    assert!(probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
+    assert!(!other.exists() && !own.join("link_of_old").exists());
+    assert!(own.join("link_sched_wakeup").exists());
 }
 
 #[test]

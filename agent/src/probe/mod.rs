@@ -91,6 +91,11 @@ impl Probe {
         } else {
             attach_all(&mut ebpf, &btf, &pins, fingerprint)?
         };
+        let of_images = || Method::ALL.into_iter().flat_map(Method::hooks);
+        let is_hook = |name: &str| HOOKS.iter().chain(of_images()).any(|hook| hook.name == name);
+        if let Err(error) = pins.remove_others(is_hook) {
+            tracing::warn!("what another version has pinned stays: {}", with_causes(&error));
+        }
         let maps = pins
             .find_maps(tid_elements)?
             .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;

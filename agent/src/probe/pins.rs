@@ -3,6 +3,7 @@
 //! `PIN_DIR/v1/TID_SLOT …` are the maps, `PIN_DIR/v1/link_sched_switch …` the links; 1 is the layout.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -174,6 +175,28 @@ impl Pins {
         Ok(Some(FoundMaps { programs, ..found }))
     }
 
+    /// Ends what other versions have left to count for nobody: pins of other layouts, and links of this one at hooks that
+    /// this version does not have.
+    pub(super) fn remove_others(&self, is_hook: impl Fn(&str) -> bool) -> Result<(), ProbeError> {
+        let failed = |source| ProbeError::pin(&self.dir, source);
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let hook = name.to_str().and_then(|name| name.strip_prefix("link_"));
+            if hook.is_some_and(|hook| !is_hook(hook)) {
+                fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        let Some(all) = self.dir.parent() else { return Ok(()) };
+        for entry in fs::read_dir(all).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if is_layout(&entry.file_name()) && entry.path() != self.dir {
+                fs::remove_dir_all(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     fn clear(&self) -> Result<(), ProbeError> {
         let failed = |source| ProbeError::pin(&self.dir, source);
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
@@ -213,10 +236,7 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
     let mut found = false;
     for entry in entries {
         let entry = entry.map_err(failed)?;
-        let is_layout = entry.file_name().to_str().is_some_and(|name| {
-            name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
-        });
-        if is_layout {
+        if is_layout(&entry.file_name()) {
             fs::remove_dir_all(entry.path()).map_err(failed)?;
             found = true;
         }
@@ -225,6 +245,12 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
         Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(failed(error)),
         _ => Ok(found),
     }
+}
+
+/// Whether a directory of this name has the pins of a layout.
+fn is_layout(name: &OsStr) -> bool {
+    let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 fn is_bpffs(dir: &Path) -> bool {
