@@ -17,7 +17,6 @@ use kvmeter::{
         DiskSize, Domain, DomainDisk, Hypervisor, Memory,
         OperState::{self, Migrating, Running, Shutdown, Shuttingdown, Unknown},
         Persistence, Registry, StorageAccess, StorageMedia, StorageSource, Submission, VmProcess,
-        procfs::Devices,
     },
 };
 
@@ -115,15 +114,8 @@ fn process(pid: u32) -> VmProcess {
         uuid: Some(UUID),
         cpus: 1,
         max_cpus: 1,
-        memory: Memory::default(),
-        slot: None,
-        vcpus: Vec::new(),
-        devices: Devices::default(),
-        files: Vec::new(),
-        headers: Vec::new(),
-        has_io_uring: false,
-        has_positions: true,
         has_kvm: true,
+        ..VmProcess::default()
     }
 }
 

@@ -37,15 +37,6 @@ pub(crate) fn step(what: &str, command: &mut Command) -> anyhow::Result<()> {
     run(command)
 }
 
-/// Whether a program is found, also among those for root.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
-}
-
 /// A command that root has to run: asks for it with `sudo` when this is not root.
 pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
     if rustix::process::geteuid().is_root() {

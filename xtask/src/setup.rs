@@ -2,7 +2,7 @@
 //! there stays as it is.
 
 use std::{
-    env, fs,
+    fs,
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::Command,
@@ -12,9 +12,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use xtask::lab::DebianKernel;
+use xtask::lab::{DebianKernel, cache, find};
 
-use crate::command::{as_root, cargo, find, root, run, step};
+use crate::command::{as_root, cargo, root, run, step};
 
 /// The last version that links with the LLVM of the pinned compiler itself; later ones want LLVM installed.
 const BPF_LINKER: &str = "0.10.1";
@@ -90,7 +90,7 @@ fn toolchain() -> anyhow::Result<()> {
             "The BPF programs are built with their own core library; install the component rust-src",
         )?;
     }
-    let linker_root = cache()?.join(format!("bpf-linker-{BPF_LINKER}"));
+    let linker_root = cache().context("HOME is not set")?.join(format!("bpf-linker-{BPF_LINKER}"));
     if !linker_root.join("bin/bpf-linker").exists() {
         let version = format!("bpf-linker@{BPF_LINKER}");
         let mut install = cargo(["install", &version, "--locked", "--root"]);
@@ -116,14 +116,6 @@ fn channel() -> anyhow::Result<String> {
     let text = fs::read_to_string(root().join("rust-toolchain.toml"))?;
     let channel = text.lines().find_map(|line| line.strip_prefix("channel = "));
     Ok(channel.context("rust-toolchain.toml names no channel")?.trim_matches('"').to_owned())
-}
-
-/// Where the agent's build looks for bpf-linker.
-fn cache() -> anyhow::Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    Ok(cache.context("HOME is not set")?.join("kvmeter"))
 }
 
 fn packages(wanted: &[&str], yes: bool) -> anyhow::Result<()> {

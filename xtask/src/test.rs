@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use xtask::lab::DebianKernel;
+use xtask::lab::{DebianKernel, find};
 
 use crate::{
-    command::{cargo, find, root, step},
+    command::{cargo, root, step},
     setup,
 };
 

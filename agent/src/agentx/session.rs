@@ -491,13 +491,10 @@ impl Session {
             self.await_response(now);
             return Ok(());
         }
-        for at in 0..self.config.capabilities.len() {
+        for (oid, text) in self.config.capabilities.clone() {
+            // Its Response is not waited for: a master that refuses serves all the same.
             let origin = self.origin();
-            if let Some((oid, text)) = self.config.capabilities.get(at) {
-                // Its Response is not waited for: a master that refuses serves all the same.
-                let pdu = administrative::add_agent_caps(origin, oid, text);
-                self.send(pdu)?;
-            }
+            self.send(administrative::add_agent_caps(origin, &oid, &text))?;
         }
         Ok(())
     }

@@ -64,7 +64,7 @@ mod tests {
     use kvmeter_common::ImageKey;
 
     use super::{Method::*, *};
-    use crate::inventory::{FileIdentity, Memory, procfs::Devices};
+    use crate::inventory::FileIdentity;
 
     /// Of a VMM that says with each request where in the file.
     fn chosen(
@@ -84,24 +84,7 @@ mod tests {
             is_direct,
             has_iomap: true,
         };
-        let process = VmProcess {
-            pid: 1,
-            start_ticks: 1,
-            started_ns: 1,
-            name: "vm".to_owned(),
-            uuid: None,
-            cpus: 1,
-            max_cpus: 1,
-            memory: Memory::default(),
-            slot: None,
-            vcpus: Vec::new(),
-            devices: Devices::default(),
-            files: Vec::new(),
-            headers: Vec::new(),
-            has_io_uring,
-            has_positions: true,
-            has_kvm: true,
-        };
+        let process = VmProcess { has_io_uring, has_positions: true, ..VmProcess::default() };
         let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
         of_file(works, &file, &process, submission)
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::counters::VmSlot;
 
 /// A VM as its process shows it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct VmProcess {
     /// Process id.
     pub pid: u32,

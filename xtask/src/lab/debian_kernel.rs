@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Child, LabError};
+use super::{Child, LabError, cache};
 
 /// What a guest needs for its disks and filesystems, and to run guests itself. What is not there is in the kernel.
 const MODULES: [&str; 19] = [
@@ -64,10 +64,7 @@ impl DebianKernel {
     /// Where they are kept, each below its release.
     #[must_use]
     pub fn place() -> Option<PathBuf> {
-        let cache = env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-        Some(cache?.join("kvmeter/kernels"))
+        Some(cache()?.join("kernels"))
     }
 
     /// All that are there, the oldest first.

@@ -26,7 +26,7 @@ pub use debian_kernel::{DebianKernel, Initramfs};
 pub use guest::TinyGuest;
 pub use libvirtd::Libvirtd;
 pub use loop_device::LoopDevice;
-pub use need::{lacks, missing, need};
+pub use need::{cache, find, lacks, missing, need, path_with_sbin};
 pub use qemu::{Accelerator, Qemu};
 pub use qmp::Qmp;
 pub use snmpd::{Snmpd, snmp};

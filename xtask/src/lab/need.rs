@@ -1,7 +1,9 @@
 //! What a test needs of the machine, and how it says that it is not there.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -80,9 +82,28 @@ fn is_bpffs() -> bool {
 }
 
 fn is_in_path(program: &str) -> bool {
-    env::var_os("PATH").is_some_and(|path| {
-        env::split_paths(&path)
-            .chain([PathBuf::from("/usr/sbin")])
-            .any(|dir| dir.join(program).exists())
-    })
+    find(program).is_some()
+}
+
+/// Where a program is, also among those for root.
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
+    env::split_paths(&path_with_sbin()).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Where programs are looked for, with the directories of those for root.
+#[must_use]
+pub fn path_with_sbin() -> OsString {
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
+}
+
+/// Where what was fetched or built for this user is kept; `None` = he has no home.
+#[must_use]
+pub fn cache() -> Option<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    Some(cache?.join("kvmeter"))
 }

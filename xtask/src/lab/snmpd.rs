@@ -1,13 +1,13 @@
 //! A private SNMP master, and net-snmp's tools.
 
 use std::{
-    env, fs, io,
+    fs, io,
     net::UdpSocket,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use super::{Child, LabError, PATIENCE, wait_until};
+use super::{Child, LabError, PATIENCE, path_with_sbin, wait_until};
 
 const SYS_UP_TIME: &str = "1.3.6.1.2.1.1.3.0";
 
@@ -54,7 +54,7 @@ impl Snmpd {
         command.args(["-f", "-Lf"]).arg(self.dir.join("snmpd.log"));
         command.args(["-C", "-I", "-smux", "-c"]).arg(self.dir.join("snmpd.conf"));
         command
-            .env("PATH", with_sbin())
+            .env("PATH", path_with_sbin())
             .env("MIBS", "")
             .env("SNMP_PERSISTENT_DIR", self.dir.join("persistent"))
             .stdin(Stdio::null())
@@ -125,8 +125,4 @@ pub fn snmp(tool: &str, port: u16, options: &[&str], names: &[&str]) -> Result<S
 /// A port that was free a moment ago.
 fn free_port() -> io::Result<u16> {
     Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-fn with_sbin() -> String {
-    format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default())
 }

@@ -7,7 +7,7 @@ use std::{
     process::{ChildStderr, Command, Stdio},
 };
 
-use super::{Child, LabError, PATIENCE, wait_until};
+use super::{Child, LabError, PATIENCE, path_with_sbin, wait_until};
 
 // SNMPv3 in these tests: user, keys, and the engine that sends.
 const V3_USER: &str = "vmwatch";
@@ -99,7 +99,7 @@ impl Snmptrapd {
         command.args(["-f", "-n", "-On", "-C", "-Le"]);
         command.arg("-c").arg(&path).arg(format!("udp:127.0.0.1:{port}"));
         command
-            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
+            .env("PATH", path_with_sbin())
             .env("MIBS", "")
             .env("SNMP_PERSISTENT_DIR", dir.join("persistent-traps"))
             .stdin(Stdio::null())

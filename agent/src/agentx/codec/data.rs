@@ -2,6 +2,7 @@
 
 use super::{
     DecodeError,
+    list::{Element, List},
     octets::{Reader, Writer},
     oid,
 };
@@ -54,39 +55,7 @@ pub struct VarBind<'a> {
     pub data: Data<'a>,
 }
 
-impl<'a> VarBind<'a> {
-    /// The binding at the reader.
-    pub(super) fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
-        let offset = reader.offset();
-        let kind = reader.u16()?;
-        reader.take(2)?;
-        let (name, _) = oid::decode(reader)?;
-        let data = match kind {
-            kind::INTEGER => Data::Integer(reader.u32()?.cast_signed()),
-            kind::OCTET_STRING => Data::OctetString(reader.octet_string()?),
-            kind::NULL => Data::Null,
-            kind::OBJECT_IDENTIFIER => Data::ObjectIdentifier(oid::decode(reader)?.0),
-            kind::IP_ADDRESS => {
-                let offset = reader.offset();
-                let octets = reader.octet_string()?;
-                let address = octets.try_into();
-                Data::IpAddress(
-                    address.map_err(|_| DecodeError::IpAddress { offset, len: octets.len() })?,
-                )
-            }
-            kind::COUNTER32 => Data::Counter32(reader.u32()?),
-            kind::GAUGE32 => Data::Gauge32(reader.u32()?),
-            kind::TIME_TICKS => Data::TimeTicks(reader.u32()?),
-            kind::OPAQUE => Data::Opaque(reader.octet_string()?),
-            kind::COUNTER64 => Data::Counter64(reader.u64()?),
-            kind::NO_SUCH_OBJECT => Data::NoSuchObject,
-            kind::NO_SUCH_INSTANCE => Data::NoSuchInstance,
-            kind::END_OF_MIB_VIEW => Data::EndOfMibView,
-            kind => return Err(DecodeError::ValueType { offset, kind }),
-        };
-        Ok(Self { name, data })
-    }
-
+impl VarBind<'_> {
     /// Appends the binding.
     pub(super) fn encode(&self, writer: &mut Writer<'_>) {
         let start = |writer: &mut Writer<'_>, kind| encode_start(writer, kind, &self.name);
@@ -124,6 +93,39 @@ impl<'a> VarBind<'a> {
     }
 }
 
+impl<'a> Element<'a> for VarBind<'a> {
+    fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let offset = reader.offset();
+        let kind = reader.u16()?;
+        reader.take(2)?;
+        let (name, _) = oid::decode(reader)?;
+        let data = match kind {
+            kind::INTEGER => Data::Integer(reader.u32()?.cast_signed()),
+            kind::OCTET_STRING => Data::OctetString(reader.octet_string()?),
+            kind::NULL => Data::Null,
+            kind::OBJECT_IDENTIFIER => Data::ObjectIdentifier(oid::decode(reader)?.0),
+            kind::IP_ADDRESS => {
+                let offset = reader.offset();
+                let octets = reader.octet_string()?;
+                let address = octets.try_into();
+                Data::IpAddress(
+                    address.map_err(|_| DecodeError::IpAddress { offset, len: octets.len() })?,
+                )
+            }
+            kind::COUNTER32 => Data::Counter32(reader.u32()?),
+            kind::GAUGE32 => Data::Gauge32(reader.u32()?),
+            kind::TIME_TICKS => Data::TimeTicks(reader.u32()?),
+            kind::OPAQUE => Data::Opaque(reader.octet_string()?),
+            kind::COUNTER64 => Data::Counter64(reader.u64()?),
+            kind::NO_SUCH_OBJECT => Data::NoSuchObject,
+            kind::NO_SUCH_INSTANCE => Data::NoSuchInstance,
+            kind::END_OF_MIB_VIEW => Data::EndOfMibView,
+            kind => return Err(DecodeError::ValueType { offset, kind }),
+        };
+        Ok(Self { name, data })
+    }
+}
+
 /// Appends a binding of a value, copied from where the view keeps it.
 pub(super) fn encode_value(writer: &mut Writer<'_>, name: &Oid, value: Value<'_>) {
     match value {
@@ -156,49 +158,5 @@ fn encode_start(writer: &mut Writer<'_>, kind: u16, name: &Oid) {
     oid::encode(writer, name, false);
 }
 
-/// The bindings of one PDU, checked: walking them cannot fail.
-#[derive(Clone, Debug)]
-pub struct VarBinds<'a> {
-    reader: Reader<'a>,
-    count: usize,
-}
-
-impl<'a> VarBinds<'a> {
-    /// Checks everything that the reader has left.
-    pub(super) fn decode(reader: Reader<'a>) -> Result<Self, DecodeError> {
-        let mut ahead = reader.clone();
-        let mut count = 0;
-        while !ahead.is_empty() {
-            VarBind::decode(&mut ahead)?;
-            count += 1;
-        }
-        Ok(Self { reader, count })
-    }
-
-    /// Bindings left.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether there is none left.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-}
-
-impl<'a> Iterator for VarBinds<'a> {
-    type Item = VarBind<'a>;
-
-    fn next(&mut self) -> Option<VarBind<'a>> {
-        self.count = self.count.checked_sub(1)?;
-        VarBind::decode(&mut self.reader).ok()
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.count, Some(self.count))
-    }
-}
-
-impl ExactSizeIterator for VarBinds<'_> {}
+/// The bindings of one PDU.
+pub type VarBinds<'a> = List<'a, VarBind<'a>>;

@@ -3,6 +3,7 @@
 use super::{
     Body, Header, Pdu, ResError, SearchRange, VarBind, data,
     frame::MAX_PAYLOAD,
+    list::Element as _,
     octets::{Reader, Writer},
     oid,
 };

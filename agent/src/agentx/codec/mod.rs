@@ -18,6 +18,7 @@ mod encode;
 mod error;
 pub mod frame;
 mod header;
+mod list;
 mod octets;
 mod oid;
 mod status;

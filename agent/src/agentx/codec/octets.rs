@@ -4,7 +4,7 @@ use super::{DecodeError, header::ByteOrder};
 
 /// Reads fields one after the other, never beyond the end.
 #[derive(Clone, Debug)]
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     octets: &'a [u8],
     at: usize,
     order: ByteOrder,

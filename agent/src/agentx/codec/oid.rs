@@ -2,6 +2,7 @@
 
 use super::{
     DecodeError,
+    list::{Element, List},
     octets::{Reader, Writer},
 };
 use crate::snmp::Oid;
@@ -82,55 +83,21 @@ pub struct SearchRange {
     pub end: Oid,
 }
 
-/// The ranges of one request, checked: walking them cannot fail.
-#[derive(Clone, Debug)]
-pub struct SearchRanges<'a> {
-    reader: Reader<'a>,
-    count: usize,
-}
+/// The ranges of one request.
+pub type SearchRanges<'a> = List<'a, SearchRange>;
 
-impl<'a> SearchRanges<'a> {
-    /// Checks everything that the reader has left.
-    pub(super) fn decode(reader: Reader<'a>) -> Result<Self, DecodeError> {
-        let mut ahead = reader.clone();
-        let mut count = 0;
-        while !ahead.is_empty() {
-            skip(&mut ahead)?;
-            skip(&mut ahead)?;
-            count += 1;
-        }
-        Ok(Self { reader, count })
+impl<'a> Element<'a> for SearchRange {
+    fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let (start, include) = decode(reader)?;
+        let (end, _) = decode(reader)?;
+        Ok(Self { start, include, end })
     }
 
-    /// Ranges left.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether there is none left.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
+    fn skip(reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+        skip(reader)?;
+        skip(reader)
     }
 }
-
-impl Iterator for SearchRanges<'_> {
-    type Item = SearchRange;
-
-    fn next(&mut self) -> Option<SearchRange> {
-        self.count = self.count.checked_sub(1)?;
-        let (start, include) = decode(&mut self.reader).ok()?;
-        let (end, _) = decode(&mut self.reader).ok()?;
-        Some(SearchRange { start, include, end })
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.count, Some(self.count))
-    }
-}
-
-impl ExactSizeIterator for SearchRanges<'_> {}
 
 #[cfg(test)]
 mod tests {
