@@ -71,6 +71,7 @@ proptest! {
     fn descriptions(octets in vec(any::<u8>(), 0..256)) {
         fuzz::descriptions::run_xml(&octets);
         fuzz::descriptions::run_command_line(&octets);
+        fuzz::descriptions::run_image(&octets);
     }
 
     #[test]

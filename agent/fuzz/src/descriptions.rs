@@ -7,6 +7,14 @@ pub fn run_xml(octets: &[u8]) {
     libvirt::read_xml(&String::from_utf8_lossy(octets));
 }
 
+/// The beginning of an image, which a guest may have written.
+pub fn run_image(octets: &[u8]) {
+    procfs::read_image(octets);
+    // The octets of a fuzzer rarely begin with the magic number and a version.
+    procfs::read_image(&[b"QFI\xfb\0\0\0\x03", octets].concat());
+    procfs::read_image(&[b"json:{", octets].concat());
+}
+
 /// The command line of a VMM.
 pub fn run_command_line(octets: &[u8]) {
     procfs::read_command_line(octets);

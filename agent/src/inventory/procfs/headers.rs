@@ -16,7 +16,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     super::{FileIdentity, ImageHeader},
@@ -106,9 +106,19 @@ fn read(proc_root: &Path, pid: u32, start_ticks: u64) -> io::Result<Vec<ImageHea
     }
     let mut headers = Vec::new();
     for (image, path, number) in &files {
-        let file = process.open_descriptor(*number)?;
         let mut octets = [0; HEADER_LEN];
-        let len = read_up_to(&file, &mut octets)?;
+        let begun = process.open_descriptor(*number).and_then(|file| {
+            let len = read_up_to(&file, &mut octets)?;
+            Ok((file, len))
+        });
+        let (file, len) = match begun {
+            Ok(begun) => begun,
+            // Closed meanwhile, or not for everybody.
+            Err(error) => {
+                debug!(pid, path, "not looked into: {error}");
+                continue;
+            }
+        };
         let Some(header) = Header::parse(&octets[..len]) else { continue };
         let backing = header.backing.and_then(|(place, len)| {
             let mut name = vec![0; len];
@@ -159,6 +169,13 @@ fn file_of(name: &str) -> Option<String> {
     // As QEMU does it: a colon before the first slash ends a protocol.
     let is_protocol = name.split('/').next().is_some_and(|first| first.contains(':'));
     (!is_protocol && !name.is_empty()).then(|| name.to_owned())
+}
+
+/// All that is made of octets, for the fuzzer.
+pub(super) fn interpret(octets: &[u8]) {
+    let data_file = Header::parse(octets).and_then(|header| header.data_file);
+    let name = String::from_utf8_lossy(octets);
+    drop((file_of(&name), data_file.as_deref().and_then(file_of)));
 }
 
 /// The header of a qcow2 image (docs/interop/qcow2.txt in QEMU's sources).

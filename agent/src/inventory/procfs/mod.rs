@@ -188,6 +188,11 @@ pub fn read_command_line(octets: &[u8]) {
     drop(command_line::parse(octets));
 }
 
+/// Reads what an image begins with, for the fuzzer: any octets tell something or nothing.
+pub fn read_image(octets: &[u8]) {
+    headers::interpret(octets);
+}
+
 struct Source {
     assembly: Arc<Assembly>,
     watch: Watch,
