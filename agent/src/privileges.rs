@@ -37,7 +37,7 @@ pub const REQUIRED: [Required; 4] = [
     },
     Required {
         capability: Capability::CAP_DAC_READ_SEARCH,
-        why: "open /proc/PID/fd and /proc/PID/task/TID/syscall of other users' processes",
+        why: "open /proc/PID/fd and /proc/PID/task/TID/syscall of other users' processes, and the headers of their images",
         always: true,
     },
 ];

@@ -22,13 +22,27 @@ struct Way {
     method: Method,
 }
 
-const WAYS: [Way; 5] = [
+const WAYS: [Way; 9] = [
+    Way { engine: "psync", direct: true, method: Method::Vfs },
+    Way { engine: "pvsync", direct: false, method: Method::Vfs },
+    Way { engine: "libaio", direct: true, method: Method::Aio },
+    Way { engine: "libaio", direct: false, method: Method::Aio },
     Way { engine: "psync", direct: true, method: Method::Dio },
     Way { engine: "libaio", direct: true, method: Method::Dio },
     Way { engine: "pvsync", direct: false, method: Method::Syscall },
     Way { engine: "io_uring", direct: false, method: Method::IoUring },
     Way { engine: "io_uring", direct: true, method: Method::IoUring },
 ];
+
+impl Way {
+    /// fio as the VM, with this method alone; nothing where the kernel does not have it.
+    fn counts(&self, fio: &Fio, image: &Path) -> Option<Counted> {
+        let counted = Counted::process(fio.0.pid(), &[self.method]);
+        counted.probe.image_hooks.can(self.method).ok()?;
+        counted.records.take_image(counted.key(image), self.method.route()).unwrap();
+        Some(counted)
+    }
+}
 
 /// fio before its first request.
 struct Fio(Child);
@@ -103,19 +117,19 @@ fn image() -> (tempfile::TempDir, std::path::PathBuf) {
 fn mixed_requests_of_every_size_are_counted_to_the_octet() {
     require!("ebpf", "fio");
     let sizes = "--bssplit=512/25:4k/25:64k/25:1m/25";
+    // 320 requests each.
+    let loops = std::env::var("KVMETER_LOOPS").unwrap_or_else(|_| "8".to_owned());
+    let loops = format!("--loops={loops}");
     for way in &WAYS {
         for depth in ["--iodepth=1", "--iodepth=32"] {
             let (_dir, image) = image();
-            let options = [sizes, depth, "--rw=randrw", "--size=16m", "--loops=8"];
+            let options = [sizes, depth, "--rw=randrw", "--size=16m", &loops];
             let fio = Fio::prepared(&image, way, &options);
-            let counted = Counted::process(fio.0.pid(), &[way.method]);
-            if way.method == Method::IoUring {
-                counted.records.take_image(counted.key(&image), way.method.route()).unwrap();
-            }
+            let Some(counted) = way.counts(&fio, &image) else { continue };
             let (told, seen) = (fio.run().numbers, numbers(counted.io(&image)));
             println!("{} {:?} {depth}: {seen:?}", way.engine, way.method);
-            assert!(told[0] > 1000 && told[1] > 1000, "{told:?}");
-            if way.engine == "libaio" {
+            assert!(told[0] > 250 && told[1] > 250, "{told:?}");
+            if way.engine == "libaio" && way.method == Method::Dio {
                 // The end of one in an interrupt may not have been seen.
                 let missed = told[0] + told[1] - seen[0] - seen[1];
                 assert!(missed <= (told[0] + told[1]) / 50, "{told:?} {seen:?}");
@@ -133,10 +147,7 @@ fn latencies_are_within_5_percent_of_fios() {
         let (_dir, image) = image();
         let options = ["--bs=8m", "--rw=randrw", "--size=64m", "--loops=10"];
         let fio = Fio::prepared(&image, way, &options);
-        let counted = Counted::process(fio.0.pid(), &[way.method]);
-        if way.method == Method::IoUring {
-            counted.records.take_image(counted.key(&image), way.method.route()).unwrap();
-        }
+        let Some(counted) = way.counts(&fio, &image) else { continue };
         let Told { numbers: told, latencies_ns } = fio.run();
         let seen = counted.io(&image);
         for (at, (seen_ns, told_ns)) in

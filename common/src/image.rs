@@ -52,7 +52,7 @@ pub struct ImageRecord {
     pub write: Direction,
 }
 
-/// Where in the kernel an image's requests are counted. No request takes two of them.
+/// Where in the kernel an image's requests are counted.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Route {
@@ -60,8 +60,43 @@ pub enum Route {
     Direct = 1,
     /// The block layer's queue: block devices that are opened with `O_DIRECT`.
     Block = 2,
-    /// The system calls and io_uring requests themselves.
+    /// Where system calls begin and end, and requests of io_uring.
     Call = 3,
+    /// Functions of the kernel for system calls and for io_submit(2), and requests of io_uring.
+    Function = 4,
+    /// Requests of io_uring, and direct I/O of iomap for which a thread waits.
+    Ring = 5,
+}
+
+/// Those of which a program counts requests. Of all programs that see a request one counts it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Routes {
+    /// The one of records that it takes itself.
+    pub taken: Route,
+    bits: u32,
+}
+
+impl Routes {
+    /// One alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn only(route: Route) -> Self {
+        Self { taken: route, bits: 1 << route as u32 }
+    }
+
+    /// These and another.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, route: Route) -> Self {
+        Self { taken: self.taken, bits: self.bits | 1 << route as u32 }
+    }
+
+    /// Whether a record's route is among them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn have(self, route: u32) -> bool {
+        self.bits >> (route & 31) & 1 != 0
+    }
 }
 
 /// What the kernel sees of an image.

@@ -18,12 +18,12 @@ pub mod word;
 
 pub use event::{Event, EventKind};
 pub use field::Field;
-pub use image::{Flight, ImageKey, ImageRecord, Route};
+pub use image::{Flight, ImageKey, ImageRecord, Route, Routes};
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of everything in this crate that both sides must agree on. Pinned maps of another version
 /// are never adopted.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Thread records are handed to a VM in blocks of this many.
 pub const BLOCK_LEN: usize = 8;

@@ -2,7 +2,7 @@
 //! `aio_complete_rw(kiocb *kiocb, long res)`, anywhere.
 
 use aya_ebpf::{macros::fentry, programs::FEntryContext};
-use kvmeter_common::Route;
+use kvmeter_common::{Route, Routes};
 
 use crate::{
     image::{CurrentVm, File},
@@ -30,19 +30,33 @@ fn begin_aio(kiocb: *const u8, is_write: bool) {
     let Some(file) = File::of_kiocb(kiocb) else { return };
     let Some(key) = file.key(vm.slot) else { return };
     let taking = if file.may_be_taken() { Taking::For(vm) } else { Taking::No };
-    if let Some(slot) = record_of(key, Route::Call, taking) {
+    if let Some(slot) = record_of(key, Routes::only(Route::Function), taking) {
         begin(own_address(kiocb as u64), slot, 0, 0, direction(is_write));
     }
 }
 
 #[fentry]
 fn aio_complete_rw(ctx: FEntryContext) -> i32 {
+    end_aio(&ctx);
+    0
+}
+
+/// The same once more. Requests end in interrupts, and no program runs in an interrupt that comes while it is at work on
+/// that CPU: then the other one does.
+#[fentry]
+fn aio_complete_rw_too(ctx: FEntryContext) -> i32 {
+    end_aio(&ctx);
+    0
+}
+
+#[inline(always)]
+fn end_aio(ctx: &FEntryContext) {
     // SAFETY: argument 0 is a request, argument 1 a number.
     let (kiocb, result) = unsafe { (ctx.arg::<*const u8>(0), ctx.arg::<i64>(1)) };
     let address = own_address(kiocb as u64);
-    if let Some(flight) = maps::flight(address) {
-        maps::land(address);
+    if let Some(flight) = maps::flight(address)
+        && maps::land(address)
+    {
         end(flight.slot, &flight, u64::try_from(result).ok());
     }
-    0
 }

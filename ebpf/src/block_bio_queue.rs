@@ -1,7 +1,7 @@
 //! `block_bio_queue(bio *bio)`: a request goes to a block device, in the process that asks for it.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{Flight, ImageKey, Route};
+use kvmeter_common::{Flight, ImageKey, Route, Routes};
 
 use crate::{
     image::CurrentVm,
@@ -43,5 +43,5 @@ fn slot_of(bio: *const u8) -> Option<u32> {
     let device = load!("u32", load!("u64", bio, BioDevice), BlockDeviceNumber) as u32;
     let key = ImageKey { vm: vm.slot, device, file: ImageKey::NO_FILE };
     // Also what a file's filesystem asks of its device comes by here: the agent says which devices are images.
-    record_of(key, Route::Block, Taking::No)
+    record_of(key, Routes::only(Route::Block), Taking::No)
 }

@@ -1,7 +1,7 @@
 //! Requests that are system calls: a thread makes one at a time, and it ends in that thread.
 
 use aya_ebpf::helpers::bpf_get_current_task;
-use kvmeter_common::Route;
+use kvmeter_common::{Route, Routes};
 
 use crate::{
     image::{CurrentVm, File},
@@ -19,14 +19,14 @@ const ERESTART_RESTARTBLOCK: i64 = 516;
 
 /// One begins, with its arguments in these `pt_regs`.
 #[inline(always)]
-pub(crate) fn begin_call(registers: *const u8, is_write: bool, has_position: bool) {
+pub(crate) fn begin_call(registers: *const u8, route: Route, is_write: bool, has_position: bool) {
     let Some(vm) = CurrentVm::get() else { return };
     let descriptor = load!("u64", registers, RegistersFirst) as u32;
     let Some(file) = File::of_descriptor(descriptor) else { return };
     let Some(key) = file.key(vm.slot) else { return };
     // Calls without a position are also those for logs and firmware.
     let taking = if has_position && file.may_be_taken() { Taking::For(vm) } else { Taking::No };
-    let Some(slot) = record_of(key, Route::Call, taking) else { return };
+    let Some(slot) = record_of(key, Routes::only(route), taking) else { return };
     // SAFETY: the helper takes nothing.
     let task = unsafe { bpf_get_current_task() };
     begin(task, slot, 0, 0, direction(is_write));

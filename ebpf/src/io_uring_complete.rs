@@ -2,7 +2,7 @@
 //! Linux 6.13: a request of io_uring has ended, anywhere.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{Flight, Route};
+use kvmeter_common::{Flight, Route, Routes};
 
 use crate::{
     image::{CurrentVm, File},
@@ -10,6 +10,9 @@ use crate::{
     request::{Taking, end, own_address, record_of},
     task::load,
 };
+
+/// However the others are counted.
+const ROUTES: Routes = Routes::only(Route::Call).and(Route::Function).and(Route::Ring);
 
 #[btf_tracepoint(function = "io_uring_complete")]
 fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
@@ -33,7 +36,7 @@ fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
         Some(vm) if u32::from(vm.slot) == flight.slot && file.may_be_taken() => Taking::For(vm),
         _ => Taking::No,
     };
-    let Some(slot) = record_of(key, Route::Call, taking) else { return 0 };
+    let Some(slot) = record_of(key, ROUTES, taking) else { return 0 };
     let flight = Flight { owner: key.owner(), ..flight };
     end(slot, &flight, u64::try_from(result).ok());
     0

@@ -1,4 +1,4 @@
-//! `io_uring_submit_req(io_kiocb *req)`: a request of io_uring is submitted, in the process that asks for it. Its file is
+//! `io_uring_submit_req(io_kiocb *req)`, before Linux 6.4 `io_uring_submit_sqe(io_kiocb *req, bool force_nonblock)`: a request of io_uring is submitted, in the process that asks for it. Its file is
 //! not known yet.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};

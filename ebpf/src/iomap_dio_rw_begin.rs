@@ -2,7 +2,7 @@
 //! that asks for it.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{Flight, Route};
+use kvmeter_common::{Flight, Route, Routes};
 
 use crate::{
     image::{CurrentVm, File},
@@ -17,8 +17,13 @@ const IOCB_NOWAIT: u64 = 8;
 fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: arguments 0 and 1 are a request and what it moves.
     let (iocb, iter): (*const u8, *const u8) = unsafe { (ctx.arg(0), ctx.arg(1)) };
+    // Somebody is told of its end, and does not wait for it: it is not given up on the way.
+    let is_told = load!("u64", iocb, KiocbComplete) != 0;
+    let direct = Routes::only(Route::Direct);
+    // Those that nobody waits for are io_uring's there.
+    let routes = if is_told { direct } else { direct.and(Route::Ring) };
     let slot = CurrentVm::get()
-        .and_then(|vm| record_of(File::key_of_kiocb(iocb, vm), Route::Direct, Taking::For(vm)));
+        .and_then(|vm| record_of(File::key_of_kiocb(iocb, vm), routes, Taking::For(vm)));
     let Some(slot) = slot else {
         begin_of_others(iocb as u64);
         return 0;
@@ -27,8 +32,7 @@ fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
     if load!("u32", iocb, KiocbFlags) & IOCB_NOWAIT != 0 {
         flags |= Flight::NO_WAIT;
     }
-    // Somebody is told of its end, and does not wait for it: it is not given up on the way.
-    if load!("u64", iocb, KiocbComplete) != 0 {
+    if is_told {
         flags |= Flight::CERTAIN;
     }
     let position = load!("u64", iocb, KiocbPosition);

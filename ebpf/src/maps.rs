@@ -117,15 +117,15 @@ pub(crate) fn flight(address: u64) -> Option<Flight> {
     unsafe { FLIGHT.get(address) }.copied()
 }
 
-/// The request at `address`, which was found, is not under way any more.
+/// The request at `address`, which was found, is not under way any more. Whether it was until now.
 #[inline(always)]
-pub(crate) fn land(address: u64) {
-    if FLIGHT.remove(address).is_ok()
-        && let Some(count) = under_way(address)
-    {
+pub(crate) fn land(address: u64) -> bool {
+    let was_there = FLIGHT.remove(address).is_ok();
+    if was_there && let Some(count) = under_way(address) {
         // SAFETY: an aligned word of the map's value.
         unsafe { atomic::fetch_add(count, u64::MAX) };
     }
+    was_there
 }
 
 /// Counts a request of an image that cannot be counted.

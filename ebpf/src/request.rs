@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use kvmeter_common::{
-    Event, EventKind, Flight, IMAGES, ImageKey, Route,
+    Event, EventKind, Flight, IMAGES, ImageKey, Route, Routes,
     image::{Direction, LATENCY_BUCKETS, PROBES, bucket_of},
 };
 
@@ -25,9 +25,9 @@ pub(crate) enum Taking {
     For(CurrentVm),
 }
 
-/// The slot of the image's record; nothing where there is none, or where the image is counted by another route.
+/// The slot of the image's record; nothing where there is none, or where the image is counted by other programs.
 #[inline(always)]
-pub(crate) fn record_of(key: ImageKey, route: Route, taking: Taking) -> Option<u32> {
+pub(crate) fn record_of(key: ImageKey, routes: Routes, taking: Taking) -> Option<u32> {
     let place = key.place();
     // The verifier wants a number: this one is of no record.
     let mut free = IMAGES as u32;
@@ -37,7 +37,7 @@ pub(crate) fn record_of(key: ImageKey, route: Route, taking: Taking) -> Option<u
         let record = maps::image(slot)?;
         let owner = get!(record, owner);
         if owner == key.owner() && get!(record, file) == key.file {
-            return (get!(record, route) == route as u32).then_some(slot);
+            return routes.have(get!(record, route)).then_some(slot);
         }
         if owner == 0 && free == IMAGES as u32 {
             free = slot;
@@ -47,7 +47,7 @@ pub(crate) fn record_of(key: ImageKey, route: Route, taking: Taking) -> Option<u
     if !vm.may_take_images() {
         return None;
     }
-    if free < IMAGES as u32 && take(free, key, route) {
+    if free < IMAGES as u32 && take(free, key, routes.taken) {
         let kind = EventKind::ImageTaken as u32;
         maps::send(&Event { kind, tgid: vm.tgid, tid: 0, vm_slot: u32::from(vm.slot) });
         return Some(free);

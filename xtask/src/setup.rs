@@ -178,8 +178,10 @@ fn kernels() -> anyhow::Result<()> {
         }
         wanted.push(release);
     }
-    // Those that newer ones have replaced.
-    for kernel in DebianKernel::all().iter().filter(|kernel| !wanted.contains(&kernel.release)) {
+    // Those that newer ones have replaced, if that is known of all.
+    let is_old =
+        |kernel: &&DebianKernel| wanted.len() == KERNELS.len() && !wanted.contains(&kernel.release);
+    for kernel in DebianKernel::all().iter().filter(is_old) {
         fs::remove_dir_all(place.join(&kernel.release))?;
     }
     Ok(())

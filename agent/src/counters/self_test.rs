@@ -56,16 +56,19 @@ pub fn self_test(records: &Arc<Records>, method: Method) -> Result<(), String> {
     let vm = registration.track_vm(std::process::id()).map_err(failed)?;
     let tested = registration.track_thread(vm, &Leader, None).map_err(failed).and_then(|_| {
         let file = file().map_err(|error| format!("it cannot be tested: {error}"))?;
-        let made = match method {
-            Method::Aio => by_aio(&file),
-            _ => by_calls(&file),
-        };
-        let made = made.map_err(|error| format!("a request to test it failed: {error}"))?;
         let found = statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::INO);
         let found = found.map_err(|error| format!("it cannot be tested: {error}"))?;
         // As the kernel keeps a device number.
         let device = found.stx_dev_major << 20 | found.stx_dev_minor;
         let key = ImageKey { vm: vm.0, device, file: found.stx_ino };
+        // What other methods see is not for this record.
+        let taken = records.take_image(key, method.route());
+        taken.ok_or("it cannot be tested: no record is free")?;
+        let made = match method {
+            Method::Aio => by_aio(&file),
+            _ => by_calls(&file),
+        };
+        let made = made.map_err(|error| format!("a request to test it failed: {error}"))?;
         let seen = records.image_io(&records.images_of(key).collect::<Vec<_>>());
         let numbers = |io: DiskIo| [io.reads, io.writes, io.read_octets, io.write_octets];
         if numbers(seen) == made {
@@ -96,10 +99,10 @@ fn by_calls(file: &File) -> io::Result<[u64; 4]> {
     Ok([2, 3, (LEN + read) as u64, (LEN + written) as u64])
 }
 
-/// One read and one write by io_submit(2).
+/// Reads and writes by io_submit(2), in one part and in a list of parts.
 fn by_aio(file: &File) -> io::Result<[u64; 4]> {
-    /// `IOCB_CMD_PREAD` and `IOCB_CMD_PWRITE` of the kernel's aio_abi.h.
-    const COMMANDS: [u16; 2] = [0, 1];
+    /// `IOCB_CMD_PREAD`, `PWRITE`, `PREADV` and `PWRITEV` of the kernel's aio_abi.h.
+    const COMMANDS: [u16; 4] = [0, 1, 7, 8];
     let mut context: libc::c_ulong = 0;
     let mut octets = [0_u8; LEN];
     // SAFETY: the kernel writes a number to `context`, which is 0 as io_setup(2) wants it.
@@ -109,12 +112,18 @@ fn by_aio(file: &File) -> io::Result<[u64; 4]> {
         let mut request: libc::iocb = unsafe { std::mem::zeroed() };
         request.aio_lio_opcode = command;
         request.aio_fildes = u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
-        request.aio_buf = ptr::from_mut(&mut octets).expose_provenance() as u64;
-        request.aio_nbytes = LEN as u64;
+        let part = libc::iovec { iov_base: octets.as_mut_ptr().cast(), iov_len: LEN };
+        let (buffer, len) = if command < 7 {
+            (ptr::from_mut(&mut octets).expose_provenance(), LEN)
+        } else {
+            (ptr::from_ref(&part).expose_provenance(), 1)
+        };
+        (request.aio_buf, request.aio_nbytes) = (buffer as u64, len as u64);
         let mut list = [&raw mut request];
         // `struct io_event`: data, request, result, second result
         let mut event = [0_u64; 4];
-        // SAFETY: the list has one request, whose buffer is as long as it says and stays until the event has come.
+        // SAFETY: the list has one request, whose buffer, or list of one, is as long as it says and stays until the event
+        // has come.
         done(unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) })?;
         let no_limit = ptr::null_mut::<libc::timespec>();
         // SAFETY: there is room for the one event that is waited for.
@@ -125,7 +134,7 @@ fn by_aio(file: &File) -> io::Result<[u64; 4]> {
     });
     // SAFETY: it takes a number.
     done(unsafe { libc::syscall(libc::SYS_io_destroy, context) })?;
-    made.map(|()| [1, 1, LEN as u64, LEN as u64])
+    made.map(|()| [2, 2, 2 * LEN as u64, 2 * LEN as u64])
 }
 
 fn done(result: libc::c_long) -> io::Result<()> {

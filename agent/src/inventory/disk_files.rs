@@ -2,7 +2,15 @@
 
 use std::{collections::HashMap, io};
 
-use super::{DomainDisk, FileIdentity, OpenFile, VmProcess};
+use super::{DomainDisk, FileIdentity, ImageHeader, OpenFile, VmProcess};
+
+/// A file of a disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DiskFile<'a> {
+    pub(super) file: &'a OpenFile,
+    /// Not only by the header of a file that is not known to be an image.
+    pub(super) is_certain: bool,
+}
 
 /// Finds files by the names that disks have for them.
 #[derive(Debug, Default)]
@@ -19,46 +27,65 @@ impl DiskFiles {
         Self { paths_before: self.paths, paths: HashMap::new() }
     }
 
-    /// The files of a disk, the one that is named first before the others.
+    /// The files of a disk, the one that is named first before the others. `is_used` says of a file that is not known to
+    /// be any disk's whether the VMM does I/O on it as on one.
     pub(super) fn of_disk<'a>(
         &mut self,
         process: &'a VmProcess,
         disk: &DomainDisk,
         is_of_domain: bool,
-    ) -> Vec<&'a OpenFile> {
+        is_used: impl Fn(&OpenFile) -> bool,
+    ) -> Vec<DiskFile<'a>> {
         let named = std::iter::once(&disk.resource).chain(&disk.others);
-        let mut files: Vec<_> = named.filter_map(|path| self.find(&process.files, path)).collect();
+        let named = named.filter_map(|path| self.find(&process.files, path));
+        let mut files: Vec<_> = named.map(|file| DiskFile { file, is_certain: true }).collect();
         // libvirt tells of every image itself.
         if !is_of_domain && !process.headers.is_empty() {
-            self.add_stacked(process, &mut files);
+            self.add_stacked(process, &mut files, is_used);
         }
         files
     }
 
     /// Adds the files on which these are based by their headers, and those that were put on top of them since the VMM
     /// began.
-    fn add_stacked<'a>(&mut self, process: &'a VmProcess, files: &mut Vec<&'a OpenFile>) {
+    fn add_stacked<'a>(
+        &mut self,
+        process: &'a VmProcess,
+        files: &mut Vec<DiskFile<'a>>,
+        is_used: impl Fn(&OpenFile) -> bool,
+    ) {
         let (mut named, mut raw) = (Vec::new(), Vec::new());
         for disk in &process.devices.disks {
             let Some(file) = self.find(&process.files, &disk.resource) else { continue };
             named.push(file.identity);
             raw.extend((!disk.may_have_header()).then_some(file.identity));
         }
-        let headers = || process.headers.iter().filter(|header| !raw.contains(&header.image));
+        let open = |is: FileIdentity| process.files.iter().find(|file| file.identity == is);
         let mut at = 0;
-        while let Some(file) = files.get(at) {
-            let own = headers().find(|header| header.image == file.identity);
-            let below = own.map_or(&[][..], |header| &header.below).iter().copied();
+        while let Some(&DiskFile { file, is_certain }) = files.get(at) {
+            at += 1;
+            let mut add = |file: &'a OpenFile, is_certain| {
+                if files.iter().all(|known| known.file.identity != file.identity) {
+                    files.push(DiskFile { file, is_certain });
+                }
+            };
+            let has_header = |header: &&ImageHeader| !raw.contains(&header.image);
+            let own = process.headers.iter().filter(has_header);
             // An image with a disk of its own may be based on the same one.
-            let above = headers().filter(|header| {
+            let above = own.clone().filter(|header| {
                 header.below.contains(&file.identity) && !named.contains(&header.image)
             });
-            for identity in below.chain(above.map(|header| header.image)) {
-                let is_known = files.iter().any(|known| known.identity == identity);
-                let open = process.files.iter().find(|open| open.identity == identity);
-                files.extend(open.filter(|_| !is_known));
+            for above in above.filter_map(|header| open(header.image)).filter(|file| is_used(file))
+            {
+                add(above, false);
             }
-            at += 1;
+            let own = own.clone().find(|header| header.image == file.identity);
+            if let Some(own) = own {
+                for below in own.below.iter().filter_map(|is| open(*is)) {
+                    add(below, is_certain);
+                }
+                raw.extend(&own.raw);
+            }
         }
     }
 

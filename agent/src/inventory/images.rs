@@ -9,7 +9,9 @@ use std::{
 use kvmeter_common::{ImageKey, Route};
 
 use super::{
-    DomainDisk, FileIdentity, OpenFile, StorageSource, VmProcess, disk_files::DiskFiles, methods,
+    DomainDisk, FileIdentity, OpenFile, StorageSource, VmProcess,
+    disk_files::{DiskFile, DiskFiles},
+    methods::{self, Choice},
 };
 use crate::{
     counters::{ImageSlot, Records, TakenImage, VmSlot, since_boot_ns},
@@ -27,6 +29,9 @@ const QUESTIONS: u32 = 8;
 
 /// After the first question; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// So soon after hooks could not be attached a view is made anew.
+const UNATTACHED: Duration = Duration::from_millis(20);
 
 /// The hooks of images, for all who may need them.
 pub type SharedHooks = Arc<Mutex<ImageHooks>>;
@@ -111,8 +116,15 @@ impl Images {
             return CountedBy::Nobody("the drive is empty".to_owned());
         }
         let (mut first, mut failure, mut slots) = (None, None, Vec::new());
-        for file in self.round.files.of_disk(process, disk, is_of_domain) {
+        let Round { taken, files, .. } = &mut self.round;
+        let taken = taken.get(&vm).map_or(&[][..], Vec::as_slice);
+        let is_used = |file: &OpenFile| {
+            let is_its = |image: &&TakenImage| image.key == file.key(vm);
+            taken.iter().find(is_its).is_some_and(|image| [0, storage].contains(&image.storage))
+        };
+        for DiskFile { file, is_certain } in files.of_disk(process, disk, is_of_domain, is_used) {
             match self.count_file(vm, file, counted) {
+                Err(_) if !is_certain => {}
                 Ok((method, records)) => {
                     first.get_or_insert(method);
                     slots.extend(records);
@@ -186,8 +198,8 @@ impl Images {
         }
         let needed = std::mem::take(&mut self.round.needed);
         let works = self.hooks().need(|method| needed.contains(&method));
-        // What was to be counted by hooks that do not work is counted by nobody.
-        self.again = if works { self.round.soon } else { Some(now) };
+        // Hooks that do not work at all, or not yet.
+        self.again = if works { self.round.soon } else { Some(now + UNATTACHED) };
         wanted
     }
 
@@ -245,7 +257,7 @@ impl Images {
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
         }
-        let methods = {
+        let Choice { methods, route } = {
             let hooks = self.hooks();
             methods::of_file(|method| hooks.can(method), file, process, disk.submission)?
         };
@@ -255,7 +267,7 @@ impl Images {
         if *self.round.given.entry(key).or_insert(storage) != storage {
             return Ok((method, Vec::new()));
         }
-        match self.take(key, method.route(), counted) {
+        match self.take(key, route, counted) {
             Some(slots) => Ok((method, slots)),
             None => Err("no record is free for it".to_owned()),
         }

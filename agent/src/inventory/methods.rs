@@ -1,50 +1,70 @@
 //! Which hooks count the requests on an image.
 
+use kvmeter_common::Route;
+
 use super::{OpenFile, Submission, VmProcess};
 use crate::probe::{ImageHooks, Method};
 
-/// How requests on a file are counted, the way that the status names first; at least one. All go by one route. Why
-/// they cannot be, else. `works` says whether a method works here, or why not.
+/// The methods of an image, the one that the status names first, and the route of its record.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Choice {
+    pub(super) methods: Vec<Method>,
+    pub(super) route: Route,
+}
+
+impl Choice {
+    fn of(methods: Vec<Method>) -> Self {
+        let is_at_functions = |method: &Method| matches!(method, Method::Vfs | Method::Aio);
+        let route = match methods.first() {
+            _ if methods.iter().any(is_at_functions) => Route::Function,
+            Some(first) => first.route(),
+            None => Route::Call,
+        };
+        Self { methods, route }
+    }
+}
+
+/// How requests on a file are counted, or why they cannot be. `works` says whether a method works here, or why not.
 pub(super) fn of_file<'a>(
     works: impl Fn(Method) -> Result<(), &'a str>,
     file: &OpenFile,
     process: &VmProcess,
     submission: Submission,
-) -> Result<Vec<Method>, String> {
+) -> Result<Choice, String> {
     let can = |method| works(method).is_ok();
     let calls =
         if process.has_positions && can(Method::Vfs) { Method::Vfs } else { Method::Syscall };
     let is_by_ring = submission == Submission::IoUring && process.has_io_uring;
+    let may_be_by_ring = process.has_io_uring && submission != Submission::Native;
     let is_block_device = file.identity.is_block_device();
-    if file.is_direct && !is_by_ring {
-        if file.has_iomap && !is_block_device && can(Method::Dio) {
-            return Ok(vec![Method::Dio]);
-        }
-        // The block layer sees parts of large requests, and their ends in interrupts.
-        let has_whole = match submission {
-            Submission::Threads => calls == Method::Vfs,
-            Submission::Native => can(Method::Aio),
-            Submission::IoUring | Submission::Unknown => calls == Method::Vfs && can(Method::Aio),
-        };
-        if is_block_device && !has_whole && can(Method::Bdev) {
-            return Ok(vec![Method::Bdev]);
-        }
-    }
+    let has_dio = file.is_direct && file.has_iomap && !is_block_device && can(Method::Dio);
     let methods = match submission {
-        Submission::Native => vec![Method::Aio],
-        Submission::Threads => vec![calls],
+        // A request whose memory does not fit is made by a thread.
+        _ if is_by_ring && has_dio => vec![Method::IoUring, Method::Dio],
+        _ if is_by_ring && file.is_direct && calls == Method::Vfs => vec![Method::IoUring, calls],
         _ if is_by_ring => vec![Method::IoUring],
+        _ if has_dio => vec![Method::Dio],
+        Submission::Native => vec![Method::Aio, calls],
+        Submission::Threads => vec![calls],
         Submission::IoUring | Submission::Unknown => {
             let by_aio = (file.is_direct && can(Method::Aio)).then_some(Method::Aio);
-            let by_ring = process.has_io_uring.then_some(Method::IoUring);
+            let by_ring = may_be_by_ring.then_some(Method::IoUring);
             [Some(calls), by_aio, by_ring].into_iter().flatten().collect()
         }
     };
+    // Of large requests on a device the block layer sees parts, and their ends in interrupts: only where nothing else sees
+    // all of them.
+    let has_all = methods.iter().all(|method| can(*method))
+        && calls == Method::Vfs
+        && (submission != Submission::Unknown || can(Method::Aio));
+    if is_block_device && file.is_direct && !is_by_ring && !has_all && can(Method::Bdev) {
+        return Ok(Choice::of(vec![Method::Bdev]));
+    }
     for &method in &methods {
         works(method)
             .map_err(|why| format!("it needs {}, which does not work: {why}", method.name()))?;
     }
-    Ok(methods)
+    Ok(Choice::of(methods))
 }
 
 /// How requests are counted past the page cache on what is not open yet; all go by one route.
@@ -86,7 +106,7 @@ mod tests {
         };
         let process = VmProcess { has_io_uring, has_positions: true, ..VmProcess::default() };
         let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
-        of_file(works, &file, &process, submission)
+        of_file(works, &file, &process, submission).map(|choice| choice.methods)
     }
 
     const CACHED_FILE: (bool, bool) = (false, false);
@@ -107,24 +127,38 @@ mod tests {
             (all, CACHED_FILE, Threads, &[Vfs]),
             (all, CACHED_FILE, Unknown, &[Vfs]),
             (all, DIRECT_DEVICE, Threads, &[Vfs]),
-            (all, DIRECT_DEVICE, Native, &[Aio]),
+            (all, DIRECT_DEVICE, Native, &[Aio, Vfs]),
             (all, DIRECT_DEVICE, Unknown, &[Vfs, Aio]),
             (events, DIRECT_FILE, Native, &[Dio]),
             (events, CACHED_FILE, Threads, &[Syscall]),
             (events, DIRECT_DEVICE, Threads, &[Bdev]),
             (events, DIRECT_DEVICE, Native, &[Bdev]),
             (functions, DIRECT_FILE, Threads, &[Vfs]),
-            (functions, DIRECT_FILE, Native, &[Aio]),
+            (functions, DIRECT_FILE, Native, &[Aio, Vfs]),
             (functions, DIRECT_FILE, Unknown, &[Vfs, Aio]),
             (bare, DIRECT_FILE, Threads, &[Syscall]),
         ] {
             let chosen = chosen(has, file, submission, false);
             assert_eq!(chosen.as_deref(), Ok(methods), "{has:?} {file:?} {submission:?}");
         }
-        let by_ring = chosen(all, DIRECT_FILE, Ring, true);
-        assert_eq!(by_ring.as_deref(), Ok(&[IoUring][..]));
-        let unsaid = chosen(all, CACHED_FILE, Unknown, true);
-        assert_eq!(unsaid.as_deref(), Ok(&[Vfs, IoUring][..]));
+        for (has, file, submission, methods) in [
+            (all, CACHED_FILE, Ring, &[IoUring][..]),
+            (all, DIRECT_FILE, Ring, &[IoUring, Dio]),
+            (all, DIRECT_DEVICE, Ring, &[IoUring, Vfs]),
+            (functions, DIRECT_FILE, Ring, &[IoUring, Vfs]),
+            (events, DIRECT_DEVICE, Ring, &[IoUring]),
+            (all, CACHED_FILE, Unknown, &[Vfs, IoUring]),
+            (all, DIRECT_DEVICE, Unknown, &[Vfs, Aio, IoUring]),
+            // Without events of io_uring nothing else sees all requests.
+            (&[Vfs, Aio, Bdev, Syscall][..], DIRECT_DEVICE, Unknown, &[Bdev]),
+        ] {
+            let chosen = chosen(has, file, submission, true);
+            assert_eq!(chosen.as_deref(), Ok(methods), "{has:?} {file:?} {submission:?}");
+        }
+        let routes = [&[Dio][..], &[Bdev], &[Syscall, IoUring], &[IoUring, Vfs], &[IoUring, Dio]]
+            .map(|methods| Choice::of(methods.to_vec()).route);
+        use Route::{Block, Call, Direct, Function};
+        assert_eq!(routes, [Direct, Block, Call, Function, Route::Ring]);
         let none = chosen(bare, DIRECT_FILE, Native, false);
         assert_eq!(none.as_deref(), Err(&"it needs aio, which does not work: not here".to_owned()));
     }

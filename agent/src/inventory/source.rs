@@ -44,7 +44,7 @@ pub struct VmProcess {
     pub headers: Vec<ImageHeader>,
     /// Whether it has a ring of io_uring.
     pub has_io_uring: bool,
-    /// Whether it says with each request where in the file, and does not go there before: QEMU and Cloud Hypervisor.
+    /// Whether it says with each request where in the file, and does not go there before, as QEMU does.
     pub has_positions: bool,
     /// Whether it holds a VM of KVM.
     pub has_kvm: bool,
@@ -84,6 +84,8 @@ pub struct ImageHeader {
     pub size: u64,
     /// The files on which it is based: one with what it does not have itself, and one with its data.
     pub below: Vec<FileIdentity>,
+    /// Those of them that are told to be raw, and have no header: what is there, a guest has written.
+    pub raw: Vec<FileIdentity>,
 }
 
 /// A file as stat(2) tells one from another: by what it is, not by its name.
@@ -239,6 +241,13 @@ pub struct DomainNic {
 }
 
 impl VmProcess {
+    /// The files of disks that are told to be raw.
+    pub(super) fn raw_files(&self) -> impl Iterator<Item = FileIdentity> {
+        let raw = self.devices.disks.iter().filter(|disk| !disk.may_have_header());
+        let files = raw.flat_map(|disk| self.files.iter().filter(|f| f.path == disk.resource));
+        files.map(|file| file.identity)
+    }
+
     /// Takes in what the headers of its images tell.
     pub(super) fn note_headers(&mut self, headers: &[ImageHeader]) {
         self.headers = headers.to_vec();

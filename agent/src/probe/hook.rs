@@ -5,7 +5,7 @@ use aya::{
     programs::{Program, links::FdLink},
 };
 
-use super::{Method, ProbeError, pins::Pins};
+use super::{Method, Offsets, ProbeError, pins::Pins};
 
 /// A place in the kernel that a program is attached to, and what is lost without it.
 #[derive(Clone, Copy, Debug)]
@@ -40,10 +40,17 @@ impl Hook {
     }
 
     /// Has the kernel check its program.
-    pub(super) fn load(self, ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProbeError> {
+    pub(super) fn load(
+        self,
+        ebpf: &mut Ebpf,
+        btf: &Btf,
+        offsets: &Offsets,
+    ) -> Result<(), ProbeError> {
         let failed = |source| ProbeError::hook(self.name, source);
         match (self.place, self.program(ebpf)?) {
-            (Place::Event, Program::BtfTracePoint(program)) => program.load(self.name, btf),
+            (Place::Event, Program::BtfTracePoint(program)) => {
+                program.load(offsets.tracepoint(self.name), btf)
+            }
             (Place::Entry(function), Program::FEntry(program)) => program.load(function, btf),
             (Place::Exit(function), Program::FExit(program)) => program.load(function, btf),
             _ => return Err(ProbeError::NoProgram { name: self.name }),

@@ -1,13 +1,14 @@
 //! The hooks of images, which cost something wherever the host does I/O: loaded at the start, while the agent may, and
 //! attached only as long as an image needs them. Their links are pinned, so that counting outlives the agent.
 
-use std::fmt;
+use std::{error::Error, fmt, io};
 
 use aya::{Btf, Ebpf};
 use kvmeter_common::Route;
+use nix::libc;
 use tracing::{debug, warn};
 
-use super::{Hook, HookState, hook::Place, pins::Pins, with_causes};
+use super::{Hook, HookState, Offsets, ProbeError, hook::Place, pins::Pins, with_causes};
 
 /// A way to count an image.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -50,13 +51,15 @@ impl Method {
         matches!(self, Self::Vfs | Self::Aio)
     }
 
-    /// Which records it fills.
+    /// Which records it fills, where it is alone.
     #[must_use]
     pub const fn route(self) -> Route {
         match self {
             Self::Dio => Route::Direct,
             Self::Bdev => Route::Block,
-            Self::Syscall | Self::IoUring | Self::Vfs | Self::Aio => Route::Call,
+            Self::Syscall => Route::Call,
+            Self::Vfs | Self::Aio => Route::Function,
+            Self::IoUring => Route::Ring,
         }
     }
 
@@ -109,8 +112,9 @@ const VFS: [Hook; 10] = [
     at_entry("pwritev_entry", call!("pwritev")),
     at_entry("pwritev2_entry", call!("pwritev2")),
 ];
-const AIO: [Hook; 3] = [
+const AIO: [Hook; 4] = [
     at_entry("aio_complete_rw", "aio_complete_rw"),
+    at_entry("aio_complete_rw_too", "aio_complete_rw"),
     at_entry("aio_read", "aio_read"),
     at_entry("aio_write", "aio_write"),
 ];
@@ -157,15 +161,15 @@ impl ImageHooks {
         mut ebpf: Ebpf,
         btf: &Btf,
         pins: Pins,
-        lacks: Option<&str>,
+        offsets: &Offsets,
         is_same: bool,
     ) -> Self {
         let states = Method::ALL.map(|method| {
-            if let Some(lacks) = lacks {
+            if let Some(lacks) = offsets.lacks() {
                 return State::Failed(lacks.to_owned());
             }
             for &hook in method.hooks() {
-                if let Err(error) = hook.load(&mut ebpf, btf) {
+                if let Err(error) = hook.load(&mut ebpf, btf, offsets) {
                     return State::Failed(with_causes(&error));
                 }
             }
@@ -221,7 +225,8 @@ impl ImageHooks {
         self.states[method.number()] = State::Failed(why.to_owned());
     }
 
-    /// Has these methods attached and no others. Whether all that were to be attached are.
+    /// Has these methods attached and no others. Whether all that were to be attached are; if not, what was to be counted
+    /// by them has to be counted otherwise, or this called again.
     pub fn need(&mut self, is_needed: impl Fn(Method) -> bool) -> bool {
         let mut works = true;
         for method in Method::ALL {
@@ -263,6 +268,8 @@ impl ImageHooks {
                 debug!(method = method.name(), "attached");
                 states[method.number()] = State::Attached;
             }
+            // It was detached just now, and the kernel has not let go yet.
+            Some(error) if is_busy(&error) => self.detach(method),
             Some(error) => {
                 self.detach(method);
                 let why = with_causes(&error);
@@ -283,6 +290,17 @@ impl ImageHooks {
         debug!(method = method.name(), "detached");
         self.states[method.number()] = State::Idle;
     }
+}
+
+fn is_busy(error: &ProbeError) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl fmt::Debug for ImageHooks {

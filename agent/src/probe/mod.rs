@@ -89,7 +89,7 @@ impl Probe {
         let hooks = if is_same {
             HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec()
         } else {
-            attach_all(&mut ebpf, &btf, &pins, fingerprint)?
+            attach_all(&mut ebpf, &btf, &pins, &offsets, fingerprint)?
         };
         let of_images = || Method::ALL.into_iter().flat_map(Method::hooks);
         let is_hook = |name: &str| HOOKS.iter().chain(of_images()).any(|hook| hook.name == name);
@@ -99,7 +99,7 @@ impl Probe {
         let maps = pins
             .find_maps(tid_elements)?
             .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
-        let image_hooks = ImageHooks::load(ebpf, &btf, pins, offsets.lacks(), is_same);
+        let image_hooks = ImageHooks::load(ebpf, &btf, pins, &offsets, is_same);
         maps.into_probe(image_hooks, hooks, adopted)
     }
 
@@ -131,7 +131,7 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     let of_images = Method::ALL.into_iter().flat_map(of);
     let hooks = HOOKS.into_iter().map(|hook| (hook, None)).chain(of_images);
     let mut attempt =
-        |hook: Hook| hook.load(&mut ebpf, &btf).err().map(|error| with_causes(&error));
+        |hook: Hook| hook.load(&mut ebpf, &btf, &offsets).err().map(|error| with_causes(&error));
     Ok(hooks
         .map(|(hook, method)| {
             let lacks = method.and_then(|_| offsets.lacks());
@@ -146,11 +146,12 @@ fn attach_all(
     ebpf: &mut aya::Ebpf,
     btf: &aya::Btf,
     pins: &Pins,
+    offsets: &Offsets,
     fingerprint: u64,
 ) -> Result<Vec<HookState>, ProbeError> {
     let mut hooks = Vec::with_capacity(HOOKS.len());
     for hook in HOOKS {
-        let attached = hook.load(ebpf, btf).and_then(|()| hook.attach(ebpf, pins));
+        let attached = hook.load(ebpf, btf, offsets).and_then(|()| hook.attach(ebpf, pins));
         let failure = match attached {
             Ok(()) => None,
             Err(error) if hook.required => return Err(error),

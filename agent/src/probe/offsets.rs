@@ -86,6 +86,8 @@ pub struct Offsets {
     table: [u64; Field::ALL.len()],
     /// A field that only hooks of images read, and that this kernel has not.
     lacks: Option<String>,
+    /// The tracepoint of requests that are submitted to io_uring.
+    uring_submit: &'static str,
     numbers: [(&'static str, u64); 5],
 }
 
@@ -141,7 +143,11 @@ impl Offsets {
             ("HAS_IOMAP_EVENTS", u64::from(btf.tracepoint_args("iomap_dio_rw_begin").is_ok())),
             ("O_DIRECT", u64::from(rustix::fs::OFlags::DIRECT.bits())),
         ];
-        Ok(Self { fields, table, lacks, numbers })
+        // Named so since Linux 6.4; from 6.0 on it told the same under another name.
+        let (now, before) = ("io_uring_submit_req", "io_uring_submit_sqe");
+        let is_before = btf.tracepoint_args(now).is_err() && btf.tracepoint_args(before) == Ok(2);
+        let uring_submit = if is_before { before } else { now };
+        Ok(Self { fields, table, lacks, uring_submit, numbers })
     }
 
     /// Has the loader set what the programs find in memory.
@@ -151,6 +157,11 @@ impl Offsets {
         }
         loader.override_global("OFFSETS", &self.table[..], true);
         loader.override_global("CALLS", &CALLS[..], true);
+    }
+
+    /// The tracepoint for the program of this name, which is the name of most kernels for it.
+    pub(super) fn tracepoint(&self, program: &'static str) -> &'static str {
+        if program == "io_uring_submit_req" { self.uring_submit } else { program }
     }
 
     /// Why no hook of images can do its work on this kernel.
@@ -214,8 +225,13 @@ mod tests {
     #[test]
     fn only_marks_of_loads_become_offsets() {
         let fields = std::array::from_fn(|number| i16::try_from(number * 8).unwrap());
-        let offsets =
-            Offsets { fields, table: [0; Field::ALL.len()], lacks: None, numbers: [("", 0); 5] };
+        let offsets = Offsets {
+            fields,
+            table: [0; Field::ALL.len()],
+            lacks: None,
+            uring_submit: "",
+            numbers: [("", 0); 5],
+        };
         let [low, high] = Field::TaskTgid.mark().to_le_bytes();
         // r1 = *(u32 *)(r2 + mark), the same as a store, a load at 16, and the second half of a wide load
         let mut code = [

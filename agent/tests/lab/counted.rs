@@ -46,7 +46,7 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    /// This one, by those of these methods that this kernel has; one at least.
+    /// This one, by those of these methods that this kernel has.
     pub(crate) fn by(methods: &[Method]) -> Self {
         Self::process(std::process::id(), methods)
     }
@@ -71,7 +71,6 @@ impl Counted {
                 }
             }
         }
-        assert!(methods.iter().any(|method| probe.image_hooks.can(*method).is_ok()));
         Self { records, registration, probe, vm, _pins: pins }
     }
 

@@ -108,7 +108,7 @@ fn requests_of_a_linux_guest_are_counted_as_qemu_makes_them() {
     let serial = host.images.path().join("serial");
     let xml = format!(
         "<domain type='qemu'><name>linux</name><uuid>{}</uuid><memory unit='MiB'>1536</memory>\
-         <vcpu>2</vcpu><cpu mode='maximum'/><features><acpi/></features>\
+         <vcpu>1</vcpu><cpu mode='maximum'/><features><acpi/></features>\
          <override xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>{unmerged}</override>\
          <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{}</kernel><initrd>{}</initrd>\
          <cmdline>{}</cmdline></os>\

@@ -58,16 +58,18 @@ impl Headers {
         (Self { tell, wake: Arc::new(wake), looks: Arc::default() }, told)
     }
 
-    /// Begins to look at the images that a process has open. Whether it does: too many looks may be under way.
-    pub(super) fn look(&self, proc_root: PathBuf, pid: u32, start_ticks: u64) -> bool {
+    /// Begins to look at the images that a process has open, but for those of disks that are told to be raw. Whether it is
+    /// to be called again, since too many looks are under way.
+    pub(super) fn look(&self, subject: Subject) -> bool {
         if self.looks.load(Relaxed) >= MAX_LOOKS {
-            return false;
+            return true;
         }
         self.looks.fetch_add(1, Relaxed);
         let Self { tell, wake, looks } = self;
         let (tell, wake, at_work) = (tell.clone(), Arc::clone(wake), Arc::clone(looks));
+        let Subject { pid, start_ticks, .. } = subject;
         let look = move || {
-            let headers = read(&proc_root, pid, start_ticks).unwrap_or_else(|error| {
+            let headers = subject.headers().unwrap_or_else(|error| {
                 warn!(pid, "Cannot see on which files a VM's images are based: {error}");
                 Vec::new()
             });
@@ -77,70 +79,98 @@ impl Headers {
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
         };
-        let begun = thread::Builder::new().name("headers".to_owned()).spawn(look);
-        if let Err(error) = &begun {
+        if let Err(error) = thread::Builder::new().name("headers".to_owned()).spawn(look) {
             looks.fetch_sub(1, Relaxed);
             warn!(pid, "Cannot look at a VM's images: {error}");
         }
-        begun.is_ok()
+        false
     }
 }
 
-/// The headers of all images that a process has open. Each file is found by the process's own descriptor.
-fn read(proc_root: &Path, pid: u32, start_ticks: u64) -> io::Result<Vec<ImageHeader>> {
-    let process = Process::hold(proc_root, pid)?;
-    if process.stat()?.start_ticks != start_ticks {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let mut files: Vec<(FileIdentity, String, u32)> = Vec::new();
-    for (number, path) in process.descriptors()? {
-        // Optical drives may have to fetch their disc first.
-        let is_file = path.starts_with('/') && !path.starts_with("/dev/sr");
-        if is_file
-            && files.len() < MAX_IMAGES
-            && let Ok(Some(identity)) = process.identity_of_descriptor(number)
-            && files.iter().all(|(known, ..)| *known != identity)
-        {
-            files.push((identity, path, number));
+/// Whose images are looked at.
+#[derive(Debug)]
+pub(super) struct Subject {
+    pub(super) proc_root: PathBuf,
+    pub(super) pid: u32,
+    pub(super) start_ticks: u64,
+    /// Files that have no header.
+    pub(super) raw: Vec<FileIdentity>,
+}
+
+impl Subject {
+    /// The headers of all images that the process has open. Each file is found by the process's own descriptor.
+    fn headers(&self) -> io::Result<Vec<ImageHeader>> {
+        let process = Process::hold(&self.proc_root, self.pid)?;
+        if process.stat()?.start_ticks != self.start_ticks {
+            return Err(io::ErrorKind::NotFound.into());
         }
-    }
-    let mut headers = Vec::new();
-    for (image, path, number) in &files {
-        let mut octets = [0; HEADER_LEN];
-        let begun = process.open_descriptor(*number).and_then(|file| {
-            let len = read_up_to(&file, &mut octets)?;
-            Ok((file, len))
-        });
-        let (file, len) = match begun {
-            Ok(begun) => begun,
-            // Closed meanwhile, or not for everybody.
-            Err(error) => {
-                debug!(pid, path, "not looked into: {error}");
-                continue;
+        let mut files: Vec<Candidate> = Vec::new();
+        for (number, path) in process.descriptors()? {
+            // Optical drives may have to fetch their disc first.
+            let is_file = path.starts_with('/') && !path.starts_with("/dev/sr");
+            if is_file
+                && files.len() < MAX_IMAGES
+                && let Ok(Some(identity)) = process.identity_of_descriptor(number)
+                && files.iter().all(|known| known.identity != identity)
+            {
+                files.push(Candidate { identity, path: path.into(), number });
             }
+        }
+        let may_have_header = |file: &&Candidate| !self.raw.contains(&file.identity);
+        let look = |file: &Candidate| {
+            file.header(&process, &files).unwrap_or_else(|error| {
+                // Closed meanwhile, or not for everybody.
+                debug!(pid = self.pid, path = %file.path.display(), "not looked into: {error}");
+                None
+            })
         };
-        let Some(header) = Header::parse(&octets[..len]) else { continue };
+        Ok(files.iter().filter(may_have_header).filter_map(look).collect())
+    }
+}
+
+/// A file that may be an image.
+#[derive(Debug)]
+struct Candidate {
+    identity: FileIdentity,
+    path: PathBuf,
+    /// A descriptor of it.
+    number: u32,
+}
+
+impl Candidate {
+    /// Its header, if it has one, with what it says of the other files.
+    fn header(&self, process: &Process, files: &[Self]) -> io::Result<Option<ImageHeader>> {
+        let file = process.open_descriptor(self.number, self.identity)?;
+        let mut octets = [0; HEADER_LEN];
+        let len = read_up_to(&file, &mut octets)?;
+        let Some(header) = Header::parse(&octets[..len]) else { return Ok(None) };
         let backing = header.backing.and_then(|(place, len)| {
             let mut name = vec![0; len];
             file.read_exact_at(&mut name, place).ok()?;
-            String::from_utf8(name).ok()
+            self.find(&String::from_utf8(name).ok()?, process, files)
         });
-        let dir = Path::new(path).parent().unwrap_or_else(|| Path::new("/"));
-        let names = backing.into_iter().chain(header.data_file);
-        let below = names.filter_map(|name| {
-            let path = dir.join(file_of(&name)?);
-            let by = |is_so: &dyn Fn(&Path) -> bool| {
-                let mut same = files.iter().filter(|(_, known, _)| is_so(Path::new(known)));
-                same.next().filter(|_| same.next().is_none()).map(|(identity, ..)| *identity)
-            };
-            by(&|known| known == path)
-                .or_else(|| process.identity_in_root(&path).ok().flatten())
-                // Its name may be relative to a link by which the VMM has found the image.
-                .or_else(|| by(&|known| known.file_name() == path.file_name()))
-        });
-        headers.push(ImageHeader { image: *image, size: header.size, below: below.collect() });
+        let data = header.data_file.and_then(|name| self.find(&name, process, files));
+        Ok(Some(ImageHeader {
+            image: self.identity,
+            size: header.size,
+            below: backing.into_iter().chain(data).collect(),
+            raw: backing.filter(|_| header.backing_is_raw).into_iter().chain(data).collect(),
+        }))
     }
-    Ok(headers)
+
+    /// Which of the files another one is that its header names.
+    fn find(&self, name: &str, process: &Process, files: &[Self]) -> Option<FileIdentity> {
+        let dir = self.path.parent().unwrap_or_else(|| Path::new("/"));
+        let path = dir.join(file_of(name)?);
+        let by = |is_so: &dyn Fn(&Path) -> bool| {
+            let mut same = files.iter().filter(|file| is_so(&file.path));
+            same.next().filter(|_| same.next().is_none()).map(|file| file.identity)
+        };
+        by(&|known| known == path)
+            .or_else(|| process.identity_in_root(&path).ok().flatten())
+            // It may be relative to a link by which the VMM has found the image.
+            .or_else(|| by(&|known| known.file_name() == path.file_name()))
+    }
 }
 
 fn read_up_to(file: &File, octets: &mut [u8]) -> io::Result<usize> {
@@ -179,12 +209,14 @@ pub(super) fn interpret(octets: &[u8]) {
 }
 
 /// The header of a qcow2 image (docs/interop/qcow2.txt in QEMU's sources).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct Header {
     /// In octets, as the guest sees it.
     size: u64,
     /// Where the name of the image lies on which it is based, and how long that is.
     backing: Option<(u64, usize)>,
+    /// That one is told to be raw.
+    backing_is_raw: bool,
     /// The file that has its data.
     data_file: Option<String>,
 }
@@ -193,7 +225,8 @@ impl Header {
     const MAGIC: u32 = 0x5146_49fb;
     /// Of version 2; later ones tell theirs.
     const LEN: usize = 72;
-    /// The extension with the name of a data file.
+    /// The extensions with the format of the image on which it is based, and with the name of a data file.
+    const BACKING_FORMAT: u32 = 0xe279_2aca;
     const DATA_FILE: u32 = 0x4441_5441;
 
     /// `None`: it is none.
@@ -205,20 +238,28 @@ impl Header {
         let (place, len) = (long(octets, 8)?, word(octets, 16)? as usize);
         let backing = (place != 0 && (1..=MAX_NAME).contains(&len)).then_some((place, len));
         let own = if version < 3 { Some(Self::LEN) } else { word(octets, 100).map(|n| n as usize) };
-        let data_file = own.filter(|_| version > 1).and_then(|at| Self::data_file(octets, at));
-        Some(Self { size: long(octets, 24)?, backing, data_file })
+        let mut header = Self { size: long(octets, 24)?, backing, ..Self::default() };
+        if let Some(at) = own.filter(|_| version > 1) {
+            header.extend(octets, at);
+        }
+        Some(header)
     }
 
-    /// Looks among the extensions, which begin at `at`: a type, a length, and so many octets, filled up to eight.
-    fn data_file(octets: &[u8], mut at: usize) -> Option<String> {
+    /// Takes in the extensions, which begin at `at`: a type, a length, and so many octets, filled up to eight. `None`: they
+    /// do not end in order.
+    fn extend(&mut self, octets: &[u8], mut at: usize) -> Option<()> {
         loop {
             let (kind, len) = (word(octets, at)?, word(octets, at.checked_add(4)?)? as usize);
             let data = octets.get(at.checked_add(8)?..)?;
             match kind {
-                0 => return None,
-                Self::DATA_FILE => return String::from_utf8(data.get(..len)?.to_vec()).ok(),
-                _ => at = at.checked_add(8)?.checked_add(len.checked_next_multiple_of(8)?)?,
+                0 => return Some(()),
+                Self::BACKING_FORMAT => self.backing_is_raw = data.get(..len)? == b"raw",
+                Self::DATA_FILE => {
+                    self.data_file = String::from_utf8(data.get(..len)?.to_vec()).ok();
+                }
+                _ => {}
             }
+            at = at.checked_add(8)?.checked_add(len.checked_next_multiple_of(8)?)?;
         }
     }
 }
@@ -266,6 +307,7 @@ mod tests {
         let place = usize::try_from(place).unwrap();
         assert_eq!(&octets[place..place + len], b"base.raw");
         assert_eq!((header.size, header.data_file.as_deref()), (4 << 20, Some("data.raw")));
+        assert!(header.backing_is_raw);
         assert_eq!(Header::parse(&image(&[], "")).unwrap().backing, None);
         assert_eq!(Header::parse(&[0; HEADER_LEN]), None);
         // An extension that is longer than the file.

@@ -14,7 +14,7 @@ use super::{
     super::{FileIdentity, ImageHeader, Vcpu, VmProcess},
     SharedTracker,
     command_line::Description,
-    headers::{self, Headers},
+    headers::{self, Headers, Subject},
     process::{self, Thread},
     scan::{self, Roots, Scan},
 };
@@ -58,8 +58,10 @@ struct Machine {
     reported: bool,
     /// What the headers of its images told.
     headers: Vec<ImageHeader>,
-    /// The files that it had open when they were asked for.
+    /// The files that it had open when they were asked for last.
     asked: Vec<FileIdentity>,
+    /// They have not told yet.
+    is_asked: bool,
     /// Tells its end.
     pidfd: OwnedFd,
 }
@@ -198,6 +200,7 @@ impl Machines {
                 reported: false,
                 headers: Vec::new(),
                 asked: Vec::new(),
+                is_asked: false,
                 pidfd,
             };
             self.known.insert(pid, machine);
@@ -255,13 +258,20 @@ impl Machines {
             return;
         }
         let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
-        if known.asked == files {
+        // Who does not answer is not asked once more.
+        if known.is_asked || known.asked == files {
             return;
         }
-        if self.headers.look(self.roots.proc.clone(), vm.pid, vm.start_ticks) {
-            known.asked = files;
-        } else {
+        let subject = Subject {
+            proc_root: self.roots.proc.clone(),
+            pid: vm.pid,
+            start_ticks: vm.start_ticks,
+            raw: vm.raw_files().collect(),
+        };
+        if self.headers.look(subject) {
             self.waiting.insert(vm.pid);
+        } else {
+            (known.asked, known.is_asked) = (files, true);
         }
     }
 
@@ -271,7 +281,14 @@ impl Machines {
         if let Some(known) = self.known.get_mut(&told.pid)
             && known.vm.start_ticks == told.start_ticks
         {
-            known.headers = told.headers;
+            // One that could not be read this time, closed or not, is as it was.
+            let files = &known.vm.files;
+            known.headers.retain(|old| {
+                files.iter().any(|file| file.identity == old.image)
+                    && told.headers.iter().all(|new| new.image != old.image)
+            });
+            known.headers.extend(told.headers);
+            known.is_asked = false;
             look.insert(told.pid);
         }
         look

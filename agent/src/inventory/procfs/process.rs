@@ -137,19 +137,31 @@ impl Process {
         Ok(FileIdentity::of(&found))
     }
 
-    /// Opens the file of a descriptor once more, to read it. That may wait for a disk or a server.
-    pub(super) fn open_descriptor(&self, number: u32) -> io::Result<File> {
+    /// Opens the file of a descriptor once more, to read it, if it still is this one. Reading may wait for a disk or a
+    /// server.
+    pub(super) fn open_descriptor(&self, number: u32, is: FileIdentity) -> io::Result<File> {
+        let place = OFlags::PATH | OFlags::CLOEXEC;
+        let found = openat(&self.dir, format!("fd/{number}"), place, Mode::empty())?;
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
+        if FileIdentity::of(&stat) != Some(is) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        Ok(File::from(openat(&self.dir, format!("fd/{number}"), how, Mode::empty())?))
+        let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+        Ok(File::from(rustix::fs::open(itself, how, Mode::empty())?))
     }
 
-    /// Which regular file or block device the process itself would find at a path. That may wait, too.
+    /// Which regular file or block device the process itself would find at a path, as far as the kernel knows without
+    /// asking a disk or a server.
     pub(super) fn identity_in_root(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
-        let found = openat2(&root, path, place, Mode::empty(), ResolveFlags::IN_ROOT)?;
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::CACHED;
+        let found = openat2(&root, path, place, Mode::empty(), within)?;
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let wanted = StatxFlags::TYPE | StatxFlags::INO;
-        Ok(FileIdentity::of(&statx(&found, "", AtFlags::EMPTY_PATH, wanted)?))
+        Ok(FileIdentity::of(&statx(&found, "", how, wanted)?))
     }
 
     /// What `/proc/PID/fdinfo/NUMBER` tells.

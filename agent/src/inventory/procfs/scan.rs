@@ -150,7 +150,7 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>, known: &[OpenFile]) -> io::Resu
         files,
         headers: Vec::new(),
         has_io_uring,
-        has_positions: matches!(described.vmm, Vmm::Qemu | Vmm::CloudHypervisor),
+        has_positions: described.vmm == Vmm::Qemu,
         has_kvm: !vm_fds.is_empty(),
     };
     Ok(Some(Scan { process, vm, threads, vcpus, described }))
