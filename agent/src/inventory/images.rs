@@ -39,8 +39,8 @@ pub type SharedHooks = Arc<Mutex<ImageHooks>>;
 /// Where a disk's I/O is counted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum CountedBy {
-    /// By the kernel: the records of its images, and the method of the first.
-    Kernel(Arc<[ImageSlot]>, Method),
+    /// By the kernel: the records of its images, the method of the first, and the reason for that.
+    Kernel(Arc<[ImageSlot]>, Method, &'static str),
     /// Not by the kernel, for this reason.
     Nobody(String),
     /// By the kernel, as soon as the VMM, which has just begun, has opened it.
@@ -138,7 +138,7 @@ impl Images {
             // A part of it would be less than what is true.
             return CountedBy::Nobody(why);
         }
-        let Some(method) = first else {
+        let Some((method, why)) = first else {
             if self.expect(vm, counted) {
                 return CountedBy::Soon;
             }
@@ -151,7 +151,7 @@ impl Images {
         slots.extend(self.former(vm, storage, &slots));
         slots.sort_unstable();
         slots.dedup();
-        CountedBy::Kernel(slots.into(), method)
+        CountedBy::Kernel(slots.into(), method, why)
     }
 
     /// The records of all that a disk was made of once and is not any more; `now` are those of what it is made of.
@@ -247,7 +247,7 @@ impl Images {
         vm: VmSlot,
         file: &OpenFile,
         counted: Counted<'_>,
-    ) -> Result<(Method, Vec<ImageSlot>), String> {
+    ) -> Result<((Method, &'static str), Vec<ImageSlot>), String> {
         let Counted { process, storage, disk, .. } = counted;
         let key = file.key(vm);
         let shares_number =
@@ -257,12 +257,12 @@ impl Images {
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
         }
-        let Choice { methods, route } = {
+        let Choice { methods, route, why } = {
             let hooks = self.hooks();
             methods::of_file(|method| hooks.can(method), file, process, disk.submission)?
         };
         self.round.needed.extend(&methods);
-        let method = methods[0];
+        let method = (methods[0], why);
         // Of an image that two disks share, nobody can say which one a request is for.
         if *self.round.given.entry(key).or_insert(storage) != storage {
             return Ok((method, Vec::new()));

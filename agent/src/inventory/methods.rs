@@ -10,17 +10,30 @@ use crate::probe::{ImageHooks, Method};
 pub(super) struct Choice {
     pub(super) methods: Vec<Method>,
     pub(super) route: Route,
+    /// For people.
+    pub(super) why: &'static str,
 }
 
 impl Choice {
-    fn of(methods: Vec<Method>) -> Self {
+    fn of(methods: Vec<Method>, file: &OpenFile, process: &VmProcess) -> Self {
+        let why = match (methods.first(), file.is_direct) {
+            (Some(Method::Dio), _) => "past the page cache, on a filesystem with iomap",
+            (Some(Method::Bdev), _) => "a block device, past the page cache",
+            (Some(Method::IoUring), _) => "its requests go by io_uring",
+            (Some(Method::Aio), _) => "its requests go by io_submit(2)",
+            (Some(Method::Vfs), true) => "past the page cache, by calls of QEMU",
+            (Some(Method::Vfs), false) => "in the page cache, by calls of QEMU",
+            (_, true) => "past the page cache, where nothing else works",
+            (_, false) if process.has_positions => "in the page cache, and vfs does not work here",
+            (_, false) => "in the page cache, by any call",
+        };
         let is_at_functions = |method: &Method| matches!(method, Method::Vfs | Method::Aio);
         let route = match methods.first() {
             _ if methods.iter().any(is_at_functions) => Route::Function,
             Some(first) => first.route(),
             None => Route::Call,
         };
-        Self { methods, route }
+        Self { methods, route, why }
     }
 }
 
@@ -44,10 +57,12 @@ pub(super) fn of_file<'a>(
         _ if is_by_ring && file.is_direct && calls == Method::Vfs => vec![Method::IoUring, calls],
         _ if is_by_ring => vec![Method::IoUring],
         _ if has_dio => vec![Method::Dio],
-        Submission::Native => vec![Method::Aio, calls],
+        Submission::Native => vec![Method::Aio, Method::Vfs],
         Submission::Threads => vec![calls],
         Submission::IoUring | Submission::Unknown => {
-            let by_aio = (file.is_direct && can(Method::Aio)).then_some(Method::Aio);
+            // Those that see a call where it begins do not count where it is seen at its function.
+            let by_aio = file.is_direct && calls == Method::Vfs && can(Method::Aio);
+            let by_aio = by_aio.then_some(Method::Aio);
             let by_ring = may_be_by_ring.then_some(Method::IoUring);
             [Some(calls), by_aio, by_ring].into_iter().flatten().collect()
         }
@@ -58,13 +73,13 @@ pub(super) fn of_file<'a>(
         && calls == Method::Vfs
         && (submission != Submission::Unknown || can(Method::Aio));
     if is_block_device && file.is_direct && !is_by_ring && !has_all && can(Method::Bdev) {
-        return Ok(Choice::of(vec![Method::Bdev]));
+        return Ok(Choice::of(vec![Method::Bdev], file, process));
     }
     for &method in &methods {
         works(method)
             .map_err(|why| format!("it needs {}, which does not work: {why}", method.name()))?;
     }
-    Ok(Choice::of(methods))
+    Ok(Choice::of(methods, file, process))
 }
 
 /// How requests are counted past the page cache on what is not open yet; all go by one route.
@@ -92,7 +107,7 @@ mod tests {
         (is_direct, is_block_device): (bool, bool),
         submission: Submission,
         has_io_uring: bool,
-    ) -> Result<Vec<Method>, String> {
+    ) -> Result<(Vec<Method>, Route), String> {
         let file = OpenFile {
             path: "/image".to_owned(),
             identity: FileIdentity {
@@ -106,12 +121,25 @@ mod tests {
         };
         let process = VmProcess { has_io_uring, has_positions: true, ..VmProcess::default() };
         let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
-        of_file(works, &file, &process, submission).map(|choice| choice.methods)
+        let choice = of_file(works, &file, &process, submission);
+        choice.map(|choice| (choice.methods, choice.route))
     }
 
     const CACHED_FILE: (bool, bool) = (false, false);
     const DIRECT_FILE: (bool, bool) = (true, false);
     const DIRECT_DEVICE: (bool, bool) = (true, true);
+
+    /// Programs of all of these methods count in a record of this route.
+    fn route_of(methods: &[Method]) -> Route {
+        match methods {
+            [Dio] => Route::Direct,
+            [Bdev] => Route::Block,
+            [Syscall] | [Syscall, IoUring] => Route::Call,
+            [IoUring] | [IoUring, Dio] => Route::Ring,
+            _ if methods.contains(&Syscall) => panic!("{methods:?} do not go together"),
+            _ => Route::Function,
+        }
+    }
 
     #[test]
     fn what_a_kernel_has_is_used_the_best_way_first() {
@@ -139,7 +167,9 @@ mod tests {
             (bare, DIRECT_FILE, Threads, &[Syscall]),
         ] {
             let chosen = chosen(has, file, submission, false);
-            assert_eq!(chosen.as_deref(), Ok(methods), "{has:?} {file:?} {submission:?}");
+            let (chosen, route) = chosen.unwrap();
+            assert_eq!(chosen, methods, "{has:?} {file:?} {submission:?}");
+            assert_eq!(route, route_of(methods), "{methods:?}");
         }
         for (has, file, submission, methods) in [
             (all, CACHED_FILE, Ring, &[IoUring][..]),
@@ -153,13 +183,11 @@ mod tests {
             (&[Vfs, Aio, Bdev, Syscall][..], DIRECT_DEVICE, Unknown, &[Bdev]),
         ] {
             let chosen = chosen(has, file, submission, true);
-            assert_eq!(chosen.as_deref(), Ok(methods), "{has:?} {file:?} {submission:?}");
+            let (chosen, route) = chosen.unwrap();
+            assert_eq!(chosen, methods, "{has:?} {file:?} {submission:?}");
+            assert_eq!(route, route_of(methods), "{methods:?}");
         }
-        let routes = [&[Dio][..], &[Bdev], &[Syscall, IoUring], &[IoUring, Vfs], &[IoUring, Dio]]
-            .map(|methods| Choice::of(methods.to_vec()).route);
-        use Route::{Block, Call, Direct, Function};
-        assert_eq!(routes, [Direct, Block, Call, Function, Route::Ring]);
         let none = chosen(bare, DIRECT_FILE, Native, false);
-        assert_eq!(none.as_deref(), Err(&"it needs aio, which does not work: not here".to_owned()));
+        assert_eq!(none, Err("it needs aio, which does not work: not here".to_owned()));
     }
 }

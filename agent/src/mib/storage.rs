@@ -175,7 +175,7 @@ const COLUMNS: &[Object] = &[
 /// A count of the disk's I/O; absent where nobody counts it.
 fn io<'a>(readings: &dyn Readings, row: DiskRow<'a>, read: fn(DiskIo) -> u64) -> Option<Value<'a>> {
     let io = match (&row.disk.counted_by, &row.disk.totals) {
-        (CountedBy::Kernel(images, _), _) => readings.disk_io(images)?,
+        (CountedBy::Kernel(images, ..), _) => readings.disk_io(images)?,
         (CountedBy::Nobody(_), Some(totals)) => totals.read(),
         (CountedBy::Soon, _) => return None,
         (CountedBy::Nobody(_), None) => is_down(row.vm).then(DiskIo::default)?,

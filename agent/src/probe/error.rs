@@ -2,6 +2,7 @@
 
 use std::{error::Error, io, path::PathBuf};
 
+use aya::programs::ProgramError;
 use thiserror::Error;
 
 use super::btf::BtfError;
@@ -92,8 +93,16 @@ impl ProbeError {
         Self::Load(Box::new(source))
     }
 
-    pub(super) fn hook(name: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
-        Self::Hook { name, source: Box::new(source) }
+    pub(super) fn hook(name: &'static str, source: ProgramError) -> Self {
+        match source {
+            // A program that is refused unread has no log of the verifier.
+            ProgramError::LoadError { io_error, verifier_log }
+                if verifier_log.to_string().trim().is_empty() =>
+            {
+                Self::Hook { name, source: Box::new(io_error) }
+            }
+            source => Self::Hook { name, source: Box::new(source) },
+        }
     }
 
     pub(super) fn pin(

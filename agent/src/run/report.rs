@@ -205,8 +205,9 @@ fn disk(disk: &inventory::Disk, records: Option<&Records>) -> Disk {
         write: None,
     };
     match &disk.counted_by {
-        CountedBy::Kernel(images, method) => {
+        CountedBy::Kernel(images, method, why) => {
             told.counted_by = Some(method.name().to_owned());
+            told.why = Some((*why).to_owned());
             if let Some(records) = records {
                 let io = records.image_io(images);
                 let [read, write] = records.image_requests(images);

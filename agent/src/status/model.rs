@@ -209,9 +209,9 @@ pub struct Disk {
     pub index: u32,
     /// What the guest knows it by, such as `vda`.
     pub target: String,
-    /// What counts its I/O: `dio`, `bdev`, `syscall` or `io_uring`, in the kernel, or `hypervisor`; `None` = nothing.
+    /// What counts its I/O: `dio`, `vfs`, `aio`, `bdev`, `syscall` or `io_uring`, in the kernel, or `hypervisor`; `None` = nothing.
     pub counted_by: Option<String>,
-    /// Why the kernel does not count it; `None` where it does.
+    /// Why the kernel counts it in this way, or does not.
     pub why: Option<String>,
     /// What was read, where the kernel counts.
     pub read: Option<DiskRequests>,

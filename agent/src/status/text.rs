@@ -1,5 +1,6 @@
 //! The report for people: short lines and aligned tables.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::time::Duration;
 
@@ -237,11 +238,18 @@ fn disks(vms: &[Vm]) -> Table<12> {
     table
 }
 
-/// Why the kernel does not count disks, and how many requests have failed.
+/// Why the kernel counts disks in these ways, or does not, and how many requests have failed.
 fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
+    let disks = || vms.iter().flat_map(|vm| &vm.disks).filter(|disk| disk.read.is_some());
+    let ways: BTreeSet<_> = disks().map(|disk| (&disk.counted_by, &disk.why)).collect();
+    for (way, why) in ways {
+        if let (Some(way), Some(why)) = (way, why) {
+            writeln!(f, "{}: {}", Printable(way), Printable(why))?;
+        }
+    }
     for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
         let (index, target) = (vm.index, Printable(&disk.target));
-        if let Some(why) = &disk.why {
+        if let Some(why) = disk.why.as_ref().filter(|_| disk.read.is_none()) {
             writeln!(f, "{target} of VM {index} is not counted in the kernel: {}", Printable(why))?;
         }
         let errors = |told: Option<DiskRequests>| told.map_or(0, |told| told.errors);
