@@ -179,6 +179,24 @@ fn block_devices_are_counted_where_the_agent_says_so() {
 }
 
 #[test]
+fn hooks_that_were_given_up_can_be_had_again_soon() {
+    require!("ebpf");
+    let mut counted = Counted::by(&Method::ALL);
+    let hooks = &mut counted.probe.image_hooks;
+    let works: Vec<_> =
+        Method::ALL.into_iter().filter(|method| hooks.can(*method).is_ok()).collect();
+    for _ in 0..3 {
+        hooks.need(|_| false);
+        // The kernel lets them go some time later, and refuses them until then.
+        wait_until(PATIENCE, "they are attached", || {
+            hooks.need(|method| works.contains(&method)).then_some(())
+        })
+        .unwrap();
+        assert!(works.iter().all(|method| hooks.can(*method).is_ok()));
+    }
+}
+
+#[test]
 fn what_closed_images_had_is_kept_in_one_of_them() {
     require!("ebpf");
     let counted = Counted::by(&[Method::Syscall]);

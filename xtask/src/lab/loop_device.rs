@@ -1,6 +1,7 @@
 //! A block device made of a file.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,6 +12,7 @@ use super::LabError;
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
+    _held: File,
 }
 
 impl LoopDevice {
@@ -44,19 +46,18 @@ impl LoopDevice {
             let said = String::from_utf8_lossy(&made.stderr).into_owned();
             return Err(LabError::Failed { program: program(), said });
         }
-        Ok(Self { path: String::from_utf8_lossy(&made.stdout).trim().into() })
+        let path = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
+        let held = File::open(&path);
+        // The kernel lets it go with the last who has it open, also where this process is killed.
+        let detached = Command::new("/sbin/losetup").arg("--detach").arg(&path).status();
+        detached.map_err(|source| LabError::Start { program: program(), source })?;
+        let held = held.map_err(|source| LabError::File { path: path.clone(), source })?;
+        Ok(Self { path, _held: held })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        // Whoever still has it open keeps it until then.
-        let _ = Command::new("/sbin/losetup").arg("--detach").arg(&self.path).status();
     }
 }
