@@ -17,14 +17,16 @@ const IOCB_NOWAIT: u64 = 8;
 fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: arguments 0 and 1 are a request and what it moves.
     let (iocb, iter): (*const u8, *const u8) = unsafe { (ctx.arg(0), ctx.arg(1)) };
-    // Somebody is told of its end, and does not wait for it: it is not given up on the way.
-    let is_told = load!("u64", iocb, KiocbComplete) != 0;
-    let direct = Routes::only(Route::Direct);
-    // Those that nobody waits for are io_uring's there.
-    let routes = if is_told { direct } else { direct.and(Route::Ring) };
-    let slot = CurrentVm::get()
-        .and_then(|vm| record_of(File::key_of_kiocb(iocb, vm), routes, Taking::For(vm)));
-    let Some(slot) = slot else {
+    let own = CurrentVm::get().and_then(|vm| {
+        // Somebody is told of its end, and does not wait for it: it is not given up on the way.
+        let is_told = load!("u64", iocb, KiocbComplete) != 0;
+        let direct = Routes::only(Route::Direct);
+        // Those that nobody waits for are io_uring's there.
+        let routes = if is_told { direct } else { direct.and(Route::Ring) };
+        let slot = record_of(File::key_of_kiocb(iocb, vm), routes, Taking::For(vm))?;
+        Some((slot, is_told))
+    });
+    let Some((slot, is_told)) = own else {
         begin_of_others(iocb as u64);
         return 0;
     };
