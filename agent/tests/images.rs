@@ -27,6 +27,9 @@ fn numbers(io: DiskIo) -> [u64; 4] {
     [io.reads, io.read_octets, io.writes, io.write_octets]
 }
 
+/// On a host with other work, the caller's own clock has that in it, too: so often it is tried without.
+const TRIES: usize = 40;
+
 /// What takes long to read beside the way into the kernel and back.
 const PAGES: usize = 128;
 
@@ -80,6 +83,21 @@ fn files_past_the_page_cache_are_counted_in_each_way() {
         file.sync_all().unwrap();
         assert_eq!(numbers(counted.io(&path))[2..], EXERCISED[2..], "{method:?}");
     }
+}
+
+#[test]
+fn requests_that_a_thread_makes_are_counted_beside_those_of_io_uring() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::IoUring, Method::Dio]);
+    if counted.probe.image_hooks.can(Method::Dio).is_err() {
+        return;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (path, file) = image(dir.path(), OFlags::DIRECT);
+    counted.records.take_image(counted.key(&path), Route::Ring).unwrap();
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
 }
 
 #[test]
@@ -229,7 +247,8 @@ fn what_closed_images_had_is_kept_in_one_of_them() {
 
 /// Has one large request after the other made of an image. How many were counted, their latencies as the kernel has them
 /// and as this process sees them.
-fn latencies(counted: &Counted, path: &Path, flags: OFlags, pages: usize) -> (u64, [Duration; 2]) {
+fn latencies(method: Method, path: &Path, flags: OFlags, pages: usize) -> (u64, [Duration; 2]) {
+    let counted = counted_by(method, path).unwrap();
     let file = open(path, flags);
     let mut pages: Vec<Page> = (0..pages).map(|_| Page([0; 65_536])).collect();
     let large = pages.len() as u64 * 65_536;
@@ -258,8 +277,7 @@ fn latencies_are_those_that_the_caller_sees() {
     require!("ebpf");
     let mut tested = 0;
     for method in [Method::Dio, Method::Vfs, Method::Syscall] {
-        let counted = Counted::by(&[method, Method::Syscall]);
-        if counted.probe.image_hooks.can(method).is_err() {
+        if Counted::by(&[method]).probe.image_hooks.can(method).is_err() {
             continue;
         }
         tested += 1;
@@ -267,9 +285,12 @@ fn latencies_are_those_that_the_caller_sees() {
         let path = dir.path().join("image");
         std::fs::write(&path, vec![7; 16 << 20]).unwrap();
         let flags = if method == Method::Dio { OFlags::DIRECT } else { OFlags::empty() };
-        let (reads, [told, seen]) = latencies(&counted, &path, flags, PAGES);
-        assert_eq!(reads, 64);
-        assert!(told <= seen && told >= seen.mul_f64(0.95), "{method:?}: {told:?} of {seen:?}");
+        let is_near = |(reads, [told, seen]): (u64, [Duration; 2])| {
+            assert!(reads == 64 && told <= seen, "{method:?}: {reads}, {told:?} of {seen:?}");
+            told >= seen.mul_f64(0.95)
+        };
+        let mut tries = (0..TRIES).map(|_| latencies(method, &path, flags, PAGES));
+        assert!(tries.any(is_near), "{method:?}");
     }
     assert!(tested >= 2);
 }
@@ -277,17 +298,18 @@ fn latencies_are_those_that_the_caller_sees() {
 #[test]
 fn latencies_of_block_devices_are_a_little_less() {
     require!("ebpf", "loop");
-    let counted = Counted::by(&[Method::Bdev]);
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("image");
     std::fs::write(&path, vec![7; 16 << 20]).unwrap();
     let device = LoopDevice::direct(&path).unwrap();
-    counted.records.take_image(counted.key(device.path()), Route::Block).unwrap();
-    let (reads, [told, seen]) = latencies(&counted, device.path(), OFlags::DIRECT, 1);
     // The end of one in an interrupt may not have been seen; and the block layer has a request some microseconds later
     // than the kernel, and its end sooner than the caller.
-    assert!(reads >= 60, "{reads}");
-    assert!(told <= seen.mul_f64(1.01) && told >= seen.mul_f64(0.85), "{told:?} of {seen:?}");
+    let is_near = |(reads, [told, seen]): (u64, [Duration; 2])| {
+        assert!(reads >= 60 && told <= seen.mul_f64(1.01), "{reads}, {told:?} of {seen:?}");
+        told >= seen.mul_f64(0.85)
+    };
+    let mut tries = (0..TRIES).map(|_| latencies(Method::Bdev, device.path(), OFlags::DIRECT, 1));
+    assert!(tries.any(is_near));
 }
 
 #[test]
