@@ -160,23 +160,19 @@ fn kernels() -> anyhow::Result<()> {
     };
     let mut wanted = Vec::new();
     for kind in KERNELS {
-        let Some(package) = newest(kind)? else {
-            eprintln!("==> No package {kind}: what needs its kernel is not tested");
-            continue;
-        };
-        let release = package.trim_start_matches("linux-image-").to_owned();
-        if !place.join(&release).exists() {
-            fs::create_dir_all(&place)?;
-            let fetched = tempfile::tempdir_in(&place)?;
-            let mut download = Command::new("apt-get");
-            download.args(["-q", "download", &package]).current_dir(&fetched);
-            step(&format!("Fetching {package}"), &mut download)?;
-            let file = fs::read_dir(&fetched)?.next().context("apt-get fetched nothing")??;
-            let unpacked = fetched.path().join("unpacked");
-            run(Command::new("dpkg-deb").arg("-x").arg(file.path()).arg(&unpacked))?;
-            fs::rename(unpacked, place.join(&release))?;
+        // Lists may be missing, or old enough to name what is there no more.
+        let mut fetched = fetch(kind, &place);
+        if !matches!(fetched, Ok(Some(_))) && rustix::process::geteuid().is_root() {
+            let update = &mut Command::new("apt-get");
+            fetched = step("Reading the lists of packages", update.args(["-q", "update"]))
+                .and_then(|()| fetch(kind, &place));
         }
-        wanted.push(release);
+        // Nothing is built with it.
+        match fetched {
+            Ok(Some(release)) => wanted.push(release),
+            Ok(None) => eprintln!("==> No package {kind}: what needs its kernel is not tested"),
+            Err(error) => eprintln!("==> {error:#}: what needs {kind} is not tested"),
+        }
     }
     // Those that newer ones have replaced, if that is known of all.
     let is_old =
@@ -185,6 +181,24 @@ fn kernels() -> anyhow::Result<()> {
         fs::remove_dir_all(place.join(&kernel.release))?;
     }
     Ok(())
+}
+
+/// Fetches the newest kernel of a kind, if it is not there. Its release; `None` = there is no such kind.
+fn fetch(kind: &str, place: &Path) -> anyhow::Result<Option<String>> {
+    let Some(package) = newest(kind)? else { return Ok(None) };
+    let release = package.trim_start_matches("linux-image-").to_owned();
+    if !place.join(&release).exists() {
+        fs::create_dir_all(place)?;
+        let fetched = tempfile::tempdir_in(place)?;
+        let mut download = Command::new("apt-get");
+        download.args(["-q", "download", &package]).current_dir(&fetched);
+        step(&format!("Fetching {package}"), &mut download)?;
+        let file = fs::read_dir(&fetched)?.next().context("apt-get fetched nothing")??;
+        let unpacked = fetched.path().join("unpacked");
+        run(Command::new("dpkg-deb").arg("-x").arg(file.path()).arg(&unpacked))?;
+        fs::rename(unpacked, place.join(&release))?;
+    }
+    Ok(Some(release))
 }
 
 /// The package that one depends on which itself is empty.
