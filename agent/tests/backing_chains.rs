@@ -43,6 +43,84 @@ fn counts(stage: &mut Stage, index: u32, disk: u32) -> [u64; 4] {
     COLUMNS.map(|column| stage.number(&[7, 1, column], &[index, disk]).unwrap())
 }
 
+/// QEMU with these drives, paused, with its monitor.
+fn qemu(images: &Images, drives: &[String]) -> (Qemu, Qmp) {
+    let socket = images.path("qmp");
+    let accelerator = if missing("kvm").is_none() { Accelerator::Kvm } else { Accelerator::Tcg };
+    let monitor = format!("unix:{socket},server=on,wait=off");
+    let mut more = vec!["-S", "-qmp", &monitor];
+    more.extend(drives.iter().flat_map(|drive| ["-drive", drive]));
+    let qemu = Qemu::start("chain", accelerator, &more).unwrap();
+    let qmp = Qmp::connect(socket.as_ref()).unwrap();
+    (qemu, qmp)
+}
+
+#[test]
+fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
+    require!("ebpf", "snmpd", "qemu");
+    let mut stage = Stage::new();
+    // What is looked at before QEMU has written it is a matter of luck.
+    for round in 0..4 {
+        let images = Images::new();
+        let base = images.raw("base.raw");
+        let over = images.over("over.qcow2", &base, "raw");
+        let other = images.raw("other.raw");
+        let drives = [
+            format!("file={over},if=none,id=over,cache=none"),
+            format!("file={other},format=raw,if=none,id=other,cache=none"),
+        ];
+        let (qemu, mut qmp) = qemu(&images, &drives);
+        let index = wait_until(PATIENCE, "the disks are counted", || {
+            let index = stage.index_of(qemu.child.pid())?;
+            (stage.disk(index, "over")["counted_by"] == "dio").then_some(index)
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()));
+        let disk = u32::try_from(stage.disk(index, "over")["index"].as_u64().unwrap()).unwrap();
+        let mut writes = |qmp: &mut Qmp, what: &str| {
+            let before = counts(&mut stage, index, disk);
+            for place in 0..20 {
+                qmp.request("over", &format!("write {}k 64k", place * 64)).unwrap();
+            }
+            let least = before[3] + 20 * 65_536;
+            stage.wait_for(what, &[7, 1, 16], &[index, disk], |octets| octets >= Some(least));
+        };
+        writes(&mut qmp, "what is written before");
+        let top = images.path("top.qcow2");
+        qmp.execute(&format!(
+            r#"{{"execute":"blockdev-snapshot-sync","arguments":{{"device":"over","snapshot-file":"{top}","format":"qcow2"}}}}"#
+        ))
+        .unwrap();
+        writes(&mut qmp, "what is written to the new image");
+        // All of it goes into the one at the bottom, which is the disk then.
+        qmp.execute(&format!(
+            r#"{{"execute":"block-commit","arguments":{{"job-id":"commit","device":"over","base":"{base}"}}}}"#
+        ))
+        .unwrap();
+        wait_until(PATIENCE, "the commit is ready", || {
+            qmp.execute(r#"{"execute":"block-job-complete","arguments":{"device":"commit"}}"#).ok()
+        })
+        .unwrap();
+        wait_until(PATIENCE, "the commit is done", || {
+            let jobs = qmp.execute(r#"{"execute":"query-block-jobs"}"#).unwrap();
+            (!jobs.contains("commit")).then_some(())
+        })
+        .unwrap();
+        writes(&mut qmp, "what is written after the commit");
+        // Another image has the process looked at again.
+        let hot = images.raw("hot.raw");
+        let add = format!("drive_add 0 file={hot},format=raw,if=none,id=hot,cache=none");
+        qmp.execute(&format!(
+            r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{add}"}}}}"#
+        ))
+        .unwrap();
+        qmp.request("hot", "write 0 4k").unwrap();
+        for _ in 0..20 {
+            writes(&mut qmp, "what is written after a look");
+        }
+        println!("round {round}");
+    }
+}
+
 #[test]
 fn what_an_image_is_based_on_is_known_from_the_image() {
     require!("ebpf", "snmpd", "qemu", "strace");
@@ -63,16 +141,11 @@ fn what_an_image_is_based_on_is_known_from_the_image() {
     fs::write(&forged, octets).unwrap();
 
     let mut stage = Stage::new();
-    let socket = images.path("qmp");
-    let accelerator = if missing("kvm").is_none() { Accelerator::Kvm } else { Accelerator::Tcg };
     let drives = [
-        &format!("file={forged},format=raw,if=none,id=forged,cache=none"),
-        &format!("file={over},if=none,id=over,cache=none"),
+        format!("file={forged},format=raw,if=none,id=forged,cache=none"),
+        format!("file={over},if=none,id=over,cache=none"),
     ];
-    let qmp = format!("unix:{socket},server=on,wait=off");
-    let more = ["-S", "-qmp", &qmp, "-drive", drives[0], "-drive", drives[1]];
-    let qemu = Qemu::start("chain", accelerator, &more).unwrap();
-    let mut qmp = Qmp::connect(socket.as_ref()).unwrap();
+    let (qemu, mut qmp) = qemu(&images, &drives);
     let index = wait_until(PATIENCE, "the disks are counted", || {
         let index = stage.index_of(qemu.child.pid())?;
         (stage.disk(index, "over")["counted_by"] == "dio").then_some(index)

@@ -18,12 +18,14 @@ use std::{
 
 use kvmeter::{
     counters::{
-        HeldThread, Readings as _, Records, Registration, RunState, Schedstat, Tracker as _,
+        HeldThread, ImageSlot, Readings as _, Records, Registration, RunState, Schedstat,
+        Tracker as _,
     },
     probe::{KERNEL_BTF, Probe},
 };
 use kvmeter_common::LAYOUT;
 use lab::PinDir;
+use xtask::lab::{PATIENCE, wait_until};
 
 /// A thread of this process, which outlives the test that names it.
 struct OwnThread(u32);
@@ -254,6 +256,23 @@ fn a_new_probe_adopts_what_an_old_one_counted() {
     assert_eq!(registration.track_vm(std::process::id()).unwrap(), vm);
     assert_eq!(registration.track_thread(vm, &held, Some(3)).unwrap(), slot);
     assert_eq!(records.vcpu_time_ns(slot), Some(held.schedstat().unwrap().run_ns));
+    burner.end();
+}
+
+#[test]
+fn records_that_nobody_counts_in_are_given_out_no_more() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &OwnThread(burner.tid), Some(0)).unwrap();
+    burner.burn();
+    wait_until(PATIENCE, "it is counted", || records.vcpu_time_ns(slot)).unwrap();
+    assert!(Probe::detach(pins.path()).unwrap());
+    assert_eq!((records.vcpu_time_ns(slot), records.vm_time_ns(vm)), (None, None));
+    assert_eq!(records.disk_io(&[ImageSlot(0)]), None);
+    burner.rest();
     burner.end();
 }
 

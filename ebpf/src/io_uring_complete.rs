@@ -7,7 +7,7 @@ use kvmeter_common::{Flight, Route, Routes};
 use crate::{
     image::{CurrentVm, File},
     kernel, maps,
-    request::{Taking, end, own_address, record_of},
+    request::{EINVAL, Taking, end, own_address, record_of},
     task::load,
 };
 
@@ -29,6 +29,9 @@ fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
         let completion: *const u8 = unsafe { ctx.arg(2) };
         load!("u32", completion, UringResult) as i32
     };
+    if i64::from(result) == -EINVAL {
+        return 0;
+    }
     let Some(file) = File::of_uring(request) else { return 0 };
     let Some(key) = file.key(flight.slot as u16) else { return 0 };
     // Which process it is for is known only where it runs now.

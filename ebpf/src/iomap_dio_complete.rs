@@ -4,7 +4,10 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use kvmeter_common::Flight;
 
-use crate::{maps, request::end};
+use crate::{
+    maps,
+    request::{EINVAL, end},
+};
 
 /// It would have had to wait, and is submitted again.
 const EAGAIN: i64 = 11;
@@ -22,7 +25,7 @@ fn iomap_dio_complete(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     maps::land(address);
-    if result != -ENOTBLK {
+    if result != -ENOTBLK && result != -EINVAL {
         end(flight.slot, &flight, u64::try_from(result).ok());
     }
     0

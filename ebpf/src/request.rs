@@ -15,6 +15,9 @@ use crate::{
     thread::{get, set},
 };
 
+/// The kernel did not take the request as it was: QEMU finds out in this way which ones a disk wants.
+pub(crate) const EINVAL: i64 = 22;
+
 /// Two programs at one event follow each other sooner than two requests at one address.
 const TWICE_NS: u64 = 5000;
 

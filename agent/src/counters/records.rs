@@ -5,7 +5,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering, fence},
 };
 
-use kvmeter_common::{BLOCK_LEN, IMAGES, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS, word};
+use kvmeter_common::{
+    BLOCK_LEN, IMAGES, LAYOUT, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS, word,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -133,16 +135,24 @@ impl Records {
     }
 }
 
+impl Records {
+    /// Whether programs still count in these records: `kvmeter detach` may end that while an agent runs.
+    #[must_use]
+    pub fn are_counted(&self) -> bool {
+        self.meta[0].layout.load(Ordering::Relaxed) == u64::from(LAYOUT)
+    }
+}
+
 impl Readings for Records {
     fn vcpu_time_ns(&self, vcpu: ThreadSlot) -> Option<u64> {
-        let record = self.threads.get(usize::from(vcpu.0))?;
+        let record = self.threads.get(usize::from(vcpu.0)).filter(|_| self.are_counted())?;
         owner(record)?;
         let now = read(&record.run)?;
         Some(give(&record.given, now))
     }
 
     fn vm_time_ns(&self, vm: VmSlot) -> Option<u64> {
-        let record = self.vms.get(usize::from(vm.0))?;
+        let record = self.vms.get(usize::from(vm.0)).filter(|_| self.are_counted())?;
         if record.tgid.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -158,7 +168,7 @@ impl Readings for Records {
     }
 
     fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo> {
-        (!images.is_empty()).then(|| self.image_io(images))
+        (!images.is_empty() && self.are_counted()).then(|| self.image_io(images))
     }
 
     fn since_boot_ns(&self) -> u64 {

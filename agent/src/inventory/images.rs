@@ -122,7 +122,15 @@ impl Images {
             let is_its = |image: &&TakenImage| image.key == file.key(vm);
             taken.iter().find(is_its).is_some_and(|image| [0, storage].contains(&image.storage))
         };
-        for DiskFile { file, is_certain } in files.of_disk(process, disk, is_of_domain, is_used) {
+        let mut its = files.of_disk(process, disk, is_of_domain, is_used);
+        // What was its own and is open still, though nothing leads there any more, as after a commit of what was on top.
+        let is_own = |file: &&OpenFile| {
+            let is_it = |image: &TakenImage| image.key == file.key(vm) && image.storage == storage;
+            taken.iter().any(is_it) && its.iter().all(|known| known.file.identity != file.identity)
+        };
+        let own: Vec<_> = process.files.iter().filter(|_| !is_of_domain).filter(is_own).collect();
+        its.extend(own.into_iter().map(|file| DiskFile { file, is_certain: false }));
+        for DiskFile { file, is_certain } in its {
             match self.count_file(vm, file, counted) {
                 Err(_) if !is_certain => {}
                 Ok((method, records)) => {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, Map, MapData, MapType},
+    maps::{Array, Map, MapData, MapError, MapType},
     programs::links::{FdLink, PinnedLink},
 };
 use kvmeter_common::{
@@ -237,6 +237,10 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
     for entry in entries {
         let entry = entry.map_err(failed)?;
         if is_layout(&entry.file_name()) {
+            // An agent that runs has the records still, and must not give out what moves no more.
+            if entry.path() == pin_dir.join(format!("v{LAYOUT}")) {
+                let _ = note_end(&entry.path().join(names::META));
+            }
             fs::remove_dir_all(entry.path()).map_err(failed)?;
             found = true;
         }
@@ -245,6 +249,15 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
         Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(failed(error)),
         _ => Ok(found),
     }
+}
+
+/// Marks records as those in which nothing is counted any more. It fails where they are of another shape.
+fn note_end(meta: &Path) -> Result<(), MapError> {
+    let meta = Map::Array(MapData::from_pin(meta)?);
+    let mut array = Array::<_, [u64; META_WORDS]>::try_from(meta)?;
+    let mut words = array.get(&0, 0)?;
+    words[0] = 0;
+    array.set(0, words, 0)
 }
 
 /// Whether a directory of this name has the pins of a layout.

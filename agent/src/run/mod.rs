@@ -113,7 +113,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         notified,
     });
     let readings = reporter.readings();
-    let counts = reporter.counting.records.is_some();
+    let records = reporter.counting.records.clone();
     let switches = Arc::new(Switches::new(config.notifications.per_vm, config.notifications.bulk));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -148,6 +148,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     });
     runtime.shutdown_timeout(LAST_ANSWER);
     if served.is_ok() {
+        let counts = records.is_some_and(|records| records.are_counted());
         let rest = if counts { "; counting goes on until `kvmeter detach`" } else { "" };
         info!("ended{rest}");
     }

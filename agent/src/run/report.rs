@@ -95,6 +95,9 @@ impl Reporter {
         let of_images = image_hooks.as_ref().map_or_else(Vec::new, |hooks| {
             hooks.lock().unwrap_or_else(PoisonError::into_inner).states()
         });
+        let is_detached = records.as_ref().is_some_and(|records| !records.are_counted());
+        let detached = is_detached
+            .then(|| "`kvmeter detach` has ended the counting; start the agent anew".to_owned());
         Probe {
             mode: if records.is_some() { ProbeMode::Ebpf } else { ProbeMode::Degraded },
             hooks: hooks
@@ -103,8 +106,8 @@ impl Reporter {
                 .map(|state| Hook {
                     name: state.hook.name.to_owned(),
                     method: state.method.map(|method| method.name().to_owned()),
-                    live: state.failure.is_none(),
-                    why: state.failure.clone(),
+                    live: state.failure.is_none() && !is_detached,
+                    why: detached.clone().or_else(|| state.failure.clone()),
                 })
                 .collect(),
             adopted: *adopted,

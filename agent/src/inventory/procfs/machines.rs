@@ -29,6 +29,10 @@ const LOOSE: usize = 64;
 /// An image that was closed so long ago is forgotten, if it is of no disk.
 const CLOSED: Duration = Duration::from_secs(5);
 
+/// So often headers are asked what an image is on which a VM does I/O, with pauses that double after the first.
+const QUESTIONS: u32 = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
 /// How often the threads of a process are listed until there is none that is not counted.
 const PASSES: usize = 8;
 
@@ -62,6 +66,9 @@ struct Machine {
     asked: Vec<FileIdentity>,
     /// They have not told yet.
     is_asked: bool,
+    /// How often they were asked while it had these files open, and when last.
+    asked_times: u32,
+    asked_last: Instant,
     /// Tells its end.
     pidfd: OwnedFd,
 }
@@ -201,6 +208,8 @@ impl Machines {
                 headers: Vec::new(),
                 asked: Vec::new(),
                 is_asked: false,
+                asked_times: 0,
+                asked_last: Instant::now(),
                 pidfd,
             };
             self.known.insert(pid, machine);
@@ -215,7 +224,7 @@ impl Machines {
         vm.vcpus.sort_by_key(|vcpu| vcpu.id);
         // A process may have two VMs, each with a vCPU 0.
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
-        self.ask_for_headers(&vm, !loose.is_empty());
+        let waits = self.ask_for_headers(&vm, !loose.is_empty()) || waits;
         let Some(known) = self.known.get_mut(&pid) else { return Found::Nothing };
         vm.note_headers(&known.headers);
         if is_new {
@@ -251,16 +260,24 @@ impl Machines {
     }
 
     /// Asks on which files a VM's images are based, where only they tell: a disk is given without that, or the VM does
-    /// I/O on a file of which it is not known what it is.
-    fn ask_for_headers(&mut self, vm: &VmProcess, is_loose: bool) {
-        let Some(known) = self.known.get_mut(&vm.pid) else { return };
+    /// I/O on a file of which it is not known what it is. Whether it is to be looked at again for that.
+    fn ask_for_headers(&mut self, vm: &VmProcess, is_loose: bool) -> bool {
+        let Some(known) = self.known.get_mut(&vm.pid) else { return false };
         if !is_loose && !vm.devices.disks.iter().any(|disk| disk.chain_is_in_image) {
-            return;
+            return false;
         }
         let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
         // Who does not answer is not asked once more.
-        if known.is_asked || known.asked == files {
-            return;
+        if known.is_asked {
+            return false;
+        }
+        if known.asked != files {
+            known.asked_times = 0;
+        } else if !is_loose || known.asked_times >= QUESTIONS {
+            return false;
+        } else if known.asked_last.elapsed() < FIRST_PAUSE * 2_u32.pow(known.asked_times) {
+            // The VMM makes an image first, and says then what it is based on.
+            return true;
         }
         let subject = Subject {
             proc_root: self.roots.proc.clone(),
@@ -272,7 +289,10 @@ impl Machines {
             self.waiting.insert(vm.pid);
         } else {
             (known.asked, known.is_asked) = (files, true);
+            known.asked_times += 1;
+            known.asked_last = Instant::now();
         }
+        false
     }
 
     /// Takes in what headers told. The VMs that are to be looked at now.

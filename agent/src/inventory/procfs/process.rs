@@ -121,8 +121,12 @@ impl Process {
         let link = format!("fd/{number}");
         let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::BLOCKS;
         let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
-        if FileType::from_raw_mode(found.stx_mode.into()) != FileType::RegularFile {
-            return Ok(DiskSize::default());
+        match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::RegularFile => {}
+            FileType::BlockDevice => {
+                return size_of_device(found.stx_rdev_major, found.stx_rdev_minor);
+            }
+            _ => return Ok(DiskSize::default()),
         }
         // statx(2): blocks of 512 octets
         let allocated = found.stx_blocks.saturating_mul(512);
@@ -221,6 +225,13 @@ impl HeldThread for Thread {
         let is_real_time = matches!(stat.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE);
         Ok(RunState { runnable: stat.state == 'R', cpu: stat.cpu, is_real_time })
     }
+}
+
+/// As sysfs tells it, in sectors of 512 octets.
+fn size_of_device(major: u32, minor: u32) -> io::Result<DiskSize> {
+    let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
+    let octets = text.trim().parse::<u64>().ok().and_then(|sectors| sectors.checked_mul(512));
+    Ok(DiskSize { defined: octets, allocated: octets })
 }
 
 /// The process that a thread belongs to.

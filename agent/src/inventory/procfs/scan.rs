@@ -129,7 +129,15 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>, known: &[OpenFile]) -> io::Resu
     let cpus = cpus.or(described.cpus).unwrap_or(0);
     let by_path: HashMap<&str, u32> = open.iter().map(|(fd, path)| (path.as_str(), *fd)).collect();
     let mut devices = described.devices.clone();
-    devices.measure(|path| process.size_of_descriptor(*by_path.get(path)?).ok());
+    // A volume has its name from a link.
+    let real = |path: &str| {
+        let link = path.starts_with("/dev/").then(|| std::fs::canonicalize(path).ok()).flatten();
+        by_path.get(link?.to_str()?).copied()
+    };
+    devices.measure(|path| {
+        let number = by_path.get(path).copied().or_else(|| real(path))?;
+        process.size_of_descriptor(number).ok()
+    });
     let files = files::open(&process, &open, known);
     let vm = VmProcess {
         pid,
