@@ -55,6 +55,15 @@ fn qemu(images: &Images, drives: &[String]) -> (Qemu, Qmp) {
     (qemu, qmp)
 }
 
+/// vmStorageVmIndex, once the kernel counts the disks.
+fn counted(stage: &Stage, qemu: &Qemu) -> u32 {
+    wait_until(PATIENCE, "the disks are counted", || {
+        let index = stage.index_of(qemu.child.pid())?;
+        (stage.disk(index, "over")["counted_by"] == "dio").then_some(index)
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()))
+}
+
 #[test]
 fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
     require!("ebpf", "snmpd", "qemu");
@@ -70,11 +79,7 @@ fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
             format!("file={other},format=raw,if=none,id=other,cache=none"),
         ];
         let (qemu, mut qmp) = qemu(&images, &drives);
-        let index = wait_until(PATIENCE, "the disks are counted", || {
-            let index = stage.index_of(qemu.child.pid())?;
-            (stage.disk(index, "over")["counted_by"] == "dio").then_some(index)
-        })
-        .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()));
+        let index = counted(&stage, &qemu);
         let disk = u32::try_from(stage.disk(index, "over")["index"].as_u64().unwrap()).unwrap();
         let mut writes = |qmp: &mut Qmp, what: &str| {
             let before = counts(&mut stage, index, disk);
@@ -146,11 +151,7 @@ fn what_an_image_is_based_on_is_known_from_the_image() {
         format!("file={over},if=none,id=over,cache=none"),
     ];
     let (qemu, mut qmp) = qemu(&images, &drives);
-    let index = wait_until(PATIENCE, "the disks are counted", || {
-        let index = stage.index_of(qemu.child.pid())?;
-        (stage.disk(index, "over")["counted_by"] == "dio").then_some(index)
-    })
-    .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()));
+    let index = counted(&stage, &qemu);
     let disks = ["forged", "over"]
         .map(|target| u32::try_from(stage.disk(index, target)["index"].as_u64().unwrap()).unwrap());
     let defined = &[7, 1, 11];

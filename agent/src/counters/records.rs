@@ -133,9 +133,7 @@ impl Records {
         }
         sum
     }
-}
 
-impl Records {
     /// Whether programs still count in these records: `kvmeter detach` may end that while an agent runs.
     #[must_use]
     pub fn are_counted(&self) -> bool {

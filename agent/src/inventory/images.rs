@@ -12,6 +12,7 @@ use super::{
     DomainDisk, FileIdentity, OpenFile, StorageSource, VmProcess,
     disk_files::{DiskFile, DiskFiles},
     methods::{self, Choice},
+    questions::Questions,
 };
 use crate::{
     counters::{ImageSlot, Records, TakenImage, VmSlot, since_boot_ns},
@@ -24,10 +25,7 @@ const YOUNG_NS: u64 = 3_000_000_000;
 /// So many records of what a disk was made of once are kept apart.
 const FORMER: usize = 8;
 
-/// How often libvirt is asked what a file is that a VM does I/O on: it knows a new image only after QEMU has it.
-const QUESTIONS: u32 = 8;
-
-/// After the first question; it doubles with each.
+/// After the first question to libvirt what a file is that a VM does I/O on: it knows a new image only after QEMU has it.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// So soon after hooks could not be attached a view is made anew.
@@ -68,16 +66,9 @@ pub(super) struct Images {
     /// What one view needs, from [`begin`](Self::begin) to [`end`](Self::end).
     round: Round,
     /// Images that belong to no disk that is known, and what was done about them.
-    asked: HashMap<ImageSlot, Asked>,
+    asked: HashMap<ImageSlot, Questions>,
     /// When a view is to be made anew, whatever happens.
     again: Option<Instant>,
-}
-
-/// How often libvirt was asked what an image is, and when it is to be asked again.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    times: u32,
-    due: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -197,10 +188,9 @@ impl Images {
         let mut wanted = BTreeSet::new();
         let now = Instant::now();
         for (slot, vm) in loose {
-            let asked = asked.entry(slot).or_insert(Asked { times: 0, due: now });
-            if asked.times < QUESTIONS && asked.due <= now {
-                asked.due = now + FIRST_PAUSE * 2_u32.pow(asked.times);
-                asked.times += 1;
+            let asked = asked.entry(slot).or_insert_with(|| Questions::new(FIRST_PAUSE));
+            if asked.due().is_some_and(|due| due <= Instant::now()) {
+                asked.ask();
                 wanted.insert(vm);
             }
         }
@@ -213,8 +203,7 @@ impl Images {
 
     /// When somebody is to be asked again, or what is known is another view.
     pub(super) fn due(&self) -> Option<Instant> {
-        let open = self.asked.values().filter(|asked| asked.times < QUESTIONS);
-        open.map(|asked| asked.due).chain(self.again).min()
+        self.asked.values().filter_map(Questions::due).chain(self.again).min()
     }
 
     fn hooks(&self) -> std::sync::MutexGuard<'_, ImageHooks> {

@@ -16,6 +16,7 @@ pub mod libvirt;
 mod methods;
 mod model;
 pub mod procfs;
+mod questions;
 mod registry;
 mod source;
 

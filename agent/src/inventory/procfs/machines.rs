@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{FileIdentity, ImageHeader, Vcpu, VmProcess},
+    super::{FileIdentity, ImageHeader, Vcpu, VmProcess, questions::Questions},
     SharedTracker,
     command_line::Description,
     headers::{self, Headers, Subject},
@@ -29,9 +29,8 @@ const LOOSE: usize = 64;
 /// An image that was closed so long ago is forgotten, if it is of no disk.
 const CLOSED: Duration = Duration::from_secs(5);
 
-/// So often headers are asked what an image is on which a VM does I/O, with pauses that double after the first.
-const QUESTIONS: u32 = 8;
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// After headers were asked for the first time what an image is on which a VM does I/O.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often the threads of a process are listed until there is none that is not counted.
 const PASSES: usize = 8;
@@ -66,9 +65,8 @@ struct Machine {
     asked: Vec<FileIdentity>,
     /// They have not told yet.
     is_asked: bool,
-    /// How often they were asked while it had these files open, and when last.
-    asked_times: u32,
-    asked_last: Instant,
+    /// To be asked again with these files open, as long as there is one of which it is not known what it is.
+    questions: Questions,
     /// Tells its end.
     pidfd: OwnedFd,
 }
@@ -208,8 +206,7 @@ impl Machines {
                 headers: Vec::new(),
                 asked: Vec::new(),
                 is_asked: false,
-                asked_times: 0,
-                asked_last: Instant::now(),
+                questions: Questions::new(FIRST_PAUSE),
                 pidfd,
             };
             self.known.insert(pid, machine);
@@ -272,12 +269,15 @@ impl Machines {
             return false;
         }
         if known.asked != files {
-            known.asked_times = 0;
-        } else if !is_loose || known.asked_times >= QUESTIONS {
+            known.questions = Questions::new(FIRST_PAUSE);
+        } else if !is_loose {
             return false;
-        } else if known.asked_last.elapsed() < FIRST_PAUSE * 2_u32.pow(known.asked_times) {
+        }
+        match known.questions.due() {
+            None => return false,
             // The VMM makes an image first, and says then what it is based on.
-            return true;
+            Some(due) if due > Instant::now() => return true,
+            Some(_) => {}
         }
         let subject = Subject {
             proc_root: self.roots.proc.clone(),
@@ -289,8 +289,7 @@ impl Machines {
             self.waiting.insert(vm.pid);
         } else {
             (known.asked, known.is_asked) = (files, true);
-            known.asked_times += 1;
-            known.asked_last = Instant::now();
+            known.questions.ask();
         }
         false
     }
