@@ -7,7 +7,7 @@ use kvmeter_common::{Route, Routes};
 use crate::{
     image::{CurrentVm, File},
     maps,
-    request::{EINVAL, Taking, begin, direction, end, own_address, record_of},
+    request::{Taking, begin, direction, end_with, own_address, record_of},
 };
 
 #[fentry]
@@ -56,8 +56,7 @@ fn end_aio(ctx: &FEntryContext) {
     let address = own_address(kiocb as u64);
     if let Some(flight) = maps::flight(address)
         && maps::land(address)
-        && result != -EINVAL
     {
-        end(flight.slot, &flight, u64::try_from(result).ok());
+        end_with(flight.slot, &flight, result);
     }
 }

@@ -6,7 +6,7 @@ use kvmeter_common::{Route, Routes};
 use crate::{
     image::{CurrentVm, File},
     maps,
-    request::{EINVAL, Taking, begin, direction, end, record_of},
+    request::{Taking, begin, direction, end_with, record_of},
     task::load,
 };
 
@@ -40,11 +40,8 @@ pub(crate) fn end_call(result: i64) {
     let Some(flight) = maps::flight(task) else { return };
     maps::land(task);
     let error = -result;
-    if error != EINVAL
-        && error != EINTR
-        && error != EAGAIN
-        && !(ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
+    if error != EINTR && error != EAGAIN && !(ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
     {
-        end(flight.slot, &flight, u64::try_from(result).ok());
+        end_with(flight.slot, &flight, result);
     }
 }

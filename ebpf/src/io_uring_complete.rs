@@ -7,7 +7,7 @@ use kvmeter_common::{Flight, Route, Routes};
 use crate::{
     image::{CurrentVm, File},
     kernel, maps,
-    request::{EINVAL, Taking, end, own_address, record_of},
+    request::{Taking, end_with, own_address, record_of},
     task::load,
 };
 
@@ -29,9 +29,6 @@ fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
         let completion: *const u8 = unsafe { ctx.arg(2) };
         load!("u32", completion, UringResult) as i32
     };
-    if i64::from(result) == -EINVAL {
-        return 0;
-    }
     let Some(file) = File::of_uring(request) else { return 0 };
     let Some(key) = file.key(flight.slot as u16) else { return 0 };
     // Which process it is for is known only where it runs now.
@@ -41,6 +38,6 @@ fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
     };
     let Some(slot) = record_of(key, ROUTES, taking) else { return 0 };
     let flight = Flight { owner: key.owner(), ..flight };
-    end(slot, &flight, u64::try_from(result).ok());
+    end_with(slot, &flight, result.into());
     0
 }

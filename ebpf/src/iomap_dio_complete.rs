@@ -4,10 +4,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use kvmeter_common::Flight;
 
-use crate::{
-    maps,
-    request::{EINVAL, end},
-};
+use crate::{maps, request::end_with};
 
 /// It would have had to wait, and is submitted again.
 const EAGAIN: i64 = 11;
@@ -25,8 +22,8 @@ fn iomap_dio_complete(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     maps::land(address);
-    if result != -ENOTBLK && result != -EINVAL {
-        end(flight.slot, &flight, u64::try_from(result).ok());
+    if result != -ENOTBLK {
+        end_with(flight.slot, &flight, result);
     }
     0
 }

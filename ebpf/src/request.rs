@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The kernel did not take the request as it was: QEMU finds out in this way which ones a disk wants.
-pub(crate) const EINVAL: i64 = 22;
+const EINVAL: i64 = 22;
 
 /// Two programs at one event follow each other sooner than two requests at one address.
 const TWICE_NS: u64 = 5000;
@@ -145,6 +145,14 @@ pub(crate) fn end(slot: u32, flight: &Flight, octets: Option<u64>) {
     // SAFETY: the helper takes nothing.
     let latency = unsafe { bpf_ktime_get_ns() }.wrapping_sub(flight.start);
     count(direction, octets, latency);
+}
+
+/// A request has ended with this result, octets or less than 0.
+#[inline(always)]
+pub(crate) fn end_with(slot: u32, flight: &Flight, result: i64) {
+    if result != -EINVAL {
+        end(slot, flight, u64::try_from(result).ok());
+    }
 }
 
 /// A request has ended, nobody knows when: it is counted as one that took as long as the others did.
