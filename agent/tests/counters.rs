@@ -17,10 +17,8 @@ use std::{
 };
 
 use kvmeter::{
-    counters::{
-        HeldThread, ImageSlot, Readings as _, Records, Registration, RunState, Schedstat,
-        Tracker as _,
-    },
+    counters::{ImageSlot, Readings as _, Records},
+    counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
     probe::{KERNEL_BTF, Probe},
 };
 use kvmeter_common::LAYOUT;

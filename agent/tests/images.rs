@@ -14,7 +14,8 @@ use std::{
 };
 
 use kvmeter::{
-    counters::{DiskIo, Tracker as _, self_test},
+    counters::DiskIo,
+    counting::{Tracker as _, self_test},
     probe::Method,
 };
 use kvmeter_common::Route;

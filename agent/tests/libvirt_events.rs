@@ -15,10 +15,11 @@ use kvmeter::{
     inventory::{
         Assembly, Change, ChangeEvent, Hypervisor,
         OperState::{self, Paused, Running, Shutdown, Suspended},
-        Registry, libvirt,
+        Registry,
     },
     mib,
     snmp::{Oid, Value},
+    sources::libvirt,
 };
 use virt::{connect::Connect, sys};
 use xtask::lab::{PATIENCE, wait_until};

@@ -16,9 +16,10 @@ use std::{
 use kvmeter::{
     agentx::{self, TransportConfig},
     counters::NotCounted,
-    inventory::{Assembly, Hypervisor, Registry, libvirt},
+    inventory::{Assembly, Hypervisor, Registry},
     mib::{self, Switches},
     notify,
+    sources::libvirt,
 };
 use lab::traps::told;
 use virt::connect::Connect;

@@ -6,9 +6,8 @@ use std::{fs, io, path::PathBuf, process, sync::Arc};
 use anyhow::Context as _;
 use aya::programs::links::{FdLink, PinnedLink};
 use kvmeter::{
-    counters::{
-        HeldThread, Records, Registration, RunState, Schedstat, ThreadSlot, Tracker as _, VmSlot,
-    },
+    counters::{Records, ThreadSlot, VmSlot},
+    counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
     probe::{HOOKS, KERNEL_BTF, Method, Probe},
 };
 use kvmeter_common::LAYOUT;

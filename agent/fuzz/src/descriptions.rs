@@ -1,6 +1,6 @@
 //! What VMs are described by, which whoever may start one can write.
 
-use kvmeter::inventory::{libvirt, procfs};
+use kvmeter::sources::{libvirt, procfs};
 
 /// The XML of a domain.
 pub fn run_xml(octets: &[u8]) {

@@ -204,7 +204,7 @@ impl Records {
     }
 
     /// Gives a record back with all that it has.
-    pub(super) fn free_image(&self, slot: ImageSlot) {
+    pub(crate) fn free_image(&self, slot: ImageSlot) {
         let Some(record) = self.image(slot) else { return };
         record.file.store(0, Release);
         for direction in [&record.read, &record.write] {

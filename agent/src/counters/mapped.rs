@@ -23,76 +23,76 @@ use memmap2::{MmapOptions, MmapRaw};
 /// # Safety
 ///
 /// The type is `repr(C)`, consists of atomics only and has no padding.
-pub(super) unsafe trait Cells {}
+pub(crate) unsafe trait Cells {}
 
 /// [`ThreadRecord`] in shared memory.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(super) struct ThreadCells {
-    pub(super) run: AtomicU64,
-    pub(super) wait: AtomicU64,
-    pub(super) switches_in: AtomicU64,
-    pub(super) preemptions: AtomicU64,
-    pub(super) owner: AtomicU64,
-    pub(super) start: AtomicU64,
-    pub(super) given: AtomicU64,
-    pub(super) vcpu: AtomicU32,
-    pub(super) reserved: AtomicU32,
+pub(crate) struct ThreadCells {
+    pub(crate) run: AtomicU64,
+    pub(crate) wait: AtomicU64,
+    pub(crate) switches_in: AtomicU64,
+    pub(crate) preemptions: AtomicU64,
+    pub(crate) owner: AtomicU64,
+    pub(crate) start: AtomicU64,
+    pub(crate) given: AtomicU64,
+    pub(crate) vcpu: AtomicU32,
+    pub(crate) reserved: AtomicU32,
 }
 
 /// [`VmRecord`] in shared memory.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(super) struct VmCells {
-    pub(super) exited: AtomicU64,
-    pub(super) handovers_begun: AtomicU64,
-    pub(super) handovers_done: AtomicU64,
-    pub(super) dying: AtomicU64,
-    pub(super) tgid: AtomicU32,
-    pub(super) pending: AtomicU32,
-    pub(super) given: AtomicU64,
-    pub(super) unrecorded: AtomicU64,
-    pub(super) block_count: AtomicU64,
-    pub(super) blocks: [AtomicU16; VM_BLOCKS],
+pub(crate) struct VmCells {
+    pub(crate) exited: AtomicU64,
+    pub(crate) handovers_begun: AtomicU64,
+    pub(crate) handovers_done: AtomicU64,
+    pub(crate) dying: AtomicU64,
+    pub(crate) tgid: AtomicU32,
+    pub(crate) pending: AtomicU32,
+    pub(crate) given: AtomicU64,
+    pub(crate) unrecorded: AtomicU64,
+    pub(crate) block_count: AtomicU64,
+    pub(crate) blocks: [AtomicU16; VM_BLOCKS],
 }
 
 /// [`Meta`] in shared memory.
 #[derive(Debug)]
 #[repr(C)]
-pub(super) struct MetaCells {
-    pub(super) layout: AtomicU64,
-    pub(super) programs: AtomicU64,
-    pub(super) events_lost: AtomicU64,
-    pub(super) unrecorded: AtomicU64,
-    pub(super) uncounted: AtomicU64,
+pub(crate) struct MetaCells {
+    pub(crate) layout: AtomicU64,
+    pub(crate) programs: AtomicU64,
+    pub(crate) events_lost: AtomicU64,
+    pub(crate) unrecorded: AtomicU64,
+    pub(crate) uncounted: AtomicU64,
 }
 
 /// [`Direction`] in shared memory.
 #[derive(Debug)]
 #[repr(C)]
-pub(super) struct DirectionCells {
-    pub(super) requests: AtomicU64,
-    pub(super) octets: AtomicU64,
-    pub(super) latency_ns: AtomicU64,
-    pub(super) errors: AtomicU64,
-    pub(super) buckets: [AtomicU64; LATENCY_BUCKETS],
+pub(crate) struct DirectionCells {
+    pub(crate) requests: AtomicU64,
+    pub(crate) octets: AtomicU64,
+    pub(crate) latency_ns: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) buckets: [AtomicU64; LATENCY_BUCKETS],
 }
 
 /// [`ImageRecord`] in shared memory.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(super) struct ImageCells {
-    pub(super) owner: AtomicU64,
-    pub(super) file: AtomicU64,
-    pub(super) route: AtomicU32,
-    pub(super) storage: AtomicU32,
-    pub(super) reserved: [AtomicU64; 5],
-    pub(super) read: DirectionCells,
-    pub(super) write: DirectionCells,
+pub(crate) struct ImageCells {
+    pub(crate) owner: AtomicU64,
+    pub(crate) file: AtomicU64,
+    pub(crate) route: AtomicU32,
+    pub(crate) storage: AtomicU32,
+    pub(crate) reserved: [AtomicU64; 5],
+    pub(crate) read: DirectionCells,
+    pub(crate) write: DirectionCells,
 }
 
 /// One element of `TID_SLOT`.
-pub(super) type SlotCells = [AtomicU16; SLOTS_PER_ELEMENT];
+pub(crate) type SlotCells = [AtomicU16; SLOTS_PER_ELEMENT];
 
 /// Each cell lies where its field lies.
 macro_rules! assert_same_layout {
@@ -147,7 +147,7 @@ unsafe impl Cells for SlotCells {}
 
 /// The values of one `BPF_F_MMAPABLE` array, in memory that the kernel's programs write at any time.
 #[derive(Debug)]
-pub(super) struct Mapped<T> {
+pub(crate) struct Mapped<T> {
     map: MmapRaw,
     len: usize,
     cells: PhantomData<T>,
@@ -159,7 +159,7 @@ impl<T: Cells> Mapped<T> {
     /// # Errors
     ///
     /// Those of `mmap(2)`: the array has not that many values, or was not made to be mapped.
-    pub(super) fn new(fd: impl AsFd, len: usize) -> io::Result<Self> {
+    pub(crate) fn new(fd: impl AsFd, len: usize) -> io::Result<Self> {
         // Array elements are a multiple of 8 octets apart.
         assert!(size_of::<T>().is_multiple_of(8), "array values lie without gaps");
         let map = MmapOptions::new().len(size_of::<T>() * len).map_raw(fd.as_fd().as_raw_fd())?;

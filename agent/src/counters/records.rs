@@ -23,10 +23,10 @@ pub(super) const TRIES: usize = 64;
 /// The mapped records.
 #[derive(Debug)]
 pub struct Records {
-    pub(super) tid_slot: Mapped<SlotCells>,
-    pub(super) threads: Mapped<ThreadCells>,
-    pub(super) vms: Mapped<VmCells>,
-    pub(super) meta: Mapped<MetaCells>,
+    pub(crate) tid_slot: Mapped<SlotCells>,
+    pub(crate) threads: Mapped<ThreadCells>,
+    pub(crate) vms: Mapped<VmCells>,
+    pub(crate) meta: Mapped<MetaCells>,
     pub(super) images: Mapped<ImageCells>,
     /// How often counts began to be moved from one image's record to another's, and how often they were.
     pub(super) moved: AtomicU64,
@@ -92,13 +92,13 @@ impl Records {
     }
 
     /// Where the slot of a thread id is kept; `None` beyond the `pid_max` of the time of loading.
-    pub(super) fn slot_entry(&self, tid: u32) -> Option<&std::sync::atomic::AtomicU16> {
+    pub(crate) fn slot_entry(&self, tid: u32) -> Option<&std::sync::atomic::AtomicU16> {
         let tid = tid as usize;
         Some(&self.tid_slot.get(tid / SLOTS_PER_ELEMENT)?[tid % SLOTS_PER_ELEMENT])
     }
 
     /// The VM's thread records, free ones included.
-    pub(super) fn threads_of<'a>(
+    pub(crate) fn threads_of<'a>(
         &'a self,
         vm: &'a VmCells,
     ) -> impl Iterator<Item = (u16, &'a ThreadCells)> {

@@ -13,10 +13,12 @@ use super::{
     Hypervisor, OperState, Registry, StorageMedia, Vm, VmProcess,
     change::{Changes, is_down},
     compose::state_of,
-    images::{Images, SharedHooks},
     indexes::{Identity, Indexes},
 };
-use crate::counters::{DiskIo, DiskTotals, Records, since_boot_ns};
+use crate::{
+    counters::{DiskIo, DiskTotals, Records, since_boot_ns},
+    counting::{Images, SharedHooks},
+};
 
 /// What is found of a VM may be ahead of what is told of it. So long after it was found, nothing more is expected.
 const LATE: Duration = Duration::from_secs(1);

@@ -9,9 +9,11 @@ use super::{
     AdminState, AutoStart, CountedBy, Disk, DiskSize, Domain, DomainDisk, DomainNic, Memory, Nic,
     OperState, Persistence, Vcpu, Vm, VmProcess,
     assembly::{Parts, Totals},
-    images::{Counted, Images},
     indexes::{Identity, Indexes, Part},
-    interfaces::Interfaces,
+};
+use crate::{
+    counting::{Counted, Images},
+    sources::host::Interfaces,
 };
 
 impl Parts {

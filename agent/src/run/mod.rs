@@ -15,20 +15,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 #[cfg(feature = "libvirt")]
-use crate::inventory::libvirt;
+use crate::sources::libvirt;
 use crate::{
     agentx::{self, Statistics, TransportConfig},
     check,
     config::{self, Config},
-    counters::{Records, Registration, self_test, since_boot_ns},
-    inventory::{
-        Assembly, Hypervisor, Registry, SharedHooks,
-        procfs::{Counted, Procfs, ProcfsError},
-    },
+    counters::{Records, since_boot_ns},
+    counting::{Registration, SharedHooks, self_test},
+    inventory::{Assembly, Hypervisor, Registry},
     mib::{self, Switches},
     notify,
     privileges::{self, PrivilegeError},
     probe::{Events, HOOKS, HookState, Method, Probe, ProbeError, with_causes},
+    sources::procfs::{Counted, Procfs, ProcfsError},
     status::{Server, server::ServerError},
 };
 use report::Reporter;

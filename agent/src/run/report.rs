@@ -11,13 +11,14 @@ use uuid::Uuid;
 
 use super::Counting;
 #[cfg(feature = "libvirt")]
-use crate::inventory::libvirt;
+use crate::sources::libvirt;
 use crate::{
     agentx::{Phase, Statistics},
     config::Config,
     counters::{self, NotCounted, Readings, Records},
-    inventory::{self, Assembly, CountedBy, Registry, procfs},
+    inventory::{self, Assembly, CountedBy, Registry},
     notify,
+    sources::procfs,
     status::{
         Source,
         model::{

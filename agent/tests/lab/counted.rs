@@ -8,10 +8,8 @@ use std::{
 };
 
 use kvmeter::{
-    counters::{
-        DiskIo, HeldThread, ImageSlot, Records, Registration, RunState, Schedstat, Tracker as _,
-        VmSlot, self_test,
-    },
+    counters::{DiskIo, ImageSlot, Records, VmSlot},
+    counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _, self_test},
     inventory::FileIdentity,
     probe::{KERNEL_BTF, Method, Probe},
 };

@@ -15,10 +15,10 @@ use virt::{connect::Connect, sys};
 
 use super::{
     Source,
-    blocks::{Blocks, Question},
+    config_watch::{Change, Files},
+    disk_queries::{Blocks, Question},
     domain::look,
     events::Event,
-    files::{Change, Files},
     transitions::Transitions,
 };
 

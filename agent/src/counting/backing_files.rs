@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io};
 
-use super::{DomainDisk, FileIdentity, ImageHeader, OpenFile, VmProcess};
+use crate::inventory::{DomainDisk, FileIdentity, ImageHeader, OpenFile, VmProcess};
 
 /// A file of a disk.
 #[derive(Clone, Copy, Debug)]

@@ -8,10 +8,8 @@ use virt::{
     error::{Error, ErrorNumber},
 };
 
-use super::{
-    super::{AutoStart, Domain, Persistence},
-    state, xml,
-};
+use super::{state, xml};
+use crate::inventory::{AutoStart, Domain, Persistence};
 
 /// A domain as it is now: `None` = libvirt did not say, `Some(None)` = it is gone.
 pub(super) fn look(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domain>> {

@@ -14,7 +14,7 @@ use std::{
 
 use virt::{domain::Domain, error::Error, sys};
 
-use super::DiskIo;
+use crate::counters::DiskIo;
 
 /// The I/O of each disk that the domain's QEMU counts, by its name in the guest. Of a domain that is off there is
 /// none. Waits for a QEMU that hangs.
@@ -22,7 +22,7 @@ use super::DiskIo;
 /// # Errors
 ///
 /// That of libvirt.
-pub fn ask(domain: &Domain) -> Result<Vec<(String, DiskIo)>, Error> {
+pub(super) fn ask(domain: &Domain) -> Result<Vec<(String, DiskIo)>, Error> {
     // SAFETY: the pointer is used only as long as the domain is borrowed.
     let domain = unsafe { domain.as_ptr() };
     let mut domains = [domain, ptr::null_mut()];

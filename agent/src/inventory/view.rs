@@ -1,9 +1,13 @@
 //! The immutable view of the VMs that readers see. A change makes a new one, which replaces the old
 //! one in one swap.
 
-use super::CountedBy;
-use crate::counters::{DiskTotals, ThreadSlot, VmSlot};
-use crate::snmp::Oid;
+use std::sync::Arc;
+
+use crate::{
+    counters::{DiskTotals, ImageSlot, ThreadSlot, VmSlot},
+    probe::Method,
+    snmp::Oid,
+};
 
 /// Everything that is known of the VMs of this host at one moment.
 #[derive(Clone, Debug, Default)]
@@ -120,6 +124,17 @@ pub struct Disk {
     pub counted_by: CountedBy,
     /// What the hypervisor counts of its I/O, where the kernel does not; `None` = nothing.
     pub totals: Option<DiskTotals>,
+}
+
+/// Where a disk's I/O is counted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum CountedBy {
+    /// By the kernel: the records of its images, the method of the first, and the reason for that.
+    Kernel(Arc<[ImageSlot]>, Method, &'static str),
+    /// Not by the kernel, for this reason.
+    Nobody(String),
+    /// By the kernel, as soon as the VMM, which has just begun, has opened it.
+    Soon,
 }
 
 /// The sizes of a disk in octets. A size that is not known is served as -1.

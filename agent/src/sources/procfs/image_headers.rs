@@ -19,10 +19,10 @@ use crossbeam_channel::{Receiver, Sender};
 use tracing::{debug, warn};
 
 use super::{
-    super::{FileIdentity, ImageHeader},
-    nodes::{get, object},
+    blockdev_graph::{get, object},
     process::Process,
 };
+use crate::inventory::{FileIdentity, ImageHeader};
 
 /// Looks that have not come to an end. More wait until one has.
 const MAX_LOOKS: usize = 8;

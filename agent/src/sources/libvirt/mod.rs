@@ -9,14 +9,15 @@
 //! it said last stays; the source waits for its socket to appear, and looks itself ever more seldom in case that
 //! cannot be seen.
 
-mod blocks;
+mod block_statistics;
+mod config_watch;
+mod disk_queries;
 mod domain;
+mod event_loop;
 mod events;
-mod files;
-mod follow;
 #[cfg(test)]
 mod replays;
-mod socket;
+mod socket_watch;
 mod state;
 mod transitions;
 mod xml;
@@ -39,12 +40,12 @@ use virt::{
     event::{event_register_default_impl, event_run_default_impl},
 };
 
-use super::{Assembly, Domain};
-use blocks::{Blocks, Question};
+use crate::inventory::{Assembly, Domain};
+use disk_queries::{Blocks, Question};
 use domain::describe;
+use event_loop::Following;
 use events::{Event, Registered};
-use follow::Following;
-use socket::Appearance;
+use socket_watch::Appearance;
 
 /// Who asks for the status waits so long for libvirt's answer; one that takes longer hangs.
 const SLOW: Duration = Duration::from_millis(500);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use super::process::Thread;
-use crate::counters::HeldThread as _;
+use crate::counting::HeldThread as _;
 
 /// `ioctl(2)` and `KVM_RUN` (`_IO(KVMIO, 0x80)`) as `/proc/PID/task/TID/syscall` shows them.
 #[cfg(target_arch = "x86_64")]

@@ -16,12 +16,14 @@ use virt::{
     enumutil::Enum,
 };
 
-use super::{
-    super::{Assembly, AutoStart, Domain, Hypervisor, Memory, Persistence, Registry},
-    state,
-    transitions::Transitions,
+use super::{state, transitions::Transitions};
+use crate::{
+    agentx::NoticeValue,
+    inventory::{Assembly, AutoStart, Domain, Hypervisor, Memory, Persistence, Registry},
+    mib::Switches,
+    notify,
+    snmp::Oid,
 };
-use crate::{agentx::NoticeValue, mib::Switches, notify, snmp::Oid};
 
 const DOMAIN: [u8; 16] = [7; 16];
 

@@ -9,7 +9,7 @@ use rustix::fs::{
 
 use super::{
     AdminState, AutoStart, DiskSize, Memory, OperState, Persistence, StorageAccess, StorageMedia,
-    StorageSource, Vcpu, indexes::Identity, procfs::Devices,
+    StorageSource, Vcpu, indexes::Identity,
 };
 use crate::counters::VmSlot;
 
@@ -48,6 +48,15 @@ pub struct VmProcess {
     pub has_positions: bool,
     /// Whether it holds a VM of KVM.
     pub has_kvm: bool,
+}
+
+/// The devices of a VM, as its command line or configuration file lists them.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Devices {
+    /// In the order of the command line, no name twice.
+    pub disks: Vec<DomainDisk>,
+    /// In the order of the command line.
+    pub nics: Vec<DomainNic>,
 }
 
 /// A regular file or block device that a process has open.
@@ -197,7 +206,7 @@ pub struct DomainDisk {
 
 impl DomainDisk {
     /// Of a disk that is told to be raw, the guest writes what stands in the place of a header.
-    pub(super) fn may_have_header(&self) -> bool {
+    pub(crate) fn may_have_header(&self) -> bool {
         self.chain_is_in_image || self.format != "raw"
     }
 }
@@ -242,14 +251,14 @@ pub struct DomainNic {
 
 impl VmProcess {
     /// The files of disks that are told to be raw.
-    pub(super) fn raw_files(&self) -> impl Iterator<Item = FileIdentity> {
+    pub(crate) fn raw_files(&self) -> impl Iterator<Item = FileIdentity> {
         let raw = self.devices.disks.iter().filter(|disk| !disk.may_have_header());
         let files = raw.flat_map(|disk| self.files.iter().filter(|f| f.path == disk.resource));
         files.map(|file| file.identity)
     }
 
     /// Takes in what the headers of its images tell.
-    pub(super) fn note_headers(&mut self, headers: &[ImageHeader]) {
+    pub(crate) fn note_headers(&mut self, headers: &[ImageHeader]) {
         self.headers = headers.to_vec();
         for disk in &mut self.devices.disks {
             let file = self.files.iter().find(|file| file.path == disk.resource);
@@ -272,7 +281,7 @@ impl VmProcess {
 }
 
 /// Octets in hexadecimal with colons between them; nothing where one is none.
-pub(super) fn mac(text: &str) -> Vec<u8> {
+pub(crate) fn mac(text: &str) -> Vec<u8> {
     let octets: Option<Vec<u8>> = text
         .split(':')
         .take(32)

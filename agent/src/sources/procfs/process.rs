@@ -13,8 +13,8 @@ use rustix::fs::{
     openat2, readlinkat, statx,
 };
 
-use super::super::{DiskSize, FileIdentity};
-use crate::counters::{HeldThread, RunState, Schedstat};
+use crate::counting::{HeldThread, RunState, Schedstat};
+use crate::inventory::{DiskSize, FileIdentity};
 
 /// No file of procfs that is read here is longer, but for a hostile command line, which is cut.
 const MAX_FILE: u64 = 256 * 1024;

@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use super::{ImageSlot, TakenImage, ThreadSlot, VmSlot};
+use crate::counters::{ImageSlot, TakenImage, ThreadSlot, VmSlot};
 
 /// A thread that is held, not only named: reading through it fails once the thread is gone, even when
 /// another thread has got its id since.

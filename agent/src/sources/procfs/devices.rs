@@ -5,25 +5,16 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use super::{
-    super::{
-        DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource, Submission,
-        mac,
-    },
+    blockdev_graph::{Chain, Node, Nodes, get, object},
     command_line::{Fields, Vmm, fields, options},
-    nodes::{Chain, Node, Nodes, get, object},
+};
+use crate::inventory::{
+    Devices, DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource,
+    Submission, mac,
 };
 
 /// No VM has more; a longer list is cut.
 const MAX_DEVICES: usize = 4096;
-
-/// What is told.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Devices {
-    /// In the order of the command line, no name twice.
-    pub disks: Vec<DomainDisk>,
-    /// In the order of the command line.
-    pub nics: Vec<DomainNic>,
-}
 
 /// Reads the arguments after the program's name.
 pub(super) fn parse(vmm: Vmm, arguments: &[&str]) -> Devices {

@@ -15,8 +15,9 @@ use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield},
 };
 
-use super::{
-    HeldThread, ImageSlot, Records, Schedstat, TakenImage, ThreadSlot, TrackError, Tracker, VmSlot,
+use super::{HeldThread, Schedstat, TrackError, Tracker};
+use crate::counters::{
+    ImageSlot, Records, TakenImage, ThreadSlot, VmSlot,
     mapped::{ThreadCells, VmCells},
 };
 

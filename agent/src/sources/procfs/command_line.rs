@@ -2,7 +2,8 @@
 
 use uuid::Uuid;
 
-use super::devices::{self, Devices};
+use super::devices;
+use crate::inventory::Devices;
 
 /// A name is kept up to so many octets; SNMP serves 255.
 const MAX_NAME: usize = 4096;

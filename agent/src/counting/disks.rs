@@ -9,13 +9,14 @@ use std::{
 use kvmeter_common::{ImageKey, Route};
 
 use super::{
-    DomainDisk, FileIdentity, OpenFile, StorageSource, VmProcess,
-    disk_files::{DiskFile, DiskFiles},
-    methods::{self, Choice},
-    questions::Questions,
+    backing_files::{DiskFile, DiskFiles},
+    method::{self, Choice},
 };
 use crate::{
     counters::{ImageSlot, Records, TakenImage, VmSlot, since_boot_ns},
+    inventory::{
+        CountedBy, DomainDisk, FileIdentity, OpenFile, StorageSource, VmProcess, retry::Questions,
+    },
     probe::{ImageHooks, Method},
 };
 
@@ -34,33 +35,22 @@ const UNATTACHED: Duration = Duration::from_millis(20);
 /// The hooks of images, for all who may need them.
 pub type SharedHooks = Arc<Mutex<ImageHooks>>;
 
-/// Where a disk's I/O is counted.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum CountedBy {
-    /// By the kernel: the records of its images, the method of the first, and the reason for that.
-    Kernel(Arc<[ImageSlot]>, Method, &'static str),
-    /// Not by the kernel, for this reason.
-    Nobody(String),
-    /// By the kernel, as soon as the VMM, which has just begun, has opened it.
-    Soon,
-}
-
 /// A disk as its row will show it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Counted<'a> {
-    pub(super) process: &'a VmProcess,
+pub(crate) struct Counted<'a> {
+    pub(crate) process: &'a VmProcess,
     /// vmStorageIndex.
-    pub(super) storage: u32,
-    pub(super) disk: &'a DomainDisk,
+    pub(crate) storage: u32,
+    pub(crate) disk: &'a DomainDisk,
     /// libvirt knows the VM. A process alone may show the same disk by another name, as long as libvirt is not there.
-    pub(super) is_of_domain: bool,
+    pub(crate) is_of_domain: bool,
     /// libvirt is there, and may be about to tell of the VM.
-    pub(super) may_be_of_domain: bool,
+    pub(crate) may_be_of_domain: bool,
 }
 
 /// Has the images of disks counted.
 #[derive(Debug)]
-pub(super) struct Images {
+pub(crate) struct Images {
     records: Arc<Records>,
     hooks: SharedHooks,
     /// What one view needs, from [`begin`](Self::begin) to [`end`](Self::end).
@@ -84,12 +74,12 @@ struct Round {
 }
 
 impl Images {
-    pub(super) fn new(records: Arc<Records>, hooks: SharedHooks) -> Self {
+    pub(crate) fn new(records: Arc<Records>, hooks: SharedHooks) -> Self {
         Self { records, hooks, round: Round::default(), asked: HashMap::new(), again: None }
     }
 
     /// A new view is about to be made.
-    pub(super) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         let files = std::mem::take(&mut self.round.files).begin_anew();
         self.round = Round { files, ..Round::default() };
         for image in self.records.taken_images() {
@@ -98,7 +88,7 @@ impl Images {
     }
 
     /// Has a disk counted.
-    pub(super) fn count(&mut self, counted: Counted<'_>) -> CountedBy {
+    pub(crate) fn count(&mut self, counted: Counted<'_>) -> CountedBy {
         let Counted { process, storage, disk, is_of_domain, .. } = counted;
         let Some(vm) = process.slot else {
             return CountedBy::Nobody("the VM is not counted".to_owned());
@@ -180,7 +170,7 @@ impl Images {
 
     /// The view is made: what no disk needs is not hooked any more. Whether one of these VMs does I/O on a file of
     /// which it is not known what it is, so that somebody should be asked.
-    pub(super) fn end(&mut self) -> BTreeSet<VmSlot> {
+    pub(crate) fn end(&mut self) -> BTreeSet<VmSlot> {
         let Self { round, asked, .. } = self;
         let loose = round.taken.values().flatten().filter(|image| image.is_loose());
         let loose: HashMap<_, _> = loose.map(|image| (image.slot, image.vm())).collect();
@@ -202,7 +192,7 @@ impl Images {
     }
 
     /// When somebody is to be asked again, or what is known is another view.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         self.asked.values().filter_map(Questions::due).chain(self.again).min()
     }
 
@@ -223,7 +213,7 @@ impl Images {
             StorageSource::Block => true,
             _ => return false,
         };
-        let methods = methods::of_new(&self.hooks(), is_block_device);
+        let methods = method::of_new(&self.hooks(), is_block_device);
         self.round.needed.extend(methods);
         // What else than a file a request may be for, the kernel is told.
         if is_block_device
@@ -256,7 +246,7 @@ impl Images {
         }
         let Choice { methods, route, why } = {
             let hooks = self.hooks();
-            methods::of_file(|method| hooks.can(method), file, process, disk.submission)?
+            method::of_file(|method| hooks.can(method), file, process, disk.submission)?
         };
         self.round.needed.extend(&methods);
         let method = (methods[0], why);

@@ -11,14 +11,14 @@ const MAX_DEPTH: usize = 8;
 
 /// The host's interfaces as they are at the moment; what was found for a bridge holds for all that are on it.
 #[derive(Debug, Default)]
-pub(super) struct Interfaces {
+pub(crate) struct Interfaces {
     bridges: HashMap<String, u32>,
 }
 
 impl Interfaces {
     /// The ifIndex of an interface and that of the physical one through which it reaches the network; 0 where
     /// there is none.
-    pub(super) fn numbers(&mut self, device: &str) -> (u32, u32) {
+    pub(crate) fn numbers(&mut self, device: &str) -> (u32, u32) {
         self.numbers_below(Path::new(SYSFS), device)
     }
 

@@ -3,7 +3,7 @@
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::super::{
+use crate::inventory::{
     DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource,
     Submission, mac,
 };

@@ -12,11 +12,8 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain as Handle, error::Error};
 
-use super::{
-    super::{Assembly, DiskSize},
-    events::is_migrating,
-};
-use crate::counters::block_statistics;
+use super::{block_statistics, events::is_migrating};
+use crate::inventory::{Assembly, DiskSize};
 
 /// So many domains may hang before the disks of others have to wait.
 const THREADS: usize = 8;

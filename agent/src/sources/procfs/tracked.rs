@@ -11,14 +11,17 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{FileIdentity, ImageHeader, Vcpu, VmProcess, questions::Questions},
     SharedTracker,
     command_line::Description,
-    headers::{self, Headers, Subject},
+    image_headers::{self, Headers, Subject},
     process::{self, Thread},
     scan::{self, Roots, Scan},
 };
-use crate::counters::{HeldThread, ImageSlot, TakenImage, ThreadSlot, TrackError, VmSlot};
+use crate::{
+    counters::{ImageSlot, TakenImage, ThreadSlot, VmSlot},
+    counting::{HeldThread, TrackError},
+    inventory::{FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Questions},
+};
 
 /// After so long a VMM has its memory.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -295,7 +298,7 @@ impl Machines {
     }
 
     /// Takes in what headers told. The VMs that are to be looked at now.
-    pub(super) fn take_headers(&mut self, told: headers::Told) -> BTreeSet<u32> {
+    pub(super) fn take_headers(&mut self, told: image_headers::Told) -> BTreeSet<u32> {
         let mut look = std::mem::take(&mut self.waiting);
         if let Some(known) = self.known.get_mut(&told.pid)
             && known.vm.start_ticks == told.start_ticks

@@ -4,7 +4,7 @@ use std::{collections::HashSet, ffi::c_int};
 
 use virt::sys;
 
-use super::super::{AdminState, ChangeEvent, Domain, OperState};
+use crate::inventory::{AdminState, ChangeEvent, Domain, OperState};
 
 /// VIR_DOMAIN_EVENT_DEFINED_ADDED and VIR_DOMAIN_EVENT_UNDEFINED_REMOVED, each with its type; the other details are
 /// those of a domain that stays.

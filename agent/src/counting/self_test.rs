@@ -19,10 +19,11 @@ use rustix::{
     io::{ReadWriteFlags, preadv, pwritev, pwritev2},
 };
 
-use super::{
-    DiskIo, HeldThread, Records, Registration, RunState, Schedstat, TrackError, Tracker as _,
+use super::{HeldThread, Registration, RunState, Schedstat, TrackError, Tracker as _};
+use crate::{
+    counters::{DiskIo, Records},
+    probe::Method,
 };
-use crate::probe::Method;
 
 /// Octets of a request.
 const LEN: usize = 512;

@@ -9,12 +9,12 @@ use std::{
 use rustix::param::clock_ticks_per_second;
 
 use super::{
-    super::{Memory, OpenFile, VmProcess},
     command_line::{self, Description, Vmm},
-    devices, files, memory,
+    devices, files, memory_estimate,
     process::{Process, Thread},
     vcpus,
 };
+use crate::inventory::{Memory, OpenFile, VmProcess};
 
 /// Where procfs and debugfs are mounted.
 #[derive(Clone, Debug)]
@@ -98,7 +98,8 @@ fn look(roots: &Roots, pid: u32, told: Told<'_>, known: &[OpenFile]) -> io::Resu
                 return Ok(None);
             }
             if described.memory.is_none() && !vm_fds.is_empty() {
-                described.memory = memory::estimate(&process.read("maps").unwrap_or_default());
+                described.memory =
+                    memory_estimate::estimate(&process.read("maps").unwrap_or_default());
             }
             if let Some(path) = &described.config_file
                 && let Ok(config) = process.read_in_root(path)

@@ -8,7 +8,7 @@ use virt::{
     enumutil::Enum,
 };
 
-use super::super::{AdminState, OperState};
+use crate::inventory::{AdminState, OperState};
 
 /// What is asked of a domain, and what it does. `has_managed_save`: its memory waits in a file.
 pub(super) fn of(

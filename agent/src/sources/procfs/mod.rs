@@ -6,23 +6,23 @@
 //! programs' too, and a pidfd for when they are not there. Nothing is asked again and again: between events
 //! the thread of this source sleeps without a timer.
 //!
-//! From the bottom up: [`process`] reads procfs, [`command_line`], [`nodes`], [`devices`], [`memory`], [`vcpus`] and
-//! [`scan`] make sense of it, [`headers`] looks into images, [`machines`] keeps what is known and has it counted, [`schedule`] says when what is looked at,
-//! [`watch`] and [`uevent`] wake this up.
+//! From the bottom up: [`process`] reads procfs, [`command_line`], [`blockdev_graph`], [`devices`], [`memory_estimate`], [`vcpus`] and
+//! [`scan`] make sense of it, [`image_headers`] looks into images, [`tracked`] keeps what is known and has it counted, [`schedule`] says when what is looked at,
+//! [`poller`] and [`uevent`] wake this up.
 
+mod blockdev_graph;
 mod command_line;
 mod devices;
 mod files;
-mod headers;
-mod machines;
-mod memory;
-mod nodes;
+mod image_headers;
+mod memory_estimate;
+mod poller;
 mod process;
 mod scan;
 mod schedule;
+mod tracked;
 mod uevent;
 mod vcpus;
-mod watch;
 
 use std::{
     fmt, io,
@@ -40,19 +40,14 @@ use kvmeter_common::EventKind;
 use thiserror::Error;
 use tracing::{debug, error, warn};
 
-pub use self::devices::Devices;
 use self::{
-    headers::Headers,
-    machines::{Found, Machines},
+    image_headers::Headers,
+    poller::{Ready, Watch},
     schedule::Schedule,
+    tracked::{Found, Machines},
     uevent::Uevent,
-    watch::{Ready, Watch},
 };
-use super::Assembly;
-use crate::{
-    counters::{Records, Tracker},
-    probe::Events,
-};
+use crate::{counters::Records, counting::Tracker, inventory::Assembly, probe::Events};
 
 /// Has VMs counted.
 pub type SharedTracker = Arc<dyn Tracker + Send + Sync>;
@@ -190,7 +185,7 @@ pub fn read_command_line(octets: &[u8]) {
 
 /// Reads what an image begins with, for the fuzzer: any octets tell something or nothing.
 pub fn read_image(octets: &[u8]) {
-    headers::interpret(octets);
+    image_headers::interpret(octets);
 }
 
 struct Source {
@@ -199,7 +194,7 @@ struct Source {
     /// Processes that somebody wants looked at.
     asked: Receiver<u32>,
     /// What images tell of themselves.
-    told: Receiver<headers::Told>,
+    told: Receiver<image_headers::Told>,
     uevents: OwnedFd,
     events: Option<Events>,
     records: Option<Arc<Records>>,

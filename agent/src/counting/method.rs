@@ -2,8 +2,10 @@
 
 use kvmeter_common::Route;
 
-use super::{OpenFile, Submission, VmProcess};
-use crate::probe::{ImageHooks, Method};
+use crate::{
+    inventory::{OpenFile, Submission, VmProcess},
+    probe::{ImageHooks, Method},
+};
 
 /// The methods of an image, the one that the status names first, and the route of its record.
 #[derive(Clone, Debug, Eq, PartialEq)]
