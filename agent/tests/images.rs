@@ -18,7 +18,7 @@ use kvmeter::{
     counting::{Tracker as _, self_test},
     probe::Method,
 };
-use kvmeter_common::Route;
+use kvmeter_common::Layer;
 use lab::counted::Counted;
 use rustix::fs::OFlags;
 use xtask::lab::{LoopDevice, PATIENCE, wait_until};
@@ -64,8 +64,8 @@ const EXERCISED: [u64; 4] = [3, 77_824, 2, 20_480];
 /// This process, with the image counted by this method alone; nothing where the kernel does not have it.
 fn counted_by(method: Method, path: &Path) -> Option<Counted> {
     let counted = Counted::by(&[method]);
-    counted.probe.image_hooks.can(method).ok()?;
-    counted.records.take_image(counted.key(path), method.route()).unwrap();
+    counted.probe.image_hooks.availability(method).ok()?;
+    counted.records.claim_image(counted.key(path), method.layer()).unwrap();
     Some(counted)
 }
 
@@ -90,12 +90,12 @@ fn files_past_the_page_cache_are_counted_in_each_way() {
 fn requests_that_a_thread_makes_are_counted_beside_those_of_io_uring() {
     require!("ebpf");
     let counted = Counted::by(&[Method::IoUring, Method::Dio]);
-    if counted.probe.image_hooks.can(Method::Dio).is_err() {
+    if counted.probe.image_hooks.availability(Method::Dio).is_err() {
         return;
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (path, file) = image(dir.path(), OFlags::DIRECT);
-    counted.records.take_image(counted.key(&path), Route::Ring).unwrap();
+    counted.records.claim_image(counted.key(&path), Layer::Ring).unwrap();
     let mut page = Box::new(Page([7; 65_536]));
     exercise(&file, &mut page);
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
@@ -156,7 +156,7 @@ fn what_others_see_does_not_pass_the_test_of_programs_at_functions() {
     require!("ebpf");
     // Which of them pass is printed.
     let counted = Counted::by(&[Method::Vfs, Method::Aio, Method::Syscall, Method::IoUring]);
-    assert_eq!(counted.records.taken_images(), []);
+    assert_eq!(counted.records.image_records(), []);
     drop(counted);
     let counted = Counted::by(&[Method::Syscall, Method::IoUring]);
     for method in [Method::Vfs, Method::Aio] {
@@ -176,7 +176,7 @@ fn block_devices_are_counted_where_the_agent_says_so() {
     let mut page = Box::new(Page([7; 65_536]));
     exercise(&file, &mut page);
     assert_eq!(counted.slots(device.path()), []);
-    counted.records.take_image(counted.key(device.path()), Route::Block).unwrap();
+    counted.records.claim_image(counted.key(device.path()), Layer::Block).unwrap();
     // The end of a request that was not seen is known when the next begins.
     let counts = |times: u64| {
         exercise(&file, &mut page);
@@ -186,7 +186,7 @@ fn block_devices_are_counted_where_the_agent_says_so() {
     };
     (1..100).find_map(counts).unwrap();
     // Nothing is counted without its hooks, once the kernel has let them go; and the next record begins anew.
-    counted.probe.image_hooks.need(|_| false);
+    counted.probe.image_hooks.set_attached(|_| false);
     wait_until(PATIENCE, "the hooks are gone", || {
         let before = numbers(counted.io(device.path()));
         exercise(&file, &mut page);
@@ -194,7 +194,7 @@ fn block_devices_are_counted_where_the_agent_says_so() {
     })
     .unwrap();
     counted.registration.untrack_vm(counted.vm);
-    assert_eq!(counted.records.taken_images(), []);
+    assert_eq!(counted.records.image_records(), []);
 }
 
 #[test]
@@ -203,15 +203,15 @@ fn hooks_that_were_given_up_can_be_had_again_soon() {
     let mut counted = Counted::by(&Method::ALL);
     let hooks = &mut counted.probe.image_hooks;
     let works: Vec<_> =
-        Method::ALL.into_iter().filter(|method| hooks.can(*method).is_ok()).collect();
+        Method::ALL.into_iter().filter(|method| hooks.availability(*method).is_ok()).collect();
     for _ in 0..3 {
-        hooks.need(|_| false);
+        hooks.set_attached(|_| false);
         // The kernel lets them go some time later, and refuses them until then.
         wait_until(PATIENCE, "they are attached", || {
-            hooks.need(|method| works.contains(&method)).then_some(())
+            hooks.set_attached(|method| works.contains(&method)).then_some(())
         })
         .unwrap();
-        assert!(works.iter().all(|method| hooks.can(*method).is_ok()));
+        assert!(works.iter().all(|method| hooks.availability(*method).is_ok()));
     }
 }
 
@@ -233,14 +233,14 @@ fn what_closed_images_had_is_kept_in_one_of_them() {
     let before = counted.records.image_io(&closed);
     assert_eq!(numbers(before), EXERCISED.map(|number| number * 3));
     let [reads, _] = counted.records.image_requests(&closed);
-    counted.records.unite_images(closed[0], &closed[1..]);
+    counted.records.merge_images(closed[0], &closed[1..]);
     // Also whoever still reads all three.
     for slots in [&closed[..], &closed[..1]] {
         assert_eq!(counted.records.image_io(slots), before);
         let [now, _] = counted.records.image_requests(slots);
         assert_eq!(now.latencies.len(), reads.latencies.len());
     }
-    let taken: Vec<_> = counted.records.taken_images().iter().map(|image| image.slot).collect();
+    let taken: Vec<_> = counted.records.image_records().iter().map(|image| image.slot).collect();
     assert_eq!(taken, closed[..1]);
     exercise(&file, &mut page);
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
@@ -278,7 +278,7 @@ fn latencies_are_those_that_the_caller_sees() {
     require!("ebpf");
     let mut tested = 0;
     for method in [Method::Dio, Method::Vfs, Method::Syscall] {
-        if Counted::by(&[method]).probe.image_hooks.can(method).is_err() {
+        if Counted::by(&[method]).probe.image_hooks.availability(method).is_err() {
             continue;
         }
         tested += 1;

@@ -11,7 +11,7 @@ use std::{
 
 use kvmeter::{
     agentx::{Lookup, View as _},
-    counters::NotCounted,
+    counters::NoCounters,
     inventory::{
         Assembly, Change, ChangeEvent, Hypervisor,
         OperState::{self, Paused, Running, Shutdown, Suspended},
@@ -64,7 +64,7 @@ impl Host {
     /// The integer at vmObjects.`parts`, as a GET finds it.
     fn integer(&self, parts: &[u32]) -> Option<i32> {
         let inventory = self.registry.view();
-        let view = mib::View::new(&inventory, &NotCounted);
+        let view = mib::View::new(&inventory, &NoCounters);
         let name = Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
         match view.get(&name) {
             Lookup::Found(Value::Integer(number)) => Some(number),
@@ -75,7 +75,7 @@ impl Host {
     /// The same with a text.
     fn text(&self, parts: &[u32]) -> Option<String> {
         let inventory = self.registry.view();
-        let view = mib::View::new(&inventory, &NotCounted);
+        let view = mib::View::new(&inventory, &NoCounters);
         let name = Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
         match view.get(&name) {
             Lookup::Found(Value::OctetString(text)) => String::from_utf8(text.to_vec()).ok(),

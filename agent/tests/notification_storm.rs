@@ -15,7 +15,7 @@ use std::{
 
 use kvmeter::{
     agentx::{self, TransportConfig},
-    counters::NotCounted,
+    counters::NoCounters,
     inventory::{Assembly, Hypervisor, Registry},
     mib::{self, Switches},
     notify,
@@ -56,7 +56,7 @@ fn each_change_is_told_once_and_in_bulk_none_is_missing() {
     let (of_agent, of_session) = (Arc::clone(&registry), Arc::clone(&statistics));
     thread::spawn(move || {
         let switches: &'static Switches = Box::leak(Box::new(Switches::new(true, true)));
-        let readings: Arc<dyn kvmeter::counters::Readings> = Arc::new(NotCounted);
+        let readings: Arc<dyn kvmeter::counters::Readings> = Arc::new(NoCounters);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             tokio::spawn(notifier.run(switches));

@@ -41,8 +41,8 @@ impl Way {
         let beside = (self.method == Method::IoUring && self.direct).then_some(Method::Dio);
         let methods: Vec<_> = [Some(self.method), beside].into_iter().flatten().collect();
         let counted = Counted::process(fio.0.pid(), &methods);
-        counted.probe.image_hooks.can(self.method).ok()?;
-        counted.records.take_image(counted.key(image), self.method.route()).unwrap();
+        counted.probe.image_hooks.availability(self.method).ok()?;
+        counted.records.claim_image(counted.key(image), self.method.layer()).unwrap();
         Some(counted)
     }
 }

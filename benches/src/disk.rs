@@ -83,7 +83,7 @@ fn within(rounds: u32, image: &Path) -> anyhow::Result<()> {
                     let [major, minor] = [rustix::fs::major(device), rustix::fs::minor(device)];
                     let device = FileIdentity::kernel_device(major, minor);
                     let key = ImageKey { vm: tracked.vm.0, device, file: ImageKey::NO_FILE };
-                    tracked.records.take_image(key, method.route()).context("no record")?;
+                    tracked.records.claim_image(key, method.layer()).context("no record")?;
                 }
             }
             let empty = Empty::attach(name)?;

@@ -8,7 +8,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use kvmeter::{
     counters::{Records, ThreadSlot, VmSlot},
     counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
-    probe::{HOOKS, KERNEL_BTF, Method, Probe},
+    probe::{KERNEL_BTF, Method, Probe, SCHED_HOOKS},
 };
 use kvmeter_common::LAYOUT;
 
@@ -31,10 +31,10 @@ impl Tracked {
     pub(crate) fn with(methods: &[Method]) -> anyhow::Result<Self> {
         let pins = PinDir(format!("/sys/fs/bpf/kvmeter-bench-{}", process::id()).into());
         let mut probe = Probe::start(&pins.0, KERNEL_BTF.as_ref())?;
-        probe.image_hooks.need(|method| methods.contains(&method));
+        probe.image_hooks.set_attached(|method| methods.contains(&method));
         let of_images = probe.image_hooks.states().into_iter();
         let of_images = of_images.filter(|state| state.failure.is_none()).map(|state| state.hook);
-        let links = HOOKS
+        let links = SCHED_HOOKS
             .into_iter()
             .chain(of_images)
             .map(|hook| {

@@ -32,7 +32,7 @@ pub enum EventKind {
     /// As [`VmExit`](Self::VmExit), by a signal that is no request to end.
     VmKilled = 6,
     /// A VM does I/O on an image for which the kernel has taken a record.
-    ImageTaken = 7,
+    ImageClaimed = 7,
 }
 
 impl EventKind {
@@ -46,7 +46,7 @@ impl EventKind {
             4 => Self::SeenInKvm,
             5 => Self::VcpuExit,
             6 => Self::VmKilled,
-            7 => Self::ImageTaken,
+            7 => Self::ImageClaimed,
             _ => return None,
         })
     }

@@ -1,13 +1,13 @@
 //! The fields of kernel structs that the programs read.
 //!
 //! Where a field lies differs from kernel to kernel. A program is built with loads whose offset is no offset but
-//! [`MARK`] plus the number of the field; the agent takes the true offsets from the kernel's BTF and writes them
+//! [`PLACEHOLDER`] plus the number of the field; the agent takes the true offsets from the kernel's BTF and writes them
 //! into these instructions before it loads the program. So each read is the one load that it would be in the
 //! kernel itself. Behind a pointer whose type the verifier does not know no load is allowed; what is there is copied by
 //! a helper, and the program takes the offset from a table of all of them.
 
 /// Offsets of loads from here on stand for fields. No struct that is read is so large, and no map value.
-pub const MARK: i16 = 0x7f00;
+pub const PLACEHOLDER: i16 = 0x7f00;
 
 /// A field.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -154,8 +154,8 @@ impl Field {
 
     /// The offset that stands for it.
     #[must_use]
-    pub const fn mark(self) -> i16 {
-        MARK + self as u8 as i16
+    pub const fn placeholder(self) -> i16 {
+        PLACEHOLDER + self as u8 as i16
     }
 
     /// Its place in [`Self::ALL`].
@@ -166,8 +166,8 @@ impl Field {
 
     /// The field for which an offset stands; `None` = it is an offset.
     #[must_use]
-    pub fn of_mark(offset: i16) -> Option<Self> {
-        let number = usize::try_from(offset.checked_sub(MARK)?).ok()?;
+    pub fn of_placeholder(offset: i16) -> Option<Self> {
+        let number = usize::try_from(offset.checked_sub(PLACEHOLDER)?).ok()?;
         Self::ALL.get(number).copied()
     }
 }
@@ -179,11 +179,11 @@ mod tests {
     #[test]
     fn marks_and_fields_belong_together() {
         for field in Field::ALL {
-            assert_eq!(Field::of_mark(field.mark()), Some(field));
+            assert_eq!(Field::of_placeholder(field.placeholder()), Some(field));
         }
-        assert_eq!(Field::of_mark(0), None);
-        assert_eq!(Field::of_mark(MARK - 1), None);
-        assert_eq!(Field::of_mark(i16::MIN), None);
-        assert_eq!(Field::of_mark(i16::MAX), None);
+        assert_eq!(Field::of_placeholder(0), None);
+        assert_eq!(Field::of_placeholder(PLACEHOLDER - 1), None);
+        assert_eq!(Field::of_placeholder(i16::MIN), None);
+        assert_eq!(Field::of_placeholder(i16::MAX), None);
     }
 }

@@ -1,6 +1,6 @@
 //! The records of the files and devices behind virtual disks, called images as QEMU does, and what is counted in them.
 //!
-//! The records are a table with open addressing: an image's record is looked for from [`ImageKey::place`] on, and
+//! The records are a table with open addressing: an image's record is looked for from [`ImageKey::home_slot`] on, and
 //! the first free one on the way is taken. Both sides take records; the agent alone frees them. Where a race or a
 //! freed record on the way makes two records of one image, both count, and its I/O is the sum.
 
@@ -18,7 +18,7 @@ const FIRST_OCTAVE: u32 = 10;
 /// The I/O of one image in one direction.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Direction {
+pub struct DirectionCounters {
     /// Requests that the kernel completed without an error.
     pub requests: u64,
     /// Octets that they moved.
@@ -39,23 +39,23 @@ pub struct ImageRecord {
     pub owner: u64,
     /// [`ImageKey::file`]; 0 = no image leads here (any more).
     pub file: u64,
-    /// The [`Route`] by which the image is counted.
-    pub route: u32,
+    /// The [`Layer`] by which the image is counted.
+    pub layer: u32,
     /// vmStorageIndex of the disk to which it belongs; 0 = not known. Written by the agent, which finds it here when
     /// it starts anew.
     pub storage: u32,
     /// Zero.
     pub reserved: [u64; 5],
     /// What was read.
-    pub read: Direction,
+    pub read: DirectionCounters,
     /// What was written.
-    pub write: Direction,
+    pub write: DirectionCounters,
 }
 
 /// Where in the kernel an image's requests are counted.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Route {
+pub enum Layer {
     /// iomap's direct I/O: files that are opened with `O_DIRECT`.
     Direct = 1,
     /// The block layer's queue: block devices that are opened with `O_DIRECT`.
@@ -70,32 +70,32 @@ pub enum Route {
 
 /// Those of which a program counts requests. Of all programs that see a request one counts it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Routes {
+pub struct Layers {
     /// The one of records that it takes itself.
-    pub taken: Route,
+    pub for_new: Layer,
     bits: u32,
 }
 
-impl Routes {
+impl Layers {
     /// One alone.
     #[inline(always)]
     #[must_use]
-    pub const fn only(route: Route) -> Self {
-        Self { taken: route, bits: 1 << route as u32 }
+    pub const fn only(layer: Layer) -> Self {
+        Self { for_new: layer, bits: 1 << layer as u32 }
     }
 
     /// These and another.
     #[inline(always)]
     #[must_use]
-    pub const fn and(self, route: Route) -> Self {
-        Self { taken: self.taken, bits: self.bits | 1 << route as u32 }
+    pub const fn and(self, layer: Layer) -> Self {
+        Self { for_new: self.for_new, bits: self.bits | 1 << layer as u32 }
     }
 
-    /// Whether a record's route is among them.
+    /// Whether a record's layer is among them.
     #[inline(always)]
     #[must_use]
-    pub const fn have(self, route: u32) -> bool {
-        self.bits >> (route & 31) & 1 != 0
+    pub const fn have(self, layer: u32) -> bool {
+        self.bits >> (layer & 31) & 1 != 0
     }
 }
 
@@ -127,7 +127,7 @@ impl ImageKey {
     /// The slot of the first record that is looked at for this image.
     #[inline(always)]
     #[must_use]
-    pub const fn place(self) -> u32 {
+    pub const fn home_slot(self) -> u32 {
         let mixed = (self.owner() ^ self.file.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         ((mixed >> 32) % IMAGES as u64) as u32
     }
@@ -146,7 +146,7 @@ impl ImageKey {
 /// A request that was submitted and is not completed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Flight {
+pub struct InFlight {
     /// When it was submitted, `CLOCK_MONOTONIC` in ns.
     pub start: u64,
     /// Where in the file or device.
@@ -157,19 +157,19 @@ pub struct Flight {
     pub owner: u64,
     /// Slot of the image's record; of the VM's, where the image is known at the completion only.
     pub slot: u32,
-    /// Bits of [`Flight::WRITE`] and the others.
+    /// Bits of [`InFlight::WRITE`] and the others.
     pub flags: u32,
 }
 
-impl Flight {
+impl InFlight {
     /// It writes.
     pub const WRITE: u32 = 1;
     /// It is not to wait, and may come again as one that may.
     pub const NO_WAIT: u32 = 2;
     /// It ends once and certainly, so that it has ended where its address is used for another.
-    pub const CERTAIN: u32 = 4;
+    pub const ASYNC: u32 = 4;
     /// It was told to come again.
-    pub const AGAIN: u32 = 8;
+    pub const RETRIED: u32 = 8;
 }
 
 /// The bucket of a latency.
@@ -195,9 +195,9 @@ pub const fn bucket_start(bucket: usize) -> u64 {
 }
 
 const _: () = {
-    assert!(size_of::<Direction>() == 32 + 8 * LATENCY_BUCKETS);
-    assert!(size_of::<ImageRecord>() == 64 + 2 * size_of::<Direction>());
-    assert!(size_of::<Flight>() == 40);
+    assert!(size_of::<DirectionCounters>() == 32 + 8 * LATENCY_BUCKETS);
+    assert!(size_of::<ImageRecord>() == 64 + 2 * size_of::<DirectionCounters>());
+    assert!(size_of::<InFlight>() == 40);
     assert!(IMAGES.is_power_of_two());
 };
 
@@ -225,7 +225,7 @@ mod tests {
             for file in 0..10 {
                 let key =
                     ImageKey { vm, device: 254 << 20, file: 131_072 + u64::from(vm) * 10 + file };
-                let mut slot = key.place() as usize;
+                let mut slot = key.home_slot() as usize;
                 let mut looks = 1;
                 while taken[slot] != 0 {
                     slot = (slot + 1) % IMAGES;

@@ -18,12 +18,12 @@ pub mod word;
 
 pub use event::{Event, EventKind};
 pub use field::Field;
-pub use image::{Flight, ImageKey, ImageRecord, Route, Routes};
+pub use image::{ImageKey, ImageRecord, InFlight, Layer, Layers};
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of everything in this crate that both sides must agree on. Pinned maps of another version
 /// are never adopted.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Thread records are handed to a VM in blocks of this many.
 pub const BLOCK_LEN: usize = 8;
@@ -41,10 +41,10 @@ pub const VM_BLOCKS: usize = 96;
 pub const IMAGES: usize = 4096;
 
 /// The most requests that can be under way and counted.
-pub const FLIGHTS: u32 = 32_768;
+pub const MAX_IN_FLIGHT: u32 = 32_768;
 
 /// Numbers of requests under way.
-pub const UNDER_WAY_LEN: u32 = 1024;
+pub const FILTER_LEN: u32 = 1024;
 
 /// Slots that share one element of the `TID_SLOT` array: array elements are never smaller than
 /// 8 octets, so four `u16` are packed into each.

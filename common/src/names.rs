@@ -10,9 +10,9 @@ pub const VM: &str = "VM";
 pub const META: &str = "META";
 /// Map: [`crate::ImageRecord`].
 pub const IMAGE: &str = "IMAGE";
-/// Map: address of a request in the kernel → [`crate::Flight`].
-pub const FLIGHT: &str = "FLIGHT";
+/// Map: address of a request in the kernel → [`crate::InFlight`].
+pub const INFLIGHT: &str = "INFLIGHT";
 /// Map: how many requests are under way, by a mix of their addresses.
-pub const UNDER_WAY: &str = "UNDER_WAY";
+pub const INFLIGHT_FILTER: &str = "INFLIGHT_FILTER";
 /// Map: ring of [`crate::Event`].
 pub const EVENTS: &str = "EVENTS";

@@ -22,7 +22,7 @@ pub struct ThreadRecord {
     /// later gets the same thread id shares. 0 = take it from the task of the next event.
     pub start: u64,
     /// The largest CPU time in ns that a reader was given: what is given out never goes back.
-    pub given: u64,
+    pub high_water: u64,
     /// The vCPU's id as KVM numbers it; meaningless without [`Owner::VCPU`].
     pub vcpu: u32,
     /// Zero.
@@ -44,9 +44,9 @@ pub struct VmRecord {
     /// Process id (thread group id) of the VM; 0 = the record is free.
     pub tgid: u32,
     /// Events that were sent and not yet answered: bits of [`VmRecord::PENDING_THREADS`] and others.
-    pub pending: u32,
+    pub flags: u32,
     /// The largest total in ns that a reader was given.
-    pub given: u64,
+    pub high_water: u64,
     /// Threads that found no free record; their time counts only once they are gone.
     pub unrecorded: u64,
     /// How many of `blocks` are valid. Written after them.
@@ -71,8 +71,8 @@ impl Default for VmRecord {
             handovers_done: 0,
             dying: 0,
             tgid: 0,
-            pending: 0,
-            given: 0,
+            flags: 0,
+            high_water: 0,
             unrecorded: 0,
             block_count: 0,
             blocks: [0; VM_BLOCKS],

@@ -2,12 +2,12 @@
 //! `aio_complete_rw(kiocb *kiocb, long res)`, anywhere.
 
 use aya_ebpf::{macros::fentry, programs::FEntryContext};
-use kvmeter_common::{Route, Routes};
+use kvmeter_common::{Layer, Layers};
 
 use crate::{
     image::{CurrentVm, File},
     maps,
-    request::{Taking, begin, direction, end_with, own_address, record_of},
+    request::{OnMiss, begin, direction, end_with, in_flight_key, record_of},
 };
 
 #[fentry]
@@ -29,9 +29,9 @@ fn begin_aio(kiocb: *const u8, is_write: bool) {
     let Some(vm) = CurrentVm::get() else { return };
     let Some(file) = File::of_kiocb(kiocb) else { return };
     let Some(key) = file.key(vm.slot) else { return };
-    let taking = if file.may_be_taken() { Taking::For(vm) } else { Taking::No };
-    if let Some(slot) = record_of(key, Routes::only(Route::Function), taking) {
-        begin(own_address(kiocb as u64), slot, 0, 0, direction(is_write));
+    let on_miss = if file.may_be_taken() { OnMiss::Create(vm) } else { OnMiss::Ignore };
+    if let Some(slot) = record_of(key, Layers::only(Layer::Function), on_miss) {
+        begin(in_flight_key(kiocb as u64), slot, 0, 0, direction(is_write));
     }
 }
 
@@ -53,10 +53,10 @@ fn aio_complete_rw_too(ctx: FEntryContext) -> i32 {
 fn end_aio(ctx: &FEntryContext) {
     // SAFETY: argument 0 is a request, argument 1 a number.
     let (kiocb, result) = unsafe { (ctx.arg::<*const u8>(0), ctx.arg::<i64>(1)) };
-    let address = own_address(kiocb as u64);
-    if let Some(flight) = maps::flight(address)
-        && maps::land(address)
+    let address = in_flight_key(kiocb as u64);
+    if let Some(in_flight) = maps::in_flight(address)
+        && maps::remove(address)
     {
-        end_with(flight.slot, &flight, result);
+        end_with(in_flight.slot, &in_flight, result);
     }
 }

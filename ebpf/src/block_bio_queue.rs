@@ -1,11 +1,11 @@
 //! `block_bio_queue(bio *bio)`: a request goes to a block device, in the process that asks for it.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{Flight, ImageKey, Route, Routes};
+use kvmeter_common::{ImageKey, InFlight, Layer, Layers};
 
 use crate::{
     image::CurrentVm,
-    request::{Taking, begin, begin_of_others, direction, record_of},
+    request::{OnMiss, begin, begin_of_others, direction, record_of},
     task::load,
 };
 
@@ -22,7 +22,7 @@ fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
         begin_of_others(bio as u64);
         return 0;
     };
-    let flags = direction(operation_of(bio) != READ) | Flight::CERTAIN;
+    let flags = direction(operation_of(bio) != READ) | InFlight::ASYNC;
     begin(bio as u64, slot, load!("u64", bio, BioSector), load!("u32", bio, BioOctets), flags);
     0
 }
@@ -43,5 +43,5 @@ fn slot_of(bio: *const u8) -> Option<u32> {
     let device = load!("u32", load!("u64", bio, BioDevice), BlockDeviceNumber) as u32;
     let key = ImageKey { vm: vm.slot, device, file: ImageKey::NO_FILE };
     // Also what a file's filesystem asks of its device comes by here: the agent says which devices are images.
-    record_of(key, Routes::only(Route::Block), Taking::No)
+    record_of(key, Layers::only(Layer::Block), OnMiss::Ignore)
 }

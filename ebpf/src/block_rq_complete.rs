@@ -25,9 +25,9 @@ fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
             break;
         }
         left -= size;
-        if let Some(flight) = maps::flight(bio) {
-            maps::land(bio);
-            end(flight.slot, &flight, (error & 0xff == 0).then_some(flight.octets));
+        if let Some(in_flight) = maps::in_flight(bio) {
+            maps::remove(bio);
+            end(in_flight.slot, &in_flight, (error & 0xff == 0).then_some(in_flight.octets));
         }
         bio = load!("u64", bio, BioNext);
     }

@@ -1,12 +1,12 @@
 //! Requests that are system calls: a thread makes one at a time, and it ends in that thread.
 
 use aya_ebpf::helpers::bpf_get_current_task;
-use kvmeter_common::{Route, Routes};
+use kvmeter_common::{Layer, Layers};
 
 use crate::{
     image::{CurrentVm, File},
     maps,
-    request::{Taking, begin, direction, end_with, record_of},
+    request::{OnMiss, begin, direction, end_with, record_of},
     task::load,
 };
 
@@ -19,14 +19,15 @@ const ERESTART_RESTARTBLOCK: i64 = 516;
 
 /// One begins, with its arguments in these `pt_regs`.
 #[inline(always)]
-pub(crate) fn begin_call(registers: *const u8, route: Route, is_write: bool, has_position: bool) {
+pub(crate) fn begin_call(registers: *const u8, layer: Layer, is_write: bool, has_position: bool) {
     let Some(vm) = CurrentVm::get() else { return };
     let descriptor = load!("u64", registers, RegistersFirst) as u32;
     let Some(file) = File::of_descriptor(descriptor) else { return };
     let Some(key) = file.key(vm.slot) else { return };
     // Calls without a position are also those for logs and firmware.
-    let taking = if has_position && file.may_be_taken() { Taking::For(vm) } else { Taking::No };
-    let Some(slot) = record_of(key, Routes::only(route), taking) else { return };
+    let on_miss =
+        if has_position && file.may_be_taken() { OnMiss::Create(vm) } else { OnMiss::Ignore };
+    let Some(slot) = record_of(key, Layers::only(layer), on_miss) else { return };
     // SAFETY: the helper takes nothing.
     let task = unsafe { bpf_get_current_task() };
     begin(task, slot, 0, 0, direction(is_write));
@@ -37,11 +38,11 @@ pub(crate) fn begin_call(registers: *const u8, route: Route, is_write: bool, has
 pub(crate) fn end_call(result: i64) {
     // SAFETY: the helper takes nothing.
     let task = unsafe { bpf_get_current_task() };
-    let Some(flight) = maps::flight(task) else { return };
-    maps::land(task);
+    let Some(in_flight) = maps::in_flight(task) else { return };
+    maps::remove(task);
     let error = -result;
     if error != EINTR && error != EAGAIN && !(ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
     {
-        end_with(flight.slot, &flight, result);
+        end_with(in_flight.slot, &in_flight, result);
     }
 }

@@ -37,7 +37,7 @@ impl CurrentVm {
     /// Whether records may be taken for files that it uses and the agent does not know.
     #[inline(always)]
     pub(crate) fn may_take_images(self) -> bool {
-        maps::vm(self.slot).is_some_and(|vm| get!(vm, pending) & VmRecord::NO_IMAGES == 0)
+        maps::vm(self.slot).is_some_and(|vm| get!(vm, flags) & VmRecord::NO_IMAGES == 0)
     }
 }
 

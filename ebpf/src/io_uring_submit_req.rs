@@ -5,7 +5,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     image::CurrentVm,
-    request::{begin, direction, own_address},
+    request::{begin, direction, in_flight_key},
     task::load,
 };
 
@@ -27,6 +27,6 @@ fn io_uring_submit_req(ctx: BtfTracePointContext) -> i32 {
         WRITEV | WRITE_FIXED | WRITE => true,
         _ => return 0,
     };
-    begin(own_address(request as u64), u32::from(vm.slot), 0, 0, direction(is_write));
+    begin(in_flight_key(request as u64), u32::from(vm.slot), 0, 0, direction(is_write));
     0
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use kvmeter_common::Flight;
+use kvmeter_common::InFlight;
 
 use crate::{maps, request::end_with};
 
@@ -15,15 +15,15 @@ const ENOTBLK: i64 = 15;
 fn iomap_dio_complete(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: argument 0 is a request, argument 2 a number.
     let (address, result) = unsafe { (ctx.arg::<*const u8>(0) as u64, ctx.arg::<i64>(2)) };
-    let Some(flight) = maps::flight(address) else { return 0 };
+    let Some(in_flight) = maps::in_flight(address) else { return 0 };
     if result == -EAGAIN {
-        let flags = flight.flags | Flight::AGAIN;
-        maps::take_off(address, &Flight { flags, ..flight }, true);
+        let flags = in_flight.flags | InFlight::RETRIED;
+        maps::insert(address, &InFlight { flags, ..in_flight }, true);
         return 0;
     }
-    maps::land(address);
+    maps::remove(address);
     if result != -ENOTBLK {
-        end_with(flight.slot, &flight, result);
+        end_with(in_flight.slot, &in_flight, result);
     }
     0
 }

@@ -2,11 +2,11 @@
 //! that asks for it.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{Flight, Route, Routes};
+use kvmeter_common::{InFlight, Layer, Layers};
 
 use crate::{
     image::{CurrentVm, File},
-    request::{Taking, begin, begin_of_others, direction, record_of},
+    request::{OnMiss, begin, begin_of_others, direction, record_of},
     task::load,
 };
 
@@ -20,10 +20,10 @@ fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
     let own = CurrentVm::get().and_then(|vm| {
         // Somebody is told of its end, and does not wait for it: it is not given up on the way.
         let is_told = load!("u64", iocb, KiocbComplete) != 0;
-        let direct = Routes::only(Route::Direct);
+        let direct = Layers::only(Layer::Direct);
         // Those that nobody waits for are io_uring's there.
-        let routes = if is_told { direct } else { direct.and(Route::Ring) };
-        let slot = record_of(File::key_of_kiocb(iocb, vm), routes, Taking::For(vm))?;
+        let layers = if is_told { direct } else { direct.and(Layer::Ring) };
+        let slot = record_of(File::key_of_kiocb(iocb, vm), layers, OnMiss::Create(vm))?;
         Some((slot, is_told))
     });
     let Some((slot, is_told)) = own else {
@@ -32,14 +32,14 @@ fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
     };
     let mut flags = direction(load!("u8", iter, IterIsSource) != 0);
     if load!("u32", iocb, KiocbFlags) & IOCB_NOWAIT != 0 {
-        flags |= Flight::NO_WAIT;
+        flags |= InFlight::NO_WAIT;
     }
     if is_told {
-        flags |= Flight::CERTAIN;
+        flags |= InFlight::ASYNC;
     }
     let position = load!("u64", iocb, KiocbPosition);
     let mut octets = load!("u64", iter, IterCount);
-    if flags & Flight::WRITE == 0 {
+    if flags & InFlight::WRITE == 0 {
         let left = File::size_of_kiocb(iocb).saturating_sub(position);
         octets = if left < octets { left } else { octets };
         // There is nothing to read, and no end is told of.

@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use kvmeter_common::{
-    EVENT_RING_LEN, Event, FLIGHTS, Flight, IMAGES, ImageRecord, Meta, Owner, SLOTS_PER_ELEMENT,
-    THREADS, ThreadRecord, UNDER_WAY_LEN, VMS, VmRecord,
+    EVENT_RING_LEN, Event, FILTER_LEN, IMAGES, ImageRecord, InFlight, MAX_IN_FLIGHT, Meta, Owner,
+    SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord,
 };
 
 use crate::atomic;
@@ -32,7 +32,7 @@ static IMAGE: Array<ImageRecord> = Array::with_max_entries(IMAGES as u32, BPF_F_
 
 /// By the address of the request in the kernel; a system call is one of its task.
 #[map]
-static FLIGHT: HashMap<u64, Flight> = HashMap::with_max_entries(FLIGHTS, 0);
+static INFLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(MAX_IN_FLIGHT, 0);
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_LEN, 0);
@@ -78,27 +78,27 @@ pub(crate) fn image(slot: u32) -> Option<*mut ImageRecord> {
 /// How many requests are under way whose addresses come to the same number. Almost every request on a host is of no
 /// VM, and to know that by its end takes one look here, in memory that is seldom written.
 #[map]
-static UNDER_WAY: Array<u64> = Array::with_max_entries(UNDER_WAY_LEN, 0);
+static INFLIGHT_FILTER: Array<u64> = Array::with_max_entries(FILTER_LEN, 0);
 
 #[inline(always)]
-fn under_way(address: u64) -> Option<*mut u64> {
+fn filter(address: u64) -> Option<*mut u64> {
     let low: u32;
     // To the verifier the address is a pointer, of which it takes no product; the copy of a half is a number.
     // SAFETY: it only moves a register.
     unsafe {
         asm!("{low} = {address}", low = out(wreg) low, address = in(wreg) address as u32, options(pure, nomem, nostack));
     }
-    UNDER_WAY.get_ptr_mut(low.wrapping_mul(0x9e37_79b9) >> (32 - UNDER_WAY_LEN.ilog2()))
+    INFLIGHT_FILTER.get_ptr_mut(low.wrapping_mul(0x9e37_79b9) >> (32 - FILTER_LEN.ilog2()))
 }
 
 /// Notes that the request at `address` is under way; `is_known`: it was noted before.
 #[inline(always)]
-pub(crate) fn take_off(address: u64, flight: &Flight, is_known: bool) {
-    if FLIGHT.insert(address, flight, 0).is_err() {
+pub(crate) fn insert(address: u64, in_flight: &InFlight, is_known: bool) {
+    if INFLIGHT.insert(address, in_flight, 0).is_err() {
         count_uncounted();
         return;
     }
-    if let Some(count) = under_way(address)
+    if let Some(count) = filter(address)
         && !is_known
     {
         // SAFETY: an aligned word of the map's value.
@@ -108,20 +108,20 @@ pub(crate) fn take_off(address: u64, flight: &Flight, is_known: bool) {
 
 /// The request at `address`, if it is under way.
 #[inline(always)]
-pub(crate) fn flight(address: u64) -> Option<Flight> {
+pub(crate) fn in_flight(address: u64) -> Option<InFlight> {
     // SAFETY: an aligned word of the map's value.
-    if unsafe { under_way(address)?.read_volatile() } == 0 {
+    if unsafe { filter(address)?.read_volatile() } == 0 {
         return None;
     }
     // SAFETY: a request is completed once, after it was submitted.
-    unsafe { FLIGHT.get(address) }.copied()
+    unsafe { INFLIGHT.get(address) }.copied()
 }
 
 /// The request at `address`, which was found, is not under way any more. Whether it was until now.
 #[inline(always)]
-pub(crate) fn land(address: u64) -> bool {
-    let was_there = FLIGHT.remove(address).is_ok();
-    if was_there && let Some(count) = under_way(address) {
+pub(crate) fn remove(address: u64) -> bool {
+    let was_there = INFLIGHT.remove(address).is_ok();
+    if was_there && let Some(count) = filter(address) {
         // SAFETY: an aligned word of the map's value.
         unsafe { atomic::fetch_add(count, u64::MAX) };
     }

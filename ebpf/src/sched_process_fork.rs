@@ -47,8 +47,8 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
             maps::count_unrecorded();
         }
     }
-    if get!(vm, pending) & VmRecord::PENDING_THREADS == 0 {
-        set!(vm, pending, get!(vm, pending) | VmRecord::PENDING_THREADS);
+    if get!(vm, flags) & VmRecord::PENDING_THREADS == 0 {
+        set!(vm, flags, get!(vm, flags) | VmRecord::PENDING_THREADS);
         parent.report(EventKind::ThreadsChanged, child.tgid());
     }
     0

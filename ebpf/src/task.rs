@@ -18,7 +18,7 @@ macro_rules! load {
                 concat!("{value} = *(", $size, " *)({from} + {mark})"),
                 value = out(reg) value,
                 from = in(reg) from,
-                mark = const kvmeter_common::Field::$field.mark(),
+                mark = const kvmeter_common::Field::$field.placeholder(),
                 options(nostack, readonly),
             );
         }

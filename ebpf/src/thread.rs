@@ -83,7 +83,7 @@ impl Thread {
         set!(self.record, switches_in, 0);
         set!(self.record, preemptions, 0);
         set!(self.record, start, 0);
-        set!(self.record, given, 0);
+        set!(self.record, high_water, 0);
         // The exchange orders the stores above before the record becomes free.
         // SAFETY: as above.
         unsafe { atomic::compare_exchange(&raw mut (*self.record).owner, self.owner().0, 0) };

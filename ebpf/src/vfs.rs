@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
-use kvmeter_common::Route;
+use kvmeter_common::Layer;
 
 use crate::call::{begin_call, end_call};
 
@@ -15,7 +15,7 @@ macro_rules! call {
         #[fentry]
         fn $entry(ctx: FEntryContext) -> i32 {
             // SAFETY: argument 0 is where the call's own arguments are.
-            begin_call(unsafe { ctx.arg(0) }, Route::Function, $is_write, true);
+            begin_call(unsafe { ctx.arg(0) }, Layer::Function, $is_write, true);
             0
         }
 

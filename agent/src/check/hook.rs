@@ -41,7 +41,7 @@ fn judge_method(hooks: &[HookState]) -> Option<Need> {
     Some(match failure {
         None => Need::ok(name, hooks[0].hook.purpose),
         // The others do its work.
-        Some(why) if method.is_spare() => Need::ok(name, format!("not here: {why}")),
+        Some(why) if method.is_optional() => Need::ok(name, format!("not here: {why}")),
         Some(why) => {
             Need::warn(name, format!("{why}; it is for the {}", hooks[0].hook.purpose), FIX)
         }
@@ -82,14 +82,14 @@ fn judge_object(error: &ProbeError) -> Need {
 mod tests {
     use super::*;
     use crate::check::Verdict;
-    use crate::probe::HOOKS;
+    use crate::probe::SCHED_HOOKS;
 
     #[test]
     fn a_hook_that_fails_costs_what_it_is_for() {
-        let all = HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec();
+        let all = SCHED_HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec();
         assert!(judge(Ok(all)).iter().all(|need| need.verdict == Verdict::Ok));
 
-        for hook in HOOKS {
+        for hook in SCHED_HOOKS {
             let need = judge_hook(HookState { hook, method: None, failure: Some("EPERM".into()) });
             assert_eq!(need.name, format!("hook {}", hook.name));
             let (fix, told) = match &need.verdict {

@@ -36,7 +36,7 @@ struct Total {
 impl DiskTotals {
     /// Takes in what is counted now. A count that is less than before has begun anew at 0, as that of a disk does
     /// that was plugged out and in again; what is given out goes on. Only one thread may do this at a time.
-    pub fn follow(&self, now: DiskIo) {
+    pub fn observe(&self, now: DiskIo) {
         let DiskIo { reads, writes, read_octets, write_octets, read_ns, write_ns } = now;
         let now = [reads, writes, read_octets, write_octets, read_ns, write_ns];
         for (total, now) in self.0.iter().zip(now) {
@@ -78,7 +78,7 @@ mod tests {
             (io(2, 1), io(7, 12)),
             (io(4, 1), io(9, 12)),
         ] {
-            totals.follow(seen);
+            totals.observe(seen);
             assert_eq!(totals.read(), given);
         }
         assert_eq!(totals, totals.clone());

@@ -8,13 +8,13 @@ use std::sync::atomic::{
 
 use hdrhistogram::Histogram;
 use kvmeter_common::{
-    IMAGES, ImageKey, Route,
+    IMAGES, ImageKey, Layer,
     image::{LATENCY_BUCKETS, PROBES, bucket_start},
 };
 
 use super::{
     DiskIo, Records, VmSlot,
-    mapped::{DirectionCells, ImageCells},
+    mapped::{SharedDirectionCounters, SharedImageRecord},
     records::TRIES,
 };
 
@@ -24,7 +24,7 @@ pub struct ImageSlot(pub u16);
 
 /// A record that is in use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct TakenImage {
+pub struct ImageRecordInfo {
     /// Which.
     pub slot: ImageSlot,
     /// What is counted in it, and for which VM.
@@ -33,7 +33,7 @@ pub struct TakenImage {
     pub storage: u32,
 }
 
-impl TakenImage {
+impl ImageRecordInfo {
     /// The VM whose I/O is counted in it.
     #[must_use]
     pub const fn vm(&self) -> VmSlot {
@@ -48,7 +48,7 @@ impl TakenImage {
 
     /// Whether nobody knows yet of which disk it is.
     #[must_use]
-    pub const fn is_loose(&self) -> bool {
+    pub const fn is_unassigned(&self) -> bool {
         self.is_open() && self.storage == 0
     }
 }
@@ -75,10 +75,10 @@ impl Records {
     pub fn image_io(&self, images: &[ImageSlot]) -> DiskIo {
         let mut io = DiskIo::default();
         for attempt in 0..MOVES * TRIES {
-            let before = self.moved.load(Acquire);
+            let before = self.merge_seq.load(Acquire);
             io = self.sum(images);
             fence(Acquire);
-            if before.is_multiple_of(2) && self.moved.load(Relaxed) == before {
+            if before.is_multiple_of(2) && self.merge_seq.load(Relaxed) == before {
                 break;
             }
             if attempt < TRIES {
@@ -107,9 +107,9 @@ impl Records {
 
     /// Moves all that closed images have into one of them, and frees the others. Only one thread may do this at a
     /// time.
-    pub fn unite_images(&self, into: ImageSlot, others: &[ImageSlot]) {
+    pub fn merge_images(&self, into: ImageSlot, others: &[ImageSlot]) {
         let Some(to) = self.image(into) else { return };
-        self.moved.fetch_add(1, AcqRel);
+        self.merge_seq.fetch_add(1, AcqRel);
         for &other in others {
             let Some(from) = self.image(other) else { continue };
             for (from, to) in [(&from.read, &to.read), (&from.write, &to.write)] {
@@ -119,7 +119,7 @@ impl Records {
             }
             self.free_image(other);
         }
-        self.moved.fetch_add(1, AcqRel);
+        self.merge_seq.fetch_add(1, AcqRel);
     }
 
     /// Reads and writes on these images in more detail, for the status.
@@ -140,12 +140,12 @@ impl Records {
 
     /// All records that are in use.
     #[must_use]
-    pub fn taken_images(&self) -> Vec<TakenImage> {
+    pub fn image_records(&self) -> Vec<ImageRecordInfo> {
         (0..)
             .zip(self.images.iter())
             .filter_map(|(slot, record)| {
                 let owner = record.owner.load(Acquire);
-                (owner != 0).then(|| TakenImage {
+                (owner != 0).then(|| ImageRecordInfo {
                     slot: ImageSlot(slot),
                     key: ImageKey::of(owner, record.file.load(Acquire)),
                     storage: record.storage.load(Relaxed),
@@ -159,11 +159,11 @@ impl Records {
         probes(key).filter(move |slot| self.image(*slot).is_some_and(|record| leads(record, key)))
     }
 
-    /// Has an image counted by this route. `None`: no record is free near its place.
-    pub fn take_image(&self, key: ImageKey, route: Route) -> Option<ImageSlot> {
+    /// Has an image counted by this layer. `None`: no record is free near its place.
+    pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Option<ImageSlot> {
         let mut taken = None;
         for slot in self.images_of(key) {
-            if self.image(slot).is_some_and(|record| record.route.load(Relaxed) == route as u32) {
+            if self.image(slot).is_some_and(|record| record.layer.load(Relaxed) == layer as u32) {
                 taken = Some(slot);
             } else {
                 // What was counted by another way was counted; from now on it is by this one.
@@ -177,7 +177,7 @@ impl Records {
                 })
             })?;
             let record = self.image(free)?;
-            record.route.store(route as u32, Relaxed);
+            record.layer.store(layer as u32, Relaxed);
             record.file.store(key.file, Release);
             Some(free)
         })
@@ -212,17 +212,17 @@ impl Records {
                 cell.store(0, Relaxed);
             }
         }
-        record.route.store(0, Relaxed);
+        record.layer.store(0, Relaxed);
         record.storage.store(0, Relaxed);
         record.owner.store(0, Release);
     }
 
-    fn image(&self, slot: ImageSlot) -> Option<&ImageCells> {
+    fn image(&self, slot: ImageSlot) -> Option<&SharedImageRecord> {
         self.images.get(usize::from(slot.0))
     }
 }
 
-fn cells(direction: &DirectionCells) -> impl Iterator<Item = &AtomicU64> {
+fn cells(direction: &SharedDirectionCounters) -> impl Iterator<Item = &AtomicU64> {
     let numbers =
         [&direction.requests, &direction.octets, &direction.latency_ns, &direction.errors];
     numbers.into_iter().chain(&direction.buckets)
@@ -231,16 +231,16 @@ fn cells(direction: &DirectionCells) -> impl Iterator<Item = &AtomicU64> {
 /// Where an image's record can be, in the order in which it is looked for.
 fn probes(key: ImageKey) -> impl Iterator<Item = ImageSlot> {
     (0..PROBES).filter_map(move |step| {
-        let slot = (key.place() as usize + step) % IMAGES;
+        let slot = (key.home_slot() as usize + step) % IMAGES;
         u16::try_from(slot).ok().map(ImageSlot)
     })
 }
 
-fn leads(record: &ImageCells, key: ImageKey) -> bool {
+fn leads(record: &SharedImageRecord, key: ImageKey) -> bool {
     record.owner.load(Acquire) == key.owner() && record.file.load(Acquire) == key.file
 }
 
-fn requests<'a>(directions: impl Iterator<Item = &'a DirectionCells>) -> Requests {
+fn requests<'a>(directions: impl Iterator<Item = &'a SharedDirectionCounters>) -> Requests {
     let mut requests = Requests { errors: 0, latencies: latencies() };
     for direction in directions {
         requests.errors = requests.errors.wrapping_add(direction.errors.load(Relaxed));

@@ -13,7 +13,7 @@ use std::{
 
 use kvmeter_common::{
     ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VmRecord,
-    image::{Direction, LATENCY_BUCKETS},
+    image::{DirectionCounters, LATENCY_BUCKETS},
 };
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -23,19 +23,19 @@ use memmap2::{MmapOptions, MmapRaw};
 /// # Safety
 ///
 /// The type is `repr(C)`, consists of atomics only and has no padding.
-pub(crate) unsafe trait Cells {}
+pub(crate) unsafe trait Shared {}
 
 /// [`ThreadRecord`] in shared memory.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(crate) struct ThreadCells {
+pub(crate) struct SharedThreadRecord {
     pub(crate) run: AtomicU64,
     pub(crate) wait: AtomicU64,
     pub(crate) switches_in: AtomicU64,
     pub(crate) preemptions: AtomicU64,
     pub(crate) owner: AtomicU64,
     pub(crate) start: AtomicU64,
-    pub(crate) given: AtomicU64,
+    pub(crate) high_water: AtomicU64,
     pub(crate) vcpu: AtomicU32,
     pub(crate) reserved: AtomicU32,
 }
@@ -43,14 +43,14 @@ pub(crate) struct ThreadCells {
 /// [`VmRecord`] in shared memory.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(crate) struct VmCells {
+pub(crate) struct SharedVmRecord {
     pub(crate) exited: AtomicU64,
     pub(crate) handovers_begun: AtomicU64,
     pub(crate) handovers_done: AtomicU64,
     pub(crate) dying: AtomicU64,
     pub(crate) tgid: AtomicU32,
-    pub(crate) pending: AtomicU32,
-    pub(crate) given: AtomicU64,
+    pub(crate) flags: AtomicU32,
+    pub(crate) high_water: AtomicU64,
     pub(crate) unrecorded: AtomicU64,
     pub(crate) block_count: AtomicU64,
     pub(crate) blocks: [AtomicU16; VM_BLOCKS],
@@ -59,7 +59,7 @@ pub(crate) struct VmCells {
 /// [`Meta`] in shared memory.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct MetaCells {
+pub(crate) struct SharedMeta {
     pub(crate) layout: AtomicU64,
     pub(crate) programs: AtomicU64,
     pub(crate) events_lost: AtomicU64,
@@ -67,10 +67,10 @@ pub(crate) struct MetaCells {
     pub(crate) uncounted: AtomicU64,
 }
 
-/// [`Direction`] in shared memory.
+/// [`DirectionCounters`] in shared memory.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct DirectionCells {
+pub(crate) struct SharedDirectionCounters {
     pub(crate) requests: AtomicU64,
     pub(crate) octets: AtomicU64,
     pub(crate) latency_ns: AtomicU64,
@@ -81,18 +81,18 @@ pub(crate) struct DirectionCells {
 /// [`ImageRecord`] in shared memory.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(crate) struct ImageCells {
+pub(crate) struct SharedImageRecord {
     pub(crate) owner: AtomicU64,
     pub(crate) file: AtomicU64,
-    pub(crate) route: AtomicU32,
+    pub(crate) layer: AtomicU32,
     pub(crate) storage: AtomicU32,
     pub(crate) reserved: [AtomicU64; 5],
-    pub(crate) read: DirectionCells,
-    pub(crate) write: DirectionCells,
+    pub(crate) read: SharedDirectionCounters,
+    pub(crate) write: SharedDirectionCounters,
 }
 
 /// One element of `TID_SLOT`.
-pub(crate) type SlotCells = [AtomicU16; SLOTS_PER_ELEMENT];
+pub(crate) type SharedSlots = [AtomicU16; SLOTS_PER_ELEMENT];
 
 /// Each cell lies where its field lies.
 macro_rules! assert_same_layout {
@@ -104,7 +104,7 @@ macro_rules! assert_same_layout {
     };
 }
 assert_same_layout!(
-    ThreadCells,
+    SharedThreadRecord,
     ThreadRecord,
     run,
     wait,
@@ -112,38 +112,56 @@ assert_same_layout!(
     preemptions,
     owner,
     start,
-    given,
+    high_water,
     vcpu,
     reserved
 );
 assert_same_layout!(
-    VmCells,
+    SharedVmRecord,
     VmRecord,
     exited,
     handovers_begun,
     handovers_done,
     dying,
     tgid,
-    pending,
-    given,
+    flags,
+    high_water,
     unrecorded,
     block_count,
     blocks
 );
-assert_same_layout!(MetaCells, Meta, layout, programs, events_lost, unrecorded, uncounted);
-assert_same_layout!(DirectionCells, Direction, requests, octets, latency_ns, errors, buckets);
-assert_same_layout!(ImageCells, ImageRecord, owner, file, route, storage, reserved, read, write);
+assert_same_layout!(SharedMeta, Meta, layout, programs, events_lost, unrecorded, uncounted);
+assert_same_layout!(
+    SharedDirectionCounters,
+    DirectionCounters,
+    requests,
+    octets,
+    latency_ns,
+    errors,
+    buckets
+);
+assert_same_layout!(
+    SharedImageRecord,
+    ImageRecord,
+    owner,
+    file,
+    layer,
+    storage,
+    reserved,
+    read,
+    write
+);
 
 // SAFETY: `repr(C)`, atomics only, 64 octets without padding.
-unsafe impl Cells for ThreadCells {}
+unsafe impl Shared for SharedThreadRecord {}
 // SAFETY: `repr(C)`, atomics only, 256 octets without padding.
-unsafe impl Cells for VmCells {}
+unsafe impl Shared for SharedVmRecord {}
 // SAFETY: `repr(C)`, atomics only, 40 octets without padding.
-unsafe impl Cells for MetaCells {}
+unsafe impl Shared for SharedMeta {}
 // SAFETY: `repr(C)`, atomics only, 1664 octets without padding.
-unsafe impl Cells for ImageCells {}
+unsafe impl Shared for SharedImageRecord {}
 // SAFETY: an array of atomics.
-unsafe impl Cells for SlotCells {}
+unsafe impl Shared for SharedSlots {}
 
 /// The values of one `BPF_F_MMAPABLE` array, in memory that the kernel's programs write at any time.
 #[derive(Debug)]
@@ -153,7 +171,7 @@ pub(crate) struct Mapped<T> {
     cells: PhantomData<T>,
 }
 
-impl<T: Cells> Mapped<T> {
+impl<T: Shared> Mapped<T> {
     /// Maps the `len` values of the array behind `fd`.
     ///
     /// # Errors
@@ -167,12 +185,12 @@ impl<T: Cells> Mapped<T> {
     }
 }
 
-impl<T: Cells> Deref for Mapped<T> {
+impl<T: Shared> Deref for Mapped<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
         // SAFETY: the mapping begins at a page, so it is aligned for T, and is `len` values long; it stays
-        // as long as `self`; T consists of atomics, for which any octets are a value (`Cells`), and all who
+        // as long as `self`; T consists of atomics, for which any octets are a value (`Shared`), and all who
         // write this memory (the kernel's programs and other mappings) write whole aligned words.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<T>(), self.len) }
     }

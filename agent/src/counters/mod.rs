@@ -9,6 +9,6 @@ mod readings;
 mod records;
 
 pub use disk::{DiskIo, DiskTotals};
-pub use images::{ImageSlot, Requests, TakenImage};
+pub use images::{ImageRecordInfo, ImageSlot, Requests};
 pub use readings::{Readings, ThreadSlot, VmSlot};
-pub use records::{NotCounted, Records, ThreadReading, since_boot_ns};
+pub use records::{NoCounters, Records, ThreadReading, since_boot_ns};

@@ -12,7 +12,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot,
-    mapped::{ImageCells, Mapped, MetaCells, SlotCells, ThreadCells, VmCells},
+    mapped::{
+        Mapped, SharedImageRecord, SharedMeta, SharedSlots, SharedThreadRecord, SharedVmRecord,
+    },
 };
 use crate::probe::Probe;
 
@@ -23,13 +25,13 @@ pub(super) const TRIES: usize = 64;
 /// The mapped records.
 #[derive(Debug)]
 pub struct Records {
-    pub(crate) tid_slot: Mapped<SlotCells>,
-    pub(crate) threads: Mapped<ThreadCells>,
-    pub(crate) vms: Mapped<VmCells>,
-    pub(crate) meta: Mapped<MetaCells>,
-    pub(super) images: Mapped<ImageCells>,
+    pub(crate) tid_slot: Mapped<SharedSlots>,
+    pub(crate) threads: Mapped<SharedThreadRecord>,
+    pub(crate) vms: Mapped<SharedVmRecord>,
+    pub(crate) meta: Mapped<SharedMeta>,
+    pub(super) images: Mapped<SharedImageRecord>,
     /// How often counts began to be moved from one image's record to another's, and how often they were.
-    pub(super) moved: AtomicU64,
+    pub(super) merge_seq: AtomicU64,
 }
 
 /// What is known of one thread beside its CPU time, for the status page.
@@ -61,7 +63,7 @@ impl Records {
             vms: Mapped::new(probe.vms.fd(), VMS)?,
             meta: Mapped::new(probe.meta.fd(), 1)?,
             images: Mapped::new(probe.images.fd(), IMAGES)?,
-            moved: AtomicU64::new(0),
+            merge_seq: AtomicU64::new(0),
         })
     }
 
@@ -100,8 +102,8 @@ impl Records {
     /// The VM's thread records, free ones included.
     pub(crate) fn threads_of<'a>(
         &'a self,
-        vm: &'a VmCells,
-    ) -> impl Iterator<Item = (u16, &'a ThreadCells)> {
+        vm: &'a SharedVmRecord,
+    ) -> impl Iterator<Item = (u16, &'a SharedThreadRecord)> {
         let count = usize::try_from(vm.block_count.load(Ordering::Acquire)).unwrap_or(usize::MAX);
         vm.blocks[..count.min(VM_BLOCKS)].iter().flat_map(move |block| {
             let first = usize::from(block.load(Ordering::Relaxed)) * BLOCK_LEN;
@@ -111,7 +113,7 @@ impl Records {
     }
 
     /// The sum over a VM's live and gone threads at this moment, in ns.
-    fn vm_sum(&self, vm: &VmCells) -> u64 {
+    fn vm_sum(&self, vm: &SharedVmRecord) -> u64 {
         let mut sum = 0;
         for _ in 0..TRIES {
             let done = vm.handovers_done.load(Ordering::Acquire);
@@ -146,7 +148,7 @@ impl Readings for Records {
         let record = self.threads.get(usize::from(vcpu.0)).filter(|_| self.are_counted())?;
         owner(record)?;
         let now = read(&record.run)?;
-        Some(give(&record.given, now))
+        Some(monotone(&record.high_water, now))
     }
 
     fn vm_time_ns(&self, vm: VmSlot) -> Option<u64> {
@@ -154,7 +156,7 @@ impl Readings for Records {
         if record.tgid.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        Some(give(&record.given, self.vm_sum(record)))
+        Some(monotone(&record.high_water, self.vm_sum(record)))
     }
 
     fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool> {
@@ -176,9 +178,9 @@ impl Readings for Records {
 
 /// Where there are no probes: nothing is known but the time.
 #[derive(Clone, Copy, Debug)]
-pub struct NotCounted;
+pub struct NoCounters;
 
-impl Readings for NotCounted {
+impl Readings for NoCounters {
     fn vcpu_time_ns(&self, _: ThreadSlot) -> Option<u64> {
         None
     }
@@ -207,7 +209,7 @@ pub fn since_boot_ns() -> u64 {
 }
 
 /// Whose record it is; `None` = free.
-fn owner(record: &ThreadCells) -> Option<Owner> {
+fn owner(record: &SharedThreadRecord) -> Option<Owner> {
     let owner = record.owner.load(Ordering::Acquire);
     (owner != 0).then_some(Owner(owner))
 }
@@ -242,8 +244,8 @@ fn shows(word: u64, now: u64) -> u64 {
 /// on the CPU: some hundred nanoseconds at the switch, and the time that interrupts (`CONFIG_IRQ_TIME_ACCOUNTING`)
 /// or a hypervisor below (`CONFIG_PARAVIRT_TIME_ACCOUNTING`) took. It is right again as soon as the thread has run
 /// for as long.
-fn give(given: &AtomicU64, value: u64) -> u64 {
-    given.fetch_max(value, Ordering::Relaxed).max(value)
+fn monotone(high_water: &AtomicU64, value: u64) -> u64 {
+    high_water.fetch_max(value, Ordering::Relaxed).max(value)
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns`.

@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmeter_common::{ImageKey, Route};
+use kvmeter_common::{ImageKey, Layer};
 
 use super::{
     backing_files::{DiskFile, DiskFiles},
     method::{self, Choice},
 };
 use crate::{
-    counters::{ImageSlot, Records, TakenImage, VmSlot, since_boot_ns},
+    counters::{ImageRecordInfo, ImageSlot, Records, VmSlot, since_boot_ns},
     inventory::{
         CountedBy, DomainDisk, FileIdentity, OpenFile, StorageSource, VmProcess, retry::Questions,
     },
@@ -65,7 +65,7 @@ pub(crate) struct Images {
 struct Round {
     needed: BTreeSet<Method>,
     /// The records that are in use.
-    taken: HashMap<VmSlot, Vec<TakenImage>>,
+    taken: HashMap<VmSlot, Vec<ImageRecordInfo>>,
     /// The disk to which an image was given.
     given: HashMap<ImageKey, u32>,
     files: DiskFiles,
@@ -82,7 +82,7 @@ impl Images {
     pub(crate) fn begin(&mut self) {
         let files = std::mem::take(&mut self.round.files).begin_anew();
         self.round = Round { files, ..Round::default() };
-        for image in self.records.taken_images() {
+        for image in self.records.image_records() {
             self.round.taken.entry(image.vm()).or_default().push(image);
         }
     }
@@ -100,13 +100,14 @@ impl Images {
         let Round { taken, files, .. } = &mut self.round;
         let taken = taken.get(&vm).map_or(&[][..], Vec::as_slice);
         let is_used = |file: &OpenFile| {
-            let is_its = |image: &&TakenImage| image.key == file.key(vm);
+            let is_its = |image: &&ImageRecordInfo| image.key == file.key(vm);
             taken.iter().find(is_its).is_some_and(|image| [0, storage].contains(&image.storage))
         };
         let mut its = files.of_disk(process, disk, is_of_domain, is_used);
         // What was its own and is open still, though nothing leads there any more, as after a commit of what was on top.
         let is_own = |file: &&OpenFile| {
-            let is_it = |image: &TakenImage| image.key == file.key(vm) && image.storage == storage;
+            let is_it =
+                |image: &ImageRecordInfo| image.key == file.key(vm) && image.storage == storage;
             taken.iter().any(is_it) && its.iter().all(|known| known.file.identity != file.identity)
         };
         let own: Vec<_> = process.files.iter().filter(|_| !is_of_domain).filter(is_own).collect();
@@ -147,7 +148,7 @@ impl Images {
     fn former(&mut self, vm: VmSlot, storage: u32, now: &[ImageSlot]) -> Vec<ImageSlot> {
         let Some(taken) = self.round.taken.get_mut(&vm) else { return Vec::new() };
         let is_former =
-            |image: &&TakenImage| image.storage == storage && !now.contains(&image.slot);
+            |image: &&ImageRecordInfo| image.storage == storage && !now.contains(&image.slot);
         let (mut former, mut closed) = (Vec::new(), Vec::new());
         for image in taken.iter().filter(is_former) {
             former.push(image.slot);
@@ -161,7 +162,7 @@ impl Images {
         if let [into, others @ ..] = &closed[..]
             && closed.len() > FORMER
         {
-            self.records.unite_images(*into, others);
+            self.records.merge_images(*into, others);
             taken.retain(|image| !others.contains(&image.slot));
             former.retain(|slot| !others.contains(slot));
         }
@@ -172,7 +173,7 @@ impl Images {
     /// which it is not known what it is, so that somebody should be asked.
     pub(crate) fn end(&mut self) -> BTreeSet<VmSlot> {
         let Self { round, asked, .. } = self;
-        let loose = round.taken.values().flatten().filter(|image| image.is_loose());
+        let loose = round.taken.values().flatten().filter(|image| image.is_unassigned());
         let loose: HashMap<_, _> = loose.map(|image| (image.slot, image.vm())).collect();
         asked.retain(|slot, _| loose.contains_key(slot));
         let mut wanted = BTreeSet::new();
@@ -185,7 +186,7 @@ impl Images {
             }
         }
         let needed = std::mem::take(&mut self.round.needed);
-        let works = self.hooks().need(|method| needed.contains(&method));
+        let works = self.hooks().set_attached(|method| needed.contains(&method));
         // Hooks that do not work at all, or not yet.
         self.again = if works { self.round.soon } else { Some(now + UNATTACHED) };
         wanted
@@ -221,7 +222,7 @@ impl Images {
             && device.is_block_device()
         {
             let key = ImageKey { vm: vm.0, device: device.device, file: device.file };
-            self.take(key, methods[0].route(), counted);
+            self.take(key, methods[0].layer(), counted);
         }
         let grown_up = Instant::now() + Duration::from_nanos(YOUNG_NS - age + 1_000_000);
         self.round.soon = Some(self.round.soon.map_or(grown_up, |soon| soon.min(grown_up)));
@@ -244,9 +245,9 @@ impl Images {
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
         }
-        let Choice { methods, route, why } = {
+        let Choice { methods, layer, why } = {
             let hooks = self.hooks();
-            method::of_file(|method| hooks.can(method), file, process, disk.submission)?
+            method::of_file(|method| hooks.availability(method), file, process, disk.submission)?
         };
         self.round.needed.extend(&methods);
         let method = (methods[0], why);
@@ -254,7 +255,7 @@ impl Images {
         if *self.round.given.entry(key).or_insert(storage) != storage {
             return Ok((method, Vec::new()));
         }
-        match self.take(key, route, counted) {
+        match self.take(key, layer, counted) {
             Some(slots) => Ok((method, slots)),
             None => Err("no record is free for it".to_owned()),
         }
@@ -264,7 +265,7 @@ impl Images {
     fn take(
         &mut self,
         key: ImageKey,
-        route: Route,
+        layer: Layer,
         counted: Counted<'_>,
     ) -> Option<Vec<ImageSlot>> {
         let Counted { storage, is_of_domain, may_be_of_domain, .. } = counted;
@@ -272,14 +273,14 @@ impl Images {
         let slots = || records.images_of(key).collect::<Vec<_>>();
         if may_be_of_domain {
             // Which disk it is, libvirt is about to say.
-            return records.take_image(key, route).map(|_| slots());
+            return records.claim_image(key, layer).map(|_| slots());
         }
         let taken = round.taken.entry(VmSlot(key.vm)).or_default();
         let mut assign = |slot: ImageSlot| {
             records.assign_image(slot, storage);
             match taken.iter_mut().find(|image| image.slot == slot) {
                 Some(image) => image.storage = storage,
-                None => taken.push(TakenImage { slot, key, storage }),
+                None => taken.push(ImageRecordInfo { slot, key, storage }),
             }
         };
         for slot in slots() {
@@ -290,7 +291,7 @@ impl Images {
                 _ => return Some(slots()),
             }
         }
-        records.take_image(key, route)?;
+        records.claim_image(key, layer)?;
         let slots = slots();
         slots.iter().for_each(|&slot| assign(slot));
         Some(slots)

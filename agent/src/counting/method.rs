@@ -1,17 +1,17 @@
 //! Which hooks count the requests on an image.
 
-use kvmeter_common::Route;
+use kvmeter_common::Layer;
 
 use crate::{
     inventory::{OpenFile, Submission, VmProcess},
     probe::{ImageHooks, Method},
 };
 
-/// The methods of an image, the one that the status names first, and the route of its record.
+/// The methods of an image, the one that the status names first, and the layer of its record.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Choice {
     pub(super) methods: Vec<Method>,
-    pub(super) route: Route,
+    pub(super) layer: Layer,
     /// For people.
     pub(super) why: &'static str,
 }
@@ -30,12 +30,12 @@ impl Choice {
             (_, false) => "in the page cache, by any call",
         };
         let is_at_functions = |method: &Method| matches!(method, Method::Vfs | Method::Aio);
-        let route = match methods.first() {
-            _ if methods.iter().any(is_at_functions) => Route::Function,
-            Some(first) => first.route(),
-            None => Route::Call,
+        let layer = match methods.first() {
+            _ if methods.iter().any(is_at_functions) => Layer::Function,
+            Some(first) => first.layer(),
+            None => Layer::Call,
         };
-        Self { methods, route, why }
+        Self { methods, layer, why }
     }
 }
 
@@ -84,9 +84,9 @@ pub(super) fn of_file<'a>(
     Ok(Choice::of(methods, file, process))
 }
 
-/// How requests are counted past the page cache on what is not open yet; all go by one route.
+/// How requests are counted past the page cache on what is not open yet; all go by one layer.
 pub(super) fn of_new(hooks: &ImageHooks, is_block_device: bool) -> &'static [Method] {
-    let can = |method| hooks.can(method).is_ok();
+    let can = |method| hooks.availability(method).is_ok();
     if !is_block_device && can(Method::Dio) {
         &[Method::Dio]
     } else if can(Method::Vfs) && can(Method::Aio) {
@@ -109,7 +109,7 @@ mod tests {
         (is_direct, is_block_device): (bool, bool),
         submission: Submission,
         has_io_uring: bool,
-    ) -> Result<(Vec<Method>, Route), String> {
+    ) -> Result<(Vec<Method>, Layer), String> {
         let file = OpenFile {
             path: "/image".to_owned(),
             identity: FileIdentity {
@@ -124,22 +124,22 @@ mod tests {
         let process = VmProcess { has_io_uring, has_positions: true, ..VmProcess::default() };
         let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
         let choice = of_file(works, &file, &process, submission);
-        choice.map(|choice| (choice.methods, choice.route))
+        choice.map(|choice| (choice.methods, choice.layer))
     }
 
     const CACHED_FILE: (bool, bool) = (false, false);
     const DIRECT_FILE: (bool, bool) = (true, false);
     const DIRECT_DEVICE: (bool, bool) = (true, true);
 
-    /// Programs of all of these methods count in a record of this route.
-    fn route_of(methods: &[Method]) -> Route {
+    /// Programs of all of these methods count in a record of this layer.
+    fn layer_of(methods: &[Method]) -> Layer {
         match methods {
-            [Dio] => Route::Direct,
-            [Bdev] => Route::Block,
-            [Syscall] | [Syscall, IoUring] => Route::Call,
-            [IoUring] | [IoUring, Dio] => Route::Ring,
+            [Dio] => Layer::Direct,
+            [Bdev] => Layer::Block,
+            [Syscall] | [Syscall, IoUring] => Layer::Call,
+            [IoUring] | [IoUring, Dio] => Layer::Ring,
             _ if methods.contains(&Syscall) => panic!("{methods:?} do not go together"),
-            _ => Route::Function,
+            _ => Layer::Function,
         }
     }
 
@@ -169,9 +169,9 @@ mod tests {
             (bare, DIRECT_FILE, Threads, &[Syscall]),
         ] {
             let chosen = chosen(has, file, submission, false);
-            let (chosen, route) = chosen.unwrap();
+            let (chosen, layer) = chosen.unwrap();
             assert_eq!(chosen, methods, "{has:?} {file:?} {submission:?}");
-            assert_eq!(route, route_of(methods), "{methods:?}");
+            assert_eq!(layer, layer_of(methods), "{methods:?}");
         }
         for (has, file, submission, methods) in [
             (all, CACHED_FILE, Ring, &[IoUring][..]),
@@ -185,9 +185,9 @@ mod tests {
             (&[Vfs, Aio, Bdev, Syscall][..], DIRECT_DEVICE, Unknown, &[Bdev]),
         ] {
             let chosen = chosen(has, file, submission, true);
-            let (chosen, route) = chosen.unwrap();
+            let (chosen, layer) = chosen.unwrap();
             assert_eq!(chosen, methods, "{has:?} {file:?} {submission:?}");
-            assert_eq!(route, route_of(methods), "{methods:?}");
+            assert_eq!(layer, layer_of(methods), "{methods:?}");
         }
         let none = chosen(bare, DIRECT_FILE, Native, false);
         assert_eq!(none, Err("it needs aio, which does not work: not here".to_owned()));

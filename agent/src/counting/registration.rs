@@ -17,8 +17,8 @@ use rustix::{
 
 use super::{HeldThread, Schedstat, TrackError, Tracker};
 use crate::counters::{
-    ImageSlot, Records, TakenImage, ThreadSlot, VmSlot,
-    mapped::{ThreadCells, VmCells},
+    ImageRecordInfo, ImageSlot, Records, ThreadSlot, VmSlot,
+    mapped::{SharedThreadRecord, SharedVmRecord},
 };
 
 /// How often the sum of the threads that are gone is taken anew until nothing moved meanwhile.
@@ -90,13 +90,13 @@ impl<R: AsRef<Records>> Registration<R> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn vm(&self, slot: VmSlot) -> &VmCells {
+    fn vm(&self, slot: VmSlot) -> &SharedVmRecord {
         // Slots come from `adopt` and `track_vm` only, which give out valid ones; 0 is a record nobody uses.
         self.records().vms.get(usize::from(slot.0)).unwrap_or(&self.records().vms[0])
     }
 
     /// Takes a free record of the VM, with a further block if it has none.
-    fn take_record(&self, vm_slot: VmSlot, tid: u32) -> Option<(u16, &ThreadCells)> {
+    fn take_record(&self, vm_slot: VmSlot, tid: u32) -> Option<(u16, &SharedThreadRecord)> {
         let vm = self.vm(vm_slot);
         let owner = Owner::new(tid, vm_slot.0).0;
         loop {
@@ -114,7 +114,7 @@ impl<R: AsRef<Records>> Registration<R> {
         }
     }
 
-    fn add_block(&self, vm: &VmCells) -> Option<()> {
+    fn add_block(&self, vm: &SharedVmRecord) -> Option<()> {
         let count = usize::try_from(vm.block_count.load(Ordering::Relaxed)).ok()?;
         let place = vm.blocks.get(count)?;
         place.store(self.free().blocks.pop_front()?, Ordering::Relaxed);
@@ -124,7 +124,7 @@ impl<R: AsRef<Records>> Registration<R> {
 
     /// Keeps a block's worth of records free, so that the kernel finds one for each thread that the VM
     /// starts until the agent comes round again.
-    fn keep_spare(&self, vm: &VmCells) {
+    fn keep_spare(&self, vm: &SharedVmRecord) {
         let free = self
             .records()
             .threads_of(vm)
@@ -135,7 +135,7 @@ impl<R: AsRef<Records>> Registration<R> {
     }
 
     /// Undoes the registration of a thread that has no record to hand over.
-    fn release(&self, tid: u32, slot: u16, record: &ThreadCells) {
+    fn release(&self, tid: u32, slot: u16, record: &SharedThreadRecord) {
         if let Some(entry) = self.records().slot_entry(tid) {
             // Fails when the kernel has given the id to another thread of a VM meanwhile.
             let _ = entry.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed);
@@ -144,7 +144,7 @@ impl<R: AsRef<Records>> Registration<R> {
     }
 
     /// Seeds what the kernel has counted so far, unless an event has come first.
-    fn seed(record: &ThreadCells, stat: Schedstat) {
+    fn seed(record: &SharedThreadRecord, stat: Schedstat) {
         let unless_known = |cell: &AtomicU64, ns| {
             // The program's store overwrites the seed, the exchange never overwrites the program's.
             let _ = cell.compare_exchange(
@@ -161,7 +161,7 @@ impl<R: AsRef<Records>> Registration<R> {
     /// Takes the CPU time of the threads that are gone from the difference between the process's clock and
     /// its live threads. The kernel brings all of them up to date at the same events, so between two such
     /// events the difference is exact.
-    fn reckon_exited(&self, vm: &VmCells, threads: &[&dyn HeldThread]) {
+    fn reckon_exited(&self, vm: &SharedVmRecord, threads: &[&dyn HeldThread]) {
         let tgid = vm.tgid.load(Ordering::Relaxed);
         let Some(clock) = i32::try_from(tgid)
             .ok()
@@ -207,7 +207,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         let vm = self.vm(slot);
         vm.tgid.store(tgid, Ordering::Release);
         // From here on the kernel reports new threads again: those that the scan after this does not see.
-        vm.pending.fetch_and(!VmRecord::PENDING_THREADS, Ordering::AcqRel);
+        vm.flags.fetch_and(!VmRecord::PENDING_THREADS, Ordering::AcqRel);
         Ok(slot)
     }
 
@@ -307,7 +307,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 self.release(owner.tid(), slot, record);
             }
         }
-        for image in self.records().taken_images() {
+        for image in self.records().image_records() {
             if image.vm() == vm {
                 self.records().free_image(image.slot);
             }
@@ -319,25 +319,25 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             &cells.handovers_begun,
             &cells.handovers_done,
             &cells.dying,
-            &cells.given,
+            &cells.high_water,
             &cells.unrecorded,
         ] {
             cell.store(0, Ordering::Relaxed);
         }
-        cells.pending.store(0, Ordering::Relaxed);
+        cells.flags.store(0, Ordering::Relaxed);
         cells.tgid.store(0, Ordering::Release);
         let mut free = self.free();
         free.blocks.extend(blocks);
         free.vms.push_back(vm.0);
     }
 
-    fn loose_images(&self, vm: VmSlot) -> Vec<TakenImage> {
-        let taken = self.records().taken_images().into_iter();
-        taken.filter(|image| image.vm() == vm && image.is_loose()).collect()
+    fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {
+        let taken = self.records().image_records().into_iter();
+        taken.filter(|image| image.vm() == vm && image.is_unassigned()).collect()
     }
 
     fn limit_images(&self, vm: VmSlot) {
-        self.vm(vm).pending.fetch_or(VmRecord::NO_IMAGES, Ordering::AcqRel);
+        self.vm(vm).flags.fetch_or(VmRecord::NO_IMAGES, Ordering::AcqRel);
     }
 
     fn free_image(&self, image: ImageSlot) {
@@ -356,20 +356,20 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
     }
 }
 
-fn blocks_of(vm: &VmCells) -> impl Iterator<Item = u16> {
+fn blocks_of(vm: &SharedVmRecord) -> impl Iterator<Item = u16> {
     let count = usize::try_from(vm.block_count.load(Ordering::Acquire)).unwrap_or(usize::MAX);
     vm.blocks[..count.min(VM_BLOCKS)].iter().map(|block| block.load(Ordering::Relaxed))
 }
 
 /// Makes a record free. The owner goes last: whoever takes the record finds it clean.
-fn clear(record: &ThreadCells) {
+fn clear(record: &SharedThreadRecord) {
     for cell in [
         &record.run,
         &record.wait,
         &record.switches_in,
         &record.preemptions,
         &record.start,
-        &record.given,
+        &record.high_water,
     ] {
         cell.store(0, Ordering::Relaxed);
     }

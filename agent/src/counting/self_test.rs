@@ -63,7 +63,7 @@ pub fn self_test(records: &Arc<Records>, method: Method) -> Result<(), String> {
         let device = found.stx_dev_major << 20 | found.stx_dev_minor;
         let key = ImageKey { vm: vm.0, device, file: found.stx_ino };
         // What other methods see is not for this record.
-        let taken = records.take_image(key, method.route());
+        let taken = records.claim_image(key, method.layer());
         taken.ok_or("it cannot be tested: no record is free")?;
         let made = match method {
             Method::Aio => by_aio(&file),

@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::counters::{ImageSlot, TakenImage, ThreadSlot, VmSlot};
+use crate::counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot};
 
 /// A thread that is held, not only named: reading through it fails once the thread is gone, even when
 /// another thread has got its id since.
@@ -81,7 +81,7 @@ pub trait Tracker {
     fn untrack_vm(&self, vm: VmSlot);
 
     /// Images on which a VM does I/O and that belong to no disk yet.
-    fn loose_images(&self, vm: VmSlot) -> Vec<TakenImage>;
+    fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo>;
 
     /// From now on the kernel takes no record for a file of this VM without being told to.
     fn limit_images(&self, vm: VmSlot);

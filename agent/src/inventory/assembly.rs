@@ -385,10 +385,10 @@ impl Assembly {
         totals.started_ns = totals.started_ns.or(started_ns);
         for (target, io) in disks {
             if let Some(totals) = totals.disks.get(target) {
-                totals.follow(*io);
+                totals.observe(*io);
             } else {
                 let new = DiskTotals::default();
-                new.follow(*io);
+                new.observe(*io);
                 totals.disks.insert(target.clone(), new);
                 *has_new_disks = true;
             }

@@ -13,7 +13,7 @@ pub struct Hook {
     /// Name of the program. That of one at a tracepoint is the tracepoint's.
     pub name: &'static str,
     /// Where it is.
-    pub(super) place: Place,
+    pub(super) attach_point: AttachPoint,
     /// Whether nothing can be counted without it.
     pub required: bool,
     /// What it is for.
@@ -22,7 +22,7 @@ pub struct Hook {
 
 /// The hooks, in the order in which they are attached: a thread's end must be seen before its record is
 /// used.
-pub const HOOKS: [Hook; 5] = [
+pub const SCHED_HOOKS: [Hook; 5] = [
     Hook::new("sched_process_exit", "end of threads and VMs").required(),
     Hook::new("sched_switch", "CPU time").required(),
     Hook::new("sched_process_fork", "threads that VMs start"),
@@ -32,7 +32,7 @@ pub const HOOKS: [Hook; 5] = [
 
 impl Hook {
     pub(super) const fn new(name: &'static str, purpose: &'static str) -> Self {
-        Self { name, place: Place::Event, required: false, purpose }
+        Self { name, attach_point: AttachPoint::Tracepoint, required: false, purpose }
     }
 
     const fn required(self) -> Self {
@@ -47,12 +47,14 @@ impl Hook {
         offsets: &Offsets,
     ) -> Result<(), ProbeError> {
         let failed = |source| ProbeError::hook(self.name, source);
-        match (self.place, self.program(ebpf)?) {
-            (Place::Event, Program::BtfTracePoint(program)) => {
+        match (self.attach_point, self.program(ebpf)?) {
+            (AttachPoint::Tracepoint, Program::BtfTracePoint(program)) => {
                 program.load(offsets.tracepoint(self.name), btf)
             }
-            (Place::Entry(function), Program::FEntry(program)) => program.load(function, btf),
-            (Place::Exit(function), Program::FExit(program)) => program.load(function, btf),
+            (AttachPoint::Fentry(function), Program::FEntry(program)) => {
+                program.load(function, btf)
+            }
+            (AttachPoint::Fexit(function), Program::FExit(program)) => program.load(function, btf),
             _ => return Err(ProbeError::NoProgram { name: self.name }),
         }
         .map_err(failed)
@@ -83,13 +85,13 @@ impl Hook {
 
 /// Where in the kernel.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
+pub(super) enum AttachPoint {
     /// A tracepoint.
-    Event,
+    Tracepoint,
     /// The beginning of a function.
-    Entry(&'static str),
+    Fentry(&'static str),
     /// The end of one.
-    Exit(&'static str),
+    Fexit(&'static str),
 }
 
 /// What became of a hook.

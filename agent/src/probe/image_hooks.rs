@@ -4,11 +4,11 @@
 use std::{error::Error, fmt, io};
 
 use aya::{Btf, Ebpf};
-use kvmeter_common::Route;
+use kvmeter_common::Layer;
 use nix::libc;
 use tracing::{debug, warn};
 
-use super::{Hook, HookState, Offsets, ProbeError, hook::Place, pins::Pins, with_causes};
+use super::{Hook, HookState, Offsets, ProbeError, hook::AttachPoint, pins::Pins, with_causes};
 
 /// A way to count an image.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -47,19 +47,19 @@ impl Method {
 
     /// Whether it does better, where the kernel has it, what others do, too.
     #[must_use]
-    pub const fn is_spare(self) -> bool {
+    pub const fn is_optional(self) -> bool {
         matches!(self, Self::Vfs | Self::Aio)
     }
 
     /// Which records it fills, where it is alone.
     #[must_use]
-    pub const fn route(self) -> Route {
+    pub const fn layer(self) -> Layer {
         match self {
-            Self::Dio => Route::Direct,
-            Self::Bdev => Route::Block,
-            Self::Syscall => Route::Call,
-            Self::Vfs | Self::Aio => Route::Function,
-            Self::IoUring => Route::Ring,
+            Self::Dio => Layer::Direct,
+            Self::Bdev => Layer::Block,
+            Self::Syscall => Layer::Call,
+            Self::Vfs | Self::Aio => Layer::Function,
+            Self::IoUring => Layer::Ring,
         }
     }
 
@@ -120,11 +120,17 @@ const AIO: [Hook; 4] = [
 ];
 
 const fn at_entry(name: &'static str, function: &'static str) -> Hook {
-    Hook { place: Place::Entry(function), ..Hook::new(name, "I/O of images by their VMM") }
+    Hook {
+        attach_point: AttachPoint::Fentry(function),
+        ..Hook::new(name, "I/O of images by their VMM")
+    }
 }
 
 const fn at_exit(name: &'static str, function: &'static str) -> Hook {
-    Hook { place: Place::Exit(function), ..Hook::new(name, "I/O of images by their VMM") }
+    Hook {
+        attach_point: AttachPoint::Fexit(function),
+        ..Hook::new(name, "I/O of images by their VMM")
+    }
 }
 
 const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> [Hook; N] {
@@ -165,8 +171,8 @@ impl ImageHooks {
         is_same: bool,
     ) -> Self {
         let states = Method::ALL.map(|method| {
-            if let Some(lacks) = offsets.lacks() {
-                return State::Failed(lacks.to_owned());
+            if let Some(missing_field) = offsets.missing_field() {
+                return State::Failed(missing_field.to_owned());
             }
             for &hook in method.hooks() {
                 if let Err(error) = hook.load(&mut ebpf, btf, offsets) {
@@ -197,7 +203,7 @@ impl ImageHooks {
     /// # Errors
     ///
     /// The reason, for people.
-    pub fn can(&self, method: Method) -> Result<(), &str> {
+    pub fn availability(&self, method: Method) -> Result<(), &str> {
         match &self.states[method.number()] {
             State::Failed(why) => Err(why),
             State::Attached | State::Idle => Ok(()),
@@ -205,7 +211,7 @@ impl ImageHooks {
     }
 
     /// Attaches a method and has it tested, unless an earlier agent did. It stays attached, or is not used.
-    pub fn prove(&mut self, method: Method, test: impl FnOnce() -> Result<(), String>) {
+    pub fn attach_for_test(&mut self, method: Method, test: impl FnOnce() -> Result<(), String>) {
         if self.states[method.number()] != State::Idle {
             return;
         }
@@ -213,12 +219,12 @@ impl ImageHooks {
         if self.states[method.number()] == State::Attached
             && let Err(why) = test()
         {
-            self.forbid(method, &format!("its self-test failed: {why}"));
+            self.disable(method, &format!("its self-test failed: {why}"));
         }
     }
 
     /// Keeps a method from being used, for this reason.
-    pub fn forbid(&mut self, method: Method, why: &str) {
+    pub fn disable(&mut self, method: Method, why: &str) {
         if self.states[method.number()] == State::Attached {
             self.detach(method);
         }
@@ -227,7 +233,7 @@ impl ImageHooks {
 
     /// Has these methods attached and no others. Whether all that were to be attached are; if not, what was to be counted
     /// by them has to be counted otherwise, or this called again.
-    pub fn need(&mut self, is_needed: impl Fn(Method) -> bool) -> bool {
+    pub fn set_attached(&mut self, is_needed: impl Fn(Method) -> bool) -> bool {
         let mut works = true;
         for method in Method::ALL {
             match (&self.states[method.number()], is_needed(method)) {

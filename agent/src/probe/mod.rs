@@ -28,7 +28,7 @@ use kvmeter_common::{LAYOUT, names};
 pub use error::ProbeError;
 pub(crate) use error::with_causes;
 pub use events::Events;
-pub use hook::{HOOKS, Hook, HookState};
+pub use hook::{Hook, HookState, SCHED_HOOKS};
 pub use image_hooks::{ImageHooks, Method};
 pub use offsets::Offsets;
 use pins::Pins;
@@ -74,7 +74,7 @@ impl Probe {
         let found = pins.find_maps(tid_elements)?;
         let adopted = found.is_some();
         let is_same = found.is_some_and(|maps| maps.programs == fingerprint)
-            && HOOKS.iter().all(|hook| pins.has_link(hook.name));
+            && SCHED_HOOKS.iter().all(|hook| pins.has_link(hook.name));
 
         let mut loader = EbpfLoader::new();
         offsets.set_globals(&mut loader);
@@ -82,17 +82,18 @@ impl Probe {
         for name in pins::MAPS {
             loader.map_pin_path(name, pins.map(name));
         }
-        let object = offsets.write_into(object).map_err(ProbeError::load)?;
+        let object = offsets.relocate(object).map_err(ProbeError::load)?;
         let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
         let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default())
             .map_err(ProbeError::load)?;
         let hooks = if is_same {
-            HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec()
+            SCHED_HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec()
         } else {
             attach_all(&mut ebpf, &btf, &pins, &offsets, fingerprint)?
         };
         let of_images = || Method::ALL.into_iter().flat_map(Method::hooks);
-        let is_hook = |name: &str| HOOKS.iter().chain(of_images()).any(|hook| hook.name == name);
+        let is_hook =
+            |name: &str| SCHED_HOOKS.iter().chain(of_images()).any(|hook| hook.name == name);
         if let Err(error) = pins.remove_others(is_hook) {
             tracing::warn!("what another version has pinned stays: {}", with_causes(&error));
         }
@@ -123,19 +124,19 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     let offsets = Offsets::of_kernel(kernel_btf)?;
     let mut loader = EbpfLoader::new();
     offsets.set_globals(&mut loader);
-    let object = offsets.write_into(object).map_err(ProbeError::load)?;
+    let object = offsets.relocate(object).map_err(ProbeError::load)?;
     let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
     let btf =
         aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
     let of = |method: Method| method.hooks().iter().map(move |hook| (*hook, Some(method)));
     let of_images = Method::ALL.into_iter().flat_map(of);
-    let hooks = HOOKS.into_iter().map(|hook| (hook, None)).chain(of_images);
+    let hooks = SCHED_HOOKS.into_iter().map(|hook| (hook, None)).chain(of_images);
     let mut attempt =
         |hook: Hook| hook.load(&mut ebpf, &btf, &offsets).err().map(|error| with_causes(&error));
     Ok(hooks
         .map(|(hook, method)| {
-            let lacks = method.and_then(|_| offsets.lacks());
-            let failure = lacks.map(str::to_owned).or_else(|| attempt(hook));
+            let missing_field = method.and_then(|_| offsets.missing_field());
+            let failure = missing_field.map(str::to_owned).or_else(|| attempt(hook));
             HookState { hook, method, failure }
         })
         .collect())
@@ -149,8 +150,8 @@ fn attach_all(
     offsets: &Offsets,
     fingerprint: u64,
 ) -> Result<Vec<HookState>, ProbeError> {
-    let mut hooks = Vec::with_capacity(HOOKS.len());
-    for hook in HOOKS {
+    let mut hooks = Vec::with_capacity(SCHED_HOOKS.len());
+    for hook in SCHED_HOOKS {
         let attached = hook.load(ebpf, btf, offsets).and_then(|()| hook.attach(ebpf, pins));
         let failure = match attached {
             Ok(()) => None,

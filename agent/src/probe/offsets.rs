@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Where BTF has each field; of two names the first that the kernel has.
-const fn place(field: Field) -> (&'static str, &'static [&'static str]) {
+const fn btf_path(field: Field) -> (&'static str, &'static [&'static str]) {
     match field {
         Field::TaskPid => ("task_struct", &["pid"]),
         Field::TaskTgid => ("task_struct", &["tgid"]),
@@ -85,10 +85,10 @@ pub struct Offsets {
     /// The same as the programs want them where they compute with them.
     table: [u64; Field::ALL.len()],
     /// A field that only hooks of images read, and that this kernel has not.
-    lacks: Option<String>,
+    missing_field: Option<String>,
     /// The tracepoint of requests that are submitted to io_uring.
     uring_submit: &'static str,
-    numbers: [(&'static str, u64); 5],
+    globals: [(&'static str, u64); 5],
 }
 
 impl Offsets {
@@ -108,10 +108,10 @@ impl Offsets {
     fn from_btf(btf: &Btf<'_>) -> Result<Self, BtfError> {
         let mut fields = [0; Field::ALL.len()];
         let mut table = [0; Field::ALL.len()];
-        let mut lacks = None;
+        let mut missing_field = None;
         let mut has_preempt_notifiers = true;
         for ((offset, in_table), field) in fields.iter_mut().zip(&mut table).zip(Field::ALL) {
-            let (name, paths) = place(field);
+            let (name, paths) = btf_path(field);
             let mut found = paths.iter().map(|path| btf.field_offset(name, path));
             *offset = match found.find_map(Result::ok) {
                 Some(found) => {
@@ -124,7 +124,8 @@ impl Offsets {
                     0
                 }
                 None if field.is_of_images() => {
-                    lacks = Some(format!("the kernel's BTF has no {} in struct {name}", paths[0]));
+                    missing_field =
+                        Some(format!("the kernel's BTF has no {} in struct {name}", paths[0]));
                     0
                 }
                 None => {
@@ -136,7 +137,7 @@ impl Offsets {
         let tells_state = btf.tracepoint_args("sched_switch")? >= 4;
         // Since Linux 6.13 it is in the completion, of which the program is given the address.
         let tells_result = btf.tracepoint_args("io_uring_complete").is_ok_and(|count| count > 3);
-        let numbers = [
+        let globals = [
             ("SWITCH_HAS_STATE", u64::from(tells_state)),
             ("HAS_PREEMPT_NOTIFIERS", u64::from(has_preempt_notifiers)),
             ("URING_HAS_RESULT", u64::from(tells_result)),
@@ -147,12 +148,12 @@ impl Offsets {
         let (now, before) = ("io_uring_submit_req", "io_uring_submit_sqe");
         let is_before = btf.tracepoint_args(now).is_err() && btf.tracepoint_args(before) == Ok(2);
         let uring_submit = if is_before { before } else { now };
-        Ok(Self { fields, table, lacks, uring_submit, numbers })
+        Ok(Self { fields, table, missing_field, uring_submit, globals })
     }
 
     /// Has the loader set what the programs find in memory.
     pub(super) fn set_globals<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
-        for (name, value) in &self.numbers {
+        for (name, value) in &self.globals {
             loader.override_global(name, value, true);
         }
         loader.override_global("OFFSETS", &self.table[..], true);
@@ -165,8 +166,8 @@ impl Offsets {
     }
 
     /// Why no hook of images can do its work on this kernel.
-    pub(super) fn lacks(&self) -> Option<&str> {
-        self.lacks.as_deref()
+    pub(super) fn missing_field(&self) -> Option<&str> {
+        self.missing_field.as_deref()
     }
 
     /// The object with the offsets in place of the marks.
@@ -174,7 +175,7 @@ impl Offsets {
     /// # Errors
     ///
     /// When the object is no ELF file.
-    pub(super) fn write_into(&self, object: &[u8]) -> Result<Vec<u8>, object::Error> {
+    pub(super) fn relocate(&self, object: &[u8]) -> Result<Vec<u8>, object::Error> {
         let mut written = object.to_vec();
         for section in object::File::parse(object)?.sections() {
             let (SectionKind::Text, Some((begin, len))) = (section.kind(), section.file_range())
@@ -183,7 +184,7 @@ impl Offsets {
             };
             let range = usize::try_from(begin).ok().zip(usize::try_from(begin + len).ok());
             if let Some(code) = range.and_then(|(begin, end)| written.get_mut(begin..end)) {
-                self.write_into_code(code);
+                self.relocate_code(code);
             }
         }
         Ok(written)
@@ -191,14 +192,14 @@ impl Offsets {
 
     /// Instructions are eight octets (Documentation/bpf/standardization/instruction-set.rst): opcode, registers, a
     /// 16-bit offset, a 32-bit number.
-    fn write_into_code(&self, code: &mut [u8]) {
+    fn relocate_code(&self, code: &mut [u8]) {
         /// The class of loads from memory, and the bits of an opcode that tell it.
         const LDX: u8 = 0x01;
         const CLASS: u8 = 0x07;
         for instruction in code.chunks_exact_mut(8) {
             let &mut [opcode, _, low, high, ..] = instruction else { continue };
             if opcode & CLASS == LDX
-                && let Some(field) = Field::of_mark(i16::from_le_bytes([low, high]))
+                && let Some(field) = Field::of_placeholder(i16::from_le_bytes([low, high]))
             {
                 let offset = self.fields[usize::from(field.number())];
                 instruction[2..4].copy_from_slice(&offset.to_le_bytes());
@@ -219,7 +220,7 @@ mod tests {
             return;
         }
         let offsets = Offsets::of_kernel(path).unwrap();
-        assert_eq!(offsets.lacks, None);
+        assert_eq!(offsets.missing_field, None);
     }
 
     #[test]
@@ -228,11 +229,11 @@ mod tests {
         let offsets = Offsets {
             fields,
             table: [0; Field::ALL.len()],
-            lacks: None,
+            missing_field: None,
             uring_submit: "",
-            numbers: [("", 0); 5],
+            globals: [("", 0); 5],
         };
-        let [low, high] = Field::TaskTgid.mark().to_le_bytes();
+        let [low, high] = Field::TaskTgid.placeholder().to_le_bytes();
         // r1 = *(u32 *)(r2 + mark), the same as a store, a load at 16, and the second half of a wide load
         let mut code = [
             [0x61, 0x21, low, high, 0, 0, 0, 0],
@@ -241,7 +242,7 @@ mod tests {
             [0, 0, 0, 0, 1, 2, 3, 4],
         ];
         let before = code;
-        offsets.write_into_code(code.as_flattened_mut());
+        offsets.relocate_code(code.as_flattened_mut());
         assert_eq!(code[0], [0x61, 0x21, 8, 0, 0, 0, 0, 0]);
         assert_eq!(code[1..], before[1..]);
     }

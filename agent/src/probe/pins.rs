@@ -14,8 +14,8 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 use kvmeter_common::{
-    EVENT_RING_LEN, FLIGHTS, Flight, IMAGES, ImageRecord, LAYOUT, Meta, SLOTS_PER_ELEMENT, THREADS,
-    ThreadRecord, UNDER_WAY_LEN, VMS, VmRecord, names,
+    EVENT_RING_LEN, FILTER_LEN, IMAGES, ImageRecord, InFlight, LAYOUT, MAX_IN_FLIGHT, Meta,
+    SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord, names,
 };
 use rustix::fs::statfs;
 
@@ -33,8 +33,8 @@ pub(super) const MAPS: [&str; 8] = [
     names::VM,
     names::META,
     names::IMAGE,
-    names::FLIGHT,
-    names::UNDER_WAY,
+    names::INFLIGHT,
+    names::INFLIGHT_FILTER,
     names::EVENTS,
 ];
 
@@ -145,14 +145,14 @@ impl Pins {
             is_array(&found.vms, size_of::<VmRecord>(), VMS),
             is_array(&found.meta, size_of::<Meta>(), 1),
             is_array(&found.images, size_of::<ImageRecord>(), IMAGES),
-            open(names::FLIGHT)?.info().is_ok_and(|info| {
+            open(names::INFLIGHT)?.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::Hash)
-                    && (info.key_size(), info.max_entries()) == (8, FLIGHTS)
-                    && info.value_size() as usize == size_of::<Flight>()
+                    && (info.key_size(), info.max_entries()) == (8, MAX_IN_FLIGHT)
+                    && info.value_size() as usize == size_of::<InFlight>()
             }),
-            open(names::UNDER_WAY)?.info().is_ok_and(|info| {
+            open(names::INFLIGHT_FILTER)?.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::Array)
-                    && (info.value_size(), info.max_entries()) == (8, UNDER_WAY_LEN)
+                    && (info.value_size(), info.max_entries()) == (8, FILTER_LEN)
             }),
             found.events.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::RingBuf)

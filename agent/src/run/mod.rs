@@ -26,7 +26,7 @@ use crate::{
     mib::{self, Switches},
     notify,
     privileges::{self, PrivilegeError},
-    probe::{Events, HOOKS, HookState, Method, Probe, ProbeError, with_causes},
+    probe::{Events, HookState, Method, Probe, ProbeError, SCHED_HOOKS, with_causes},
     sources::procfs::{Counted, Procfs, ProcfsError},
     status::{Server, server::ServerError},
 };
@@ -170,7 +170,7 @@ fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
     match started {
         Ok((Probe { events, hooks, mut image_hooks, adopted, .. }, records)) => {
             if !config.system_calls {
-                image_hooks.forbid(Method::Syscall, "probe.system_calls is false");
+                image_hooks.disable(Method::Syscall, "probe.system_calls is false");
             }
             for state in &hooks {
                 if let Some(failure) = &state.failure {
@@ -178,8 +178,8 @@ fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
                 }
             }
             let records = Arc::new(records);
-            for method in Method::ALL.into_iter().filter(|method| method.is_spare()) {
-                image_hooks.prove(method, || self_test(&records, method));
+            for method in Method::ALL.into_iter().filter(|method| method.is_optional()) {
+                image_hooks.attach_for_test(method, || self_test(&records, method));
             }
             let records = Some(records);
             let image_hooks = Some(Arc::new(Mutex::new(image_hooks)));
@@ -189,7 +189,7 @@ fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
             let error = with_causes(&error);
             warn!("VMs are served without counters: {error}. `kvmeter check` says more");
             let failed = |hook| HookState { hook, method: None, failure: Some(error.clone()) };
-            let hooks = HOOKS.map(failed).to_vec();
+            let hooks = SCHED_HOOKS.map(failed).to_vec();
             (Counting { records: None, image_hooks: None, hooks, adopted: false }, None)
         }
     }

@@ -15,7 +15,7 @@ use crate::sources::libvirt;
 use crate::{
     agentx::{Phase, Statistics},
     config::Config,
-    counters::{self, NotCounted, Readings, Records},
+    counters::{self, NoCounters, Readings, Records},
     inventory::{self, Assembly, CountedBy, Registry},
     notify,
     sources::procfs,
@@ -49,7 +49,7 @@ impl Reporter {
     pub(super) fn readings(&self) -> Arc<dyn Readings> {
         match &self.counting.records {
             Some(records) => Arc::<Records>::clone(records),
-            None => Arc::new(NotCounted),
+            None => Arc::new(NoCounters),
         }
     }
 

@@ -54,15 +54,15 @@ impl Counted {
         let pins = PinDir::new();
         let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();
         let records = Arc::new(Records::map(&probe).unwrap());
-        for method in methods.iter().filter(|method| method.is_spare()) {
-            probe.image_hooks.prove(*method, || self_test(&records, *method));
+        for method in methods.iter().filter(|method| method.is_optional()) {
+            probe.image_hooks.attach_for_test(*method, || self_test(&records, *method));
         }
         let registration = Registration::adopt(Arc::clone(&records));
         let vm = registration.track_vm(pid).unwrap();
         registration.track_thread(vm, &Leader(pid), None).unwrap();
-        probe.image_hooks.need(|method| methods.contains(&method));
+        probe.image_hooks.set_attached(|method| methods.contains(&method));
         for method in methods {
-            match probe.image_hooks.can(*method) {
+            match probe.image_hooks.availability(*method) {
                 Ok(()) => println!("{method:?} counts"),
                 Err(why) => {
                     println!("{method:?} does not: {}", &why[why.len().saturating_sub(300)..])

@@ -259,7 +259,7 @@ impl Source {
                     self.machines.begin_end(event.tgid);
                     self.assembly.crashed(event.tgid);
                 }
-                Some(EventKind::ImageTaken) => {
+                Some(EventKind::ImageClaimed) => {
                     self.schedule.urgent(event.tgid, now);
                     self.image_taken = true;
                 }

@@ -18,7 +18,7 @@ use super::{
     scan::{self, Roots, Scan},
 };
 use crate::{
-    counters::{ImageSlot, TakenImage, ThreadSlot, VmSlot},
+    counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot},
     counting::{HeldThread, TrackError},
     inventory::{FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Questions},
 };
@@ -171,7 +171,7 @@ impl Machines {
         let told = settled.map(|known| (known.vm.start_ticks, &known.described));
         let files = self.known.get(&pid).map_or(&[][..], |known| &known.vm.files);
         let loose = slot_before.zip(self.tracker.as_ref());
-        let loose = loose.map_or_else(Vec::new, |(slot, tracker)| tracker.loose_images(slot));
+        let loose = loose.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
         let scan = match scan::vm(&self.roots, pid, told, files) {
             Ok(Some(scan)) => scan,
             Ok(None) => {
@@ -239,12 +239,13 @@ impl Machines {
 
     /// Forgets images of which it was not known before the look what they are, and that are not open in it: a VMM makes an
     /// image, closes it and opens it anew, so not at once. Whether it is to be looked at again for that.
-    fn forget_closed(&mut self, slot: VmSlot, vm: &VmProcess, loose: &[TakenImage]) -> bool {
+    fn forget_closed(&mut self, slot: VmSlot, vm: &VmProcess, loose: &[ImageRecordInfo]) -> bool {
         let Some(tracker) = &self.tracker else { return false };
         if loose.len() > LOOSE {
             tracker.limit_images(slot);
         }
-        let is_open = |image: &TakenImage| vm.files.iter().any(|file| file.key(slot) == image.key);
+        let is_open =
+            |image: &ImageRecordInfo| vm.files.iter().any(|file| file.key(slot) == image.key);
         let closed: Vec<_> =
             loose.iter().filter(|image| !is_open(image)).map(|image| image.slot).collect();
         let now = Instant::now();
@@ -261,9 +262,9 @@ impl Machines {
 
     /// Asks on which files a VM's images are based, where only they tell: a disk is given without that, or the VM does
     /// I/O on a file of which it is not known what it is. Whether it is to be looked at again for that.
-    fn ask_for_headers(&mut self, vm: &VmProcess, is_loose: bool) -> bool {
+    fn ask_for_headers(&mut self, vm: &VmProcess, is_unassigned: bool) -> bool {
         let Some(known) = self.known.get_mut(&vm.pid) else { return false };
-        if !is_loose && !vm.devices.disks.iter().any(|disk| disk.chain_is_in_image) {
+        if !is_unassigned && !vm.devices.disks.iter().any(|disk| disk.chain_is_in_image) {
             return false;
         }
         let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
@@ -273,7 +274,7 @@ impl Machines {
         }
         if known.asked != files {
             known.questions = Questions::new(FIRST_PAUSE);
-        } else if !is_loose {
+        } else if !is_unassigned {
             return false;
         }
         match known.questions.due() {
