@@ -19,7 +19,7 @@ use agentx::{
     pdu,
 };
 use kvmeter::agentx::{
-    Address, Config, Phase, Statistics, Timer, TransportConfig,
+    Address, Config, Phase, Statistics, TimerKind, TransportConfig,
     codec::{Body, Header, Inbox, Pdu, ResError},
     run,
 };
@@ -58,7 +58,7 @@ impl Agent {
                 let notices = tokio::sync::mpsc::channel(1).1;
                 let mut config = TransportConfig::new(address, config);
                 // Its clock is paused in most of these tests.
-                config.timer = Timer::Runtime;
+                config.timer = TimerKind::Runtime;
                 run(config, source, notices, &statistics, stop).await;
             }
         });

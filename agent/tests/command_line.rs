@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 
 use kvmeter::status::Server;
 use kvmeter::status::model::{
@@ -118,10 +117,10 @@ fn check_speaks_json() {
     let output = kvmeter().args(["check", "--json", "--config", &path]).output().unwrap();
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["ready"], false);
-    let needs = json["needs"].as_array().unwrap();
-    assert_eq!(needs[0]["name"], "config");
-    assert_eq!(needs[0]["verdict"], "ok");
-    let master = needs.iter().find(|need| need["name"] == "AgentX master").unwrap();
+    let checks = json["checks"].as_array().unwrap();
+    assert_eq!(checks[0]["name"], "config");
+    assert_eq!(checks[0]["verdict"], "ok");
+    let master = checks.iter().find(|check| check["name"] == "AgentX master").unwrap();
     assert_eq!(master["verdict"], "fail");
     assert!(master["fix"].as_str().unwrap().contains("master agentx"));
 }
@@ -184,7 +183,7 @@ fn status_shows_what_the_agent_reports() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let server = {
         let report = report.clone();
-        Server::bind(&dir.path().join("run")).unwrap().serve(Arc::new(move || report.clone()))
+        Server::bind(&dir.path().join("run")).unwrap().serve(move || report.clone())
     };
     runtime.spawn(server);
 

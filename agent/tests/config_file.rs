@@ -8,9 +8,9 @@ use kvmeter::config::{Config, ConfigError};
 const SHIPPED: &str = include_str!("../etc/kvmeter.toml");
 
 /// The message for `text`, which must not be accepted.
-fn fault(text: &str) -> String {
+fn problem(text: &str) -> String {
     match Config::parse(text) {
-        Err(fault) => fault.to_string(),
+        Err(problem) => problem.to_string(),
         Ok(config) => panic!("{text} was taken as {config:?}"),
     }
 }
@@ -81,38 +81,38 @@ fn each_key_is_taken_from_the_file() {
 #[test]
 fn a_wrong_key_is_named_with_its_line_and_the_one_that_was_meant() {
     assert_eq!(
-        fault("# mine\n[agentx]\nadress = \"tcp:localhost:705\"\n"),
+        problem("# mine\n[agentx]\nadress = \"tcp:localhost:705\"\n"),
         "3: agentx.adress: no such key; [agentx] has address, ping_s, reconnect_max_s, timeout_s. \
          Did you mean address?"
     );
     assert_eq!(
-        fault("[agentx]\nbulk_window_ms = 1\n"),
+        problem("[agentx]\nbulk_window_ms = 1\n"),
         "2: agentx.bulk_window_ms: no such key; [agentx] has address, ping_s, reconnect_max_s, \
          timeout_s. Did you mean notifications.bulk_window_ms?"
     );
     assert_eq!(
-        fault("[probe]\nverbosity = 3\n"),
+        problem("[probe]\nverbosity = 3\n"),
         "2: probe.verbosity: no such key; [probe] has pin_dir, system_calls"
     );
     assert_eq!(
-        fault("\n[agent-x]\n"),
+        problem("\n[agent-x]\n"),
         "2: agent-x: no such section; there are agentx, inventory, notifications, probe, state. \
          Did you mean [agentx]?"
     );
     assert_eq!(
-        fault("timeout_s = 3\n"),
+        problem("timeout_s = 3\n"),
         "1: timeout_s: no such section; there are agentx, inventory, notifications, probe, state. \
          Did you mean agentx.timeout_s?"
     );
     assert_eq!(
-        fault("state = \"/var\"\n"),
+        problem("state = \"/var\"\n"),
         "1: state: this is a section: write [state] and its keys below"
     );
 }
 
 #[test]
 fn the_first_of_several_wrong_keys_is_told() {
-    assert!(fault("[state]\ndri = 1\n[agentx]\nadress = 2\n").starts_with("2: state.dri: "));
+    assert!(problem("[state]\ndri = 1\n[agentx]\nadress = 2\n").starts_with("2: state.dri: "));
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
             "3: inventory.procfs: no VM would ever be found: libvirt is \"\" and procfs is false; turn one of them on",
         ),
     ] {
-        assert_eq!(fault(text), message);
+        assert_eq!(problem(text), message);
     }
 }
 
@@ -176,7 +176,7 @@ fn a_runtime_dir_too_long_for_a_socket_is_refused() {
     let longest = format!("[state]\nruntime_dir = \"/{}\"\n", "x".repeat(89));
     assert!(Config::parse(&longest).is_ok());
     let longer = format!("[state]\nruntime_dir = \"/{}\"\n", "x".repeat(90));
-    assert!(fault(&longer).contains("of at most 90 octets"));
+    assert!(problem(&longer).contains("of at most 90 octets"));
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn text_that_is_no_toml_is_named_with_its_line() {
     for (text, line) in
         [("[agentx\n", "1: "), ("\n[agentx]\naddress\n", "3: "), ("[a]\n[a]\n", "2: ")]
     {
-        let message = fault(text);
+        let message = problem(text);
         assert!(message.starts_with(line), "{message}");
         assert!(!message.contains('\n'), "{message}");
     }

@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,8 +14,8 @@ use kvmeter::status::model::{
     SessionState, SourceState, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
+use kvmeter::status::socket_path;
 use kvmeter::status::text::Text;
-use kvmeter::status::{Source, socket_path};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::{Builder, Runtime};
 
@@ -126,11 +125,11 @@ fn big_report() -> Report {
 }
 
 /// Serves on a thread of its own until the runtime is dropped.
-fn serve(runtime_dir: &Path, source: impl Source + 'static) -> Runtime {
+fn serve(runtime_dir: &Path, report: impl Fn() -> Report + Send + Sync + 'static) -> Runtime {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
     let server = Server::bind(runtime_dir).unwrap_or_else(|e| panic!("{e}"));
-    runtime.spawn(server.serve(Arc::new(source)));
+    runtime.spawn(server.serve(report));
     runtime
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use kvmeter::{
     agentx::{
-        Config, Lost, Session, State,
+        Config, Session, SessionError, State,
         codec::{Body, CloseReason, Frame, Header, Inbox, Pdu, PduType, frame},
     },
     snmp::{Oid, Value},
@@ -129,7 +129,7 @@ impl Run {
                 Ok(None) => return,
                 Err(error) => {
                     let lost = self.session.handle_frame_error(error);
-                    assert!(matches!(lost, Lost::Frame(_)));
+                    assert!(matches!(lost, SessionError::Frame(_)));
                     self.check_answer(&error.header, true);
                     return self.lose();
                 }

@@ -10,8 +10,7 @@
 //!    when the master is gone. It knows nothing of what is in a PDU.
 
 mod address;
-mod administrative;
-mod alarm;
+mod admin_pdus;
 mod backoff;
 pub mod codec;
 mod notice;
@@ -20,14 +19,15 @@ mod session;
 mod set;
 mod state;
 mod statistics;
+mod timer;
 mod transport;
 mod view;
 
 pub use address::{Address, AddressError};
-pub use alarm::Timer;
 pub use notice::{Notice, NoticeValue};
-pub use session::{CommandError, Config, Handled, Lost, Session};
+pub use session::{CommandError, Config, Handled, Session, SessionError};
 pub use state::State;
 pub use statistics::{Latency, Phase, Statistics};
+pub use timer::TimerKind;
 pub use transport::{TransportConfig, run};
 pub use view::{Lookup, SetError, View};

@@ -9,7 +9,7 @@
 //!   [`handle_timeout`](Session::handle_timeout). Look at both after each input and command.
 //! * `state`: for those who watch.
 //!
-//! An input that returns [`Lost`] ends the connection: send the output that is there, close the socket, and call
+//! An input that returns [`SessionError`] ends the connection: send the output that is there, close the socket, and call
 //! [`disconnected`](Session::disconnected).
 
 use std::{
@@ -20,7 +20,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    administrative::{self, Origin},
+    admin_pdus::{self, Origin},
     codec::{
         Body, ByteOrder, CloseReason, DecodeError, Frame, FrameError, Header, Pdu, PduType,
         PduWriter, ResError, ResponseWriter,
@@ -73,7 +73,7 @@ impl Config {
 
 /// Why the connection is to be dropped.
 #[derive(Debug, Error)]
-pub enum Lost {
+pub enum SessionError {
     /// Section 7.1.1.
     #[error("The master refused the session: {0}")]
     OpenRefused(ResError),
@@ -218,12 +218,12 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Lost::Encode`].
-    pub fn connected(&mut self, now: Instant) -> Result<(), Lost> {
+    /// [`SessionError::Encode`].
+    pub fn connected(&mut self, now: Instant) -> Result<(), SessionError> {
         self.disconnected();
         let origin = self.origin();
         let Config { timeout, id, description, .. } = &self.config;
-        let open = administrative::open(origin, *timeout, id, description);
+        let open = admin_pdus::open(origin, *timeout, id, description);
         self.send(open)?;
         self.state = State::Opening { packet_id: origin.packet_id };
         self.await_response(now);
@@ -245,13 +245,13 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Lost`] if the connection is to be dropped; what is in the output is still to be sent.
+    /// [`SessionError`] if the connection is to be dropped; what is in the output is still to be sent.
     pub fn handle_pdu<V: View + ?Sized>(
         &mut self,
         view: &V,
         frame: Frame<'_>,
         now: Instant,
-    ) -> Result<Handled, Lost> {
+    ) -> Result<Handled, SessionError> {
         self.heard = Some(now);
         if let State::Established { ping, .. } = &mut self.state {
             *ping = None;
@@ -266,7 +266,7 @@ impl Session {
             Body::Response { error, .. } => self.handle_response(&header, *error, now)?,
             Body::Close { reason } => {
                 if self.state.session_id() == Some(header.session_id) {
-                    return Err(Lost::Closed(*reason));
+                    return Err(SessionError::Closed(*reason));
                 }
                 ResError::NOT_OPEN
             }
@@ -276,33 +276,33 @@ impl Session {
     }
 
     /// The octets make no PDU from here on: says so, if a response is asked for, and ends the session.
-    pub fn handle_frame_error(&mut self, error: FrameError) -> Lost {
+    pub fn handle_frame_error(&mut self, error: FrameError) -> SessionError {
         if error.header.asks_for_response() {
             ResponseWriter::new(&mut self.output, &error.header).fail(ResError::PARSE_ERROR, 0);
         }
         self.close(CloseReason::PARSE_ERROR);
-        Lost::Frame(error)
+        SessionError::Frame(error)
     }
 
     /// Time has passed: at [`poll_timeout`](Self::poll_timeout) or later. Does nothing before it.
     ///
     /// # Errors
     ///
-    /// [`Lost`] if the master is given up; what is in the output is still to be sent.
-    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Lost> {
+    /// [`SessionError`] if the master is given up; what is in the output is still to be sent.
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), SessionError> {
         if self.poll_timeout().is_none_or(|deadline| now < deadline) {
             return Ok(());
         }
         if let State::Established { session_id, ping: None } = self.state {
             let origin = self.origin();
-            self.send(administrative::ping(origin))?;
+            self.send(admin_pdus::ping(origin))?;
             self.state = State::Established { session_id, ping: Some(origin.packet_id) };
             self.await_response(now);
             return Ok(());
         }
         let awaited = self.state.awaited();
         self.close(CloseReason::TIMEOUTS);
-        Err(Lost::TimedOut(awaited))
+        Err(SessionError::TimedOut(awaited))
     }
 
     /// Sends a notification (section 6.2.10): `bindings` begin with snmpTrapOID.0, and have no sysUpTime.0
@@ -356,7 +356,7 @@ impl Session {
         description: &str,
     ) -> Result<u32, CommandError> {
         let origin = self.established_origin()?;
-        let pdu = administrative::add_agent_caps(origin, capabilities, description);
+        let pdu = admin_pdus::add_agent_caps(origin, capabilities, description);
         self.output.extend(pdu.map_err(CommandError::Encode)?);
         Ok(origin.packet_id)
     }
@@ -366,7 +366,7 @@ impl Session {
         if self.state.session_id().is_some() {
             let origin = self.origin();
             // Without a Close the master notices when the socket closes.
-            if let Ok(close) = administrative::close(origin, reason) {
+            if let Ok(close) = admin_pdus::close(origin, reason) {
                 self.output.extend(close);
             }
         }
@@ -430,14 +430,18 @@ impl Session {
     }
 
     /// Section 7.2.2: a Response that cannot be parsed is dropped, a request is answered all the same.
-    fn handle_parse_error(&mut self, header: &Header, error: DecodeError) -> Result<Handled, Lost> {
+    fn handle_parse_error(
+        &mut self,
+        header: &Header,
+        error: DecodeError,
+    ) -> Result<Handled, SessionError> {
         if header.asks_for_response() {
             ResponseWriter::new(&mut self.output, header).fail(ResError::PARSE_ERROR, 0);
         }
         self.parse_errors += 1;
         if self.parse_errors >= MAX_PARSE_ERRORS {
             self.close(CloseReason::PARSE_ERROR);
-            return Err(Lost::ParseErrors(error));
+            return Err(SessionError::ParseErrors(error));
         }
         Ok(Handled { kind: header.kind(), error: ResError::PARSE_ERROR })
     }
@@ -449,13 +453,13 @@ impl Session {
         header: &Header,
         error: ResError,
         now: Instant,
-    ) -> Result<ResError, Lost> {
+    ) -> Result<ResError, SessionError> {
         let ours = self.state.session_id() == Some(header.session_id);
         match self.state {
             State::Opening { packet_id } if packet_id == header.packet_id => {
                 if error != ResError::NO_ERROR {
                     self.close(CloseReason::OTHER);
-                    return Err(Lost::OpenRefused(error));
+                    return Err(SessionError::OpenRefused(error));
                 }
                 self.register(header.session_id, 0, now)?;
             }
@@ -465,13 +469,13 @@ impl Session {
                 if error != ResError::NO_ERROR {
                     self.close(CloseReason::OTHER);
                     let subtree = self.config.subtrees.get(subtree).copied().unwrap_or_default();
-                    return Err(Lost::RegisterRefused { subtree: subtree.into(), error });
+                    return Err(SessionError::RegisterRefused { subtree: subtree.into(), error });
                 }
                 self.register(session_id, subtree + 1, now)?;
             }
             State::Established { .. } if ours && error == ResError::NOT_OPEN => {
                 self.state = State::Disconnected;
-                return Err(Lost::SessionGone(error));
+                return Err(SessionError::SessionGone(error));
             }
             _ => {}
         }
@@ -482,11 +486,16 @@ impl Session {
     }
 
     /// Registers the subtree with this number, or is done when there is none.
-    fn register(&mut self, session_id: u32, subtree: usize, now: Instant) -> Result<(), Lost> {
+    fn register(
+        &mut self,
+        session_id: u32,
+        subtree: usize,
+        now: Instant,
+    ) -> Result<(), SessionError> {
         self.state = State::Established { session_id, ping: None };
         if let Some(oid) = self.config.subtrees.get(subtree).copied() {
             let origin = self.origin();
-            self.send(administrative::register(origin, &oid))?;
+            self.send(admin_pdus::register(origin, &oid))?;
             self.state = State::Registering { session_id, packet_id: origin.packet_id, subtree };
             self.await_response(now);
             return Ok(());
@@ -494,7 +503,7 @@ impl Session {
         for (oid, text) in self.config.capabilities.clone() {
             // Its Response is not waited for: a master that refuses serves all the same.
             let origin = self.origin();
-            self.send(administrative::add_agent_caps(origin, &oid, &text))?;
+            self.send(admin_pdus::add_agent_caps(origin, &oid, &text))?;
         }
         Ok(())
     }
@@ -517,8 +526,8 @@ impl Session {
         }
     }
 
-    fn send(&mut self, pdu: io::Result<Vec<u8>>) -> Result<(), Lost> {
-        self.output.extend(pdu.map_err(Lost::Encode)?);
+    fn send(&mut self, pdu: io::Result<Vec<u8>>) -> Result<(), SessionError> {
+        self.output.extend(pdu.map_err(SessionError::Encode)?);
         Ok(())
     }
 

@@ -12,10 +12,10 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Address, Config, Lost, Notice, Session, State, Statistics, Timer, View,
-    alarm::Alarm,
+    Address, Config, Notice, Session, SessionError, State, Statistics, TimerKind, View,
     backoff::Backoff,
     codec::{CloseReason, Inbox},
+    timer::Timer,
 };
 
 /// While more PDUs wait in the inbox, responses are gathered up to so many octets, to save calls to write.
@@ -39,14 +39,19 @@ pub struct TransportConfig {
     /// What is said once there is a connection. Its timeout holds for writing too.
     pub session: Config,
     /// What tells the time.
-    pub timer: Timer,
+    pub timer: TimerKind,
 }
 
 impl TransportConfig {
     /// A connection to `address`.
     #[must_use]
     pub fn new(address: Address, session: Config) -> Self {
-        Self { address, reconnect_max: Duration::from_secs(2), session, timer: Timer::default() }
+        Self {
+            address,
+            reconnect_max: Duration::from_secs(2),
+            session,
+            timer: TimerKind::default(),
+        }
     }
 }
 
@@ -62,7 +67,7 @@ enum ConnectionError {
     #[error("The master has taken no octet for {0:?}")]
     Stuck(Duration),
     #[error(transparent)]
-    Session(#[from] Lost),
+    Session(#[from] SessionError),
 }
 
 /// Serves views over a session with the master until `shutdown` is ready, then closes the session. A view is
@@ -170,7 +175,7 @@ struct Connection<'c, S> {
     inbox: &'c mut Inbox,
     source: &'c S,
     notices: &'c mut Receiver<Notice>,
-    timer: Timer,
+    timer: TimerKind,
     statistics: &'c Statistics,
 }
 
@@ -192,8 +197,8 @@ where
         self.session.connected(Instant::now().into_std())?;
         self.changed();
         self.write().await?;
-        let mut alarm = Alarm::new(self.timer).map_err(ConnectionError::Broken)?;
-        alarm.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
+        let mut timer = Timer::new(self.timer).map_err(ConnectionError::Broken)?;
+        timer.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
         loop {
             let full_until = self.session.notify_after().map(Instant::from_std);
             tokio::select! {
@@ -213,18 +218,18 @@ where
                     self.session.give_up_notified();
                     self.statistics.unsent.fetch_add(1, Relaxed);
                 }
-                rung = alarm.rung() => {
-                    rung.map_err(ConnectionError::Broken)?;
+                fired = timer.fired() => {
+                    fired.map_err(ConnectionError::Broken)?;
                     self.session.handle_timeout(Instant::now().into_std())?;
                     self.write().await?;
-                    alarm.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
+                    timer.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
                 }
             }
             // The timer is only ever brought forward here. Each PDU moves the ping back, which the timer finds
             // out when it fires: cheaper than to set it anew for every PDU.
             let wanted = self.session.poll_timeout();
-            if wanted.is_some_and(|wanted| alarm.deadline().is_none_or(|set| wanted < set)) {
-                alarm.set(wanted).map_err(ConnectionError::Broken)?;
+            if wanted.is_some_and(|wanted| timer.deadline().is_none_or(|set| wanted < set)) {
+                timer.set(wanted).map_err(ConnectionError::Broken)?;
             }
         }
     }

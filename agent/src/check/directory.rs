@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs};
 
-use super::Need;
+use super::Check;
 use crate::config::Config;
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
@@ -14,21 +14,21 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// Where KVM tells the threads of its vCPUs.
 const KVM_DEBUGFS: &str = "/sys/kernel/debug/kvm";
 
-pub(super) fn needs(config: &Config) -> Vec<Need> {
+pub(super) fn checks(config: &Config) -> Vec<Check> {
     let pin_dir = &config.probe.pin_dir;
     let beside = nearest(pin_dir);
-    let mut needs = vec![judge_bpffs(
+    let mut checks = vec![assess_bpffs(
         pin_dir,
         statfs(&beside).map(|found| found.f_type.cast_unsigned()).map_err(io::Error::from),
         writable(&beside),
     )];
-    needs.push(judge_debugfs(std::fs::read_dir(KVM_DEBUGFS).map(drop)));
+    checks.push(assess_debugfs(std::fs::read_dir(KVM_DEBUGFS).map(drop)));
     for (key, dir) in
         [("state.dir", &config.state.dir), ("state.runtime_dir", &config.state.runtime_dir)]
     {
-        needs.push(judge_dir(key, dir, writable(&nearest(dir))));
+        checks.push(assess_dir(key, dir, writable(&nearest(dir))));
     }
-    needs
+    checks
 }
 
 /// `dir` itself, or while that is missing the directory in which it would be made.
@@ -44,30 +44,30 @@ fn writable(dir: &Path) -> io::Result<()> {
 }
 
 /// `magic` and `writable` are those of `pin_dir`, or of the nearest directory above it that exists.
-fn judge_bpffs(pin_dir: &Path, magic: io::Result<u64>, writable: io::Result<()>) -> Need {
+fn assess_bpffs(pin_dir: &Path, magic: io::Result<u64>, writable: io::Result<()>) -> Check {
     const NAME: &str = "bpffs";
     let pin_dir = pin_dir.display();
     match (magic, writable) {
-        (Ok(BPF_FS_MAGIC), Ok(())) => Need::ok(NAME, pin_dir.to_string()),
-        (Ok(BPF_FS_MAGIC), Err(e)) => Need::fail(
+        (Ok(BPF_FS_MAGIC), Ok(())) => Check::ok(NAME, pin_dir.to_string()),
+        (Ok(BPF_FS_MAGIC), Err(e)) => Check::fail(
             NAME,
             format!("{pin_dir} cannot be written: {e}"),
             "run as root, and list its bpffs in ReadWritePaths= of the service",
         ),
-        (Ok(_), _) => Need::fail(
+        (Ok(_), _) => Check::fail(
             NAME,
             format!("probe.pin_dir {pin_dir} is not below a bpffs"),
             "mount -t bpf bpf /sys/fs/bpf, or set probe.pin_dir to a place below one",
         ),
-        (Err(e), _) => Need::fail(NAME, format!("{pin_dir}: {e}"), "mount -t bpf bpf /sys/fs/bpf"),
+        (Err(e), _) => Check::fail(NAME, format!("{pin_dir}: {e}"), "mount -t bpf bpf /sys/fs/bpf"),
     }
 }
 
-fn judge_debugfs(opened: io::Result<()>) -> Need {
+fn assess_debugfs(opened: io::Result<()>) -> Check {
     const NAME: &str = "debugfs";
     match opened {
-        Ok(()) => Need::ok(NAME, KVM_DEBUGFS),
-        Err(e) => Need::warn(
+        Ok(()) => Check::ok(NAME, KVM_DEBUGFS),
+        Err(e) => Check::warn(
             NAME,
             format!("{KVM_DEBUGFS}: {e}; vCPUs are known by their threads' names instead"),
             if e.kind() == io::ErrorKind::PermissionDenied {
@@ -79,11 +79,11 @@ fn judge_debugfs(opened: io::Result<()>) -> Need {
     }
 }
 
-fn judge_dir(key: &str, dir: &Path, writable: io::Result<()>) -> Need {
+fn assess_dir(key: &str, dir: &Path, writable: io::Result<()>) -> Check {
     let dir = dir.display();
     match writable {
-        Ok(()) => Need::ok(key, dir.to_string()),
-        Err(e) => Need::fail(
+        Ok(()) => Check::ok(key, dir.to_string()),
+        Err(e) => Check::fail(
             key,
             format!("{dir} cannot be written: {e}"),
             format!(
@@ -106,17 +106,17 @@ mod tests {
     #[test]
     fn a_pin_dir_outside_a_bpffs_is_told_with_the_mount() {
         let dir = Path::new("/sys/fs/bpf/kvmeter");
-        assert_eq!(judge_bpffs(dir, Ok(BPF_FS_MAGIC), Ok(())).verdict, Verdict::Ok);
-        for need in [
-            judge_bpffs(dir, Ok(0x6265_6572), Ok(())),
-            judge_bpffs(dir, Err(io::ErrorKind::NotFound.into()), denied()),
+        assert_eq!(assess_bpffs(dir, Ok(BPF_FS_MAGIC), Ok(())).verdict, Verdict::Ok);
+        for check in [
+            assess_bpffs(dir, Ok(0x6265_6572), Ok(())),
+            assess_bpffs(dir, Err(io::ErrorKind::NotFound.into()), denied()),
         ] {
             assert!(
-                matches!(&need.verdict, Verdict::Fail(fix) if fix.starts_with("mount -t bpf bpf /sys/fs/bpf")),
-                "{need:?}"
+                matches!(&check.verdict, Verdict::Fail(fix) if fix.starts_with("mount -t bpf bpf /sys/fs/bpf")),
+                "{check:?}"
             );
         }
-        let closed = judge_bpffs(dir, Ok(BPF_FS_MAGIC), denied());
+        let closed = assess_bpffs(dir, Ok(BPF_FS_MAGIC), denied());
         assert!(matches!(&closed.verdict, Verdict::Fail(fix) if fix.starts_with("run as root")));
     }
 
@@ -125,18 +125,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.probe.pin_dir = dir.path().join("pins/deeper");
-        let bpffs = needs(&config).swap_remove(0);
+        let bpffs = checks(&config).swap_remove(0);
         assert!(bpffs.found.ends_with("is not below a bpffs"), "{bpffs:?}");
     }
 
     #[test]
     fn without_debugfs_less_is_known() {
-        assert_eq!(judge_debugfs(Ok(())).verdict, Verdict::Ok);
-        let missing = judge_debugfs(Err(io::ErrorKind::NotFound.into()));
+        assert_eq!(assess_debugfs(Ok(())).verdict, Verdict::Ok);
+        let missing = assess_debugfs(Err(io::ErrorKind::NotFound.into()));
         assert!(
             matches!(&missing.verdict, Verdict::Warn(fix) if fix.starts_with("mount -t debugfs"))
         );
-        assert_eq!(judge_debugfs(denied()).verdict, Verdict::Warn("run as root".into()));
+        assert_eq!(assess_debugfs(denied()).verdict, Verdict::Warn("run as root".into()));
     }
 
     #[test]
@@ -146,10 +146,10 @@ mod tests {
         assert!(writable(dir.path()).is_ok());
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let need = judge_dir("state.dir", &file, writable(&nearest(&file.join("below"))));
+        let check = assess_dir("state.dir", &file, writable(&nearest(&file.join("below"))));
         assert!(
-            matches!(&need.verdict, Verdict::Fail(fix) if fix.contains("set state.dir to another")),
-            "{need:?}"
+            matches!(&check.verdict, Verdict::Fail(fix) if fix.contains("set state.dir to another")),
+            "{check:?}"
         );
     }
 }

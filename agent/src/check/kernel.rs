@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Need;
+use super::Check;
 use crate::probe::KERNEL_BTF;
 
 /// Magic number of BTF, in the byte order of the kernel that wrote it (`include/uapi/linux/btf.h`).
@@ -17,16 +17,16 @@ pub fn btf_path() -> PathBuf {
     std::env::var_os("KVMETER_BTF").map_or_else(|| PathBuf::from(KERNEL_BTF), PathBuf::from)
 }
 
-pub(super) fn needs() -> Vec<Need> {
+pub(super) fn checks() -> Vec<Check> {
     let btf = btf_path();
     vec![
-        judge_btf(&btf, begin_of(&btf)),
-        judge_lockdown(fs::read_to_string("/sys/kernel/security/lockdown").ok().as_deref()),
-        judge_ptrace_scope(
+        assess_btf(&btf, begin_of(&btf)),
+        assess_lockdown(fs::read_to_string("/sys/kernel/security/lockdown").ok().as_deref()),
+        assess_ptrace_scope(
             fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok().as_deref(),
         ),
-        judge_pid_max(fs::read_to_string("/proc/sys/kernel/pid_max")),
-        judge_kvm(Path::new("/dev/kvm").exists()),
+        assess_pid_max(fs::read_to_string("/proc/sys/kernel/pid_max")),
+        assess_kvm(Path::new("/dev/kvm").exists()),
     ]
 }
 
@@ -36,18 +36,18 @@ fn begin_of(path: &Path) -> io::Result<[u8; 2]> {
     Ok(begin)
 }
 
-fn judge_btf(path: &Path, begin: io::Result<[u8; 2]>) -> Need {
+fn assess_btf(path: &Path, begin: io::Result<[u8; 2]>) -> Check {
     const NAME: &str = "kernel BTF";
     let path = path.display();
     match begin {
         Ok(magic) if [BTF_MAGIC.to_le_bytes(), BTF_MAGIC.to_be_bytes()].contains(&magic) => {
-            Need::ok(NAME, path.to_string())
+            Check::ok(NAME, path.to_string())
         }
-        Ok(_) => Need::fail(NAME, format!("{path} is no BTF"), "unset KVMETER_BTF"),
+        Ok(_) => Check::fail(NAME, format!("{path} is no BTF"), "unset KVMETER_BTF"),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            Need::fail(NAME, format!("{path} may not be read"), "run as root")
+            Check::fail(NAME, format!("{path} may not be read"), "run as root")
         }
-        Err(e) => Need::fail(
+        Err(e) => Check::fail(
             NAME,
             format!("{path}: {e}"),
             "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF=y, as those of the distributions are",
@@ -56,47 +56,47 @@ fn judge_btf(path: &Path, begin: io::Result<[u8; 2]>) -> Need {
 }
 
 /// `state` is the file's content, such as `none [integrity] confidentiality`.
-fn judge_lockdown(state: Option<&str>) -> Need {
+fn assess_lockdown(state: Option<&str>) -> Check {
     const NAME: &str = "lockdown";
     let mode =
         state.and_then(|state| state.split_once('[')?.1.split_once(']')).map(|(mode, _)| mode);
     match mode {
-        Some("confidentiality") => Need::warn(
+        Some("confidentiality") => Check::warn(
             NAME,
             "confidentiality: helpers by which BPF programs read kernel memory are refused",
             "if hooks fail below, boot with lockdown=integrity",
         ),
-        Some(mode) => Need::ok(NAME, mode),
-        None => Need::ok(NAME, "the kernel shows none"),
+        Some(mode) => Check::ok(NAME, mode),
+        None => Check::ok(NAME, "the kernel shows none"),
     }
 }
 
 /// `scope` is the file's content; there is none without the Yama security module.
-fn judge_ptrace_scope(scope: Option<&str>) -> Need {
+fn assess_ptrace_scope(scope: Option<&str>) -> Check {
     const NAME: &str = "ptrace scope";
     match scope.map(str::trim) {
-        None => Need::ok(NAME, "no Yama"),
-        Some("3") => Need::warn(
+        None => Check::ok(NAME, "no Yama"),
+        Some("3") => Check::warn(
             NAME,
             "3: /proc/PID/task/TID/syscall is closed to everybody, so a vCPU is known only by debugfs or its thread's name",
             "set kernel.yama.ptrace_scope to 2 or less in sysctl.d and reboot, or mount debugfs",
         ),
-        Some(scope) => Need::ok(NAME, scope),
+        Some(scope) => Check::ok(NAME, scope),
     }
 }
 
-fn judge_pid_max(pid_max: io::Result<String>) -> Need {
+fn assess_pid_max(pid_max: io::Result<String>) -> Check {
     const NAME: &str = "pid_max";
     let number = pid_max.and_then(|text| text.trim().parse::<u64>().map_err(io::Error::other));
     match number {
-        Ok(pid_max) => Need::ok(
+        Ok(pid_max) => Check::ok(
             NAME,
             format!(
                 "{pid_max}: the table of thread ids takes {} KiB",
                 pid_max.div_ceil(4) * 8 / 1024
             ),
         ),
-        Err(e) => Need::fail(
+        Err(e) => Check::fail(
             NAME,
             format!("/proc/sys/kernel/pid_max: {e}"),
             "mount procfs: mount -t proc proc /proc",
@@ -104,12 +104,12 @@ fn judge_pid_max(pid_max: io::Result<String>) -> Need {
     }
 }
 
-fn judge_kvm(there: bool) -> Need {
+fn assess_kvm(there: bool) -> Check {
     const NAME: &str = "KVM";
     if there {
-        Need::ok(NAME, "/dev/kvm")
+        Check::ok(NAME, "/dev/kvm")
     } else {
-        Need::warn(
+        Check::warn(
             NAME,
             "/dev/kvm is missing: only QEMU without KVM (TCG) can run here",
             "modprobe kvm_intel or kvm_amd, and turn virtualisation on in the firmware",
@@ -125,13 +125,13 @@ mod tests {
     #[test]
     fn btf_is_known_by_its_magic_and_its_absence_has_a_fix() {
         let path = Path::new("/sys/kernel/btf/vmlinux");
-        assert_eq!(judge_btf(path, Ok([0x9f, 0xeb])).verdict, Verdict::Ok);
-        assert_eq!(judge_btf(path, Ok([0xeb, 0x9f])).verdict, Verdict::Ok);
-        let other = judge_btf(path, Ok(*b"\x7fE"));
+        assert_eq!(assess_btf(path, Ok([0x9f, 0xeb])).verdict, Verdict::Ok);
+        assert_eq!(assess_btf(path, Ok([0xeb, 0x9f])).verdict, Verdict::Ok);
+        let other = assess_btf(path, Ok(*b"\x7fE"));
         assert_eq!(other.verdict, Verdict::Fail("unset KVMETER_BTF".into()));
-        let closed = judge_btf(path, Err(io::ErrorKind::PermissionDenied.into()));
+        let closed = assess_btf(path, Err(io::ErrorKind::PermissionDenied.into()));
         assert_eq!(closed.verdict, Verdict::Fail("run as root".into()));
-        let missing = judge_btf(path, Err(io::ErrorKind::NotFound.into()));
+        let missing = assess_btf(path, Err(io::ErrorKind::NotFound.into()));
         assert!(
             matches!(&missing.verdict, Verdict::Fail(fix) if fix.contains("CONFIG_DEBUG_INFO_BTF=y")),
             "{missing:?}"
@@ -140,11 +140,14 @@ mod tests {
 
     #[test]
     fn lockdown_is_what_stands_in_brackets() {
-        assert_eq!(judge_lockdown(Some("none [integrity] confidentiality\n")).found, "integrity");
-        assert_eq!(judge_lockdown(Some("[none] integrity confidentiality\n")).verdict, Verdict::Ok);
-        assert_eq!(judge_lockdown(None).verdict, Verdict::Ok);
-        assert_eq!(judge_lockdown(Some("]garbage[")).verdict, Verdict::Ok);
-        let strict = judge_lockdown(Some("none integrity [confidentiality]\n"));
+        assert_eq!(assess_lockdown(Some("none [integrity] confidentiality\n")).found, "integrity");
+        assert_eq!(
+            assess_lockdown(Some("[none] integrity confidentiality\n")).verdict,
+            Verdict::Ok
+        );
+        assert_eq!(assess_lockdown(None).verdict, Verdict::Ok);
+        assert_eq!(assess_lockdown(Some("]garbage[")).verdict, Verdict::Ok);
+        let strict = assess_lockdown(Some("none integrity [confidentiality]\n"));
         assert_eq!(
             strict.verdict,
             Verdict::Warn("if hooks fail below, boot with lockdown=integrity".into())
@@ -154,25 +157,27 @@ mod tests {
     #[test]
     fn only_the_strictest_ptrace_scope_is_in_the_way() {
         for scope in [None, Some("0\n"), Some("1\n"), Some("2\n")] {
-            assert_eq!(judge_ptrace_scope(scope).verdict, Verdict::Ok);
+            assert_eq!(assess_ptrace_scope(scope).verdict, Verdict::Ok);
         }
-        let strict = judge_ptrace_scope(Some("3\n"));
+        let strict = assess_ptrace_scope(Some("3\n"));
         assert!(matches!(&strict.verdict, Verdict::Warn(fix) if fix.contains("ptrace_scope to 2")));
     }
 
     #[test]
     fn pid_max_tells_the_memory_it_costs() {
         assert_eq!(
-            judge_pid_max(Ok("4194304\n".into())).found,
+            assess_pid_max(Ok("4194304\n".into())).found,
             "4194304: the table of thread ids takes 8192 KiB"
         );
-        let wrong = judge_pid_max(Ok("many".into()));
+        let wrong = assess_pid_max(Ok("many".into()));
         assert!(matches!(&wrong.verdict, Verdict::Fail(fix) if fix.contains("mount -t proc")));
     }
 
     #[test]
     fn without_kvm_the_fix_is_the_module() {
-        assert_eq!(judge_kvm(true).verdict, Verdict::Ok);
-        assert!(matches!(judge_kvm(false).verdict, Verdict::Warn(fix) if fix.contains("modprobe")));
+        assert_eq!(assess_kvm(true).verdict, Verdict::Ok);
+        assert!(
+            matches!(assess_kvm(false).verdict, Verdict::Warn(fix) if fix.contains("modprobe"))
+        );
     }
 }

@@ -4,15 +4,15 @@ use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use super::Need;
+use super::Check;
 use crate::agentx::Address;
 use crate::unix_socket::connect_within;
 
 /// The longest that a master may take to accept.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-pub(super) fn need(address: &Address) -> Need {
-    judge(address, connect(address))
+pub(super) fn check(address: &Address) -> Check {
+    assess(address, connect(address))
 }
 
 fn connect(address: &Address) -> io::Result<()> {
@@ -31,10 +31,10 @@ fn connect(address: &Address) -> io::Result<()> {
     }
 }
 
-fn judge(address: &Address, connected: io::Result<()>) -> Need {
+fn assess(address: &Address, connected: io::Result<()>) -> Check {
     const NAME: &str = "AgentX master";
     let error = match connected {
-        Ok(()) => return Need::ok(NAME, format!("{address} accepts")),
+        Ok(()) => return Check::ok(NAME, format!("{address} accepts")),
         Err(error) => error,
     };
     let unix = matches!(address, Address::Unix(_));
@@ -57,7 +57,7 @@ fn judge(address: &Address, connected: io::Result<()>) -> Need {
         io::ErrorKind::TimedOut => "the master does not accept: restart snmpd".to_owned(),
         _ => "correct agentx.address, and see whether snmpd runs".to_owned(),
     };
-    Need::fail(NAME, format!("{address}: {error}"), fix)
+    Check::fail(NAME, format!("{address}: {error}"), fix)
 }
 
 #[cfg(test)]
@@ -67,8 +67,8 @@ mod tests {
     use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
 
-    fn fix(need: Need) -> String {
-        match need.verdict {
+    fn fix(check: Check) -> String {
+        match check.verdict {
             Verdict::Fail(fix) => fix,
             other => panic!("{other:?}"),
         }
@@ -79,11 +79,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master");
         let address = Address::Unix(path.clone());
-        assert!(fix(need(&address)).starts_with("add `master agentx` to snmpd.conf"));
+        assert!(fix(check(&address)).starts_with("add `master agentx` to snmpd.conf"));
         let listener = UnixListener::bind(&path).unwrap();
-        assert_eq!(need(&address).verdict, Verdict::Ok);
+        assert_eq!(check(&address).verdict, Verdict::Ok);
         drop(listener);
-        assert!(fix(need(&address)).starts_with("nobody listens there: start snmpd"));
+        assert!(fix(check(&address)).starts_with("nobody listens there: start snmpd"));
     }
 
     #[test]
@@ -91,9 +91,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = Address::Tcp { host: "127.0.0.1".into(), port };
-        assert_eq!(need(&address).verdict, Verdict::Ok);
+        assert_eq!(check(&address).verdict, Verdict::Ok);
         drop(listener);
-        assert!(fix(need(&address)).contains(&format!("`agentXSocket tcp:127.0.0.1:{port}`")));
+        assert!(fix(check(&address)).contains(&format!("`agentXSocket tcp:127.0.0.1:{port}`")));
     }
 
     #[test]
@@ -106,7 +106,7 @@ mod tests {
             (&tcp, io::ErrorKind::NotFound, "correct the host in agentx.address"),
             (&tcp, io::ErrorKind::HostUnreachable, "correct agentx.address"),
         ] {
-            let fix = fix(judge(address, Err(kind.into())));
+            let fix = fix(assess(address, Err(kind.into())));
             assert!(fix.starts_with(begin), "{fix}");
         }
     }

@@ -3,7 +3,7 @@
 //! Every key has a default and its bounds here, in its type; `etc/kvmeter.toml` says the same in words.
 //! A key that is not known is an error, never ignored: a typing error must not become a default.
 
-mod fault;
+mod diagnostic;
 mod values;
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use fault::Fault;
+pub use diagnostic::Diagnostic;
 use values::{Directory, LibvirtUri, Milliseconds, Seconds, SecondsOrNever};
 
 use crate::agentx::Address;
@@ -169,12 +169,12 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file says something that it may not say.
-    #[error("{path}:{fault}", path = path.display())]
+    #[error("{path}:{diagnostic}", path = path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
         /// What, and in which line.
-        fault: Fault,
+        diagnostic: Diagnostic,
     },
 }
 
@@ -188,7 +188,7 @@ impl Config {
         let from = path.unwrap_or_else(|| Path::new(DEFAULT_PATH));
         match read(from) {
             Ok(text) => Self::parse(&text)
-                .map_err(|fault| ConfigError::Invalid { path: from.to_owned(), fault }),
+                .map_err(|diagnostic| ConfigError::Invalid { path: from.to_owned(), diagnostic }),
             Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_none() => Ok(Self::default()),
             Err(source) => Err(ConfigError::Unreadable { path: from.to_owned(), source }),
         }
@@ -198,13 +198,13 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// The first [`Fault`] in it.
-    pub fn parse(text: &str) -> Result<Self, Fault> {
-        fault::unknown_key(text)?;
+    /// The first [`Diagnostic`] in it.
+    pub fn parse(text: &str) -> Result<Self, Diagnostic> {
+        diagnostic::unknown_key(text)?;
         let config: Self =
-            toml::from_str(text).map_err(|e| Fault::of_value(text, e.message(), e.span()))?;
+            toml::from_str(text).map_err(|e| Diagnostic::of_value(text, e.message(), e.span()))?;
         if config.inventory.libvirt.is_none() && !config.inventory.procfs {
-            return Err(Fault::of_key(
+            return Err(Diagnostic::of_key(
                 text,
                 "inventory.procfs",
                 "no VM would ever be found: libvirt is \"\" and procfs is false; turn one of them on",

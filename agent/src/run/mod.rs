@@ -125,7 +125,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         let (terminate, interrupt) =
             (terminate.map_err(RunError::Runtime)?, interrupt.map_err(RunError::Runtime)?);
         tokio::spawn(async move {
-            if let Err(error) = status.serve(reporter).await {
+            if let Err(error) = status.serve(move || reporter.report()).await {
                 warn!("`kvmeter status` finds nobody: {error}");
             }
         });

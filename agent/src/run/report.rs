@@ -19,12 +19,9 @@ use crate::{
     inventory::{self, Assembly, CountedBy, Registry},
     notify,
     sources::procfs,
-    status::{
-        Source,
-        model::{
-            Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report,
-            Requests, SessionState, SourceState, Vcpu, Vm,
-        },
+    status::model::{
+        Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report,
+        Requests, SessionState, SourceState, Vcpu, Vm,
     },
 };
 
@@ -183,8 +180,9 @@ impl Reporter {
     }
 }
 
-impl Source for Reporter {
-    fn report(&self) -> Report {
+impl Reporter {
+    /// The report of this moment.
+    pub(super) fn report(&self) -> Report {
         let inventory = self.registry.view();
         Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,7 +1,7 @@
 //! What a running agent tells of itself: one JSON document for every connection to a unix socket.
 //!
 //! [`model`] is the document, [`server`] gives it out, [`client`] fetches it, [`text`] prints it for
-//! people. Nothing here asks the kernel or a VM; a [`Source`] puts together what the rooms know.
+//! people. Nothing here asks the kernel or a VM: the server is given a function that makes the report.
 
 pub mod client;
 pub mod model;
@@ -12,19 +12,6 @@ use std::path::{Path, PathBuf};
 
 pub use model::Report;
 pub use server::Server;
-
-/// Whoever can say how the agent is.
-pub trait Source: Send + Sync {
-    /// The state of this moment. Called on a thread that may block; never on the one that answers the
-    /// SNMP master.
-    fn report(&self) -> Report;
-}
-
-impl<F: Fn() -> Report + Send + Sync> Source for F {
-    fn report(&self) -> Report {
-        self()
-    }
-}
 
 /// The socket of an agent whose `state.runtime_dir` is `runtime_dir`.
 #[must_use]

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time;
 use tracing::{debug, warn};
 
-use super::{Source, socket_path};
+use super::{Report, socket_path};
 
 /// Connections that are served at once; the others wait in the listener's queue.
 const AT_ONCE: usize = 4;
@@ -96,21 +96,25 @@ impl Server {
         Ok(Self { listener, path, _lock: lock })
     }
 
-    /// Serves until it is dropped.
+    /// Serves until the future is dropped. `report` makes the document of a connection, on a thread that may block.
     ///
     /// # Errors
     ///
     /// When the socket cannot be given to the runtime. Errors of a connection end that connection only.
-    pub async fn serve(self, source: Arc<dyn Source>) -> io::Result<()> {
+    pub async fn serve<F>(self, report: F) -> io::Result<()>
+    where
+        F: Fn() -> Report + Send + Sync + 'static,
+    {
+        let report = Arc::new(report);
         let listener = UnixListener::from_std(self.listener.try_clone()?)?;
         let free = Arc::new(Semaphore::new(AT_ONCE));
         loop {
             let Ok(turn) = Arc::clone(&free).acquire_owned().await else { return Ok(()) };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let source = Arc::clone(&source);
+                    let report = Arc::clone(&report);
                     tokio::spawn(async move {
-                        match time::timeout(DEADLINE, answer(stream, source)).await {
+                        match time::timeout(DEADLINE, answer(stream, report)).await {
                             Ok(Ok(())) => {}
                             Ok(Err(e)) => debug!("A status connection failed: {e}"),
                             Err(_) => debug!("A status connection did not read in time"),
@@ -135,9 +139,12 @@ impl Drop for Server {
     }
 }
 
-async fn answer(mut stream: UnixStream, source: Arc<dyn Source>) -> io::Result<()> {
+async fn answer<F>(mut stream: UnixStream, report: Arc<F>) -> io::Result<()>
+where
+    F: Fn() -> Report + Send + Sync + 'static,
+{
     let document = tokio::task::spawn_blocking(move || {
-        let mut document = serde_json::to_vec(&source.report())?;
+        let mut document = serde_json::to_vec(&report())?;
         document.push(b'\n');
         io::Result::Ok(document)
     })

@@ -39,7 +39,7 @@ fn a_refused_open_or_register_ends_the_connection() {
     master.connect();
     let open = pdu::Open::from_bytes(&master.output()).unwrap();
     let lost = master.reply(&open.header, ResError::OPEN_FAILED).unwrap_err();
-    assert!(matches!(lost, Lost::OpenRefused(ResError::OPEN_FAILED)));
+    assert!(matches!(lost, SessionError::OpenRefused(ResError::OPEN_FAILED)));
     assert!(master.output().is_empty());
 
     master.connect();
@@ -133,7 +133,7 @@ fn a_master_that_hangs_or_forgot_the_session_is_given_up() {
     master.session.handle_timeout(master.now).unwrap();
     let ping = pdu::Ping::from_bytes(&master.output()).unwrap();
     let lost = master.reply(&ping.header, ResError::NOT_OPEN).unwrap_err();
-    assert!(matches!(lost, Lost::SessionGone(ResError::NOT_OPEN)));
+    assert!(matches!(lost, SessionError::SessionGone(ResError::NOT_OPEN)));
 
     let mut master = Master::established();
     master.wait(30);
@@ -158,13 +158,13 @@ fn open_and_register_have_their_time() {
     master.session.handle_timeout(master.now).unwrap();
     master.wait(1);
     let lost = master.session.handle_timeout(master.now).unwrap_err();
-    assert!(matches!(lost, Lost::TimedOut("Register")));
+    assert!(matches!(lost, SessionError::TimedOut("Register")));
 
     master.connect();
     master.output();
     master.wait(5);
     let lost = master.session.handle_timeout(master.now).unwrap_err();
-    assert!(matches!(lost, Lost::TimedOut("Open")));
+    assert!(matches!(lost, SessionError::TimedOut("Open")));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use agentx::{
 };
 use kvmeter::{
     agentx::{
-        CommandError, Config, Handled, Lost, Session, State,
+        CommandError, Config, Handled, Session, SessionError, State,
         codec::{
             Body, ByteOrder, CloseReason, Data, Flags, Frame, FrameError, Header, Pdu, PduType,
             PduWriter, ResError, VarBind, frame,
@@ -120,14 +120,14 @@ impl Master {
         output
     }
 
-    fn send(&mut self, octets: &[u8]) -> Result<Handled, Lost> {
+    fn send(&mut self, octets: &[u8]) -> Result<Handled, SessionError> {
         let frame = frame::split(octets).unwrap().expect("a whole PDU");
         assert_eq!(frame.len(), octets.len());
         self.session.handle_pdu(&self.view, frame, self.now)
     }
 
     /// A Response to the subagent's own PDU.
-    fn reply(&mut self, to: &pdu::Header, error: ResError) -> Result<Handled, Lost> {
+    fn reply(&mut self, to: &pdu::Header, error: ResError) -> Result<Handled, SessionError> {
         let mut response = pdu::Response::from_header(to);
         response.header.session_id = SESSION;
         response.header.flags = to.flags;

@@ -197,7 +197,7 @@ fn what_cannot_be_parsed_is_answered_so_and_too_much_of_it_ends_the_session() {
     }
     let mut octets = Vec::new();
     PduWriter::new(&mut octets, &unknown, b"").finish();
-    assert!(matches!(master.send(&octets), Err(Lost::ParseErrors(_))));
+    assert!(matches!(master.send(&octets), Err(SessionError::ParseErrors(_))));
     let output = master.output();
     let answer = frame::split(&output).unwrap().unwrap();
     assert_eq!(answer.header.kind(), Some(PduType::Response));
@@ -229,7 +229,7 @@ fn a_length_that_cannot_be_ends_the_connection() {
         let mut master = Master::established();
         let header = Header { payload_length: length, ..master.header(PduType::Get) };
         let lost = master.session.handle_frame_error(FrameError { header });
-        assert!(matches!(lost, Lost::Frame(_)));
+        assert!(matches!(lost, SessionError::Frame(_)));
         let output = master.output();
         let answer = frame::split(&output).unwrap().unwrap();
         let Body::Response { error, .. } = Pdu::decode(answer).unwrap().body else { panic!() };

@@ -2,7 +2,7 @@
 
 use super::{
     CloseReason, DecodeError, Frame, Header, PduType, ResError, SearchRanges, VarBinds,
-    header::VERSION, octets::Reader,
+    cursor::Reader, header::VERSION,
 };
 
 /// A PDU whose every field has been checked.

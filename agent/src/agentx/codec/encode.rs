@@ -1,10 +1,11 @@
 //! PDUs with values, written where they are sent from (RFC 2741 sections 6.2.5 to 6.2.10 and 6.2.16).
 
 use super::{
-    Body, Header, Pdu, ResError, SearchRange, VarBind, data,
+    Body, Header, Pdu, ResError, SearchRange, VarBind,
+    cursor::{Reader, Writer},
+    data,
     frame::MAX_PAYLOAD,
     list::Element as _,
-    octets::{Reader, Writer},
     oid,
 };
 use crate::snmp::{Oid, Value};

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{DecodeError, octets::Reader};
+use super::{DecodeError, cursor::Reader};
 
 /// What such a list is made of.
 pub trait Element<'a>: Sized {

@@ -8,27 +8,27 @@
 //!
 //! Only what a master sends to a subagent is decoded. The PDUs that carry values are encoded by
 //! [`ResponseWriter`] and [`PduWriter`], straight into the buffer that goes to the socket; the ones without
-//! values are built by the `agentx` crate (`administrative.rs`).
+//! values are built by the `agentx` crate (`admin_pdus.rs`).
 //!
 //! Nothing here knows a session, a socket or a clock.
 
+mod cursor;
 mod data;
 mod decode;
 mod encode;
 mod error;
+mod error_codes;
 pub mod frame;
 mod header;
 mod list;
-mod octets;
 mod oid;
-mod status;
 
 pub use data::{Data, VarBind, VarBinds};
 pub use decode::{Body, Pdu};
 pub(crate) use encode::Full;
 pub use encode::{PduWriter, ResponseWriter};
 pub use error::DecodeError;
+pub use error_codes::{CloseReason, ResError};
 pub use frame::{Frame, FrameError, Inbox};
 pub use header::{ByteOrder, Flags, Header, PduType};
 pub use oid::{SearchRange, SearchRanges};
-pub use status::{CloseReason, ResError};

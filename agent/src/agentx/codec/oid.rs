@@ -2,8 +2,8 @@
 
 use super::{
     DecodeError,
+    cursor::{Reader, Writer},
     list::{Element, List},
-    octets::{Reader, Writer},
 };
 use crate::snmp::Oid;
 

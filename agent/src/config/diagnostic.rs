@@ -14,7 +14,7 @@ const NEAR: f64 = 0.8;
 
 /// One thing that is wrong, and where.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Fault {
+pub struct Diagnostic {
     /// Line of the file, from 1.
     pub line: usize,
     /// The key with its section, as in `agentx.address`; `None` where the text is no TOML.
@@ -23,7 +23,7 @@ pub struct Fault {
     pub problem: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.line)?;
         if let Some(key) = &self.key {
@@ -33,7 +33,7 @@ impl fmt::Display for Fault {
     }
 }
 
-impl Fault {
+impl Diagnostic {
     fn syntax(text: &str, message: &str, span: Option<Range<usize>>) -> Self {
         Self { line: line_of(text, span), key: None, problem: one_line(message) }
     }
@@ -59,8 +59,9 @@ impl Fault {
 }
 
 /// Looks for the first key that does not exist, before the values are looked at.
-pub(super) fn unknown_key(text: &str) -> Result<(), Fault> {
-    let document = DeTable::parse(text).map_err(|e| Fault::syntax(text, e.message(), e.span()))?;
+pub(super) fn unknown_key(text: &str) -> Result<(), Diagnostic> {
+    let document =
+        DeTable::parse(text).map_err(|e| Diagnostic::syntax(text, e.message(), e.span()))?;
     let mut faults = Vec::new();
     for (name, value) in document.get_ref() {
         let section = name.get_ref().as_ref();
@@ -77,7 +78,7 @@ pub(super) fn unknown_key(text: &str) -> Result<(), Fault> {
         }
     }
     match faults.into_iter().min_by_key(|(span, _)| span.start) {
-        Some((span, unknown)) => Err(Fault {
+        Some((span, unknown)) => Err(Diagnostic {
             line: line_of(text, Some(span)),
             key: Some(unknown.path()),
             problem: unknown.problem(),

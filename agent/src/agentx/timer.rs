@@ -18,7 +18,7 @@ use tokio::{
 
 /// What tells the time to a connection.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Timer {
+pub enum TimerKind {
     /// A timer of the kernel, which wakes up once. The runtime's own goes through a wheel: a deadline a minute away
     /// wakes the agent several times on its way.
     #[default]
@@ -29,17 +29,17 @@ pub enum Timer {
 
 /// Rings at a time that is set.
 #[derive(Debug)]
-pub(super) struct Alarm {
+pub(super) struct Timer {
     timer: Option<AsyncFd<OwnedFd>>,
     deadline: Option<Instant>,
 }
 
-impl Alarm {
+impl Timer {
     /// One that never rings until it is set.
-    pub(super) fn new(timer: Timer) -> io::Result<Self> {
+    pub(super) fn new(timer: TimerKind) -> io::Result<Self> {
         let timer = match timer {
-            Timer::Kernel => Some(kernel_timer()?),
-            Timer::Runtime => None,
+            TimerKind::Kernel => Some(kernel_timer()?),
+            TimerKind::Runtime => None,
         };
         Ok(Self { timer, deadline: None })
     }
@@ -70,7 +70,7 @@ impl Alarm {
     }
 
     /// Waits until it rings. May be dropped at any await.
-    pub(super) async fn rung(&self) -> io::Result<()> {
+    pub(super) async fn fired(&self) -> io::Result<()> {
         let Some(timer) = &self.timer else {
             match self.deadline {
                 Some(deadline) => sleep_until(deadline.into()).await,
@@ -106,18 +106,18 @@ mod tests {
 
     #[tokio::test]
     async fn it_rings_when_it_is_set_to_and_not_before() {
-        for timer in [Timer::Kernel, Timer::Runtime] {
-            let mut alarm = Alarm::new(timer).unwrap();
+        for timer in [TimerKind::Kernel, TimerKind::Runtime] {
+            let mut timer = Timer::new(timer).unwrap();
             let start = Instant::now();
-            alarm.set(Some(start + Duration::from_secs(3600))).unwrap();
-            alarm.set(Some(start + Duration::from_millis(20))).unwrap();
-            alarm.rung().await.unwrap();
+            timer.set(Some(start + Duration::from_secs(3600))).unwrap();
+            timer.set(Some(start + Duration::from_millis(20))).unwrap();
+            timer.fired().await.unwrap();
             assert!(start.elapsed() >= Duration::from_millis(20), "{timer:?}");
             // What is past rings at once.
-            alarm.set(Some(start)).unwrap();
-            alarm.rung().await.unwrap();
-            alarm.set(None).unwrap();
-            let silence = tokio::time::timeout(Duration::from_millis(20), alarm.rung()).await;
+            timer.set(Some(start)).unwrap();
+            timer.fired().await.unwrap();
+            timer.set(None).unwrap();
+            let silence = tokio::time::timeout(Duration::from_millis(20), timer.fired()).await;
             assert!(silence.is_err(), "{timer:?} rings though nobody set it");
         }
     }
