@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     counting::{Counted, Images},
-    sources::host::Interfaces,
+    sources::host::HostNics,
 };
 
 impl Parts {
@@ -30,7 +30,7 @@ impl Parts {
         if let Some(images) = images {
             images.begin();
         }
-        let host = Interfaces::default();
+        let host = HostNics::default();
         let lost = |since: &Option<Instant>| since.is_some_and(|at| Some(at) <= lost_before);
         let unfollowed: HashSet<_> =
             had_process.iter().filter(|(_, since)| lost(since)).map(|(uuid, _)| *uuid).collect();
@@ -101,7 +101,7 @@ struct Rows<'a> {
     sizes: &'a HashMap<[u8; 16], HashMap<String, DiskSize>>,
     totals: &'a HashMap<[u8; 16], Totals>,
     images: &'a mut Option<Images>,
-    host: Interfaces,
+    host: HostNics,
     is_libvirt_live: bool,
     unfollowed: HashSet<[u8; 16]>,
     migrating: &'a HashMap<[u8; 16], bool>,
@@ -230,7 +230,7 @@ impl Rows<'_> {
         };
         let index = self.indexes.assign_part(identity, Part::Nic(&key));
         let (if_index, parent_if_index) =
-            nic.device.as_deref().map_or((0, 0), |device| self.host.numbers(device));
+            nic.device.as_deref().map_or((0, 0), |device| self.host.if_indexes(device));
         Nic {
             index,
             if_index,

@@ -11,18 +11,18 @@ const MAX_DEPTH: usize = 8;
 
 /// The host's interfaces as they are at the moment; what was found for a bridge holds for all that are on it.
 #[derive(Debug, Default)]
-pub(crate) struct Interfaces {
+pub(crate) struct HostNics {
     bridges: HashMap<String, u32>,
 }
 
-impl Interfaces {
+impl HostNics {
     /// The ifIndex of an interface and that of the physical one through which it reaches the network; 0 where
     /// there is none.
-    pub(crate) fn numbers(&mut self, device: &str) -> (u32, u32) {
-        self.numbers_below(Path::new(SYSFS), device)
+    pub(crate) fn if_indexes(&mut self, device: &str) -> (u32, u32) {
+        self.if_indexes_in(Path::new(SYSFS), device)
     }
 
-    fn numbers_below(&mut self, sysfs: &Path, device: &str) -> (u32, u32) {
+    fn if_indexes_in(&mut self, sysfs: &Path, device: &str) -> (u32, u32) {
         if !is_name(device) {
             return (0, 0);
         }
@@ -128,7 +128,7 @@ mod tests {
             ("tap9", 14, &[]),
             ("loop", 15, &["lower_loop=loop"]),
         ]);
-        let mut interfaces = Interfaces::default();
+        let mut interfaces = HostNics::default();
         for (device, expected) in [
             ("vnet0", (10, 2)),
             ("vnet1", (11, 4)),
@@ -140,7 +140,7 @@ mod tests {
             ("../../etc", (0, 0)),
             ("", (0, 0)),
         ] {
-            assert_eq!(interfaces.numbers_below(host.path(), device), expected, "{device}");
+            assert_eq!(interfaces.if_indexes_in(host.path(), device), expected, "{device}");
         }
     }
 }

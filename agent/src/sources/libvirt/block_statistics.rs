@@ -22,7 +22,7 @@ use crate::counters::DiskIo;
 /// # Errors
 ///
 /// That of libvirt.
-pub(super) fn ask(domain: &Domain) -> Result<Vec<(String, DiskIo)>, Error> {
+pub(super) fn query(domain: &Domain) -> Result<Vec<(String, DiskIo)>, Error> {
     // SAFETY: the pointer is used only as long as the domain is borrowed.
     let domain = unsafe { domain.as_ptr() };
     let mut domains = [domain, ptr::null_mut()];

@@ -18,7 +18,7 @@ const SAVE: &str = "/var/lib/libvirt/qemu/save";
 
 /// What has changed.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Change {
+pub(super) enum ConfigChange {
     /// Which domains start with the host.
     AutoStart,
     /// Something about the domain of this name.
@@ -27,14 +27,14 @@ pub(super) enum Change {
 
 /// A look-out for files that come and go.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(super) struct ConfigWatch {
     fd: OwnedFd,
     config: PathBuf,
     of_config: i32,
     of_save: Option<i32>,
 }
 
-impl Files {
+impl ConfigWatch {
     /// Looks out for the files of libvirt on this host; `None` where a URI means another driver or host, or where
     /// there are none yet.
     pub(super) fn of(uri: &str) -> Option<Self> {
@@ -56,7 +56,7 @@ impl Files {
     /// # Errors
     ///
     /// Those of read(2).
-    pub(super) fn wait(&self) -> io::Result<Vec<Change>> {
+    pub(super) fn wait(&self) -> io::Result<Vec<ConfigChange>> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.fd, &mut buffer);
         let mut changes = Vec::new();
@@ -67,13 +67,13 @@ impl Files {
             if event.wd() == self.of_config {
                 if name == AUTOSTART {
                     let _ = watch(&self.fd, &self.config.join(AUTOSTART));
-                    changes.push(Change::AutoStart);
+                    changes.push(ConfigChange::AutoStart);
                 }
                 changes.extend(name.strip_suffix(".xml").map(domain));
             } else if Some(event.wd()) == self.of_save {
                 changes.extend(name.strip_suffix(".save").map(domain));
             } else {
-                changes.push(Change::AutoStart);
+                changes.push(ConfigChange::AutoStart);
             }
         }
         changes.sort_unstable();
@@ -92,8 +92,8 @@ fn watch(fd: &OwnedFd, dir: &Path) -> io::Result<i32> {
     Ok(inotify::add_watch(fd, dir, change)?)
 }
 
-fn domain(name: &str) -> Change {
-    Change::Domain(name.to_owned())
+fn domain(name: &str) -> ConfigChange {
+    ConfigChange::Domain(name.to_owned())
 }
 
 #[cfg(test)]
@@ -108,20 +108,20 @@ mod tests {
         let (config, save) = (root.path().join("qemu"), root.path().join("save"));
         fs::create_dir(&config).unwrap();
         fs::create_dir(&save).unwrap();
-        let files = Files::in_dirs(&config, &save).unwrap();
+        let files = ConfigWatch::in_dirs(&config, &save).unwrap();
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || while files.wait().is_ok_and(|all| sender.send(all).is_ok()) {});
-        let seen = |what: &str, change: Change| {
+        let seen = |what: &str, change: ConfigChange| {
             let all = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
             assert_eq!(all, [change], "{what}");
         };
         let autostart = config.join("autostart");
         fs::create_dir(&autostart).unwrap();
-        seen("the directory of links", Change::AutoStart);
+        seen("the directory of links", ConfigChange::AutoStart);
         symlink("/nowhere", autostart.join("web.xml")).unwrap();
-        seen("a link", Change::AutoStart);
+        seen("a link", ConfigChange::AutoStart);
         fs::remove_file(autostart.join("web.xml")).unwrap();
-        seen("its removal", Change::AutoStart);
+        seen("its removal", ConfigChange::AutoStart);
         // Somebody else's file tells nothing.
         fs::write(config.join("web.xml.new"), "").unwrap();
         fs::rename(config.join("web.xml.new"), config.join("web.xml")).unwrap();

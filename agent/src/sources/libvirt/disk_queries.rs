@@ -188,7 +188,7 @@ impl Shared {
             self.assembly.note_sizes(uuid, &targets, sizes(&domain, &targets));
         }
         if question.io {
-            self.assembly.note_io(uuid, &block_statistics::ask(&domain)?);
+            self.assembly.note_io(uuid, &block_statistics::query(&domain)?);
         }
         Ok(())
     }

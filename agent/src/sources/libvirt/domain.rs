@@ -12,7 +12,7 @@ use super::{state, xml};
 use crate::inventory::{AutoStart, Domain, Persistence};
 
 /// A domain as it is now: `None` = libvirt did not say, `Some(None)` = it is gone.
-pub(super) fn look(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domain>> {
+pub(super) fn query(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domain>> {
     let found = connection
         .lookup_domain_by_uuid(Uuid::from_bytes(uuid))
         .and_then(|handle| describe(&handle));
@@ -32,13 +32,13 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
     let name = handle.name()?;
     let (state, reason) = handle.state()?;
     let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
-    let (admin_state, oper_state) = state::of(state, reason, has_managed_save);
+    let (admin_state, oper_state) = state::mib_states(state, reason, has_managed_save);
     debug!(domain = name, ?state, ?reason, has_managed_save, ?oper_state, "described");
     let told = match xml::parse(&handle.xml_desc(0)?) {
         Ok(told) => told,
         Err(error) => {
             warn!(domain = name, "{error}; only its name and state are served");
-            xml::Description::default()
+            xml::DomainXml::default()
         }
     };
     let auto_start = match handle.autostart() {

@@ -15,9 +15,9 @@ use virt::{connect::Connect, sys};
 
 use super::{
     Source,
-    config_watch::{Change, Files},
+    config_watch::{ConfigChange, ConfigWatch},
     disk_queries::{Blocks, Question},
-    domain::look,
+    domain::query,
     events::Event,
     transitions::Transitions,
 };
@@ -189,14 +189,14 @@ impl<'a> Following<'a> {
         let statistics = &self.source.statistics;
         let mut domains: BTreeMap<_, _> = changed
             .iter()
-            .filter_map(|&uuid| Some((uuid, statistics.asking(|| look(self.connection, uuid))?)))
+            .filter_map(|&uuid| Some((uuid, statistics.asking(|| query(self.connection, uuid))?)))
             .collect();
         let mut states = Vec::new();
         for uuid in changed {
             // libvirt may not have said how it is now.
             let now = domains.get_mut(&uuid).and_then(Option::as_mut);
             let events = happened.remove(&uuid).unwrap_or_default();
-            let went = self.transitions.through(uuid, &events, now);
+            let went = self.transitions.apply(uuid, &events, now);
             states.extend(went.into_iter().map(|state| (uuid, state)));
         }
         let there: Vec<_> =
@@ -235,7 +235,7 @@ impl Source {
         if self.looks_out.get() {
             return;
         }
-        let Some(files) = Files::of(&self.uri) else { return };
+        let Some(files) = ConfigWatch::of(&self.uri) else { return };
         let (statistics, assembly) = (Arc::clone(&self.statistics), Arc::clone(&self.assembly));
         let follow = move || {
             while let Ok(changes) = files.wait() {
@@ -243,8 +243,10 @@ impl Source {
                 let Some(source) = statistics.source() else { continue };
                 for change in changes {
                     let event = match change {
-                        Change::AutoStart => Some(Event::AutoStart),
-                        Change::Domain(name) => assembly.domain_named(&name).map(Event::Changed),
+                        ConfigChange::AutoStart => Some(Event::AutoStart),
+                        ConfigChange::Domain(name) => {
+                            assembly.domain_named(&name).map(Event::Changed)
+                        }
                     };
                     if let Some(event) = event {
                         let _ = source.send(event);

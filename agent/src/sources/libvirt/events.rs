@@ -102,7 +102,7 @@ unsafe extern "C" fn life_cycle(
 
 /// # Safety
 ///
-/// `domain` is valid, `sender` is what [`Registered::new`] registered and has not freed.
+/// `domain` is valid, `sender` is what [`EventSubscription::new`] registered and has not freed.
 unsafe fn send(
     domain: sys::virDomainPtr,
     sender: *mut c_void,
@@ -137,12 +137,12 @@ unsafe extern "C" fn free(sender: *mut c_void) {
 
 /// Events of all domains of a connection, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Registered<'a> {
+pub(super) struct EventSubscription<'a> {
     connection: &'a Connect,
     ids: Vec<c_int>,
 }
 
-impl<'a> Registered<'a> {
+impl<'a> EventSubscription<'a> {
     /// Registers for every kind that may change what is served. A kind that this daemon does not know is left
     /// out; without the life cycle there is no source.
     pub(super) fn new(connection: &'a Connect, sender: &Sender<Event>) -> Result<Self, Error> {
@@ -257,7 +257,7 @@ pub(super) fn is_migrating(domain: &Domain) -> bool {
     kind != none && operation == out
 }
 
-impl Drop for Registered<'_> {
+impl Drop for EventSubscription<'_> {
     fn drop(&mut self) {
         // SAFETY: the connection is open as long as it is borrowed, and the ids are its own. What fails here
         // fails because the connection is lost.

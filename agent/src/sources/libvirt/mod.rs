@@ -44,8 +44,8 @@ use crate::inventory::{Assembly, Domain};
 use disk_queries::{Blocks, Question};
 use domain::describe;
 use event_loop::Following;
-use events::{Event, Registered};
-use socket_watch::Appearance;
+use events::{Event, EventSubscription};
+use socket_watch::SocketWatch;
 
 /// Who asks for the status waits so long for libvirt's answer; one that takes longer hangs.
 const SLOW: Duration = Duration::from_millis(500);
@@ -190,7 +190,7 @@ impl Source {
         let mut reported = None;
         loop {
             // Before the attempt: a socket that appears during it is seen.
-            let appearance = Appearance::watch(&self.uri);
+            let socket_watch = SocketWatch::of(&self.uri);
             let connected = Instant::now();
             let error = match self.serve(&blocks) {
                 Ok(()) => "the connection was closed".to_owned(),
@@ -205,9 +205,9 @@ impl Source {
                 warn!(uri = self.uri, error, "no libvirt; what it said last stays");
                 reported = Some(error);
             }
-            pause = match appearance {
-                Some(appearance) => {
-                    if appearance.wait(pause) {
+            pause = match socket_watch {
+                Some(socket_watch) => {
+                    if socket_watch.wait(pause) {
                         FIRST_PAUSE
                     } else {
                         (pause * 2).min(LAST_PAUSE)
@@ -227,7 +227,8 @@ impl Source {
         let connection = self.statistics.asking(|| Connect::open_read_only(uri))?;
         let (sender, receiver) = unbounded();
         // Registered before the list is taken: what changes meanwhile is an event that waits.
-        let _registered = self.statistics.asking(|| Registered::new(&connection, &sender))?;
+        let _subscription =
+            self.statistics.asking(|| EventSubscription::new(&connection, &sender))?;
         self.look_out();
         self.describe_hypervisor(&connection);
         let is_first = self.statistics.scans.load(Relaxed) == 0;

@@ -29,7 +29,7 @@ const DOMAIN: [u8; 16] = [7; 16];
 
 /// What is found of the domain after events.
 #[derive(Clone, Copy, Debug)]
-enum Found {
+enum Snapshot {
     Running,
     Paused(Why),
     Shutdown,
@@ -41,7 +41,7 @@ enum Found {
 }
 
 /// virDomainEventType and its detail, and what was found then.
-type Step = (&'static [(c_int, c_int)], Found);
+type Step = (&'static [(c_int, c_int)], Snapshot);
 
 const DEFINED: (c_int, c_int) = (0, 0);
 const UNDEFINED: (c_int, c_int) = (1, 0);
@@ -53,19 +53,19 @@ const SHUTDOWN: c_int = 6;
 const CRASHED: c_int = 8;
 
 const BOOT: [Step; 3] = [
-    (&[DEFINED], Found::Off(End::Unknown)),
-    (&[(RESUMED, 0)], Found::Running),
-    (&[(STARTED, 0)], Found::Running),
+    (&[DEFINED], Snapshot::Off(End::Unknown)),
+    (&[(RESUMED, 0)], Snapshot::Running),
+    (&[(STARTED, 0)], Snapshot::Running),
 ];
-const BOOTED: Told = (1, 11);
+const BOOTED: Notified = (1, 11);
 
 /// The number of a notification, and vmOperState in it.
-type Told = (u32, i32);
+type Notified = (u32, i32);
 
 struct Life {
     name: &'static str,
     steps: &'static [Step],
-    expected: &'static [Told],
+    expected: &'static [Notified],
 }
 
 /// After [`BOOT`] and [`BOOTED`].
@@ -73,104 +73,113 @@ const LIVES: [Life; 13] = [
     Life {
         name: "saved to a file of somebody's own",
         steps: &[
-            (&[(SUSPENDED, 0)], Found::Paused(Why::Save)),
-            (&[(STOPPED, 4)], Found::Off(End::Saved)),
+            (&[(SUSPENDED, 0)], Snapshot::Paused(Why::Save)),
+            (&[(STOPPED, 4)], Snapshot::Off(End::Saved)),
         ],
         expected: &[(5, 4), (3, 5)],
     },
     Life {
         name: "destroyed, undefined and defined again",
         steps: &[
-            (&[(SHUTDOWN, 2)], Found::Off(End::Destroyed)),
-            (&[(STOPPED, 1)], Found::Off(End::Destroyed)),
-            (&[UNDEFINED, DEFINED, (RESUMED, 0), (STARTED, 0)], Found::Running),
+            (&[(SHUTDOWN, 2)], Snapshot::Off(End::Destroyed)),
+            (&[(STOPPED, 1)], Snapshot::Off(End::Destroyed)),
+            (&[UNDEFINED, DEFINED, (RESUMED, 0), (STARTED, 0)], Snapshot::Running),
         ],
         expected: &[(2, 4), (3, 10), (10, 11), (1, 11)],
     },
     Life {
         name: "paused and resumed",
-        steps: &[(&[(SUSPENDED, 0)], Found::Paused(Why::User)), (&[(RESUMED, 0)], Found::Running)],
+        steps: &[
+            (&[(SUSPENDED, 0)], Snapshot::Paused(Why::User)),
+            (&[(RESUMED, 0)], Snapshot::Running),
+        ],
         expected: &[(4, 4), (1, 8)],
     },
     Life {
         name: "saved and restored",
         steps: &[
-            (&[(SUSPENDED, 0)], Found::Paused(Why::Save)),
-            (&[], Found::Paused(Why::Save)),
-            (&[(STOPPED, 4)], Found::Saved),
-            (&[(STARTED, 2)], Found::Paused(Why::Migration)),
-            (&[], Found::Paused(Why::Migration)),
-            (&[(RESUMED, 2)], Found::Running),
+            (&[(SUSPENDED, 0)], Snapshot::Paused(Why::Save)),
+            (&[], Snapshot::Paused(Why::Save)),
+            (&[(STOPPED, 4)], Snapshot::Saved),
+            (&[(STARTED, 2)], Snapshot::Paused(Why::Migration)),
+            (&[], Snapshot::Paused(Why::Migration)),
+            (&[(RESUMED, 2)], Snapshot::Running),
         ],
         expected: &[(5, 4), (6, 5), (7, 6), (1, 7)],
     },
     Life {
         name: "switched off by the guest",
-        steps: &[(&[(SHUTDOWN, 1)], Found::Shutdown), (&[(STOPPED, 0)], Found::Off(End::Shutdown))],
+        steps: &[
+            (&[(SHUTDOWN, 1)], Snapshot::Shutdown),
+            (&[(STOPPED, 0)], Snapshot::Off(End::Shutdown)),
+        ],
         expected: &[(2, 4), (3, 10)],
     },
     Life {
         name: "destroyed",
         steps: &[
-            (&[(SHUTDOWN, 2)], Found::Off(End::Destroyed)),
-            (&[(STOPPED, 1)], Found::Off(End::Destroyed)),
+            (&[(SHUTDOWN, 2)], Snapshot::Off(End::Destroyed)),
+            (&[(STOPPED, 1)], Snapshot::Off(End::Destroyed)),
         ],
         expected: &[(2, 4), (3, 10)],
     },
     Life {
         name: "panicked, kept, and destroyed",
         steps: &[
-            (&[(SUSPENDED, 0)], Found::Crashed),
-            (&[(CRASHED, 0)], Found::Crashed),
-            (&[(SHUTDOWN, 2)], Found::Off(End::Destroyed)),
-            (&[(STOPPED, 1)], Found::Off(End::Destroyed)),
+            (&[(SUSPENDED, 0)], Snapshot::Crashed),
+            (&[(CRASHED, 0)], Snapshot::Crashed),
+            (&[(SHUTDOWN, 2)], Snapshot::Off(End::Destroyed)),
+            (&[(STOPPED, 1)], Snapshot::Off(End::Destroyed)),
         ],
         expected: &[(9, 4), (2, 12), (3, 10)],
     },
     Life {
         name: "panicked, and was seen before libvirt knew why it stood still",
         steps: &[
-            (&[(SUSPENDED, 0)], Found::Paused(Why::Unknown)),
-            (&[(CRASHED, 0)], Found::Crashed),
+            (&[(SUSPENDED, 0)], Snapshot::Paused(Why::Unknown)),
+            (&[(CRASHED, 0)], Snapshot::Crashed),
         ],
         expected: &[(9, 4)],
     },
     Life {
         name: "its QEMU was killed",
-        steps: &[(&[(STOPPED, 5)], Found::Off(End::Crashed))],
+        steps: &[(&[(STOPPED, 5)], Snapshot::Off(End::Crashed))],
         expected: &[(9, 4)],
     },
     Life {
         name: "its QEMU was killed, and that was found before it was told",
-        steps: &[(&[], Found::Off(End::Crashed)), (&[(STOPPED, 5)], Found::Off(End::Crashed))],
+        steps: &[
+            (&[], Snapshot::Off(End::Crashed)),
+            (&[(STOPPED, 5)], Snapshot::Off(End::Crashed)),
+        ],
         expected: &[(9, 4)],
     },
     Life {
         name: "migrated away and undefined",
         steps: &[
-            (&[], Found::Running),
-            (&[(SUSPENDED, 1)], Found::Paused(Why::Migration)),
-            (&[], Found::Paused(Why::Migration)),
-            (&[(STOPPED, 3)], Found::Off(End::Migrated)),
-            (&[UNDEFINED], Found::Gone),
+            (&[], Snapshot::Running),
+            (&[(SUSPENDED, 1)], Snapshot::Paused(Why::Migration)),
+            (&[], Snapshot::Paused(Why::Migration)),
+            (&[(STOPPED, 3)], Snapshot::Off(End::Migrated)),
+            (&[UNDEFINED], Snapshot::Gone),
         ],
         expected: &[(8, 4), (3, 9), (10, 11)],
     },
     Life {
         name: "undefined, then destroyed",
         steps: &[
-            (&[UNDEFINED], Found::Running),
-            (&[(SHUTDOWN, 2)], Found::Gone),
-            (&[(STOPPED, 1)], Found::Gone),
+            (&[UNDEFINED], Snapshot::Running),
+            (&[(SHUTDOWN, 2)], Snapshot::Gone),
+            (&[(STOPPED, 1)], Snapshot::Gone),
         ],
         expected: &[(2, 4), (3, 10), (10, 11)],
     },
     Life {
         name: "paused and resumed twice before anybody looks",
         steps: &[
-            (&[(SUSPENDED, 0)], Found::Running),
-            (&[(RESUMED, 0), (SUSPENDED, 0)], Found::Running),
-            (&[(RESUMED, 0)], Found::Running),
+            (&[(SUSPENDED, 0)], Snapshot::Running),
+            (&[(RESUMED, 0), (SUSPENDED, 0)], Snapshot::Running),
+            (&[(RESUMED, 0)], Snapshot::Running),
         ],
         expected: &[(4, 4), (1, 8), (4, 4), (1, 8)],
     },
@@ -179,7 +188,10 @@ const LIVES: [Life; 13] = [
 /// On the other host, it comes from nothing.
 const ARRIVAL: Life = Life {
     name: "arrived from another host",
-    steps: &[(&[(STARTED, 1)], Found::Paused(Why::Migration)), (&[(RESUMED, 1)], Found::Running)],
+    steps: &[
+        (&[(STARTED, 1)], Snapshot::Paused(Why::Migration)),
+        (&[(RESUMED, 1)], Snapshot::Running),
+    ],
     expected: &[(8, 11), (1, 9)],
 };
 
@@ -193,8 +205,8 @@ async fn recorded_lives_are_told_as_they_were() {
 }
 
 /// `steps` one by one, and all at once.
-async fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Told]) {
-    let owned = |steps: &[Step]| -> Vec<(Vec<_>, Found)> {
+async fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Notified]) {
+    let owned = |steps: &[Step]| -> Vec<(Vec<_>, Snapshot)> {
         steps.iter().map(|(events, found)| (events.to_vec(), *found)).collect()
     };
     let all = steps.iter().flat_map(|(events, _)| events.to_vec()).collect();
@@ -210,7 +222,7 @@ async fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Told]) 
 }
 
 /// The notifications that steps lead to.
-async fn told(steps: &[(Vec<(c_int, c_int)>, Found)]) -> Vec<Told> {
+async fn told(steps: &[(Vec<(c_int, c_int)>, Snapshot)]) -> Vec<Notified> {
     let (sink, notifier, mut notices, _) = notify::pipeline(Duration::from_secs(1));
     let switches: &'static Switches = Box::leak(Box::new(Switches::new(true, false)));
     let running = tokio::spawn(notifier.run(switches));
@@ -233,7 +245,7 @@ async fn told(steps: &[(Vec<(c_int, c_int)>, Found)]) -> Vec<Told> {
     let mut transitions = Transitions::default();
     for (events, found) in steps {
         let mut domain = domain(*found);
-        let states = transitions.through(DOMAIN, events, domain.as_mut());
+        let states = transitions.apply(DOMAIN, events, domain.as_mut());
         let states: Vec<_> = states.into_iter().map(|state| (DOMAIN, state)).collect();
         assembly.update_domains(BTreeMap::from([(DOMAIN, domain)]), &states);
     }
@@ -255,28 +267,29 @@ async fn told(steps: &[(Vec<(c_int, c_int)>, Found)]) -> Vec<Told> {
     told
 }
 
-fn domain(found: Found) -> Option<Domain> {
+fn domain(found: Snapshot) -> Option<Domain> {
     let known = Enum::Known;
     let (state, reason, saved) = match found {
-        Found::Running => {
+        Snapshot::Running => {
             (DomainState::Running, Reason::Running(known(DomainRunningReason::Booted)), false)
         }
-        Found::Paused(why) => (DomainState::Paused, Reason::Paused(Enum::Known(why)), false),
-        Found::Shutdown => (
+        Snapshot::Paused(why) => (DomainState::Paused, Reason::Paused(Enum::Known(why)), false),
+        Snapshot::Shutdown => (
             DomainState::Shutdown,
             Reason::Shutdown(Enum::Known(DomainShutdownReason::Unknown)),
             false,
         ),
-        Found::Off(end) => (DomainState::Shutoff, Reason::Shutoff(Enum::Known(end)), false),
-        Found::Saved => (DomainState::Shutoff, Reason::Shutoff(Enum::Known(End::Saved)), true),
-        Found::Crashed => (
+        Snapshot::Off(end) => (DomainState::Shutoff, Reason::Shutoff(Enum::Known(end)), false),
+        Snapshot::Saved => (DomainState::Shutoff, Reason::Shutoff(Enum::Known(End::Saved)), true),
+        Snapshot::Crashed => (
             DomainState::Crashed,
             Reason::Crashed(Enum::Known(DomainCrashedReason::Panicked)),
             false,
         ),
-        Found::Gone => return None,
+        Snapshot::Gone => return None,
     };
-    let (admin_state, oper_state) = state::of(Enum::Known(state), Enum::Known(reason), saved);
+    let (admin_state, oper_state) =
+        state::mib_states(Enum::Known(state), Enum::Known(reason), saved);
     Some(Domain {
         uuid: DOMAIN,
         name: "recorded".to_owned(),
@@ -284,7 +297,7 @@ fn domain(found: Found) -> Option<Domain> {
         admin_state,
         oper_state,
         is_unexplained: state::is_unexplained(Enum::Known(reason)),
-        is_active: !matches!(found, Found::Off(_) | Found::Saved),
+        is_active: !matches!(found, Snapshot::Off(_) | Snapshot::Saved),
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,
         cpus: Some(1),

@@ -18,11 +18,11 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 /// A look-out for files that appear.
 #[derive(Debug)]
-pub(super) struct Appearance(OwnedFd);
+pub(super) struct SocketWatch(OwnedFd);
 
-impl Appearance {
+impl SocketWatch {
     /// Looks out for sockets of libvirt; `None` where the URI is not that of a daemon of this host.
-    pub(super) fn watch(uri: &str) -> Option<Self> {
+    pub(super) fn of(uri: &str) -> Option<Self> {
         let (scheme, rest) = uri.split_once("://")?;
         let is_local = rest.starts_with('/') && !scheme.contains('+') && scheme != "test";
         if !is_local {

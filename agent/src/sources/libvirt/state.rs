@@ -11,7 +11,7 @@ use virt::{
 use crate::inventory::{AdminState, OperState};
 
 /// What is asked of a domain, and what it does. `has_managed_save`: its memory waits in a file.
-pub(super) fn of(
+pub(super) fn mib_states(
     state: DomainStateEnum,
     reason: DomainStateReasonEnum,
     has_managed_save: bool,
@@ -130,7 +130,7 @@ mod tests {
             (DomainState::Crashed, 0, false, (A::Running, O::Crashed)),
             (DomainState::PMSuspended, 0, false, (A::Paused, O::Paused)),
         ] {
-            let seen = of(Enum::Known(state), Enum::Known(reason_of(state, reason)), saved);
+            let seen = mib_states(Enum::Known(state), Enum::Known(reason_of(state, reason)), saved);
             assert_eq!(seen, expected, "{state:?} {reason}");
         }
     }

@@ -22,7 +22,7 @@ pub(super) struct Transitions {
 impl Transitions {
     /// What happened to a domain by these events, in order. `now` is what was found after them, which
     /// may be ahead of events that still wait; it is put right.
-    pub(super) fn through(
+    pub(super) fn apply(
         &mut self,
         uuid: [u8; 16],
         events: &[(c_int, c_int)],
@@ -86,7 +86,7 @@ impl Transitions {
 }
 
 /// The state that a life-cycle event leads to; `None` = the event is about something else. An event of its own
-/// tells less than a state with its reason: see [`Transitions::through`].
+/// tells less than a state with its reason: see [`Transitions::apply`].
 fn of_event(event: c_int, detail: c_int) -> Option<OperState> {
     let [event, detail] = [event, detail].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
     Some(match event {

@@ -16,7 +16,7 @@ const MAX_CHAIN: usize = 200;
 
 /// What is told, and nothing that is not.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Description {
+pub(crate) struct DomainXml {
     /// The id that libosinfo gives the guest's system.
     pub(crate) os: String,
     pub(crate) vcpus: Option<u32>,
@@ -40,7 +40,7 @@ pub(crate) enum XmlError {
 }
 
 /// Reads a domain's XML.
-pub(crate) fn parse(text: &str) -> Result<Description, XmlError> {
+pub(crate) fn parse(text: &str) -> Result<DomainXml, XmlError> {
     if text.len() > MAX_LEN {
         return Err(XmlError::TooLong(text.len()));
     }
@@ -57,7 +57,7 @@ pub(crate) fn parse(text: &str) -> Result<Description, XmlError> {
             .filter(move |node| node.has_tag_name(name))
     };
     let memory = child(domain, "memory").and_then(octets);
-    Ok(Description {
+    Ok(DomainXml {
         os: operating_system(domain).unwrap_or_default(),
         vcpus: vcpu.and_then(|node| number(node.attribute("current")?)).or(max_vcpus),
         max_vcpus,
@@ -278,8 +278,8 @@ mod tests {
         assert!(parse(&"<a>".repeat(100_000)).is_err());
         assert!(parse(&" ".repeat(MAX_LEN + 1)).is_err());
         let numbers = "<domain><vcpu current='-1'>99999999999</vcpu><memory unit='TiB'>99999999999</memory></domain>";
-        assert_eq!(parse(numbers).unwrap(), Description::default());
-        assert_eq!(parse("<x/>").unwrap(), Description::default());
+        assert_eq!(parse(numbers).unwrap(), DomainXml::default());
+        assert_eq!(parse("<x/>").unwrap(), DomainXml::default());
     }
 
     proptest! {

@@ -36,7 +36,7 @@ const MAX_NAME: usize = 1023;
 
 /// What the headers of a process's images tell.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct HeaderReport {
     pub(super) pid: u32,
     /// When it started, so that it is not taken for another one.
     pub(super) start_ticks: u64,
@@ -45,36 +45,36 @@ pub(super) struct Told {
 
 /// Reads headers, and tells what they say to whoever has the other end.
 #[derive(Debug)]
-pub(super) struct Headers {
-    tell: Sender<Told>,
+pub(super) struct HeaderScanner {
+    tell: Sender<HeaderReport>,
     /// Written to when something was told.
     wake: Arc<OwnedFd>,
     looks: Arc<AtomicUsize>,
 }
 
-impl Headers {
-    pub(super) fn new(wake: OwnedFd) -> (Self, Receiver<Told>) {
+impl HeaderScanner {
+    pub(super) fn new(wake: OwnedFd) -> (Self, Receiver<HeaderReport>) {
         let (tell, told) = crossbeam_channel::unbounded();
         (Self { tell, wake: Arc::new(wake), looks: Arc::default() }, told)
     }
 
     /// Begins to look at the images that a process has open, but for those of disks that are told to be raw. Whether it is
     /// to be called again, since too many looks are under way.
-    pub(super) fn look(&self, subject: Subject) -> bool {
+    pub(super) fn start_scan(&self, subject: ScanTarget) -> bool {
         if self.looks.load(Relaxed) >= MAX_LOOKS {
             return true;
         }
         self.looks.fetch_add(1, Relaxed);
         let Self { tell, wake, looks } = self;
         let (tell, wake, at_work) = (tell.clone(), Arc::clone(wake), Arc::clone(looks));
-        let Subject { pid, start_ticks, .. } = subject;
+        let ScanTarget { pid, start_ticks, .. } = subject;
         let look = move || {
             let headers = subject.headers().unwrap_or_else(|error| {
                 warn!(pid, "Cannot see on which files a VM's images are based: {error}");
                 Vec::new()
             });
             at_work.fetch_sub(1, Relaxed);
-            if tell.send(Told { pid, start_ticks, headers }).is_ok() {
+            if tell.send(HeaderReport { pid, start_ticks, headers }).is_ok() {
                 // Any number but 0 wakes it; it fails only for a counter that is full, and then it is awake.
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
@@ -89,7 +89,7 @@ impl Headers {
 
 /// Whose images are looked at.
 #[derive(Debug)]
-pub(super) struct Subject {
+pub(super) struct ScanTarget {
     pub(super) proc_root: PathBuf,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
@@ -97,7 +97,7 @@ pub(super) struct Subject {
     pub(super) raw: Vec<FileIdentity>,
 }
 
-impl Subject {
+impl ScanTarget {
     /// The headers of all images that the process has open. Each file is found by the process's own descriptor.
     fn headers(&self) -> io::Result<Vec<ImageHeader>> {
         let process = Process::hold(&self.proc_root, self.pid)?;

@@ -41,8 +41,8 @@ use thiserror::Error;
 use tracing::{debug, error, warn};
 
 use self::{
-    image_headers::Headers,
-    poller::{Ready, Watch},
+    image_headers::HeaderScanner,
+    poller::{Poller, Ready},
     schedule::Schedule,
     tracked::{Found, Machines},
     uevent::Uevent,
@@ -107,18 +107,18 @@ impl Procfs {
     /// [`ProcfsError`]
     pub fn start(assembly: Arc<Assembly>, counted: Option<Counted>) -> Result<Self, ProcfsError> {
         let failed = |what| move |source| ProcfsError::Watch { what, source };
-        let watch = Watch::new().map_err(failed("epoll"))?;
-        let stop = watch.stop().map_err(failed("eventfd"))?;
+        let watch = Poller::new().map_err(failed("epoll"))?;
+        let stop = watch.stop_handle().map_err(failed("eventfd"))?;
         let (sender, asked) = crossbeam_channel::unbounded();
-        let wake = watch.asked().map_err(failed("eventfd"))?;
+        let wake = watch.wake_handle().map_err(failed("eventfd"))?;
         assembly.look_by(move |pid| {
             if sender.send(pid).is_ok() {
                 // Any number but 0 wakes it; it fails only for a counter that is full, and then it is awake.
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
         });
-        let wake = watch.asked().map_err(failed("eventfd"))?;
-        let (headers, told) = Headers::new(wake);
+        let wake = watch.wake_handle().map_err(failed("eventfd"))?;
+        let (headers, told) = HeaderScanner::new(wake);
         let uevents = uevent::open().map_err(failed("the netlink socket of uevents"))?;
         watch.add(uevents.as_fd(), Ready::Uevents).map_err(failed("uevents"))?;
         let (events, records, tracker) = match counted {
@@ -190,11 +190,11 @@ pub fn read_image(octets: &[u8]) {
 
 struct Source {
     assembly: Arc<Assembly>,
-    watch: Watch,
+    watch: Poller,
     /// Processes that somebody wants looked at.
     asked: Receiver<u32>,
     /// What images tell of themselves.
-    told: Receiver<image_headers::Told>,
+    told: Receiver<image_headers::HeaderReport>,
     uevents: OwnedFd,
     events: Option<Events>,
     records: Option<Arc<Records>>,
@@ -231,8 +231,8 @@ impl Source {
                 match ready {
                     Ready::Events => self.take_events(),
                     Ready::Uevents => self.take_uevents(),
-                    Ready::End(pid) => self.end(pid),
-                    Ready::Asked => self.take_asked(),
+                    Ready::Exited(pid) => self.end(pid),
+                    Ready::Woken => self.take_asked(),
                     Ready::Stop => {}
                 }
             }
@@ -278,7 +278,7 @@ impl Source {
     }
 
     fn take_asked(&mut self) {
-        self.watch.take_asked();
+        self.watch.clear_wake();
         let now = Instant::now();
         for pid in self.asked.try_iter() {
             self.schedule.born(pid, now);
@@ -362,7 +362,7 @@ impl Source {
         match self.machines.look(pid) {
             Found::Vm { is_new, is_moving } => {
                 if let Some(pidfd) = self.machines.pidfd(pid).filter(|_| is_new)
-                    && let Err(error) = self.watch.add(pidfd, Ready::End(pid))
+                    && let Err(error) = self.watch.add(pidfd, Ready::Exited(pid))
                 {
                     warn!(pid, "Cannot watch for the end of a VM: {error}");
                 }

@@ -23,44 +23,44 @@ pub(super) enum Ready {
     /// The order to stop.
     Stop,
     /// Somebody wants a process looked at.
-    Asked,
+    Woken,
     /// The process with this id has ended.
-    End(u32),
+    Exited(u32),
 }
 
 /// Descriptors that are waited for together.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Poller {
     epoll: OwnedFd,
     stop: OwnedFd,
-    asked: OwnedFd,
+    wake: OwnedFd,
 }
 
-impl Watch {
+impl Poller {
     pub(super) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let asked = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let watch = Self { epoll, stop, asked };
-        watch.add(watch.stop.as_fd(), Ready::Stop)?;
-        watch.add(watch.asked.as_fd(), Ready::Asked)?;
-        Ok(watch)
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let poller = Self { epoll, stop, wake };
+        poller.add(poller.stop.as_fd(), Ready::Stop)?;
+        poller.add(poller.wake.as_fd(), Ready::Woken)?;
+        Ok(poller)
     }
 
     /// Whoever writes a number to this stops the source.
-    pub(super) fn stop(&self) -> io::Result<OwnedFd> {
+    pub(super) fn stop_handle(&self) -> io::Result<OwnedFd> {
         self.stop.try_clone()
     }
 
     /// Whoever writes a number to this wakes the source.
-    pub(super) fn asked(&self) -> io::Result<OwnedFd> {
-        self.asked.try_clone()
+    pub(super) fn wake_handle(&self) -> io::Result<OwnedFd> {
+        self.wake.try_clone()
     }
 
-    /// What was asked is about to be answered.
-    pub(super) fn take_asked(&self) {
+    /// What was wake is about to be answered.
+    pub(super) fn clear_wake(&self) {
         // There is nothing to read where somebody else was faster.
-        let _ = rustix::io::read(&self.asked, &mut [0; 8]);
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
     /// Waits for this descriptor too, until its owner closes it.
@@ -90,18 +90,18 @@ impl Ready {
 
     fn number(self) -> u64 {
         match self {
-            Self::End(pid) => u64::from(pid),
+            Self::Exited(pid) => u64::from(pid),
             Self::Events => Self::OTHERS,
             Self::Uevents => Self::OTHERS + 1,
             Self::Stop => Self::OTHERS + 2,
-            Self::Asked => Self::OTHERS + 3,
+            Self::Woken => Self::OTHERS + 3,
         }
     }
 
     fn of(number: u64) -> Option<Self> {
         match u32::try_from(number) {
-            Ok(pid) => Some(Self::End(pid)),
-            Err(_) => [Self::Events, Self::Uevents, Self::Stop, Self::Asked]
+            Ok(pid) => Some(Self::Exited(pid)),
+            Err(_) => [Self::Events, Self::Uevents, Self::Stop, Self::Woken]
                 .into_iter()
                 .find(|ready| ready.number() == number),
         }
@@ -114,13 +114,13 @@ mod tests {
 
     #[test]
     fn what_is_ready_is_told_apart() {
-        let watch = Watch::new().unwrap();
-        assert_eq!(watch.wait(Some(Duration::ZERO)).unwrap(), []);
+        let poller = Poller::new().unwrap();
+        assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), []);
         let other = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
-        watch.add(other.as_fd(), Ready::End(7)).unwrap();
-        assert_eq!(watch.wait(None).unwrap(), [Ready::End(7)]);
+        poller.add(other.as_fd(), Ready::Exited(7)).unwrap();
+        assert_eq!(poller.wait(None).unwrap(), [Ready::Exited(7)]);
         drop(other);
-        rustix::io::write(watch.stop().unwrap(), &[1; 8]).unwrap();
-        assert_eq!(watch.wait(None).unwrap(), [Ready::Stop]);
+        rustix::io::write(poller.stop_handle().unwrap(), &[1; 8]).unwrap();
+        assert_eq!(poller.wait(None).unwrap(), [Ready::Stop]);
     }
 }

@@ -176,11 +176,11 @@ impl Process {
 
     /// The threads, ascending. Those that end meanwhile are left out.
     pub(super) fn threads(&self) -> io::Result<Vec<Thread>> {
-        self.threads_beside(|_| false)
+        self.threads_except(|_| false)
     }
 
     /// The threads whose ids are not known, ascending.
-    pub(super) fn threads_beside(&self, known: impl Fn(u32) -> bool) -> io::Result<Vec<Thread>> {
+    pub(super) fn threads_except(&self, known: impl Fn(u32) -> bool) -> io::Result<Vec<Thread>> {
         let task = open_dir(&self.dir, "task")?;
         let mut threads: Vec<Thread> = numbers(&task)?
             .into_iter()

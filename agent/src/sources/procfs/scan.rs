@@ -45,17 +45,17 @@ pub(super) struct Scan {
 
 /// What was told before by a process that started then. Its command line and its memory map are not read again:
 /// that would wait for a process that is stuck while it changes its memory.
-pub(super) type Told<'a> = Option<(u64, &'a Description)>;
+pub(super) type Earlier<'a> = Option<(u64, &'a Description)>;
 
 /// The VM that a process runs; `None` = it is none, or gone. `known` are the files that it had open before.
 ///
 /// # Errors
 ///
 /// When that cannot be found out.
-pub(super) fn vm(
+pub(super) fn scan_process(
     roots: &Roots,
     pid: u32,
-    told: Told<'_>,
+    told: Earlier<'_>,
     known: &[OpenFile],
 ) -> io::Result<Option<Scan>> {
     match look(roots, pid, told, known) {
@@ -69,7 +69,12 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(no_such_process)
 }
 
-fn look(roots: &Roots, pid: u32, told: Told<'_>, known: &[OpenFile]) -> io::Result<Option<Scan>> {
+fn look(
+    roots: &Roots,
+    pid: u32,
+    told: Earlier<'_>,
+    known: &[OpenFile],
+) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let (mut vm_fds, mut vcpu_fds) = (Vec::new(), BTreeMap::new());
     let (mut open, mut has_io_uring) = (Vec::new(), false);

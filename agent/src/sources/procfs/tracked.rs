@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::{
     SharedTracker,
     command_line::Description,
-    image_headers::{self, Headers, Subject},
+    image_headers::{HeaderReport, HeaderScanner, ScanTarget},
     process::{self, Thread},
     scan::{self, Roots, Scan},
 };
@@ -47,7 +47,7 @@ pub(super) struct Machines {
     closed: HashMap<ImageSlot, (u32, Instant)>,
     /// Slots of VMs that are gone. A view that is still in use may show them.
     retired: Vec<VmSlot>,
-    headers: Headers,
+    headers: HeaderScanner,
     /// VMs whose images are to be looked at once a look at those of others has ended.
     waiting: BTreeSet<u32>,
 }
@@ -88,7 +88,7 @@ impl Found {
 }
 
 impl Machines {
-    pub(super) fn new(tracker: Option<SharedTracker>, headers: Headers) -> Self {
+    pub(super) fn new(tracker: Option<SharedTracker>, headers: HeaderScanner) -> Self {
         Self {
             headers,
             waiting: BTreeSet::new(),
@@ -172,7 +172,7 @@ impl Machines {
         let files = self.known.get(&pid).map_or(&[][..], |known| &known.vm.files);
         let loose = slot_before.zip(self.tracker.as_ref());
         let loose = loose.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
-        let scan = match scan::vm(&self.roots, pid, told, files) {
+        let scan = match scan::scan_process(&self.roots, pid, told, files) {
             Ok(Some(scan)) => scan,
             Ok(None) => {
                 self.end(pid);
@@ -283,13 +283,13 @@ impl Machines {
             Some(due) if due > Instant::now() => return true,
             Some(_) => {}
         }
-        let subject = Subject {
+        let subject = ScanTarget {
             proc_root: self.roots.proc.clone(),
             pid: vm.pid,
             start_ticks: vm.start_ticks,
             raw: vm.raw_files().collect(),
         };
-        if self.headers.look(subject) {
+        if self.headers.start_scan(subject) {
             self.waiting.insert(vm.pid);
         } else {
             (known.asked, known.is_asked) = (files, true);
@@ -299,7 +299,7 @@ impl Machines {
     }
 
     /// Takes in what headers told. The VMs that are to be looked at now.
-    pub(super) fn take_headers(&mut self, told: image_headers::Told) -> BTreeSet<u32> {
+    pub(super) fn take_headers(&mut self, told: HeaderReport) -> BTreeSet<u32> {
         let mut look = std::mem::take(&mut self.waiting);
         if let Some(known) = self.known.get_mut(&told.pid)
             && known.vm.start_ticks == told.start_ticks
@@ -359,7 +359,7 @@ impl Machines {
             }
             // A thread that an uncounted thread has started meanwhile is no event.
             let known = |tid| scan.threads.iter().chain(&later).any(|thread| thread.tid() == tid);
-            match scan.process.threads_beside(known) {
+            match scan.process.threads_except(known) {
                 Ok(more) if !more.is_empty() => later.extend(more),
                 _ => break,
             }
