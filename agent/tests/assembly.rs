@@ -17,10 +17,11 @@ use kvmeter::{
         DiskSize, Domain, DomainDisk, Hypervisor, Memory,
         OperState::{self, Migrating, Running, Shutdown, Shuttingdown, Unknown},
         Persistence, Registry, StorageAccess, StorageMedia, StorageSource, Submission, VmProcess,
+        VmUuid,
     },
 };
 
-const UUID: [u8; 16] = [9; 16];
+const UUID: VmUuid = VmUuid::of_bytes([9; 16]);
 
 struct Host {
     assembly: Assembly,
@@ -202,7 +203,7 @@ fn who_is_never_seen_takes_no_index() {
     let host = Host::new();
     host.libvirt(&[Running, Shutdown], None);
     host.settle();
-    host.processes(&[VmProcess { uuid: Some([1; 16]), ..process(1) }]);
+    host.processes(&[VmProcess { uuid: Some(VmUuid::of_bytes([1; 16])), ..process(1) }]);
     assert_eq!(host.registry.view().vms[0].index.0, 1);
 }
 

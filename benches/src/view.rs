@@ -6,7 +6,7 @@ use kvmeter::{
     agentx::{Lookup, View as _},
     counters::{DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot},
     inventory::{
-        AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex,
+        AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex, VmUuid,
     },
     mib::{VM_MIB, View},
     snmp::Oid,
@@ -104,7 +104,7 @@ fn host() -> anyhow::Result<Inventory> {
         anyhow::Ok(Vm {
             index: VmIndex(index),
             name: format!("vm{index}"),
-            uuid: Some([7; 16]),
+            uuid: Some(VmUuid::of_bytes([7; 16])),
             os_type: String::new(),
             admin_state: AdminState::Running,
             oper_state: OperState::Running,

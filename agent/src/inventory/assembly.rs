@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     AdminState, AutoStart, Change, ChangeEvent, CountedBy, Disk, DiskSize, Domain, DomainDisk,
-    Hypervisor, OperState, Registry, StorageMedia, Vm, VmProcess,
+    Hypervisor, OperState, Registry, StorageMedia, Vm, VmProcess, VmUuid,
     change::{Changes, is_down},
     compose::state_of,
     indexes::{Identity, Indexes},
@@ -51,15 +51,15 @@ pub(super) struct Parts {
     pub(super) indexes: Indexes,
     pub(super) processes: Vec<VmProcess>,
     cpus: Vec<u32>,
-    pub(super) domains: HashMap<[u8; 16], Domain>,
+    pub(super) domains: HashMap<VmUuid, Domain>,
     /// By the names of the disks in the guest.
-    pub(super) sizes: HashMap<[u8; 16], HashMap<String, DiskSize>>,
+    pub(super) sizes: HashMap<VmUuid, HashMap<String, DiskSize>>,
     /// Of domains that have a process.
-    pub(super) totals: HashMap<[u8; 16], Totals>,
+    pub(super) totals: HashMap<VmUuid, Totals>,
     /// Has disks counted; `None` = nothing can count them.
     pub(super) images: Option<Images>,
     /// Has libvirt asked anew about a domain; must not wait.
-    ask_libvirt: Option<Ask<[u8; 16]>>,
+    ask_libvirt: Option<Ask<VmUuid>>,
     /// Has a process looked at anew; must not wait.
     look_at: Option<Ask<u32>>,
     /// libvirt answers, so that what it says of a state holds.
@@ -67,13 +67,13 @@ pub(super) struct Parts {
     hypervisor: Hypervisor,
     changes: Changes,
     /// VMs of which more is to be told, and until when that is waited for.
-    expected: HashMap<[u8; 16], Instant>,
+    expected: HashMap<VmUuid, Instant>,
     /// VMs of which events are being answered.
-    under_way: BTreeSet<[u8; 16]>,
+    under_way: BTreeSet<VmUuid>,
     /// Active domains that had a process, and since when they have none; `None` = they have one.
-    pub(super) had_process: HashMap<[u8; 16], Option<Instant>>,
+    pub(super) had_process: HashMap<VmUuid, Option<Instant>>,
     /// Domains whose memory is copied while they run, and whether to another host.
-    pub(super) migrating: HashMap<[u8; 16], bool>,
+    pub(super) migrating: HashMap<VmUuid, bool>,
     /// When the view was made that is published.
     composed: Instant,
     /// Each source has told once what there is.
@@ -132,7 +132,7 @@ impl Assembly {
     }
 
     /// Who asks libvirt about a domain, without waiting for the answer.
-    pub fn ask_libvirt_by(&self, ask: impl Fn([u8; 16]) + Send + 'static) {
+    pub fn ask_libvirt_by(&self, ask: impl Fn(VmUuid) + Send + 'static) {
         self.parts().ask_libvirt = Some(Ask(Box::new(ask)));
     }
 
@@ -201,8 +201,8 @@ impl Assembly {
     /// what was found, more is expected for a while before the rest is told.
     pub fn update_domains(
         &self,
-        changes: BTreeMap<[u8; 16], Option<Domain>>,
-        happened: &[([u8; 16], ChangeEvent)],
+        changes: BTreeMap<VmUuid, Option<Domain>>,
+        happened: &[(VmUuid, ChangeEvent)],
     ) {
         let mut parts = self.parts();
         for &(uuid, event) in happened {
@@ -265,7 +265,7 @@ impl Assembly {
     }
 
     /// Events of these domains have come and are about to be answered: nothing of them is settled meanwhile.
-    pub fn under_way(&self, domains: &BTreeSet<[u8; 16]>) {
+    pub fn under_way(&self, domains: &BTreeSet<VmUuid>) {
         self.parts().under_way.clone_from(domains);
     }
 
@@ -286,7 +286,7 @@ impl Assembly {
         let now = Instant::now();
         let Parts { expected, under_way, .. } = &mut *parts;
         let is_late =
-            |uuid: &[u8; 16], until: &mut Instant| *until <= now && !under_way.contains(uuid);
+            |uuid: &VmUuid, until: &mut Instant| *until <= now && !under_way.contains(uuid);
         let late: Vec<_> = expected.extract_if(is_late).collect();
         let view = self.registry.view();
         for (uuid, _) in late {
@@ -301,7 +301,7 @@ impl Assembly {
     }
 
     /// Whether a domain that runs is on its way to another host.
-    pub fn set_migrating(&self, uuid: [u8; 16], is_migrating: bool) {
+    pub fn set_migrating(&self, uuid: VmUuid, is_migrating: bool) {
         let mut parts = self.parts();
         let runs = |domain: &Domain| domain.oper_state == OperState::Running;
         let is_migrating = is_migrating && parts.domains.get(&uuid).is_some_and(runs);
@@ -311,7 +311,7 @@ impl Assembly {
     }
 
     /// Whether a domain is on its way to another host while it runs; `None` = it is not known.
-    pub fn is_migrating(&self, uuid: [u8; 16]) -> Option<bool> {
+    pub fn is_migrating(&self, uuid: VmUuid) -> Option<bool> {
         let parts = self.parts();
         match parts.domains.get(&uuid) {
             Some(domain) if domain.is_active => parts.migrating.get(&uuid).copied(),
@@ -321,7 +321,7 @@ impl Assembly {
     }
 
     /// The memory of a domain is copied anew: what was known of the last time does not hold.
-    pub fn forget_migration(&self, uuid: [u8; 16]) {
+    pub fn forget_migration(&self, uuid: VmUuid) {
         let mut parts = self.parts();
         if parts.migrating.get(&uuid) == Some(&false) {
             parts.migrating.remove(&uuid);
@@ -329,7 +329,7 @@ impl Assembly {
     }
 
     /// The domains that start with the host; the others that can be told apart do not.
-    pub fn set_auto_start(&self, uuids: &BTreeSet<[u8; 16]>) {
+    pub fn set_auto_start(&self, uuids: &BTreeSet<VmUuid>) {
         let mut parts = self.parts();
         for (uuid, domain) in &mut parts.domains {
             if domain.auto_start != AutoStart::Unknown {
@@ -341,12 +341,12 @@ impl Assembly {
     }
 
     /// The domain of this name.
-    pub fn domain_named(&self, name: &str) -> Option<[u8; 16]> {
+    pub fn domain_named(&self, name: &str) -> Option<VmUuid> {
         self.parts().domains.values().find(|domain| domain.name == name).map(|domain| domain.uuid)
     }
 
     /// The names in the guest of a domain's disks that have a size: an empty drive has none.
-    pub fn sized_disks(&self, uuid: [u8; 16]) -> Vec<String> {
+    pub fn sized_disks(&self, uuid: VmUuid) -> Vec<String> {
         let parts = self.parts();
         let disks = parts.domains.get(&uuid).map_or(&[][..], |domain| &domain.disks);
         let has_size =
@@ -356,7 +356,7 @@ impl Assembly {
 
     /// Notes what sizes of a domain's disks could be learned, of those that have one, by their names in the guest;
     /// they are seen with the next publication.
-    pub fn note_sizes(&self, uuid: [u8; 16], disks: &[String], sizes: Vec<(String, DiskSize)>) {
+    pub fn note_sizes(&self, uuid: VmUuid, disks: &[String], sizes: Vec<(String, DiskSize)>) {
         let mut parts = self.parts();
         if parts.domains.contains_key(&uuid) {
             let known = parts.sizes.entry(uuid).or_default();
@@ -369,7 +369,7 @@ impl Assembly {
 
     /// Takes in what QEMU counts of the I/O of a domain's disks, by their names in the guest. A disk that was not
     /// counted yet is seen with the next publication; one thread at a time does this for a domain.
-    pub fn note_io(&self, uuid: [u8; 16], disks: &[(String, DiskIo)]) {
+    pub fn note_io(&self, uuid: VmUuid, disks: &[(String, DiskIo)]) {
         let mut parts = self.parts();
         let Parts { domains, totals, processes, has_new_disks, .. } = &mut *parts;
         if !domains.get(&uuid).is_some_and(|domain| domain.is_active) {
@@ -396,11 +396,11 @@ impl Assembly {
     }
 
     /// The active domains with disks, and whether there is one whose I/O QEMU may count and the kernel does not.
-    pub fn domains_with_disks(&self) -> Vec<([u8; 16], bool)> {
+    pub fn domains_with_disks(&self) -> Vec<(VmUuid, bool)> {
         let parts = self.parts();
         let view = self.registry.view();
         let is_uncounted = |disk: &Disk| matches!(disk.counted_by, CountedBy::Nobody(_));
-        let is_active = |uuid: &[u8; 16]| parts.domains.get(uuid).is_some_and(|d| d.is_active);
+        let is_active = |uuid: &VmUuid| parts.domains.get(uuid).is_some_and(|d| d.is_active);
         let with_disks = view.vms.iter().filter(|vm| !vm.disks.is_empty());
         with_disks
             .filter_map(|vm| Some((vm.uuid?, vm.disks.iter().any(is_uncounted))))
@@ -461,7 +461,7 @@ impl Assembly {
         if parts.is_libvirt_live && !is_first {
             // A process with a UUID may be of a domain that libvirt is about to tell of, or has told the end of.
             // What is already waited for is not found anew.
-            let may_be_of_domain = |uuid: &[u8; 16]| {
+            let may_be_of_domain = |uuid: &VmUuid| {
                 !parts.domains.contains_key(uuid) && !parts.expected.contains_key(uuid)
             };
             let uncertain: Vec<_> =
@@ -477,7 +477,7 @@ impl Assembly {
 
 impl Parts {
     /// See [`Changes::found`].
-    fn found(&mut self, uuid: [u8; 16], state: Option<OperState>) {
+    fn found(&mut self, uuid: VmUuid, state: Option<OperState>) {
         let identity = Identity::Uuid(uuid);
         let index = match state {
             Some(_) => self.indexes.assign(identity),
@@ -495,7 +495,7 @@ impl Parts {
     }
 
     /// Has a process looked at whose disks are others than before: what it has open is so, too.
-    fn look_at_disks(&self, uuid: [u8; 16], before: Option<&Domain>) {
+    fn look_at_disks(&self, uuid: VmUuid, before: Option<&Domain>) {
         if before.map(|domain| &domain.disks) == self.domains.get(&uuid).map(|now| &now.disks) {
             return;
         }

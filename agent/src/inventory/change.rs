@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use super::{OperState, Persistence, Vm, VmIndex};
+use super::{OperState, Persistence, Vm, VmIndex, VmUuid};
 
 /// What happened to a VM.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -15,7 +15,7 @@ pub struct Change {
     /// vmName.
     pub name: String,
     /// vmUUID.
-    pub uuid: Option<[u8; 16]>,
+    pub uuid: Option<VmUuid>,
     /// vmPersistent.
     pub persistence: Persistence,
     /// The state that it was in.
@@ -47,7 +47,7 @@ pub(super) struct Changes {
 #[derive(Debug)]
 struct Told {
     name: String,
-    uuid: Option<[u8; 16]>,
+    uuid: Option<VmUuid>,
     persistence: Persistence,
     state: OperState,
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     AdminState, AutoStart, CountedBy, Disk, DiskSize, Domain, DomainDisk, DomainNic, Memory, Nic,
-    OperState, Persistence, Vcpu, Vm, VmProcess,
+    OperState, Persistence, Vcpu, Vm, VmProcess, VmUuid,
     assembly::{Parts, Totals},
     indexes::{Identity, Indexes, Part},
 };
@@ -37,7 +37,7 @@ impl Parts {
         let is_libvirt_live = self.is_libvirt_live;
         let mut rows =
             Rows { indexes, sizes, totals, images, host, is_libvirt_live, unfollowed, migrating };
-        let mut of_uuid: HashMap<[u8; 16], Vec<&VmProcess>> = HashMap::new();
+        let mut of_uuid: HashMap<VmUuid, Vec<&VmProcess>> = HashMap::new();
         for process in &*processes {
             if let Some(uuid) = process.uuid {
                 of_uuid.entry(uuid).or_default().push(process);
@@ -58,7 +58,7 @@ impl Parts {
         }
         let mut identities = HashSet::new();
         if shows_processes {
-            let mut taken: HashSet<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
+            let mut taken: HashSet<VmUuid> = domains.iter().map(|domain| domain.uuid).collect();
             for process in processes.iter().filter(|process| !of_domains.contains(&process.pid)) {
                 let identity = match process.uuid {
                     // Another VM has it too: only one can have its index.
@@ -80,7 +80,7 @@ impl Parts {
 }
 
 /// vmOperState of a domain.
-pub(super) fn state_of(domain: &Domain, migrating: &HashMap<[u8; 16], bool>) -> OperState {
+pub(super) fn state_of(domain: &Domain, migrating: &HashMap<VmUuid, bool>) -> OperState {
     match domain.oper_state {
         OperState::Running if migrating.get(&domain.uuid) == Some(&true) => OperState::Migrating,
         state => state,
@@ -98,13 +98,13 @@ struct Owner<'a> {
 /// Makes the rows of one view.
 struct Rows<'a> {
     indexes: &'a mut Indexes,
-    sizes: &'a HashMap<[u8; 16], HashMap<String, DiskSize>>,
-    totals: &'a HashMap<[u8; 16], Totals>,
+    sizes: &'a HashMap<VmUuid, HashMap<String, DiskSize>>,
+    totals: &'a HashMap<VmUuid, Totals>,
     images: &'a mut Option<Images>,
     host: HostNics,
     is_libvirt_live: bool,
-    unfollowed: HashSet<[u8; 16]>,
-    migrating: &'a HashMap<[u8; 16], bool>,
+    unfollowed: HashSet<VmUuid>,
+    migrating: &'a HashMap<VmUuid, bool>,
 }
 
 impl Rows<'_> {

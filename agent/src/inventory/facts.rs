@@ -9,7 +9,7 @@ use rustix::fs::{
 
 use super::{
     AdminState, AutoStart, DiskSize, Memory, OperState, Persistence, StorageAccess, StorageMedia,
-    StorageSource, Vcpu, indexes::Identity,
+    StorageSource, Vcpu, VmUuid, indexes::Identity,
 };
 use crate::counters::VmSlot;
 
@@ -25,7 +25,7 @@ pub struct VmProcess {
     /// By its command line, or made of its program and process id.
     pub name: String,
     /// By its command line.
-    pub uuid: Option<[u8; 16]>,
+    pub uuid: Option<VmUuid>,
     /// vCPUs that it has.
     pub cpus: u32,
     /// vCPUs that it can have.
@@ -153,7 +153,7 @@ impl FileIdentity {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Domain {
     /// UUID in network byte order.
-    pub uuid: [u8; 16],
+    pub uuid: VmUuid,
     /// Name.
     pub name: String,
     /// libosinfo's id of the guest's system; empty = not known.

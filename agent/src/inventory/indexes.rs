@@ -13,7 +13,7 @@ use thiserror::Error;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::VmIndex;
+use super::{VmIndex, VmUuid};
 
 /// The file in `state.dir`.
 const FILE: &str = "indexes.json";
@@ -28,7 +28,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Identity {
     /// Its UUID. A VM that is started anew is the same VM.
-    Uuid([u8; 16]),
+    Uuid(VmUuid),
     /// A VM that has no UUID, or one that another VM has too, is its process.
     Process {
         /// Process id.
@@ -174,7 +174,7 @@ impl Indexes {
             .given
             .iter()
             .filter_map(|(identity, given)| match identity {
-                Identity::Uuid(uuid) => Some((Uuid::from_bytes(*uuid), given.clone())),
+                Identity::Uuid(uuid) => Some((uuid.to_uuid(), given.clone())),
                 Identity::Process { .. } => None,
             })
             .collect();
@@ -215,7 +215,7 @@ fn read(octets: &[u8], boot_id: &str) -> Result<HashMap<Identity, Given>, Broken
             parts.values().try_for_each(|&index| check(index, &mut taken))?;
         }
     }
-    let identified = |(uuid, given): (Uuid, Given)| (Identity::Uuid(uuid.into_bytes()), given);
+    let identified = |(uuid, given): (Uuid, Given)| (Identity::Uuid(uuid.into()), given);
     Ok(saved.vms.into_iter().map(identified).collect())
 }
 
@@ -254,7 +254,7 @@ mod tests {
     }
 
     const fn uuid(number: u8) -> Identity {
-        Identity::Uuid([number; 16])
+        Identity::Uuid(VmUuid::of_bytes([number; 16]))
     }
 
     fn load(dir: &tempfile::TempDir) -> Indexes {

@@ -11,6 +11,7 @@ mod indexes;
 mod registry;
 pub(crate) mod retry;
 mod view;
+mod vm_uuid;
 
 pub use assembly::Assembly;
 pub use change::{Change, ChangeEvent};
@@ -24,3 +25,4 @@ pub use view::{
     AdminState, AutoStart, CountedBy, Disk, DiskSize, Hypervisor, Inventory, Memory, Nic,
     OperState, Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
 };
+pub use vm_uuid::VmUuid;

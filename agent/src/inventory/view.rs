@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::VmUuid;
 use crate::{
     counters::{DiskTotals, ImageSlot, ThreadSlot, VmSlot},
     probe::Method,
@@ -45,7 +46,7 @@ pub struct Vm {
     /// vmName, in full; what SNMP serves is cut at 255 octets.
     pub name: String,
     /// vmUUID in network byte order.
-    pub uuid: Option<[u8; 16]>,
+    pub uuid: Option<VmUuid>,
     /// vmOSType; empty = not known.
     pub os_type: String,
     /// vmAdminState.

@@ -50,7 +50,7 @@ const COLUMNS: &[Object] = &[
         "The UUID of the virtual machine, by which a manager knows it again; no other virtual machine \
             of the administrative domain has the same. Of zero length where it is not known.",
         Getter::Vm(|_, vm| {
-            Some(Value::OctetString(vm.uuid.as_ref().map_or(&[], <[u8; 16]>::as_slice)))
+            Some(Value::OctetString(vm.uuid.as_ref().map_or(&[], |uuid| uuid.as_bytes().as_slice())))
         }),
     ),
     Object::read_only(

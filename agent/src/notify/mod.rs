@@ -119,13 +119,13 @@ impl Notifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{ChangeEvent, OperState, Persistence, VmIndex};
+    use crate::inventory::{ChangeEvent, OperState, Persistence, VmIndex, VmUuid};
 
     fn change(index: u32, before: OperState, event: ChangeEvent) -> Change {
         Change {
             index: VmIndex(index),
             name: format!("vm{index}"),
-            uuid: Some([7; 16]),
+            uuid: Some(VmUuid::of_bytes([7; 16])),
             persistence: Persistence::Persistent,
             before,
             event,

@@ -43,7 +43,7 @@ pub(super) const fn number(event: ChangeEvent) -> Option<u32> {
 pub(super) fn of_one(change: &Change) -> Option<Notice> {
     let number = number(change.event)?;
     let instance = |column: [u32; 4]| below(&[&column[..], &[change.index.0]].concat());
-    let uuid = change.uuid.map_or_else(Vec::new, |uuid| uuid.to_vec());
+    let uuid = change.uuid.map_or_else(Vec::new, |uuid| uuid.as_bytes().to_vec());
     let name = crate::mib::convert::admin_string_cut(&change.name).to_vec();
     let mut bindings = vec![
         (Oid::of(&SNMP_TRAP_OID), NoticeValue::ObjectIdentifier(below(&[0, number]))),

@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use uuid::Uuid;
-
 use super::Counting;
 #[cfg(feature = "libvirt")]
 use crate::sources::libvirt;
@@ -170,7 +168,7 @@ impl Reporter {
         Vm {
             index: vm.index.0,
             name: vm.name.clone(),
-            uuid: vm.uuid.map(|uuid| Uuid::from_bytes(uuid).to_string()),
+            uuid: vm.uuid.map(|uuid| uuid.to_string()),
             pid: vm.pid,
             state: vm.oper_state.name().to_owned(),
             cpu_ns: vm.slot.and_then(|slot| records?.vm_time_ns(slot)),

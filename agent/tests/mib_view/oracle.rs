@@ -105,7 +105,7 @@ fn vm_columns(vm: &Vm, readings: &FixedReadings) -> Vec<(u32, Owned)> {
     };
     let columns = [
         (2, Some(text(&vm.name))),
-        (3, Some(Owned::Octets(vm.uuid.map_or_else(Vec::new, Vec::from)))),
+        (3, Some(Owned::Octets(vm.uuid.map_or_else(Vec::new, |uuid| uuid.as_bytes().to_vec())))),
         (4, Some(text(&vm.os_type))),
         (5, Some(Owned::Integer(vm.admin_state as i32))),
         (6, Some(Owned::Integer(vm.oper_state as i32))),

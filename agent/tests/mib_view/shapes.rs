@@ -6,7 +6,7 @@ use kvmeter::{
     counters::{ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Hypervisor, Inventory, Memory, Nic, OperState, Persistence, Vcpu,
-        Vm, VmIndex,
+        Vm, VmIndex, VmUuid,
     },
     snmp::Oid,
 };
@@ -58,7 +58,7 @@ fn nics() -> impl Strategy<Value = Vec<Nic>> {
 }
 
 fn vm() -> impl Strategy<Value = Vm> {
-    let identity = (text(), option::of(any::<[u8; 16]>()), text());
+    let identity = (text(), option::of(any::<[u8; 16]>().prop_map(VmUuid::of_bytes)), text());
     let states = (
         sample::select(vec![
             AdminState::Running,

@@ -9,11 +9,10 @@ use std::{
 };
 
 use tracing::{debug, warn};
-use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain as Handle, error::Error};
 
 use super::{block_statistics, events::is_migrating};
-use crate::inventory::{Assembly, DiskSize};
+use crate::inventory::{Assembly, DiskSize, VmUuid};
 
 /// So many domains may hang before the disks of others have to wait.
 const THREADS: usize = 8;
@@ -64,11 +63,11 @@ struct Load {
     threads: usize,
     idle: usize,
     /// Domains that are to be asked, once each.
-    queue: VecDeque<[u8; 16]>,
+    queue: VecDeque<VmUuid>,
     /// What of them, and of those that are being asked, is wanted: a storm of events is one question.
-    wanted: HashMap<[u8; 16], Question>,
+    wanted: HashMap<VmUuid, Question>,
     /// Being answered: a domain that hangs takes one thread.
-    busy: HashSet<[u8; 16]>,
+    busy: HashSet<VmUuid>,
 }
 
 impl Blocks {
@@ -78,7 +77,7 @@ impl Blocks {
     }
 
     /// Asks this of the domain's disks, soon.
-    pub(super) fn ask(&self, uuid: [u8; 16], question: Question) {
+    pub(super) fn ask(&self, uuid: VmUuid, question: Question) {
         let mut load = self.shared.load();
         let is_new = !load.wanted.contains_key(&uuid);
         load.wanted.entry(uuid).or_default().merge(question);
@@ -123,7 +122,7 @@ impl Shared {
     }
 
     /// The next domain of the queue, as soon as there is one.
-    fn take(&self) -> [u8; 16] {
+    fn take(&self) -> VmUuid {
         if self.load().queue.is_empty() {
             // Before it waits: what was noted is not kept from readers by another thread that hangs.
             self.assembly.publish_disks();
@@ -142,7 +141,7 @@ impl Shared {
     }
 
     /// What is wanted of the domain; with `None` somebody else may come to it.
-    fn next(&self, uuid: [u8; 16]) -> Option<Question> {
+    fn next(&self, uuid: VmUuid) -> Option<Question> {
         let mut load = self.load();
         let question = load.wanted.remove(&uuid);
         if question.is_none() {
@@ -151,7 +150,7 @@ impl Shared {
         question
     }
 
-    fn answer(&self, connection: &mut Option<Connect>, uuid: [u8; 16], mut question: Question) {
+    fn answer(&self, connection: &mut Option<Connect>, uuid: VmUuid, mut question: Question) {
         let is_old = connection.is_some();
         let mut answer = self.look(connection, uuid, &mut question);
         if answer.is_err() {
@@ -162,7 +161,7 @@ impl Shared {
             }
         }
         if let Err(error) = answer {
-            debug!(uuid = %Uuid::from_bytes(uuid), "its disks are not known: {}", error.message());
+            debug!(uuid = %uuid, "its disks are not known: {}", error.message());
         }
     }
 
@@ -170,17 +169,17 @@ impl Shared {
     fn look(
         &self,
         connection: &mut Option<Connect>,
-        uuid: [u8; 16],
+        uuid: VmUuid,
         question: &mut Question,
     ) -> Result<(), Error> {
         let connection = match connection {
             Some(connection) => connection,
             None => connection.insert(Connect::open_read_only(Some(&self.uri))?),
         };
-        let domain = connection.lookup_domain_by_uuid(Uuid::from_bytes(uuid))?;
+        let domain = connection.lookup_domain_by_uuid(uuid.to_uuid())?;
         if mem::take(&mut question.migration) {
             let is_migrating = is_migrating(&domain);
-            debug!(uuid = %Uuid::from_bytes(uuid), is_migrating, "its memory is copied");
+            debug!(uuid = %uuid, is_migrating, "its memory is copied");
             self.assembly.set_migrating(uuid, is_migrating);
         }
         if mem::take(&mut question.sizes) {

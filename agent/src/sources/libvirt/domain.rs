@@ -1,7 +1,6 @@
 //! A domain as libvirt describes it, without asking its monitor.
 
 use tracing::{debug, warn};
-use uuid::Uuid;
 use virt::{
     connect::Connect,
     domain::Domain as Handle,
@@ -9,18 +8,17 @@ use virt::{
 };
 
 use super::{state, xml};
-use crate::inventory::{AutoStart, Domain, Persistence};
+use crate::inventory::{AutoStart, Domain, Persistence, VmUuid};
 
 /// A domain as it is now: `None` = libvirt did not say, `Some(None)` = it is gone.
-pub(super) fn query(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domain>> {
-    let found = connection
-        .lookup_domain_by_uuid(Uuid::from_bytes(uuid))
-        .and_then(|handle| describe(&handle));
+pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>> {
+    let found =
+        connection.lookup_domain_by_uuid(uuid.to_uuid()).and_then(|handle| describe(&handle));
     match found {
         Ok(domain) => Some(Some(domain)),
         Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoDomain) => Some(None),
         Err(error) => {
-            debug!(uuid = %Uuid::from_bytes(uuid), "not described: {}", error.message());
+            debug!(uuid = %uuid, "not described: {}", error.message());
             None
         }
     }
@@ -28,7 +26,7 @@ pub(super) fn query(connection: &Connect, uuid: [u8; 16]) -> Option<Option<Domai
 
 /// Everything that libvirt tells of a domain without asking its monitor. What of it fails is not known.
 pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
-    let uuid = handle.uuid()?.into_bytes();
+    let uuid = handle.uuid()?.into();
     let name = handle.name()?;
     let (state, reason) = handle.state()?;
     let has_managed_save = handle.has_managed_save(0).unwrap_or(false);

@@ -10,7 +10,6 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tracing::debug;
-use uuid::Uuid;
 use virt::{connect::Connect, sys};
 
 use super::{
@@ -21,6 +20,7 @@ use super::{
     events::Event,
     transitions::Transitions,
 };
+use crate::inventory::VmUuid;
 
 /// A migration that is given up is no event: so often it is asked whether it goes on.
 const MIGRATION_PAUSE: Duration = Duration::from_secs(1);
@@ -39,16 +39,16 @@ pub(super) struct Following<'a> {
     /// How often they were.
     rounds: u32,
     /// Domains whose memory is copied, and when it was asked last whether that is a migration.
-    copying: BTreeSet<[u8; 16]>,
+    copying: BTreeSet<VmUuid>,
     asked_copying: Instant,
 }
 
 /// Events that are answered together.
 #[derive(Debug, Default)]
 struct Batch {
-    changed: BTreeSet<[u8; 16]>,
-    happened: BTreeMap<[u8; 16], Vec<(c_int, c_int)>>,
-    copying: BTreeSet<[u8; 16]>,
+    changed: BTreeSet<VmUuid>,
+    happened: BTreeMap<VmUuid, Vec<(c_int, c_int)>>,
+    copying: BTreeSet<VmUuid>,
     auto_start: bool,
 }
 
@@ -96,7 +96,7 @@ impl<'a> Following<'a> {
                 batch.changed.insert(uuid);
             }
             Event::LifeCycle(uuid, event, detail) => {
-                debug!(uuid = %Uuid::from_bytes(uuid), event, detail, "life-cycle event");
+                debug!(uuid = %uuid, event, detail, "life-cycle event");
                 batch.changed.insert(uuid);
                 batch.happened.entry(uuid).or_default().push((event, detail));
             }
@@ -219,9 +219,8 @@ impl<'a> Following<'a> {
     fn take_auto_start(&self) {
         const LIST: u32 = sys::VIR_CONNECT_LIST_DOMAINS_AUTOSTART;
         let listed = self.source.statistics.asking(|| self.connection.list_all_domains(LIST));
-        let uuids: Result<BTreeSet<_>, _> = listed.and_then(|handles| {
-            handles.iter().map(|handle| Ok(handle.uuid()?.into_bytes())).collect()
-        });
+        let uuids: Result<BTreeSet<_>, _> = listed
+            .and_then(|handles| handles.iter().map(|handle| Ok(handle.uuid()?.into())).collect());
         match uuids {
             Ok(uuids) => self.source.assembly.set_auto_start(&uuids),
             Err(error) => debug!("which domains start with the host: {}", error.message()),

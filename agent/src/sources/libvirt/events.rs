@@ -11,6 +11,7 @@ use std::{
     mem, ptr,
 };
 
+use crate::inventory::VmUuid;
 use crossbeam_channel::Sender;
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
@@ -18,11 +19,11 @@ use virt::{connect::Connect, domain::Domain, error::Error, sys};
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     /// Something about the domain with this UUID is different.
-    Changed([u8; 16]),
+    Changed(VmUuid),
     /// The same, and what has happened: virDomainEventType and the detail that belongs to it.
-    LifeCycle([u8; 16], c_int, c_int),
+    LifeCycle(VmUuid, c_int, c_int),
     /// Something copies the memory of the domain with this UUID.
-    Copying([u8; 16]),
+    Copying(VmUuid),
     /// The connection is lost.
     Closed,
     /// Not of libvirt: other domains than before start with the host.
@@ -106,7 +107,7 @@ unsafe extern "C" fn life_cycle(
 unsafe fn send(
     domain: sys::virDomainPtr,
     sender: *mut c_void,
-    event: impl FnOnce([u8; 16]) -> Event,
+    event: impl FnOnce(VmUuid) -> Event,
 ) {
     let mut uuid = [0; 16];
     // SAFETY: it writes VIR_UUID_BUFLEN octets, which are 16.
@@ -114,7 +115,7 @@ unsafe fn send(
         // SAFETY: the sender lives until `free`, and is only read.
         let sender = unsafe { &*sender.cast::<Sender<Event>>() };
         // Nobody receives when the source has ended.
-        let _ = sender.send(event(uuid));
+        let _ = sender.send(event(VmUuid::of_bytes(uuid)));
     }
 }
 

@@ -40,7 +40,7 @@ use virt::{
     event::{event_register_default_impl, event_run_default_impl},
 };
 
-use crate::inventory::{Assembly, Domain};
+use crate::inventory::{Assembly, Domain, VmUuid};
 use disk_queries::{Blocks, Question};
 use domain::describe;
 use event_loop::Following;
@@ -264,7 +264,7 @@ impl Source {
                 }
             })
             .collect();
-        let uuids: Vec<[u8; 16]> = domains.iter().map(|domain| domain.uuid).collect();
+        let uuids: Vec<VmUuid> = domains.iter().map(|domain| domain.uuid).collect();
         self.assembly.set_domains(domains);
         let question = Question::of_change(self.block_statistics.is_some());
         for uuid in uuids {

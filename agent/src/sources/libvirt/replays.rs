@@ -19,13 +19,13 @@ use virt::{
 use super::{state, transitions::Transitions};
 use crate::{
     agentx::NoticeValue,
-    inventory::{Assembly, AutoStart, Domain, Hypervisor, Memory, Persistence, Registry},
+    inventory::{Assembly, AutoStart, Domain, Hypervisor, Memory, Persistence, Registry, VmUuid},
     mib::Switches,
     notify,
     snmp::Oid,
 };
 
-const DOMAIN: [u8; 16] = [7; 16];
+const DOMAIN: VmUuid = VmUuid::of_bytes([7; 16]);
 
 /// What is found of the domain after events.
 #[derive(Clone, Copy, Debug)]

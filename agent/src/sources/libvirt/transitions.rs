@@ -4,7 +4,7 @@ use std::{collections::HashSet, ffi::c_int};
 
 use virt::sys;
 
-use crate::inventory::{AdminState, ChangeEvent, Domain, OperState};
+use crate::inventory::{AdminState, ChangeEvent, Domain, OperState, VmUuid};
 
 /// VIR_DOMAIN_EVENT_DEFINED_ADDED and VIR_DOMAIN_EVENT_UNDEFINED_REMOVED, each with its type; the other details are
 /// those of a domain that stays.
@@ -16,7 +16,7 @@ const UNDEFINED: (c_int, c_int) = (1, 0);
 pub(super) struct Transitions {
     /// Domains whose memory is read back from a file. libvirt's state for that is the one of a domain that comes
     /// from another host.
-    restoring: HashSet<[u8; 16]>,
+    restoring: HashSet<VmUuid>,
 }
 
 impl Transitions {
@@ -24,7 +24,7 @@ impl Transitions {
     /// may be ahead of events that still wait; it is put right.
     pub(super) fn apply(
         &mut self,
-        uuid: [u8; 16],
+        uuid: VmUuid,
         events: &[(c_int, c_int)],
         now: Option<&mut Domain>,
     ) -> Vec<ChangeEvent> {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::devices;
-use crate::inventory::Devices;
+use crate::inventory::{Devices, VmUuid};
 
 /// A name is kept up to so many octets; SNMP serves 255.
 const MAX_NAME: usize = 4096;
@@ -28,7 +28,7 @@ pub(super) type Fields = Vec<(String, String)>;
 pub(super) struct Description {
     pub(super) vmm: Vmm,
     pub(super) name: Option<String>,
-    pub(super) uuid: Option<[u8; 16]>,
+    pub(super) uuid: Option<VmUuid>,
     /// Octets.
     pub(super) memory: Option<u64>,
     /// Octets.
@@ -226,8 +226,8 @@ fn size(text: &str, unit: u64) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-fn uuid(text: &str) -> Option<[u8; 16]> {
-    Uuid::try_parse(text).ok().map(Uuid::into_bytes)
+fn uuid(text: &str) -> Option<VmUuid> {
+    Uuid::try_parse(text).ok().map(VmUuid::from)
 }
 
 fn cut(name: &str) -> String {
@@ -256,7 +256,7 @@ mod tests {
              -smp 2,maxcpus=4,sockets=4,cores=1,threads=1 -uuid 2f5bd8a2-6c1c-4a3b-9d0e-0123456789ab -no-user-config",
         );
         assert_eq!(told.name.as_deref(), Some("web,1"));
-        assert_eq!(told.uuid.unwrap()[..4], [0x2f, 0x5b, 0xd8, 0xa2]);
+        assert_eq!(told.uuid.unwrap().as_bytes()[..4], [0x2f, 0x5b, 0xd8, 0xa2]);
         assert_eq!((told.memory, told.max_memory), (Some(4 << 30), Some(16 << 30)));
         assert_eq!(
             (told.cpus, told.max_cpus, told.tcg, told.no_machine),
@@ -272,7 +272,7 @@ mod tests {
              -machine type=pc+pve0,accel=kvm",
         );
         assert_eq!(told.name.as_deref(), Some("web"));
-        assert_eq!(told.uuid.unwrap()[..2], [0x11, 0x11]);
+        assert_eq!(told.uuid.unwrap().as_bytes()[..2], [0x11, 0x11]);
         assert_eq!((told.memory, told.cpus, told.max_cpus), (Some(4 << 30), Some(4), Some(4)));
         assert!(!told.tcg);
     }
