@@ -3,9 +3,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value as Json;
-
-use super::command_line::Fields;
+use super::options::{Fields, get};
 
 /// No chain of images is longer than QEMU allows, and none of nodes is in use.
 const MAX_DEPTH: usize = 200;
@@ -89,36 +87,4 @@ impl Chain {
         }
         chain
     }
-}
-
-/// A field by its whole name.
-pub(super) fn get<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
-    fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
-}
-
-/// An option in JSON, its members flattened: `{"file":{"filename":"x"}}` is `file.filename=x`.
-pub(super) fn object(value: &str) -> Option<Fields> {
-    fn flatten(prefix: &str, value: &Json, depth: u32, into: &mut Fields) {
-        match value {
-            Json::Object(members) if depth < 8 => {
-                for (name, value) in members {
-                    let name =
-                        if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                    flatten(&name, value, depth + 1, into);
-                }
-            }
-            Json::String(text) => into.push((prefix.to_owned(), text.clone())),
-            Json::Bool(true) => into.push((prefix.to_owned(), "on".to_owned())),
-            Json::Bool(false) => into.push((prefix.to_owned(), "off".to_owned())),
-            Json::Number(number) => into.push((prefix.to_owned(), number.to_string())),
-            Json::Null => into.push((prefix.to_owned(), String::new())),
-            _ => {}
-        }
-    }
-    if !value.starts_with('{') {
-        return None;
-    }
-    let mut told = Fields::new();
-    flatten("", &serde_json::from_str(value).ok()?, 0, &mut told);
-    Some(told)
 }

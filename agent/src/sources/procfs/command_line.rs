@@ -2,7 +2,10 @@
 
 use uuid::Uuid;
 
-use super::devices;
+use super::{
+    devices,
+    options::{fields, options},
+};
 use crate::inventory::{Devices, VmUuid};
 
 /// A name is kept up to so many octets; SNMP serves 255.
@@ -19,9 +22,6 @@ pub(super) enum Vmm {
     #[default]
     Other,
 }
-
-/// Names and values in the order in which they are told; a value alone has no name.
-pub(super) type Fields = Vec<(String, String)>;
 
 /// What is told, and nothing that is not.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -161,54 +161,6 @@ fn cloud_hypervisor(arguments: &[&str]) -> Description {
         }
     }
     told
-}
-
-/// Options with one or two dashes, and what belongs to each: the rest after `=`, or the next argument.
-pub(super) fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
-    let name = |argument: &'a str| {
-        argument
-            .strip_prefix("--")
-            .or_else(|| argument.strip_prefix('-'))
-            .filter(|name| !name.is_empty())
-    };
-    let mut found = Vec::new();
-    for (i, argument) in arguments.iter().enumerate() {
-        let Some(option) = name(argument) else { continue };
-        found.push(match option.split_once('=') {
-            Some((option, value)) => (option, value),
-            None => {
-                let next = arguments.get(i + 1).copied().unwrap_or_default();
-                (option, if next.starts_with('-') { "" } else { next })
-            }
-        });
-    }
-    found
-}
-
-/// `a,key=b,,c` is `a` without a key and `b,c` with one: a doubled comma stands for a comma.
-pub(super) fn fields(value: &str) -> Fields {
-    let mut parts = vec![String::new()];
-    let mut chars = value.chars().peekable();
-    while let Some(char) = chars.next() {
-        if char != ',' {
-            if let Some(part) = parts.last_mut() {
-                part.push(char);
-            }
-        } else if chars.next_if_eq(&',').is_some() {
-            if let Some(part) = parts.last_mut() {
-                part.push(',');
-            }
-        } else {
-            parts.push(String::new());
-        }
-    }
-    parts
-        .into_iter()
-        .map(|part| match part.split_once('=') {
-            Some((key, value)) => (key.to_owned(), value.to_owned()),
-            None => (String::new(), part),
-        })
-        .collect()
 }
 
 /// A number with a binary suffix; without one it counts in `unit` octets.

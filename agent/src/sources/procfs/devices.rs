@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use super::{
-    blockdev_graph::{Chain, Node, Nodes, get, object},
-    command_line::{Fields, Vmm, fields, options},
+    blockdev_graph::{Chain, Node, Nodes},
+    command_line::Vmm,
+    options::{Fields, fields, get, object, options},
 };
 use crate::inventory::{
     Devices, DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource,
