@@ -1,87 +1,89 @@
-//! The nodes of QEMU's block layer, as options tell of them: each with fields, and with nodes below it that it names or
-//! holds itself.
+//! QEMU's graph of block nodes, built from `-blockdev` and `-drive` options: filters and formats above protocol nodes.
 
 use std::collections::HashMap;
 
-use super::options::{Fields, get};
+use super::options::Fields;
 
-/// No chain of images is longer than QEMU allows, and none of nodes is in use.
+/// Longest path through the graph that is followed: bounds cycles in hostile options. Chains in use are shorter.
 const MAX_DEPTH: usize = 200;
 
-/// Drivers of nodes that let everything pass to the one below.
+/// Drivers of filter nodes, which pass requests through to the node below.
 const FILTERS: [&str; 4] = ["throttle", "copy-on-read", "compress", "preallocate"];
 
-/// A node of QEMU's block layer: an option of its own, or a part of one.
+/// A block node: an option of its own, or a nested part of one.
 #[derive(Clone, Debug)]
 pub(super) struct Node<'a> {
     fields: &'a Fields,
-    /// What the names of its fields begin with.
+    /// Key prefix of the node's own fields, such as `file.` for a nested node.
     prefix: String,
 }
 
-/// The nodes that have names.
+/// Named nodes, by node-name.
 pub(super) type Nodes<'a> = HashMap<&'a str, &'a Fields>;
 
 impl<'a> Node<'a> {
-    pub(super) fn whole(fields: &'a Fields) -> Self {
+    /// The node that an option describes at its top level.
+    pub(super) fn top(fields: &'a Fields) -> Self {
         Self { fields, prefix: String::new() }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&'a str> {
-        get(self.fields, &format!("{}{key}", self.prefix))
+        self.fields.get(&format!("{}{key}", self.prefix))
     }
 
-    /// The one below it that it calls so, which it names or holds.
-    fn below(&self, child: &str, nodes: &Nodes<'a>) -> Option<Self> {
+    /// The node that the field `child` refers to by name or contains.
+    fn child(&self, child: &str, nodes: &Nodes<'a>) -> Option<Self> {
         if let Some(named) = self.get(child).and_then(|name| nodes.get(name)) {
-            return Some(Self::whole(named));
+            return Some(Self::top(named));
         }
         let prefix = format!("{}{child}.", self.prefix);
-        let holds = self.fields.iter().any(|(key, _)| key.starts_with(&prefix));
-        holds.then_some(Self { fields: self.fields, prefix })
+        self.fields.has_prefix(&prefix).then_some(Self { fields: self.fields, prefix })
     }
 
-    /// It and those that hold its own data, down to the file.
-    pub(super) fn to_file(&self, nodes: &Nodes<'a>) -> Vec<Self> {
-        let below = |node: &Self| node.below("file", nodes);
+    /// This node and the `file` nodes below it, down to the protocol node.
+    pub(super) fn file_path(&self, nodes: &Nodes<'a>) -> Vec<Self> {
+        let below = |node: &Self| node.child("file", nodes);
         std::iter::successors(Some(self.clone()), below).take(MAX_DEPTH).collect()
     }
 
-    pub(super) fn path(&self, nodes: &Nodes<'a>) -> Option<&'a str> {
-        self.to_file(nodes).iter().find_map(|node| node.get("filename"))
+    /// The path of the file or device that has the node's data.
+    pub(super) fn filename(&self, nodes: &Nodes<'a>) -> Option<&'a str> {
+        self.file_path(nodes).iter().find_map(|node| node.get("filename"))
     }
 
-    /// The one that knows the format, below those that only let pass.
-    pub(super) fn of_format(&self, nodes: &Nodes<'a>) -> Self {
+    /// The format node: the first below any filters.
+    pub(super) fn format_node(&self, nodes: &Nodes<'a>) -> Self {
         let is_filter = |node: &&Self| FILTERS.contains(&node.get("driver").unwrap_or_default());
-        let all = self.to_file(nodes);
+        let all = self.file_path(nodes);
         all.iter().find(|node| !is_filter(node)).unwrap_or(self).clone()
     }
 
+    /// Whether the node's driver is an image format other than raw.
     pub(super) fn has_format(&self) -> bool {
         !matches!(self.get("driver").unwrap_or("raw"), "raw" | "file" | "host_device")
     }
 }
 
-/// What a disk's image is made of beside the file on top, as far as the options tell.
+/// The files of a disk other than its top image, as far as the options name them.
 #[derive(Debug, Default)]
 pub(super) struct Chain {
-    /// The files with the data of another, and those that images are based on.
+    /// Backing files and external data files.
     pub(super) others: Vec<String>,
-    /// What an image is based on is told by itself alone.
+    /// The rest of the backing chain is known from the image headers only.
     pub(super) chain_is_in_image: bool,
 }
 
 impl Chain {
     pub(super) fn of(node: &Node<'_>, nodes: &Nodes<'_>) -> Self {
         let mut chain = Self::default();
-        let mut next = Some(node.of_format(nodes));
+        let mut next = Some(node.format_node(nodes));
         for depth in 0..MAX_DEPTH {
             let Some(node) = next else { break };
-            let own = (depth > 0).then(|| node.path(nodes)).flatten();
-            let data = node.below("data-file", nodes).and_then(|data| data.path(nodes));
+            let own = (depth > 0).then(|| node.filename(nodes)).flatten();
+            let data = node.child("data-file", nodes).and_then(|data| data.filename(nodes));
             chain.others.extend(own.into_iter().chain(data).map(str::to_owned));
-            next = node.below("backing", nodes).map(|below| below.of_format(nodes));
+            next = node.child("backing", nodes).map(|below| below.format_node(nodes));
+            // `"backing": null` says that there is no backing file; an absent key leaves it to the header.
             chain.chain_is_in_image |=
                 node.has_format() && next.is_none() && node.get("backing").is_none();
         }

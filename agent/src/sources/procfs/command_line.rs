@@ -1,14 +1,14 @@
-//! What a VMM's command line tells of its VM. Total over any octets.
+//! Parses a VMM's command line into the description of its VM. Accepts any bytes.
 
 use uuid::Uuid;
 
 use super::{
     devices,
-    options::{fields, options},
+    options::{Fields, options},
 };
 use crate::inventory::{Devices, VmUuid};
 
-/// A name is kept up to so many octets; SNMP serves 255.
+/// Longest name that is kept, in bytes. SNMP serves 255.
 const MAX_NAME: usize = 4096;
 
 const MIB: u64 = 1 << 20;
@@ -23,115 +23,113 @@ pub(super) enum Vmm {
     Other,
 }
 
-/// What is told, and nothing that is not.
+/// Values present on the command line; what is absent stays `None`. QEMU's own defaults count as present.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Description {
     pub(super) vmm: Vmm,
     pub(super) name: Option<String>,
     pub(super) uuid: Option<VmUuid>,
-    /// Octets.
+    /// Bytes.
     pub(super) memory: Option<u64>,
-    /// Octets.
+    /// Bytes, with all memory hot-plugged.
     pub(super) max_memory: Option<u64>,
     pub(super) cpus: Option<u32>,
     pub(super) max_cpus: Option<u32>,
-    /// QEMU is not told to use KVM.
+    /// QEMU without KVM: the vCPUs are emulated (TCG).
     pub(super) tcg: bool,
-    /// What it makes is no machine: a QEMU without one, or a daemon of libvirt, only finds out what KVM can do.
+    /// Not a VM: `-machine none`, or a libvirt daemon probing KVM.
     pub(super) no_machine: bool,
     pub(super) devices: Devices,
-    /// Firecracker's configuration, by its path in the VMM's own root.
+    /// Path of Firecracker's configuration file, in the VMM's own root.
     pub(super) config_file: Option<String>,
 }
 
-/// Reads `/proc/PID/cmdline`: arguments with a NUL after each.
+/// Parses the content of `/proc/PID/cmdline`: arguments, each terminated by NUL.
 pub(super) fn parse(cmdline: &[u8]) -> Description {
     let text = String::from_utf8_lossy(cmdline);
     let mut arguments = text.split('\0');
     let program = arguments.next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
     let arguments: Vec<&str> = arguments.collect();
-    let mut told = match program {
+    match program {
         "qemu-kvm" | "kvm" => qemu(&arguments),
         name if name.starts_with("qemu-system-") => qemu(&arguments),
-        // virHostCPUGetMSR() of libvirt makes a VM to read the host's registers.
+        // libvirt's virHostCPUGetMSR() creates a VM to read the host's registers.
         "libvirtd" | "virtqemud" => Description { no_machine: true, ..Description::default() },
         name if name.starts_with("firecracker") => firecracker(&arguments),
         name if name.starts_with("cloud-hyperviso") => cloud_hypervisor(&arguments),
         _ => other(&arguments),
-    };
-    told.devices = devices::parse(told.vmm, &arguments);
-    told
+    }
 }
 
 /// Defaults are those of qemu-system(1): one CPU, 128 MiB, no KVM.
 fn qemu(arguments: &[&str]) -> Description {
-    let mut told = Description { vmm: Vmm::Qemu, ..Description::default() };
+    let mut found =
+        Description { vmm: Vmm::Qemu, devices: devices::qemu(arguments), ..Description::default() };
     let (mut memory, mut max_memory, mut cpus, mut max_cpus) = (128 * MIB, None, 1, None);
     let (mut accelerator, mut smbios_uuid) = (String::new(), None);
     for (option, value) in options(arguments) {
-        let fields = fields(value);
-        let first = fields.first().map_or("", |(_, value)| value.as_str());
-        let field = |key: &str| {
-            fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
-        };
-        let bare =
-            fields.first().filter(|(key, _)| key.is_empty()).map(|(_, value)| value.as_str());
+        let fields = Fields::parse(value);
         match option {
-            "name" => told.name = field("guest").or(bare).map(cut),
-            "uuid" => told.uuid = uuid(value),
-            "smbios" if field("type") == Some("1") => smbios_uuid = field("uuid").and_then(uuid),
+            "name" => found.name = fields.get("guest").or_else(|| fields.implied()).map(cut),
+            "uuid" => found.uuid = uuid(value),
+            "smbios" if fields.get("type") == Some("1") => {
+                smbios_uuid = fields.get("uuid").and_then(uuid);
+            }
             "m" => {
-                memory = bare
-                    .or_else(|| field("size"))
+                memory = fields
+                    .implied()
+                    .or_else(|| fields.get("size"))
                     .and_then(|text| size(text, MIB))
                     .unwrap_or(memory);
-                max_memory = field("maxmem").and_then(|text| size(text, MIB));
+                max_memory = fields.get("maxmem").and_then(|text| size(text, MIB));
             }
             "smp" => {
-                let number = |key| field(key).and_then(|text| text.parse::<u32>().ok());
+                let number = |key| fields.get(key).and_then(|text| text.parse::<u32>().ok());
                 let topology = ["sockets", "dies", "clusters", "modules", "cores", "threads"]
                     .map(|key| number(key).unwrap_or(1))
                     .iter()
                     .try_fold(1_u32, |product, &count| product.checked_mul(count))
                     .unwrap_or(0);
-                let told_cpus = bare.and_then(|text| text.parse().ok()).or_else(|| number("cpus"));
+                let given =
+                    fields.implied().and_then(|text| text.parse().ok()).or_else(|| number("cpus"));
                 max_cpus = number("maxcpus").or_else(|| (topology > 1).then_some(topology));
-                cpus = told_cpus.or(max_cpus).unwrap_or(1);
+                cpus = given.or(max_cpus).unwrap_or(1);
             }
-            "accel" => accelerator.clone_from(&first.to_owned()),
+            "accel" => accelerator = fields.first().to_owned(),
             "enable-kvm" => accelerator = "kvm".to_owned(),
             "machine" | "M" => {
-                told.no_machine = bare.or_else(|| field("type")) == Some("none");
-                if let Some(named) = field("accel") {
+                found.no_machine = fields.implied().or_else(|| fields.get("type")) == Some("none");
+                if let Some(named) = fields.get("accel") {
                     accelerator = named.to_owned();
                 }
             }
             _ => {}
         }
     }
-    told.uuid = told.uuid.or(smbios_uuid);
-    (told.memory, told.max_memory) = (Some(memory), max_memory.or(Some(memory)));
-    (told.cpus, told.max_cpus) = (Some(cpus), Some(max_cpus.unwrap_or(cpus).max(cpus)));
-    told.tcg = !accelerator.split(':').any(|name| name == "kvm");
-    told
+    found.uuid = found.uuid.or(smbios_uuid);
+    (found.memory, found.max_memory) = (Some(memory), max_memory.or(Some(memory)));
+    (found.cpus, found.max_cpus) = (Some(cpus), Some(max_cpus.unwrap_or(cpus).max(cpus)));
+    found.tcg = !accelerator.split(':').any(|name| name == "kvm");
+    found
 }
 
+/// The devices are in the configuration file.
 fn firecracker(arguments: &[&str]) -> Description {
-    let mut told = Description { vmm: Vmm::Firecracker, ..Description::default() };
+    let mut found = Description { vmm: Vmm::Firecracker, ..Description::default() };
     for (option, value) in options(arguments) {
         match option {
             "id" => {
-                told.name = Some(cut(value));
-                told.uuid = uuid(value);
+                found.name = Some(cut(value));
+                found.uuid = uuid(value);
             }
-            "config-file" => told.config_file = Some(value.to_owned()),
+            "config-file" => found.config_file = Some(value.to_owned()),
             _ => {}
         }
     }
-    told
+    found
 }
 
-/// Other VMMs, such as kvmtool, have at most a name that means the same everywhere.
+/// Other VMMs, such as kvmtool: `--name` is the only option whose meaning is common to them.
 fn other(arguments: &[&str]) -> Description {
     let name = options(arguments)
         .into_iter()
@@ -140,30 +138,31 @@ fn other(arguments: &[&str]) -> Description {
 }
 
 fn cloud_hypervisor(arguments: &[&str]) -> Description {
-    let mut told = Description { vmm: Vmm::CloudHypervisor, ..Description::default() };
+    let mut found = Description {
+        vmm: Vmm::CloudHypervisor,
+        devices: devices::cloud_hypervisor(arguments),
+        ..Description::default()
+    };
     for (option, value) in options(arguments) {
-        let fields = fields(value);
-        let field = |key: &str| {
-            fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
-        };
+        let fields = Fields::parse(value);
         match option {
             "memory" => {
-                told.memory = field("size").and_then(|text| size(text, 1));
-                let more = field("hotplug_size").and_then(|text| size(text, 1)).unwrap_or(0);
-                told.max_memory = told.memory.and_then(|memory| memory.checked_add(more));
+                found.memory = fields.get("size").and_then(|text| size(text, 1));
+                let more = fields.get("hotplug_size").and_then(|text| size(text, 1)).unwrap_or(0);
+                found.max_memory = found.memory.and_then(|memory| memory.checked_add(more));
             }
             "cpus" => {
-                told.cpus = field("boot").and_then(|text| text.parse().ok());
-                told.max_cpus = field("max").and_then(|text| text.parse().ok());
+                found.cpus = fields.get("boot").and_then(|text| text.parse().ok());
+                found.max_cpus = fields.get("max").and_then(|text| text.parse().ok());
             }
-            "platform" => told.uuid = field("uuid").and_then(uuid),
+            "platform" => found.uuid = fields.get("uuid").and_then(uuid),
             _ => {}
         }
     }
-    told
+    found
 }
 
-/// A number with a binary suffix; without one it counts in `unit` octets.
+/// Bytes from a number with a binary suffix, or in units of `unit` bytes without one.
 fn size(text: &str, unit: u64) -> Option<u64> {
     let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic());
     let unit = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
@@ -182,6 +181,7 @@ fn uuid(text: &str) -> Option<VmUuid> {
     Uuid::try_parse(text).ok().map(VmUuid::from)
 }
 
+/// The name, truncated to [`MAX_NAME`] at a character boundary.
 fn cut(name: &str) -> String {
     let mut end = name.len().min(MAX_NAME);
     while !name.is_char_boundary(end) {
@@ -202,38 +202,38 @@ mod tests {
 
     #[test]
     fn qemu_as_libvirt_starts_it() {
-        let told = parse_words(
+        let found = parse_words(
             "/usr/bin/qemu-system-x86_64 -name guest=web,,1,debug-threads=on -S -machine \
              pc-q35-7.2,usb=off,dump-guest-core=off -accel kvm -cpu host -m size=4194304k,slots=16,maxmem=16777216k \
              -smp 2,maxcpus=4,sockets=4,cores=1,threads=1 -uuid 2f5bd8a2-6c1c-4a3b-9d0e-0123456789ab -no-user-config",
         );
-        assert_eq!(told.name.as_deref(), Some("web,1"));
-        assert_eq!(told.uuid.unwrap().as_bytes()[..4], [0x2f, 0x5b, 0xd8, 0xa2]);
-        assert_eq!((told.memory, told.max_memory), (Some(4 << 30), Some(16 << 30)));
+        assert_eq!(found.name.as_deref(), Some("web,1"));
+        assert_eq!(found.uuid.unwrap().as_bytes()[..4], [0x2f, 0x5b, 0xd8, 0xa2]);
+        assert_eq!((found.memory, found.max_memory), (Some(4 << 30), Some(16 << 30)));
         assert_eq!(
-            (told.cpus, told.max_cpus, told.tcg, told.no_machine),
+            (found.cpus, found.max_cpus, found.tcg, found.no_machine),
             (Some(2), Some(4), false, false)
         );
     }
 
     #[test]
     fn qemu_as_proxmox_starts_it() {
-        let told = parse_words(
+        let found = parse_words(
             "/usr/bin/kvm -id 100 -name web,debug-threads=on -no-shutdown -smbios \
              type=1,uuid=11111111-2222-3333-4444-555555555555 -smp 4,sockets=1,cores=4,maxcpus=4 -m 4096 \
              -machine type=pc+pve0,accel=kvm",
         );
-        assert_eq!(told.name.as_deref(), Some("web"));
-        assert_eq!(told.uuid.unwrap().as_bytes()[..2], [0x11, 0x11]);
-        assert_eq!((told.memory, told.cpus, told.max_cpus), (Some(4 << 30), Some(4), Some(4)));
-        assert!(!told.tcg);
+        assert_eq!(found.name.as_deref(), Some("web"));
+        assert_eq!(found.uuid.unwrap().as_bytes()[..2], [0x11, 0x11]);
+        assert_eq!((found.memory, found.cpus, found.max_cpus), (Some(4 << 30), Some(4), Some(4)));
+        assert!(!found.tcg);
     }
 
     #[test]
-    fn qemu_says_nothing_and_has_its_defaults() {
-        let told = parse_words("qemu-system-x86_64 -display none");
-        assert_eq!((told.memory, told.cpus, told.max_cpus), (Some(128 * MIB), Some(1), Some(1)));
-        assert!(told.tcg && told.name.is_none());
+    fn qemu_without_options_has_its_defaults() {
+        let found = parse_words("qemu-system-x86_64 -display none");
+        assert_eq!((found.memory, found.cpus, found.max_cpus), (Some(128 * MIB), Some(1), Some(1)));
+        assert!(found.tcg && found.name.is_none());
         assert!(
             parse_words("qemu-system-x86_64 -S -machine none,accel=kvm:tcg -qmp unix:x").no_machine
         );
@@ -243,18 +243,18 @@ mod tests {
 
     #[test]
     fn other_vmms() {
-        let told = parse_words("/usr/bin/firecracker --id=vm-1 --api-sock /run/x");
-        assert_eq!((told.vmm, told.name.as_deref()), (Vmm::Firecracker, Some("vm-1")));
-        let told =
+        let found = parse_words("/usr/bin/firecracker --id=vm-1 --api-sock /run/x");
+        assert_eq!((found.vmm, found.name.as_deref()), (Vmm::Firecracker, Some("vm-1")));
+        let found =
             parse_words("cloud-hypervisor --cpus boot=2,max=8 --memory size=512M,hotplug_size=1G");
-        assert_eq!((told.cpus, told.max_cpus), (Some(2), Some(8)));
-        assert_eq!((told.memory, told.max_memory), (Some(512 * MIB), Some(1536 * MIB)));
+        assert_eq!((found.cpus, found.max_cpus), (Some(2), Some(8)));
+        assert_eq!((found.memory, found.max_memory), (Some(512 * MIB), Some(1536 * MIB)));
         assert_eq!(parse_words("crosvm run"), Description::default());
         assert_eq!(parse_words("lkvm run --name web -m 64").name.as_deref(), Some("web"));
     }
 
     #[test]
-    fn numbers_that_do_not_fit_are_not_told() {
+    fn numbers_that_do_not_fit_are_left_out() {
         assert_eq!(size("18446744073709551615g", 1), None);
         assert_eq!(size("4q", 1), None);
         assert_eq!(uuid("2f5bd8a2"), None);
@@ -265,8 +265,8 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_octets_panic(octets in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse(&octets);
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&bytes);
         }
 
         #[test]

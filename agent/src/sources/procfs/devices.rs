@@ -1,4 +1,4 @@
-//! The disks and network interfaces that a VMM's command line names. Total over any octets.
+//! The disks and NICs on a VMM's command line or in its configuration file. Accepts any bytes.
 
 use std::collections::HashMap;
 
@@ -6,34 +6,23 @@ use serde_json::Value as Json;
 
 use super::{
     blockdev_graph::{Chain, Node, Nodes},
-    command_line::Vmm,
-    options::{Fields, fields, get, object, options},
+    options::{Fields, options},
 };
 use crate::inventory::{
     Devices, DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource,
     Submission, mac,
 };
 
-/// No VM has more; a longer list is cut.
+/// Most disks, and most NICs, of a VM; a longer list is truncated.
 const MAX_DEVICES: usize = 4096;
 
-/// Reads the arguments after the program's name.
-pub(super) fn parse(vmm: Vmm, arguments: &[&str]) -> Devices {
-    let mut devices = match vmm {
-        Vmm::Qemu => qemu(arguments),
-        Vmm::CloudHypervisor => cloud_hypervisor(arguments),
-        Vmm::Firecracker | Vmm::Other => Devices::default(),
-    };
-    devices.tidy();
-    devices
-}
-
-/// Reads what Firecracker was configured with (docs/getting-started.md, `--config-file`).
+/// Parses Firecracker's configuration file (docs/getting-started.md, `--config-file`).
 pub(super) fn firecracker(config: &[u8]) -> Devices {
     let Ok(config) = serde_json::from_slice::<Json>(config) else { return Devices::default() };
     let list = |name: &str| config.get(name).and_then(Json::as_array).cloned().unwrap_or_default();
-    let text =
-        |of: &Json, name: &str| of.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let text = |item: &Json, name: &str| {
+        item.get(name).and_then(Json::as_str).unwrap_or_default().to_owned()
+    };
     let mut devices = Devices {
         disks: list("drives")
             .iter()
@@ -56,7 +45,8 @@ pub(super) fn firecracker(config: &[u8]) -> Devices {
 }
 
 impl Devices {
-    /// Notes the sizes of the files that the VMM has open. What a guest sees of an image with a format, its header tells.
+    /// Sets the disks' sizes from those of the files that the VMM has open. The virtual size of an image with a format is
+    /// left to its header.
     pub(super) fn measure(&mut self, size_of: impl Fn(&str) -> Option<DiskSize>) {
         for disk in &mut self.disks {
             let size = size_of(&disk.resource).unwrap_or_default();
@@ -65,6 +55,7 @@ impl Devices {
         }
     }
 
+    /// Bounds the lists, and makes the disks' names unique.
     fn tidy(&mut self) {
         self.disks.truncate(MAX_DEVICES);
         self.nics.truncate(MAX_DEVICES);
@@ -83,26 +74,24 @@ fn is_on(value: Option<&str>) -> bool {
     matches!(value, Some("on" | "yes" | "true"))
 }
 
-/// `-drive`, `-blockdev` with the `-device` that uses it, the short forms; `-netdev` and `-nic`.
-fn qemu(arguments: &[&str]) -> Devices {
-    let told: Vec<(&str, Fields)> = options(arguments)
-        .into_iter()
-        .map(|(option, value)| (option, object(value).unwrap_or_else(|| fields(value))))
-        .collect();
+/// Parses QEMU's `-drive`, `-blockdev` with the `-device` that uses it, and the short forms; `-netdev` and `-nic`.
+pub(super) fn qemu(arguments: &[&str]) -> Devices {
+    let parse = |value| Fields::parse_json(value).unwrap_or_else(|| Fields::parse(value));
+    let all: Vec<(&str, Fields)> =
+        options(arguments).into_iter().map(|(option, value)| (option, parse(value))).collect();
     let of = |wanted: &'static str| {
-        told.iter().filter(move |(option, _)| *option == wanted).map(|(_, fields)| fields)
+        all.iter().filter(move |(option, _)| *option == wanted).map(|(_, fields)| fields)
     };
     let nodes: Nodes<'_> =
-        of("blockdev").filter_map(|node| Some((get(node, "node-name")?, node))).collect();
+        of("blockdev").filter_map(|node| Some((node.get("node-name")?, node))).collect();
     let mut devices = Devices::default();
-    for (option, fields) in &told {
+    for (option, fields) in &all {
         match *option {
-            "drive" if get(fields, "if") != Some("pflash") => {
+            "drive" if fields.get("if") != Some("pflash") => {
                 devices.disks.extend(drive(fields, &nodes))
             }
             "hda" | "hdb" | "hdc" | "hdd" | "fda" | "fdb" | "cdrom" => {
-                let path = fields.first().map_or("", |(_, value)| value);
-                let mut disk = disk(option, path, "raw", *option == "cdrom");
+                let mut disk = disk(option, fields.first(), "raw", *option == "cdrom");
                 disk.chain_is_in_image = true;
                 disk.media = match *option {
                     "cdrom" => StorageMedia::OpticalDisk,
@@ -112,54 +101,58 @@ fn qemu(arguments: &[&str]) -> Devices {
                 devices.disks.push(disk);
             }
             "device" => {
-                let driver = get(fields, "driver").or_else(|| get(fields, "")).unwrap_or_default();
-                if let Some(node) = get(fields, "drive").and_then(|name| nodes.get(name)) {
+                let driver = fields.get("driver").or_else(|| fields.get("")).unwrap_or_default();
+                if let Some(node) = fields.get("drive").and_then(|name| nodes.get(name)) {
                     devices.disks.push(node_disk(fields, driver, node, &nodes));
                 }
-                if let Some(netdev) = get(fields, "netdev") {
-                    let backend = of("netdev").find(|backend| get(backend, "id") == Some(netdev));
+                if let Some(netdev) = fields.get("netdev") {
+                    let backend = of("netdev").find(|backend| backend.get("id") == Some(netdev));
                     devices.nics.push(DomainNic {
-                        mac: get(fields, "mac").map(mac).unwrap_or_default(),
+                        mac: fields.get("mac").map(mac).unwrap_or_default(),
                         device: backend
-                            .and_then(|backend| get(backend, "ifname"))
+                            .and_then(|backend| backend.get("ifname"))
                             .map(str::to_owned),
                         model: driver.split("-net").next().unwrap_or(driver).to_owned(),
                     });
                 }
             }
-            "nic" if get(fields, "") != Some("none") => devices.nics.push(DomainNic {
-                mac: get(fields, "mac")
-                    .or_else(|| get(fields, "macaddr"))
+            "nic" if fields.get("") != Some("none") => devices.nics.push(DomainNic {
+                mac: fields
+                    .get("mac")
+                    .or_else(|| fields.get("macaddr"))
                     .map(mac)
                     .unwrap_or_default(),
-                device: get(fields, "ifname").map(str::to_owned),
-                model: get(fields, "model").unwrap_or_default().to_owned(),
+                device: fields.get("ifname").map(str::to_owned),
+                model: fields.get("model").unwrap_or_default().to_owned(),
             }),
             _ => {}
         }
     }
+    devices.tidy();
     devices
 }
 
+/// The disk of a `-drive` option; `None`: an empty drive of fixed media.
 fn drive(fields: &Fields, nodes: &Nodes<'_>) -> Option<DomainDisk> {
-    let path = get(fields, "file").or_else(|| get(fields, "file.filename")).unwrap_or_default();
-    let bus = get(fields, "if").unwrap_or("ide");
-    let name = get(fields, "id")
+    let path = fields.get("file").or_else(|| fields.get("file.filename")).unwrap_or_default();
+    let bus = fields.get("if").unwrap_or("ide");
+    let name = fields
+        .get("id")
         .map(str::to_owned)
-        .unwrap_or_else(|| format!("{bus}{}", get(fields, "index").unwrap_or("0")));
-    let format = get(fields, "format").unwrap_or("raw");
-    let is_optical = get(fields, "media") == Some("cdrom");
+        .unwrap_or_else(|| format!("{bus}{}", fields.get("index").unwrap_or("0")));
+    let format = fields.get("format").unwrap_or("raw");
+    let is_optical = fields.get("media") == Some("cdrom");
     if path.is_empty() && !is_optical && bus != "floppy" {
         return None;
     }
     let is_read_only =
-        is_optical || is_on(get(fields, "readonly").or_else(|| get(fields, "read-only")));
+        is_optical || is_on(fields.get("readonly").or_else(|| fields.get("read-only")));
     let mut disk = disk(&name, path, format, is_read_only);
-    // QEMU looks into the image where the format is not told, too.
-    let chain = Chain::of(&Node::whole(fields), nodes);
-    let is_probed = get(fields, "format") != Some("raw") && chain.others.is_empty();
+    // QEMU probes the image's header where the format is not given, too.
+    let chain = Chain::of(&Node::top(fields), nodes);
+    let is_probed = fields.get("format") != Some("raw") && chain.others.is_empty();
     (disk.others, disk.chain_is_in_image) = (chain.others, chain.chain_is_in_image || is_probed);
-    disk.submission = Submission::of(get(fields, "aio").unwrap_or_default());
+    disk.submission = Submission::of(fields.get("aio").unwrap_or_default());
     disk.bus = if bus == "none" { String::new() } else { bus.to_owned() };
     disk.media = match bus {
         _ if is_optical => StorageMedia::OpticalDisk,
@@ -169,17 +162,17 @@ fn drive(fields: &Fields, nodes: &Nodes<'_>) -> Option<DomainDisk> {
     Some(disk)
 }
 
-/// The disk that a device makes of a node.
+/// The disk that a `-device` option makes of a block node.
 fn node_disk(device: &Fields, driver: &str, node: &Fields, nodes: &Nodes<'_>) -> DomainDisk {
-    let node = Node::whole(node);
-    let own = node.to_file(nodes);
-    let first = |key| own.iter().find_map(|node| node.get(key));
-    let of_format = node.of_format(nodes);
-    let format = if of_format.has_format() { of_format.get("driver") } else { None };
-    let name = get(device, "id").or_else(|| node.get("node-name")).unwrap_or_default();
+    let node = Node::top(node);
+    let path_to_file = node.file_path(nodes);
+    let first = |key| path_to_file.iter().find_map(|node| node.get(key));
+    let format_node = node.format_node(nodes);
+    let format = if format_node.has_format() { format_node.get("driver") } else { None };
+    let name = device.get("id").or_else(|| node.get("node-name")).unwrap_or_default();
     let is_optical = driver.contains("cd");
     let is_read_only = is_optical || is_on(first("read-only"));
-    let path = node.path(nodes).unwrap_or_default();
+    let path = node.filename(nodes).unwrap_or_default();
     let mut disk = disk(name, path, format.unwrap_or("raw"), is_read_only);
     disk.media = if is_optical { StorageMedia::OpticalDisk } else { StorageMedia::HardDisk };
     disk.submission = Submission::of(first("aio").unwrap_or_default());
@@ -189,7 +182,7 @@ fn node_disk(device: &Fields, driver: &str, node: &Fields, nodes: &Nodes<'_>) ->
     disk
 }
 
-/// A disk whose source is told apart by its path alone: `rbd:…`, `/dev/…`, or a file.
+/// A disk with the kind of source that its path implies: `rbd:…`, `/dev/…`, or a file.
 fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk {
     let protocol = path.split_once(':').map(|(protocol, _)| protocol);
     let network = protocol.filter(|name| {
@@ -217,8 +210,8 @@ fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk 
     }
 }
 
-/// `--disk path=…,readonly=on,id=…` and `--net tap=…,mac=…`, each with any number of values.
-fn cloud_hypervisor(arguments: &[&str]) -> Devices {
+/// Parses Cloud Hypervisor's `--disk path=…,readonly=on,id=…` and `--net tap=…,mac=…`, each with any number of values.
+pub(super) fn cloud_hypervisor(arguments: &[&str]) -> Devices {
     let mut devices = Devices::default();
     let mut option = "";
     for argument in arguments {
@@ -226,24 +219,26 @@ fn cloud_hypervisor(arguments: &[&str]) -> Devices {
             option = name;
             continue;
         }
-        let fields = fields(argument);
+        let fields = Fields::parse(argument);
         match option {
             "disk" => {
-                let name = get(&fields, "id")
+                let name = fields
+                    .get("id")
                     .map_or_else(|| format!("disk{}", devices.disks.len()), str::to_owned);
-                let path = get(&fields, "path").unwrap_or_default();
-                let mut disk = disk(&name, path, "raw", is_on(get(&fields, "readonly")));
+                let path = fields.get("path").unwrap_or_default();
+                let mut disk = disk(&name, path, "raw", is_on(fields.get("readonly")));
                 disk.bus = "virtio".to_owned();
                 devices.disks.push(disk);
             }
             "net" => devices.nics.push(DomainNic {
-                mac: get(&fields, "mac").map(mac).unwrap_or_default(),
-                device: get(&fields, "tap").map(str::to_owned),
+                mac: fields.get("mac").map(mac).unwrap_or_default(),
+                device: fields.get("tap").map(str::to_owned),
                 model: "virtio".to_owned(),
             }),
             _ => {}
         }
     }
+    devices.tidy();
     devices
 }
 
@@ -269,22 +264,19 @@ mod tests {
 
     #[test]
     fn qemu_as_proxmox_starts_it() {
-        let told = parse(
-            Vmm::Qemu,
-            &words(
-                "-drive if=pflash,unit=0,format=raw,readonly=on,file=/usr/share/OVMF_CODE.fd \
+        let devices = qemu(&words(
+            "-drive if=pflash,unit=0,format=raw,readonly=on,file=/usr/share/OVMF_CODE.fd \
                  -drive file=/dev/pve/vm-100-disk-0,if=none,id=drive-scsi0,format=raw,cache=none,aio=io_uring \
                  -device scsi-hd,bus=scsihw0.0,drive=drive-scsi0,id=scsi0,bootindex=100 \
                  -drive if=none,id=drive-ide2,media=cdrom,aio=io_uring \
                  -drive file=rbd:pool/vm-100-disk-1:conf=/etc/ceph.conf,if=none,id=drive-scsi1,format=raw \
                  -netdev type=tap,id=net0,ifname=tap100i0,script=/usr/libexec/qemu-server/pve-bridge,vhost=on \
                  -device virtio-net-pci,mac=BC:24:11:AA:BB:CC,netdev=net0,bus=pci.0,id=net0",
-            ),
-        );
+        ));
         use StorageAccess::{ReadOnly, ReadWrite};
         use StorageMedia::{HardDisk, OpticalDisk};
         assert_eq!(
-            seen(&told),
+            seen(&devices),
             [
                 (
                     "drive-scsi0",
@@ -305,54 +297,52 @@ mod tests {
                 ),
             ]
         );
-        assert_eq!(told.nics.len(), 1);
-        assert_eq!(told.nics[0].device.as_deref(), Some("tap100i0"));
-        assert_eq!(told.nics[0].mac, [0xbc, 0x24, 0x11, 0xaa, 0xbb, 0xcc]);
-        assert_eq!(told.nics[0].model, "virtio");
+        assert_eq!(devices.nics.len(), 1);
+        assert_eq!(devices.nics[0].device.as_deref(), Some("tap100i0"));
+        assert_eq!(devices.nics[0].mac, [0xbc, 0x24, 0x11, 0xaa, 0xbb, 0xcc]);
+        assert_eq!(devices.nics[0].model, "virtio");
     }
 
     #[test]
     fn qemu_with_nodes_in_json() {
-        let told = parse(
-            Vmm::Qemu,
-            &[
-                "-blockdev",
-                r#"{"driver":"file","filename":"/i/a,b.qcow2","node-name":"libvirt-1-storage"}"#,
-                "-blockdev",
-                r#"{"node-name":"libvirt-1-format","read-only":false,"driver":"qcow2","file":"libvirt-1-storage"}"#,
-                "-device",
-                r#"{"driver":"virtio-blk-pci","drive":"libvirt-1-format","id":"virtio-disk0"}"#,
-                "-cdrom",
-                "/i/boot.iso",
-            ],
+        let devices = qemu(&[
+            "-blockdev",
+            r#"{"driver":"file","filename":"/i/a,b.qcow2","node-name":"libvirt-1-storage"}"#,
+            "-blockdev",
+            r#"{"node-name":"libvirt-1-format","read-only":false,"driver":"qcow2","file":"libvirt-1-storage"}"#,
+            "-device",
+            r#"{"driver":"virtio-blk-pci","drive":"libvirt-1-format","id":"virtio-disk0"}"#,
+            "-cdrom",
+            "/i/boot.iso",
+        ]);
+        assert_eq!(devices.disks[0].target, "virtio-disk0");
+        assert_eq!(
+            (&*devices.disks[0].resource, &*devices.disks[0].format),
+            ("/i/a,b.qcow2", "qcow2")
         );
-        assert_eq!(told.disks[0].target, "virtio-disk0");
-        assert_eq!((&*told.disks[0].resource, &*told.disks[0].format), ("/i/a,b.qcow2", "qcow2"));
-        assert_eq!(told.disks[0].source, StorageSource::Sparse);
-        assert_eq!(told.disks[1].media, StorageMedia::OpticalDisk);
+        assert_eq!(devices.disks[0].source, StorageSource::Sparse);
+        assert_eq!(devices.disks[1].media, StorageMedia::OpticalDisk);
     }
 
     #[test]
     fn qemu_as_proxmox_starts_it_since_version_9() {
-        let told = parse(
-            Vmm::Qemu,
-            &[
-                "-blockdev",
-                r#"{"driver":"throttle","file":{"cache":{"direct":true,"no-flush":false},"driver":"raw","file":{"aio":"io_uring","cache":{"direct":true,"no-flush":false},"driver":"host_device","filename":"/dev/pve/vm-100-disk-0","node-name":"e1"},"node-name":"f1"},"node-name":"drive-scsi0","throttle-group":"throttle-drive-scsi0"}"#,
-                "-device",
-                "scsi-hd,bus=scsihw0.0,channel=0,scsi-id=0,lun=0,drive=drive-scsi0,id=scsi0,write-cache=on",
-                "-blockdev",
-                r#"{"driver":"throttle","file":{"driver":"qcow2","backing":{"driver":"qcow2","file":{"driver":"file","filename":"/i/snap.qcow2"}},"file":{"aio":"threads","driver":"file","filename":"/i/vm.qcow2"}},"node-name":"drive-scsi1"}"#,
-                "-device",
-                "scsi-hd,bus=scsihw0.0,drive=drive-scsi1,id=scsi1",
-                "-blockdev",
-                r#"{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"/i/whole.qcow2"},"node-name":"drive-scsi2"}"#,
-                "-device",
-                "scsi-hd,bus=scsihw0.0,drive=drive-scsi2,id=scsi2",
-            ],
-        );
+        let devices = qemu(&[
+            "-blockdev",
+            r#"{"driver":"throttle","file":{"cache":{"direct":true,"no-flush":false},"driver":"raw","file":{"aio":"io_uring","cache":{"direct":true,"no-flush":false},"driver":"host_device","filename":"/dev/pve/vm-100-disk-0","node-name":"e1"},"node-name":"f1"},"node-name":"drive-scsi0","throttle-group":"throttle-drive-scsi0"}"#,
+            "-device",
+            "scsi-hd,bus=scsihw0.0,channel=0,scsi-id=0,lun=0,drive=drive-scsi0,id=scsi0,write-cache=on",
+            "-blockdev",
+            r#"{"driver":"throttle","file":{"driver":"qcow2","backing":{"driver":"qcow2","file":{"driver":"file","filename":"/i/snap.qcow2"}},"file":{"aio":"threads","driver":"file","filename":"/i/vm.qcow2"}},"node-name":"drive-scsi1"}"#,
+            "-device",
+            "scsi-hd,bus=scsihw0.0,drive=drive-scsi1,id=scsi1",
+            "-blockdev",
+            r#"{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"/i/whole.qcow2"},"node-name":"drive-scsi2"}"#,
+            "-device",
+            "scsi-hd,bus=scsihw0.0,drive=drive-scsi2,id=scsi2",
+        ]);
         let of = |at: usize| {
-            let DomainDisk { target, source, format, resource, submission, .. } = &told.disks[at];
+            let DomainDisk { target, source, format, resource, submission, .. } =
+                &devices.disks[at];
             (&**target, *source, &**format, &**resource, *submission)
         };
         assert_eq!(
@@ -363,52 +353,49 @@ mod tests {
             of(1),
             ("scsi1", StorageSource::Sparse, "qcow2", "/i/vm.qcow2", Submission::Threads)
         );
-        assert_eq!(told.disks[1].others, ["/i/snap.qcow2"]);
-        // The last of a chain may be based on another, unless that is ruled out.
-        let open: Vec<_> = told.disks.iter().map(|disk| disk.chain_is_in_image).collect();
+        assert_eq!(devices.disks[1].others, ["/i/snap.qcow2"]);
+        // The last image may have a backing file that only its header names, unless `backing` is null.
+        let open: Vec<_> = devices.disks.iter().map(|disk| disk.chain_is_in_image).collect();
         assert_eq!(open, [false, true, false]);
     }
 
     #[test]
-    fn a_drive_tells_its_chain_or_leaves_it_to_the_image() {
-        let told = parse(
-            Vmm::Qemu,
-            &words(
-                "-drive file=/i/a.qcow2,format=qcow2,id=a -drive file=/i/b,id=b \
+    fn a_drive_names_its_chain_or_leaves_it_to_the_header() {
+        let devices = qemu(&words(
+            "-drive file=/i/a.qcow2,format=qcow2,id=a -drive file=/i/b,id=b \
                  -drive file=/i/c,format=raw,id=c -hda /i/d \
                  -drive file=/i/e,format=qcow2,backing.driver=raw,backing.file.filename=/i/f,id=e",
-            ),
-        );
-        let open: Vec<_> = told.disks.iter().map(|disk| disk.chain_is_in_image).collect();
+        ));
+        let open: Vec<_> = devices.disks.iter().map(|disk| disk.chain_is_in_image).collect();
         assert_eq!(open, [true, true, false, true, false]);
-        assert_eq!(told.disks[4].others, ["/i/f"]);
+        assert_eq!(devices.disks[4].others, ["/i/f"]);
     }
 
     #[test]
     fn other_vmms() {
-        let told = parse(
-            Vmm::CloudHypervisor,
-            &words(
-                "--disk path=/i/a.raw path=/dev/vg/b,readonly=on,id=b --net tap=tap0,mac=52:54:00:00:00:01",
-            ),
+        let devices = cloud_hypervisor(&words(
+            "--disk path=/i/a.raw path=/dev/vg/b,readonly=on,id=b --net tap=tap0,mac=52:54:00:00:00:01",
+        ));
+        assert_eq!(devices.disks.len(), 2);
+        assert_eq!(
+            (&*devices.disks[1].target, devices.disks[1].source),
+            ("b", StorageSource::Block)
         );
-        assert_eq!(told.disks.len(), 2);
-        assert_eq!((&*told.disks[1].target, told.disks[1].source), ("b", StorageSource::Block));
-        assert_eq!(told.nics[0].device.as_deref(), Some("tap0"));
-        let told = firecracker(
+        assert_eq!(devices.nics[0].device.as_deref(), Some("tap0"));
+        let devices = firecracker(
             br#"{"drives":[{"drive_id":"rootfs","path_on_host":"/i/root.ext4","is_root_device":true,"is_read_only":true}],
                 "network-interfaces":[{"iface_id":"eth0","guest_mac":"06:00:AC:10:00:02","host_dev_name":"tap0"}]}"#,
         );
-        assert_eq!(told.disks[0].access, StorageAccess::ReadOnly);
-        assert_eq!(told.nics[0].mac, [6, 0, 0xac, 0x10, 0, 2]);
+        assert_eq!(devices.disks[0].access, StorageAccess::ReadOnly);
+        assert_eq!(devices.nics[0].mac, [6, 0, 0xac, 0x10, 0, 2]);
         assert_eq!(firecracker(b"{"), Devices::default());
     }
 
     #[test]
-    fn names_are_told_apart() {
-        let told = parse(Vmm::Qemu, &words("-drive file=a,if=virtio -drive file=b,if=virtio"));
+    fn names_are_made_unique() {
+        let devices = qemu(&words("-drive file=a,if=virtio -drive file=b,if=virtio"));
         assert_eq!(
-            told.disks.iter().map(|disk| &*disk.target).collect::<Vec<_>>(),
+            devices.disks.iter().map(|disk| &*disk.target).collect::<Vec<_>>(),
             ["virtio0", "virtio0#2"]
         );
     }
@@ -419,12 +406,12 @@ mod tests {
         #[test]
         fn no_arguments_panic(arguments in prop::collection::vec("(-(drive|blockdev|device|netdev|nic|hda))|[a-z=,:0-9é{}\"]{0,16}", 0..8)) {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let _ = (parse(Vmm::Qemu, &arguments), parse(Vmm::CloudHypervisor, &arguments));
+            let _ = (qemu(&arguments), cloud_hypervisor(&arguments));
         }
 
         #[test]
-        fn no_configuration_panics(octets in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = firecracker(&octets);
+        fn no_configuration_panics(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = firecracker(&bytes);
         }
     }
 }

@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tracing::{debug, warn};
 
 use super::{
-    options::{get, object},
+    options::Fields,
     process::Process,
     qcow2::{HEADER_LEN, Header},
 };
@@ -186,8 +186,8 @@ fn read_up_to(file: &File, octets: &mut [u8]) -> io::Result<usize> {
 /// The path in an image's name for another; nothing where that is reached by the network.
 fn file_of(name: &str) -> Option<String> {
     if let Some(json) = name.strip_prefix("json:") {
-        let fields = object(json)?;
-        let path = get(&fields, "filename").or_else(|| get(&fields, "file.filename"));
+        let fields = Fields::parse_json(json)?;
+        let path = fields.get("filename").or_else(|| fields.get("file.filename"));
         return path.map(str::to_owned);
     }
     if let Some(path) = name.strip_prefix("file:") {
