@@ -8,7 +8,8 @@
 //! 4. [`mib`] is the schema of VM-MIB and answers get and get-next over the inventory and the counters.
 //! 5. [`agentx`] speaks RFC 2741 with the SNMP master; it knows a [`agentx::View`], not the MIB.
 //!
-//! [`notify`] makes notifications of changes in 3, and 5 sends them. [`run`](mod@run) puts them together. [`snmp`] holds the types that 4 and 5 share and imports nothing of ours.
+//! [`notify`] makes notifications of changes in 3, and 5 sends them. [`run`](mod@run) puts them together. [`snmp`] holds the types
+//! that 4 and 5 share, [`histogram`] the quantiles that 2 and 5 give out; both import nothing of the rooms.
 
 pub mod agentx;
 pub mod check;
@@ -16,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod counters;
 pub mod counting;
+pub mod histogram;
 pub mod inventory;
 pub mod mib;
 pub mod notify;

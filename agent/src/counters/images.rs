@@ -6,17 +6,14 @@ use std::sync::atomic::{
     fence,
 };
 
-use hdrhistogram::Histogram;
-use kvmeter_common::{
-    IMAGES, ImageKey, Layer,
-    image::{LATENCY_BUCKETS, PROBES, bucket_start},
-};
+use kvmeter_common::{IMAGES, ImageKey, Layer, image::PROBES};
 
 use super::{
     DiskIo, Records, VmSlot,
     mapped::{SharedDirectionCounters, SharedImageRecord},
     records::TRIES,
 };
+use crate::histogram::Histogram;
 
 /// Slot of an image's record: 0 to 4,095.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -54,19 +51,16 @@ impl ImageRecordInfo {
 }
 
 /// What is known of a disk's requests in one direction beside the numbers that SNMP serves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Requests {
     /// Requests that ended with an error.
     pub errors: u64,
-    /// Latencies in ns; each is told with an error of an eighth at most.
-    pub latencies: Histogram<u64>,
+    /// Latencies of the others.
+    pub latencies: Histogram,
 }
 
 /// How many times as often as for a word a reader tries again while counts are moved.
 const MOVES: usize = 64;
-
-/// Latencies above this are counted as this: 34 s, the end of the last bucket.
-const LONGEST_NS: u64 = 1 << 35;
 
 impl Records {
     /// What VMs did on these images, together. Each number is never less than it was before, as long as the images
@@ -241,27 +235,10 @@ fn leads(record: &SharedImageRecord, key: ImageKey) -> bool {
 }
 
 fn requests<'a>(directions: impl Iterator<Item = &'a SharedDirectionCounters>) -> Requests {
-    let mut requests = Requests { errors: 0, latencies: latencies() };
+    let mut requests = Requests::default();
     for direction in directions {
         requests.errors = requests.errors.wrapping_add(direction.errors.load(Relaxed));
-        for (bucket, cell) in direction.buckets.iter().enumerate() {
-            let count = cell.load(Relaxed);
-            if count > 0 {
-                requests.latencies.saturating_record_n(middle_of(bucket), count);
-            }
-        }
+        requests.latencies.add(direction.buckets.iter().map(|bucket| bucket.load(Relaxed)));
     }
     requests
-}
-
-/// Three significant digits are more than the buckets of the kernel tell.
-fn latencies() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LONGEST_NS, 3)
-        .unwrap_or_else(|_| unreachable!("the bounds are valid"))
-}
-
-/// The latency in ns that stands for a bucket.
-fn middle_of(bucket: usize) -> u64 {
-    let end = if bucket + 1 < LATENCY_BUCKETS { bucket_start(bucket + 1) } else { LONGEST_NS };
-    u64::midpoint(bucket_start(bucket), end)
 }

@@ -230,15 +230,15 @@ fn requests(
     latency_ns: u64,
     more: &counters::Requests,
 ) -> DiskRequests {
-    let quantile = |quantile| more.latencies.value_at_quantile(quantile) / 1000;
+    let quantile = |per_mille| more.latencies.quantile(per_mille) / 1000;
     DiskRequests {
         requests,
         octets,
         errors: more.errors,
         latency_ns,
-        p50_us: quantile(0.5),
-        p99_us: quantile(0.99),
-        p999_us: quantile(0.999),
+        p50_us: quantile(500),
+        p99_us: quantile(990),
+        p999_us: quantile(999),
     }
 }
 
