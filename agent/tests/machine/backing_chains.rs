@@ -1,0 +1,190 @@
+//! Disks of a QEMU that is started by hand with nothing but the image on top.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, os::unix::fs::symlink, process::Command};
+
+use crate::lab::{stage::Stage, strace::Strace};
+use tempfile::TempDir;
+use xtask::lab::{Accelerator, PATIENCE, Qemu, Qmp, missing, wait_until};
+
+/// vmStorageReadIOs, vmStorageWriteIOs, vmStorageReadOctets, vmStorageWriteOctets.
+const COLUMNS: [u32; 4] = [13, 14, 15, 16];
+const SIZE: u64 = 4 << 20;
+
+struct Images(TempDir);
+
+impl Images {
+    fn new() -> Self {
+        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn raw(&self, name: &str) -> String {
+        fs::write(self.path(name), vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
+        self.path(name)
+    }
+
+    /// One that names the other so.
+    fn over(&self, name: &str, backing: &str, format: &str) -> String {
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-f", "qcow2", "-b", backing, "-F", format, &self.path(name)]);
+        assert!(make.current_dir(self.0.path()).status().unwrap().success());
+        self.path(name)
+    }
+}
+
+fn counts(stage: &mut Stage, index: u32, disk: u32) -> [u64; 4] {
+    COLUMNS.map(|column| stage.number(&[7, 1, column], &[index, disk]).unwrap())
+}
+
+/// QEMU with these drives, paused, with its monitor.
+fn qemu(images: &Images, drives: &[String]) -> (Qemu, Qmp) {
+    let socket = images.path("qmp");
+    let accelerator = if missing("kvm").is_none() { Accelerator::Kvm } else { Accelerator::Tcg };
+    let monitor = format!("unix:{socket},server=on,wait=off");
+    let mut more = vec!["-S", "-qmp", &monitor];
+    more.extend(drives.iter().flat_map(|drive| ["-drive", drive]));
+    let qemu = Qemu::start("chain", accelerator, &more).unwrap();
+    let qmp = Qmp::connect(socket.as_ref()).unwrap();
+    (qemu, qmp)
+}
+
+/// vmStorageVmIndex, once the kernel counts the disks.
+fn counted(stage: &Stage, qemu: &Qemu) -> u32 {
+    wait_until(PATIENCE, "the disks are counted", || {
+        let index = stage.index_of(qemu.child.pid())?;
+        (stage.disk(index, "over")["counted_by"] == "dio").then_some(index)
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()))
+}
+
+#[test]
+fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
+    require!("ebpf", "snmpd", "qemu");
+    let mut stage = Stage::new();
+    // What is looked at before QEMU has written it is a matter of luck.
+    for round in 0..4 {
+        let images = Images::new();
+        let base = images.raw("base.raw");
+        let over = images.over("over.qcow2", &base, "raw");
+        let other = images.raw("other.raw");
+        let drives = [
+            format!("file={over},if=none,id=over,cache=none"),
+            format!("file={other},format=raw,if=none,id=other,cache=none"),
+        ];
+        let (qemu, mut qmp) = qemu(&images, &drives);
+        let index = counted(&stage, &qemu);
+        let disk = u32::try_from(stage.disk(index, "over")["index"].as_u64().unwrap()).unwrap();
+        let mut writes = |qmp: &mut Qmp, what: &str| {
+            let before = counts(&mut stage, index, disk);
+            for place in 0..20 {
+                qmp.request("over", &format!("write {}k 64k", place * 64)).unwrap();
+            }
+            let least = before[3] + 20 * 65_536;
+            stage.wait_for(what, &[7, 1, 16], &[index, disk], |octets| octets >= Some(least));
+        };
+        writes(&mut qmp, "what is written before");
+        let top = images.path("top.qcow2");
+        qmp.execute(&format!(
+            r#"{{"execute":"blockdev-snapshot-sync","arguments":{{"device":"over","snapshot-file":"{top}","format":"qcow2"}}}}"#
+        ))
+        .unwrap();
+        writes(&mut qmp, "what is written to the new image");
+        // All of it goes into the one at the bottom, which is the disk then.
+        qmp.execute(&format!(
+            r#"{{"execute":"block-commit","arguments":{{"job-id":"commit","device":"over","base":"{base}"}}}}"#
+        ))
+        .unwrap();
+        wait_until(PATIENCE, "the commit is ready", || {
+            qmp.execute(r#"{"execute":"block-job-complete","arguments":{"device":"commit"}}"#).ok()
+        })
+        .unwrap();
+        wait_until(PATIENCE, "the commit is done", || {
+            let jobs = qmp.execute(r#"{"execute":"query-block-jobs"}"#).unwrap();
+            (!jobs.contains("commit")).then_some(())
+        })
+        .unwrap();
+        writes(&mut qmp, "what is written after the commit");
+        // Another image has the process looked at again.
+        let hot = images.raw("hot.raw");
+        let add = format!("drive_add 0 file={hot},format=raw,if=none,id=hot,cache=none");
+        qmp.execute(&format!(
+            r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{add}"}}}}"#
+        ))
+        .unwrap();
+        qmp.request("hot", "write 0 4k").unwrap();
+        for _ in 0..20 {
+            writes(&mut qmp, "what is written after a look");
+        }
+        println!("round {round}");
+    }
+}
+
+#[test]
+fn what_an_image_is_based_on_is_known_from_the_image() {
+    require!("ebpf", "snmpd", "qemu", "strace");
+    let images = Images::new();
+    let base = images.raw("base.raw");
+    // Relative to the link, by which QEMU finds it.
+    fs::create_dir(images.path("links")).unwrap();
+    for (name, leads_to) in [("base.raw", "../base.raw"), ("middle.qcow2", "../middle.qcow2")] {
+        symlink(leads_to, images.path(&format!("links/{name}"))).unwrap();
+    }
+    images.over("middle.qcow2", "base.raw", "raw");
+    let over = images.over("over.qcow2", "links/middle.qcow2", "qcow2");
+    // The guest of a raw disk can write whatever it likes to where a header would be.
+    let forged = images.raw("forged.raw");
+    let header = images.over("header.qcow2", &base, "raw");
+    let mut octets = fs::read(header).unwrap();
+    octets.resize(usize::try_from(SIZE).unwrap(), 0);
+    fs::write(&forged, octets).unwrap();
+
+    let mut stage = Stage::new();
+    let drives = [
+        format!("file={forged},format=raw,if=none,id=forged,cache=none"),
+        format!("file={over},if=none,id=over,cache=none"),
+    ];
+    let (qemu, mut qmp) = qemu(&images, &drives);
+    let index = counted(&stage, &qemu);
+    let disks = ["forged", "over"]
+        .map(|target| u32::try_from(stage.disk(index, target)["index"].as_u64().unwrap()).unwrap());
+    let defined = &[7, 1, 11];
+    let steps = Some(SIZE / (1 << 10));
+    for disk in disks {
+        stage.wait_for("the size of the disk", defined, &[index, disk], |size| size == steps);
+    }
+
+    let strace = Strace::of(qemu.child.pid(), images.0.path());
+    let first = disks.map(|disk| counts(&mut stage, index, disk));
+    let work = |qmp: &mut Qmp| {
+        for place in 0..8 {
+            qmp.request("over", &format!("read {}k 4k", place * 128)).unwrap();
+            qmp.request("over", &format!("write {}k 8k", place * 128 + 64)).unwrap();
+        }
+    };
+    work(&mut qmp);
+    // What is put on top of it by QEMU's own order is part of the disk, too.
+    let top = images.over("top.qcow2", &over, "qcow2");
+    qmp.execute(&format!(
+        r#"{{"execute":"blockdev-snapshot-sync","arguments":{{"device":"over","snapshot-file":"{top}","mode":"existing"}}}}"#
+    ))
+    .unwrap();
+    work(&mut qmp);
+    let seen = strace.end(&["base.raw", "middle.qcow2", "over.qcow2", "top.qcow2"]);
+    assert_eq!(seen.len(), 4, "{seen:?}");
+    let expected: [u64; 4] = std::array::from_fn(|at| seen.values().map(|counts| counts[at]).sum());
+    wait_until(PATIENCE, "all is counted", || {
+        let now = counts(&mut stage, index, disks[1]);
+        let moved: [u64; 4] = std::array::from_fn(|at| now[at] - first[1][at]);
+        (moved == expected).then_some(())
+    })
+    .unwrap_or_else(|error| {
+        let now = counts(&mut stage, index, disks[1]);
+        panic!("{error}: {now:?} - {:?}, expected {expected:?} of {seen:?}", first[1])
+    });
+    assert_eq!(counts(&mut stage, index, disks[0]), first[0]);
+}

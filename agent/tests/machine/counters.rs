@@ -1,0 +1,319 @@
+//! The counters against the kernel's own, on threads of this very process.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::lab::PinDir;
+use kvmeter::{
+    counters::{ImageSlot, Readings as _, Records},
+    counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
+    probe::{KERNEL_BTF, Probe},
+};
+use kvmeter_common::LAYOUT;
+use xtask::lab::{PATIENCE, wait_until};
+
+/// A thread of this process, which outlives the test that names it.
+struct OwnThread(u32);
+
+impl OwnThread {
+    fn file(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(format!("/proc/self/task/{}/{name}", self.0))
+    }
+}
+
+impl HeldThread for OwnThread {
+    fn tid(&self) -> u32 {
+        self.0
+    }
+
+    fn schedstat(&self) -> io::Result<Schedstat> {
+        let text = self.file("schedstat")?;
+        let mut words = text.split_whitespace().map(|word| word.parse().unwrap());
+        Ok(Schedstat { run_ns: words.next().unwrap(), wait_ns: words.next().unwrap() })
+    }
+
+    fn run_state(&self) -> io::Result<RunState> {
+        let text = self.file("stat")?;
+        let fields: Vec<&str> = text[text.rfind(')').unwrap() + 2..].split(' ').collect();
+        Ok(RunState {
+            runnable: fields[0] == "R",
+            cpu: fields[36].parse().unwrap(),
+            is_real_time: false,
+        })
+    }
+}
+
+fn own_tid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+fn start(pins: &PinDir) -> (Arc<Records>, Registration<Arc<Records>>, Probe) {
+    let probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();
+    let records = Arc::new(Records::map(&probe).unwrap());
+    (Arc::clone(&records), Registration::adopt(records), probe)
+}
+
+/// A thread that burns CPU while `busy` is set and waits on a channel else.
+struct Burner {
+    tid: u32,
+    busy: Arc<AtomicBool>,
+    wake: mpsc::Sender<()>,
+    handle: thread::JoinHandle<()>,
+}
+
+impl Burner {
+    fn start() -> Self {
+        let (tell, told) = mpsc::channel();
+        let (wake, woken) = mpsc::channel();
+        let busy = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&busy);
+        let handle = thread::spawn(move || {
+            tell.send(own_tid()).unwrap();
+            while woken.recv().is_ok() {
+                while flag.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        Self { tid: told.recv().unwrap(), busy, wake, handle }
+    }
+
+    fn burn(&self) {
+        self.busy.store(true, Ordering::Relaxed);
+        self.wake.send(()).unwrap();
+    }
+
+    /// Ends the burning and waits until the thread sleeps.
+    fn rest(&self) {
+        self.busy.store(false, Ordering::Relaxed);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid))
+            .unwrap()
+            .contains(") S ")
+        {
+            assert!(Instant::now() < deadline, "the thread does not come to rest");
+            thread::yield_now();
+        }
+    }
+
+    fn end(self) {
+        drop(self.wake);
+        self.handle.join().unwrap();
+    }
+}
+
+#[test]
+fn a_thread_at_rest_shows_exactly_what_the_kernel_shows() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    let held = OwnThread(burner.tid);
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    for _ in 0..20 {
+        burner.burn();
+        let until = Instant::now() + Duration::from_millis(7);
+        while Instant::now() < until {
+            records.vcpu_time_ns(slot);
+        }
+        // Time that a hypervisor below or an interrupt took is given out as the thread's until its next switch;
+        // what it runs without being read makes up for that.
+        thread::sleep(Duration::from_millis(2));
+        burner.rest();
+        // A thread is said to sleep shortly before it leaves its CPU.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let kernel = held.schedstat().unwrap();
+            let ours = records.vcpu_time_ns(slot).unwrap();
+            let wait = records.thread(slot).unwrap().wait_ns;
+            if ours.abs_diff(kernel.run_ns) < 1000 && wait.abs_diff(kernel.wait_ns) < 1000 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "ours {ours} and {wait}, the kernel's {kernel:?}");
+        }
+    }
+    burner.end();
+}
+
+#[test]
+fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    // It runs already when it is registered: only a visit to its CPU tells since when.
+    burner.burn();
+    let held = OwnThread(burner.tid);
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    registration.settle(vm, &[&held]);
+    assert!(records.vcpu_time_ns(slot).is_some(), "known without waiting for the next switch");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let (start, before) = (Instant::now(), records.thread(slot).unwrap());
+        // Asleep, for a reader that ran would leave no CPU to whatever else wants one.
+        thread::sleep(Duration::from_millis(100));
+        let (elapsed, after) = (start.elapsed(), records.thread(slot).unwrap());
+        // Only a stretch without a switch says something; on a loaded machine it takes some tries.
+        if before.switches_in == after.switches_in && before.preemptions == after.preemptions {
+            let grown = Duration::from_nanos(after.run_ns.unwrap() - before.run_ns.unwrap());
+            assert!(
+                grown.abs_diff(elapsed) < Duration::from_micros(100),
+                "{grown:?} in {elapsed:?}"
+            );
+            break;
+        }
+        if Instant::now() > deadline {
+            eprintln!("skipped: the machine is too busy to leave a thread alone for 100 ms");
+            break;
+        }
+    }
+    burner.rest();
+    burner.end();
+}
+
+#[test]
+fn no_counter_goes_back_while_threads_migrate() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    burner.burn();
+    let held = OwnThread(burner.tid);
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    registration.settle(vm, &[&held]);
+    let cpus = thread::available_parallelism().unwrap().get();
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut vcpu, mut total) = (0, 0);
+                    for _ in 0..250_000 {
+                        let next = records.vcpu_time_ns(slot).unwrap();
+                        assert!(next >= vcpu, "the vCPU's time went from {vcpu} to {next}");
+                        vcpu = next;
+                        let next = records.vm_time_ns(vm).unwrap();
+                        assert!(next >= total, "the VM's time went from {total} to {next}");
+                        total = next;
+                    }
+                })
+            })
+            .collect();
+        let tid = rustix::process::Pid::from_raw(burner.tid.cast_signed());
+        for cpu in (0..cpus).cycle() {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(cpu);
+            rustix::thread::sched_setaffinity(tid, &set).unwrap();
+            if readers.iter().all(thread::ScopedJoinHandle::is_finished) {
+                break;
+            }
+            thread::yield_now();
+        }
+    });
+    burner.rest();
+    // What was given out is at most the kernel's lag at a switch ahead of the truth.
+    let (ours, kernel) = (records.vcpu_time_ns(slot).unwrap(), held.schedstat().unwrap().run_ns);
+    assert!(ours.abs_diff(kernel) < 100_000, "ours {ours}, the kernel's {kernel}");
+    burner.end();
+}
+
+#[test]
+fn a_new_probe_adopts_what_an_old_one_counted() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let burner = Burner::start();
+    let held = OwnThread(burner.tid);
+    let (vm, slot) = {
+        let (_records, registration, probe) = start(&pins);
+        assert!(!probe.adopted);
+        let vm = registration.track_vm(std::process::id()).unwrap();
+        (vm, registration.track_thread(vm, &held, Some(3)).unwrap())
+    };
+    // Nobody has the maps open now but the kernel.
+    burner.burn();
+    thread::yield_now();
+    burner.rest();
+    let (records, registration, probe) = start(&pins);
+    assert!(probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
+    assert_eq!(registration.tracked_vms(), [(vm, std::process::id())]);
+    assert_eq!(registration.track_vm(std::process::id()).unwrap(), vm);
+    assert_eq!(registration.track_thread(vm, &held, Some(3)).unwrap(), slot);
+    assert_eq!(records.vcpu_time_ns(slot), Some(held.schedstat().unwrap().run_ns));
+    burner.end();
+}
+
+#[test]
+fn records_that_nobody_counts_in_are_given_out_no_more() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &OwnThread(burner.tid), Some(0)).unwrap();
+    burner.burn();
+    wait_until(PATIENCE, "it is counted", || records.vcpu_time_ns(slot)).unwrap();
+    assert!(Probe::detach(pins.path()).unwrap());
+    assert_eq!((records.vcpu_time_ns(slot), records.vm_time_ns(vm)), (None, None));
+    assert_eq!(records.disk_io(&[ImageSlot(0)]), None);
+    burner.rest();
+    burner.end();
+}
+
+#[test]
+fn what_other_versions_have_pinned_is_removed() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    drop(start(&pins));
+    let own = pins.path().join(format!("v{LAYOUT}"));
+    let other = pins.path().join("v1");
+    fs::create_dir(&other).unwrap();
+    for (name, elsewhere) in
+        [("sched_wakeup", own.join("link_of_old")), ("sched_process_exec", other.join("link_x"))]
+    {
+        fs::rename(own.join(format!("link_{name}")), elsewhere).unwrap();
+    }
+    let (.., probe) = start(&pins);
+    assert!(probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
+    assert!(!other.exists() && !own.join("link_of_old").exists());
+    assert!(own.join("link_sched_wakeup").exists());
+}
+
+#[test]
+fn the_end_of_a_thread_frees_its_record_and_keeps_its_time() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    let held = OwnThread(burner.tid);
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    burner.burn();
+    let until = Instant::now() + Duration::from_millis(20);
+    while Instant::now() < until {}
+    burner.rest();
+    let used = records.vcpu_time_ns(slot).unwrap();
+    burner.end();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while records.thread(slot).is_some() {
+        assert!(Instant::now() < deadline, "the record is not freed");
+        thread::yield_now();
+    }
+    assert_eq!(records.vcpu_time_ns(slot), None);
+    assert!(records.vm_time_ns(vm).unwrap() >= used);
+    registration.untrack_vm(vm);
+    assert_eq!(records.vm_time_ns(vm), None);
+    assert!(registration.tracked_vms().is_empty());
+}

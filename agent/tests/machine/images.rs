@@ -1,0 +1,330 @@
+//! The I/O of images against what was asked for, with this very process as the VM.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs::{File, OpenOptions},
+    io::IoSliceMut,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::lab::counted::Counted;
+use kvmeter::{
+    counters::DiskIo,
+    counting::{Tracker as _, self_test},
+    probe::Method,
+};
+use kvmeter_common::Layer;
+use rustix::fs::OFlags;
+use xtask::lab::{LoopDevice, PATIENCE, wait_until};
+
+/// A number of reads and of writes, with their octets.
+fn numbers(io: DiskIo) -> [u64; 4] {
+    [io.reads, io.read_octets, io.writes, io.write_octets]
+}
+
+/// On a host with other work, the caller's own clock has that in it, too: so often it is tried without.
+const TRIES: usize = 40;
+
+/// What takes long to read beside the way into the kernel and back.
+const PAGES: usize = 128;
+
+/// Octets at an address that `O_DIRECT` takes.
+#[repr(align(4096))]
+struct Page([u8; 65_536]);
+
+fn image(dir: &Path, flags: OFlags) -> (PathBuf, File) {
+    let path = dir.join("image");
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    (path.clone(), open(&path, flags))
+}
+
+fn open(path: &Path, flags: OFlags) -> File {
+    let flags = i32::try_from(flags.bits()).unwrap();
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).unwrap()
+}
+
+/// Three reads of 4, 8 and 64 KiB, two writes of 4 and 16 KiB.
+fn exercise(file: &File, page: &mut Page) {
+    for len in [4096, 8192, 65_536] {
+        assert_eq!(file.read_at(&mut page.0[..len], 0).unwrap(), len);
+    }
+    for len in [4096, 16_384] {
+        assert_eq!(file.write_at(&page.0[..len], 65_536).unwrap(), len);
+    }
+}
+
+const EXERCISED: [u64; 4] = [3, 77_824, 2, 20_480];
+
+/// This process, with the image counted by this method alone; nothing where the kernel does not have it.
+fn counted_by(method: Method, path: &Path) -> Option<Counted> {
+    let counted = Counted::by(&[method]);
+    counted.probe.image_hooks.availability(method).ok()?;
+    counted.records.claim_image(counted.key(path), method.layer()).unwrap();
+    Some(counted)
+}
+
+#[test]
+fn files_past_the_page_cache_are_counted_in_each_way() {
+    require!("ebpf");
+    for method in [Method::Dio, Method::Vfs, Method::Syscall] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (path, file) = image(dir.path(), OFlags::DIRECT);
+        let Some(counted) = counted_by(method, &path) else { continue };
+        let mut page = Box::new(Page([7; 65_536]));
+        exercise(&file, &mut page);
+        assert_eq!(numbers(counted.io(&path)), EXERCISED, "{method:?}");
+        // Behind the end of the file there is nothing to read.
+        assert_eq!(file.read_at(&mut page.0[..4096], 1 << 20).unwrap(), 0);
+        file.sync_all().unwrap();
+        assert_eq!(numbers(counted.io(&path))[2..], EXERCISED[2..], "{method:?}");
+    }
+}
+
+#[test]
+fn requests_that_a_thread_makes_are_counted_beside_those_of_io_uring() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::IoUring, Method::Dio]);
+    if counted.probe.image_hooks.availability(Method::Dio).is_err() {
+        return;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (path, file) = image(dir.path(), OFlags::DIRECT);
+    counted.records.claim_image(counted.key(&path), Layer::Ring).unwrap();
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+#[test]
+fn files_in_the_page_cache_are_counted_at_the_functions_of_their_calls() {
+    require!("ebpf");
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    let Some(counted) = counted_by(Method::Vfs, &path) else { return };
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+    assert!(File::open(&path).unwrap().write_at(&[0], 0).is_err());
+    let [_, writes] = counted.records.image_requests(&counted.slots(&path));
+    assert_eq!((writes.errors, counted.io(&path).writes), (1, EXERCISED[2]));
+    // The first request on another file is seen, too.
+    let (other, file) = {
+        let path = dir.path().join("other");
+        (path.clone(), OpenOptions::new().create_new(true).write(true).open(&path).unwrap())
+    };
+    file.write_all_at(&[7], 0).unwrap();
+    assert_eq!(numbers(counted.io(&other)), [0, 0, 1, 1]);
+}
+
+#[test]
+fn files_in_the_page_cache_are_counted_by_their_calls() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::Syscall, Method::Vfs, Method::Dio]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+    // One without a record is a file of the VM, and no image of it as long as it is read without a position.
+    let other = dir.path().join("other");
+    std::fs::write(&other, b"log").unwrap();
+    assert_eq!(counted.slots(&other), []);
+    std::fs::read(&path).unwrap();
+    let now = counted.io(&path);
+    assert!(now.reads > EXERCISED[0] && now.read_octets == EXERCISED[1] + (1 << 20));
+    // What fails is an error and nothing else.
+    let read_only = File::open(&path).unwrap();
+    assert!(read_only.write_at(&[0], 0).is_err());
+    assert_eq!(counted.io(&path).writes, EXERCISED[2]);
+    let [reads, writes] = counted.records.image_requests(&counted.slots(&path));
+    assert_eq!((reads.errors, writes.errors), (0, 1));
+    assert_eq!(reads.latencies.count(), now.reads);
+    let mean = now.read_ns as f64 / now.reads as f64;
+    assert!(
+        reads.latencies.quantile(0) as f64 <= mean * 1.25
+            && reads.latencies.quantile(1000) as f64 >= mean * 0.8
+    );
+}
+
+#[test]
+fn what_others_see_does_not_pass_the_test_of_programs_at_functions() {
+    require!("ebpf");
+    // Which of them pass is printed.
+    let counted = Counted::by(&[Method::Vfs, Method::Aio, Method::Syscall, Method::IoUring]);
+    assert_eq!(counted.records.image_records(), []);
+    drop(counted);
+    let counted = Counted::by(&[Method::Syscall, Method::IoUring]);
+    for method in [Method::Vfs, Method::Aio] {
+        let tested = self_test(&counted.records, method);
+        assert!(tested.is_err_and(|why| why.contains("it saw [0, 0, 0, 0]")));
+    }
+}
+
+#[test]
+fn block_devices_are_counted_where_the_agent_says_so() {
+    require!("ebpf", "loop");
+    let mut counted = Counted::by(&[Method::Bdev]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = image(dir.path(), OFlags::empty());
+    let device = LoopDevice::of(&path).unwrap();
+    let file = open(device.path(), OFlags::DIRECT);
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    assert_eq!(counted.slots(device.path()), []);
+    counted.records.claim_image(counted.key(device.path()), Layer::Block).unwrap();
+    // The end of a request that was not seen is known when the next begins.
+    let counts = |times: u64| {
+        exercise(&file, &mut page);
+        file.sync_all().unwrap();
+        let now = numbers(counted.io(device.path()));
+        (now == EXERCISED.map(|number| number * times)).then_some(now)
+    };
+    (1..100).find_map(counts).unwrap();
+    // Nothing is counted without its hooks, once the kernel has let them go; and the next record begins anew.
+    counted.probe.image_hooks.set_attached(|_| false);
+    wait_until(PATIENCE, "the hooks are gone", || {
+        let before = numbers(counted.io(device.path()));
+        exercise(&file, &mut page);
+        (numbers(counted.io(device.path())) == before).then_some(())
+    })
+    .unwrap();
+    counted.registration.untrack_vm(counted.vm);
+    assert_eq!(counted.records.image_records(), []);
+}
+
+#[test]
+fn hooks_that_were_given_up_can_be_had_again_soon() {
+    require!("ebpf");
+    let mut counted = Counted::by(&Method::ALL);
+    let hooks = &mut counted.probe.image_hooks;
+    let works: Vec<_> =
+        Method::ALL.into_iter().filter(|method| hooks.availability(*method).is_ok()).collect();
+    for _ in 0..3 {
+        hooks.set_attached(|_| false);
+        // The kernel lets them go some time later, and refuses them until then.
+        wait_until(PATIENCE, "they are attached", || {
+            hooks.set_attached(|method| works.contains(&method)).then_some(())
+        })
+        .unwrap();
+        assert!(works.iter().all(|method| hooks.availability(*method).is_ok()));
+    }
+}
+
+#[test]
+fn what_closed_images_had_is_kept_in_one_of_them() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::Syscall]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    let mut page = Box::new(Page([7; 65_536]));
+    let mut closed = Vec::new();
+    for _ in 0..3 {
+        exercise(&file, &mut page);
+        let slots = counted.slots(&path);
+        assert_eq!(slots.len(), 1);
+        counted.records.close_image(slots[0]);
+        closed.extend(slots);
+    }
+    let before = counted.records.image_io(&closed);
+    assert_eq!(numbers(before), EXERCISED.map(|number| number * 3));
+    let [reads, _] = counted.records.image_requests(&closed);
+    counted.records.merge_images(closed[0], &closed[1..]);
+    // Also whoever still reads all three.
+    for slots in [&closed[..], &closed[..1]] {
+        assert_eq!(counted.records.image_io(slots), before);
+        let [now, _] = counted.records.image_requests(slots);
+        assert_eq!(now.latencies.count(), reads.latencies.count());
+    }
+    let taken: Vec<_> = counted.records.image_records().iter().map(|image| image.slot).collect();
+    assert_eq!(taken, closed[..1]);
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+/// Has one large request after the other made of an image. How many were counted, their latencies as the kernel has them
+/// and as this process sees them.
+fn latencies(method: Method, path: &Path, flags: OFlags, pages: usize) -> (u64, [Duration; 2]) {
+    let counted = counted_by(method, path).unwrap();
+    let file = open(path, flags);
+    let mut pages: Vec<Page> = (0..pages).map(|_| Page([0; 65_536])).collect();
+    let large = pages.len() as u64 * 65_536;
+    let mut seen = Duration::ZERO;
+    for round in 0..64 {
+        let start = Instant::now();
+        let parts = pages.iter_mut().map(|page| IoSliceMut::new(&mut page.0));
+        let mut parts: Vec<_> = parts.collect();
+        let read = rustix::io::preadv(&file, &mut parts, (round % 2) * large).unwrap();
+        assert_eq!(read as u64, large);
+        seen += start.elapsed();
+    }
+    let io = counted.io(path);
+    let told = Duration::from_nanos(io.read_ns);
+    assert!(io.reads <= 64 && io.read_octets == io.reads * large, "{io:?}");
+    let seen = seen.mul_f64(io.reads as f64 / 64.0);
+    let [reads, _] = counted.records.image_requests(&counted.slots(path));
+    let [p50, p999] = [500, 999].map(|per_mille| reads.latencies.quantile(per_mille));
+    assert!(p50 <= p999 && Duration::from_nanos(p50) * 64 < seen * 3, "{p50} {p999} {seen:?}");
+    println!("{told:?} of {seen:?}");
+    (io.reads, [told, seen])
+}
+
+#[test]
+fn latencies_are_those_that_the_caller_sees() {
+    require!("ebpf");
+    let mut tested = 0;
+    for method in [Method::Dio, Method::Vfs, Method::Syscall] {
+        if Counted::by(&[method]).probe.image_hooks.availability(method).is_err() {
+            continue;
+        }
+        tested += 1;
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, vec![7; 16 << 20]).unwrap();
+        let flags = if method == Method::Dio { OFlags::DIRECT } else { OFlags::empty() };
+        let is_near = |(reads, [told, seen]): (u64, [Duration; 2])| {
+            assert!(reads == 64 && told <= seen, "{method:?}: {reads}, {told:?} of {seen:?}");
+            told >= seen.mul_f64(0.95)
+        };
+        let mut tries = (0..TRIES).map(|_| latencies(method, &path, flags, PAGES));
+        assert!(tries.any(is_near), "{method:?}");
+    }
+    assert!(tested >= 2);
+}
+
+#[test]
+fn latencies_of_block_devices_are_a_little_less() {
+    require!("ebpf", "loop");
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, vec![7; 16 << 20]).unwrap();
+    let device = LoopDevice::direct(&path).unwrap();
+    // The end of one in an interrupt may not have been seen; and the block layer has a request some microseconds later
+    // than the kernel, and its end sooner than the caller.
+    let is_near = |(reads, [told, seen]): (u64, [Duration; 2])| {
+        assert!(reads >= 60 && told <= seen.mul_f64(1.01), "{reads}, {told:?} of {seen:?}");
+        told >= seen.mul_f64(0.85)
+    };
+    let mut tries = (0..TRIES).map(|_| latencies(Method::Bdev, device.path(), OFlags::DIRECT, 1));
+    assert!(tries.any(is_near));
+}
+
+#[test]
+fn others_that_use_an_image_are_not_counted() {
+    require!("ebpf");
+    let counted = Counted::by(&[Method::Syscall, Method::Vfs, Method::Dio]);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (path, file) = image(dir.path(), OFlags::DIRECT);
+    let mut page = Box::new(Page([7; 65_536]));
+    exercise(&file, &mut page);
+    for flags in ["iflag=direct", "iflag=fullblock"] {
+        let from = format!("if={}", path.display());
+        let mut dd = Command::new("dd");
+        dd.args([&from, "of=/dev/null", "bs=4k", flags]).stderr(Stdio::null());
+        assert!(dd.status().unwrap().success());
+    }
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}

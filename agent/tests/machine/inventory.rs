@@ -1,0 +1,234 @@
+//! VMs that come, change and go, as a manager sees it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    env, fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::lab::stage::{Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, VM_CUR_CPU_NUMBER, VM_NUMBER};
+use xtask::lab::{Accelerator, Agent, Qemu, TinyGuest, missing};
+
+/// A VM that starts or ends is seen so soon.
+const SOON: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_vm_that_starts_or_ends_is_seen_soon() {
+    require!("ebpf", "kvm", "snmpd");
+    TinyGuest::build().unwrap();
+    let mut stage = Stage::new();
+    assert_eq!(stage.number(VM_NUMBER, &[]), Some(0));
+    for round in 0..5 {
+        let start = Instant::now();
+        let mut guest = TinyGuest::start(&["--vcpus", "2", "--duty", "half"]).unwrap();
+        stage.wait_for("the VM is there", VM_NUMBER, &[], |number| number == Some(1));
+        // The process has no UUID, so its index is free again for the next.
+        stage.wait_for("its vCPUs are there", VM_CPU_CORE_TIME, &[1, 2], |time| time.is_some());
+        let seen = start.elapsed();
+        assert!(seen < SOON, "round {round}: start seen after {seen:?}\n{}", stage.agent.log());
+
+        let end = Instant::now();
+        guest.child.kill();
+        stage.wait_for("the VM is gone", VM_NUMBER, &[], |number| number == Some(0));
+        let seen = end.elapsed();
+        assert!(seen < SOON, "round {round}: end seen after {seen:?}\n{}", stage.agent.log());
+        assert_eq!(stage.number(VM_CPU_TIME, &[1]), None);
+    }
+    assert_eq!(stage.status()["sources"][0]["rescans"], 1, "one scan, at the start");
+}
+
+#[test]
+fn vcpus_come_and_go() {
+    require!("ebpf", "kvm", "snmpd");
+    let mut stage = Stage::new();
+    let mut guest = TinyGuest::start(&["--vcpus", "1", "--duty", "half"]).unwrap();
+    let index = stage.wait_for_vm(guest.pid(), 1);
+    for round in 0..3 {
+        let before = Instant::now();
+        guest.add_vcpu().unwrap();
+        stage.wait_for("a second vCPU", VM_CPU_CORE_TIME, &[index, 2], |time| time.is_some());
+        assert!(before.elapsed() < SOON, "round {round}: {:?}", before.elapsed());
+        assert_eq!(stage.number(VM_CUR_CPU_NUMBER, &[index]), Some(2));
+
+        let before = Instant::now();
+        guest.remove_vcpu().unwrap();
+        stage.wait_for("one vCPU", VM_CUR_CPU_NUMBER, &[index], |number| number == Some(1));
+        assert!(before.elapsed() < SOON, "round {round}: {:?}", before.elapsed());
+        assert_eq!(stage.number(VM_CPU_CORE_TIME, &[index, 2]), None);
+    }
+}
+
+#[test]
+fn vcpus_without_a_name_are_found_by_what_they_do() {
+    require!("ebpf", "kvm", "snmpd");
+    let stage = Stage::new();
+    let guest =
+        TinyGuest::start(&["--vcpus", "3", "--duty", "busy,half,idle", "--unnamed"]).unwrap();
+    stage.wait_for_vm(guest.pid(), 3);
+}
+
+#[test]
+fn a_vm_that_a_second_thread_makes_is_seen_soon() {
+    require!("ebpf", "kvm", "snmpd");
+    TinyGuest::build().unwrap();
+    let mut stage = Stage::new();
+    let start = Instant::now();
+    let mut guest =
+        TinyGuest::start(&["--vcpus", "2", "--duty", "half", "--vmm-thread", "--unnamed"]).unwrap();
+    stage.wait_for("its vCPUs are there", VM_CPU_CORE_TIME, &[1, 2], |time| time.is_some());
+    assert!(start.elapsed() < SOON, "seen after {:?}\n{}", start.elapsed(), stage.agent.log());
+    guest.child.kill();
+    stage.wait_for("the VM is gone", VM_NUMBER, &[], |number| number == Some(0));
+}
+
+#[test]
+fn vms_that_run_before_the_agent_are_found() {
+    require!("ebpf", "kvm", "snmpd");
+    let guest =
+        TinyGuest::start(&["--vcpus", "2", "--duty", "busy,idle", "--name", "early"]).unwrap();
+    let stage = Stage::new();
+    stage.wait_for_vm(guest.pid(), 2);
+    assert_eq!(stage.status()["vms"][0]["name"], "early");
+}
+
+#[test]
+fn qemu_is_found_with_kvm_and_without() {
+    require!("ebpf", "snmpd", "qemu");
+    let mut stage = Stage::new();
+    let uuid = "8b1a6a3c-5d0e-4a52-9c36-0d6c5f3a7e10";
+    let images = tempfile::tempdir().unwrap();
+    let image = images.path().join("disk.raw");
+    fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let mut guests = Vec::new();
+    let accelerators = match missing("kvm") {
+        None => vec![Accelerator::Kvm, Accelerator::Tcg],
+        Some(_) => vec![Accelerator::Tcg],
+    };
+    for accelerator in accelerators {
+        let name = format!("{accelerator:?}");
+        let drive = format!("file={},format=raw,if=virtio,readonly=on", image.display());
+        let options = ["-smp", "2", "-uuid", uuid, "-drive", &drive];
+        // Two VMs with the same UUID: both are served.
+        let qemu = Qemu::start(&name, accelerator, &options).unwrap();
+        let index = stage.wait_for_vm(qemu.child.pid(), 2);
+        let vm = stage.status()["vms"].as_array().unwrap().clone();
+        let vm = vm.iter().find(|vm| vm["index"] == index).unwrap();
+        assert_eq!((vm["name"].as_str(), vm["uuid"].as_str()), (Some(&*name), Some(uuid)));
+        // One disk: raw(4), readonly(3), 8 MiB.
+        let disk = [index, 1];
+        stage.wait_for("its disk", &[7, 1, 11], &disk, |size| size == Some(8192));
+        assert_eq!(stage.number(&[7, 1, 4], &disk), Some(4));
+        assert_eq!(stage.number(&[7, 1, 7], &disk), Some(3));
+        stage.wait_for("its CPU time", VM_CPU_TIME, &[index], |time| time > Some(0));
+        guests.push(qemu);
+    }
+    drop(guests);
+    stage.wait_for("all have ended", VM_NUMBER, &[], |number| number == Some(0));
+}
+
+#[test]
+fn a_qemu_in_the_background_is_found() {
+    require!("ebpf", "snmpd", "qemu");
+    let mut stage = Stage::new();
+    let dir = tempfile::tempdir().unwrap();
+    let pid_file = dir.path().join("pid");
+    let started = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-nodefaults", "-display", "none", "-m", "64", "-daemonize"])
+        .args(["-name", "background,debug-threads=on", "-pidfile"])
+        .arg(&pid_file)
+        .status()
+        .unwrap();
+    assert!(started.success());
+    let pid = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    let _guard = Kill(pid);
+    stage.wait_for_vm(pid.unsigned_abs(), 1);
+    stage.wait_for("the one that started it is gone", VM_NUMBER, &[], |number| number == Some(1));
+}
+
+#[test]
+fn without_btf_vms_are_served_and_only_their_counters_are_absent() {
+    require!("kvm", "snmpd");
+    let mut stage = Stage::with(|agent| agent.set("KVMETER_BTF", "/nonexistent/vmlinux"));
+    let guest = TinyGuest::start(&["--vcpus", "2", "--duty", "busy"]).unwrap();
+    stage.wait_for("the VM is there", VM_NUMBER, &[], |number| number == Some(1));
+    let index = stage.index_of(guest.pid()).unwrap();
+    stage.wait_for("its vCPUs", VM_CUR_CPU_NUMBER, &[index], |number| number == Some(2));
+    assert_eq!(stage.number(VM_CPU_TIME, &[index]), None);
+    assert_eq!(stage.number(VM_CPU_CORE_TIME, &[index, 1]), None);
+    let status = stage.status();
+    assert_eq!(status["probe"]["mode"], "degraded");
+    let why = status["probe"]["hooks"][0]["why"].as_str().unwrap();
+    assert!(why.contains("CONFIG_DEBUG_INFO_BTF"), "{why}");
+    drop(guest);
+    stage.wait_for("the VM is gone", VM_NUMBER, &[], |number| number == Some(0));
+}
+
+/// Ends a process that is no child.
+struct Kill(i32);
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.0) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Voluntary context switches of the agent's threads: how often it woke up and went to sleep again.
+fn wake_ups(agent: &Agent) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.child().unwrap().pid())).unwrap();
+    tasks
+        .flatten()
+        .map(|task| {
+            let status = fs::read_to_string(task.path().join("status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt")).unwrap();
+            line.split_whitespace().last().unwrap().parse::<u64>().unwrap()
+        })
+        .sum()
+}
+
+/// How long the agent is watched; `KVMETER_IDLE_S` sets the seconds.
+fn idle() -> Duration {
+    let seconds = env::var("KVMETER_IDLE_S").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(15))
+}
+
+#[test]
+fn an_idle_agent_sleeps() {
+    require!("ebpf", "kvm", "snmpd");
+    let stage = Stage::new();
+    let guest = TinyGuest::start(&["--vcpus", "2", "--duty", "idle"]).unwrap();
+    stage.wait_for_vm(guest.pid(), 2);
+    // The last look at a VM that is new comes after 2 s; threads that answered the status end after 10 s.
+    thread::sleep(Duration::from_secs(13));
+    let before = wake_ups(&stage.agent);
+    thread::sleep(idle());
+    let woken = wake_ups(&stage.agent) - before;
+    println!("woken {woken} times in {:?}", idle());
+    // One ping a minute, asked and answered.
+    let pings = 2 * (idle().as_secs() / 60 + 1);
+    assert!(woken <= pings, "woken {woken} times in {:?}\n{}", idle(), stage.agent.log());
+}
+
+#[test]
+fn processes_that_come_and_go_do_not_wake_the_agent() {
+    require!("ebpf", "kvm", "snmpd");
+    let stage = Stage::new();
+    let guest = TinyGuest::start(&["--duty", "idle"]).unwrap();
+    stage.wait_for_vm(guest.pid(), 1);
+    thread::sleep(Duration::from_secs(13));
+    let before = wake_ups(&stage.agent);
+    let start = Instant::now();
+    // The shell forks and waits for each.
+    let forks = 20_000;
+    let script = format!("i=0; while [ $i -lt {forks} ]; do (:); i=$((i+1)); done");
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    let elapsed = start.elapsed();
+    let woken = wake_ups(&stage.agent) - before;
+    println!("{:.0} forks a second", f64::from(forks) / elapsed.as_secs_f64());
+    let pings = 2 * (elapsed.as_secs() / 60 + 1);
+    assert!(woken <= pings, "woken {woken} times in {elapsed:?}\n{}", stage.agent.log());
+}

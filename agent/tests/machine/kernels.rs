@@ -1,0 +1,76 @@
+//! What counts here counts on other kernels, too: those of Debian 12, the older of which has no event of direct I/O. Both
+//! take programs at functions of the kernel.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use xtask::lab::{DebianKernel, Initramfs};
+
+/// Modules of this program whose tests need nothing but a kernel's hooks.
+const TESTS: [&str; 3] = ["counters::", "images::", "requests::"];
+
+/// Without those that want a CPU to themselves: one of these may be taken away for milliseconds.
+const OPTIONS: &str = "--test-threads=1 --nocapture --skip readers_clock --skip at_rest_shows \
+    --skip latencies --skip live_counters";
+
+/// A guest that QEMU runs without KVM is some ten times slower than its host.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A disk with an ext4 in it.
+fn disk(dir: &Path) -> PathBuf {
+    let path = dir.join("disk");
+    fs::File::create(&path).unwrap().set_len(256 << 20).unwrap();
+    assert!(
+        Command::new("/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&path).status().unwrap().success()
+    );
+    path
+}
+
+#[test]
+fn the_programs_count_on_other_kernels() {
+    require!("ebpf", "qemu", "kernels", "fio");
+    let program = env::current_exe().unwrap();
+    // Each has a CPU of the host for itself, if that has two.
+    std::thread::scope(|scope| {
+        for kernel in DebianKernel::all() {
+            let program = &program;
+            scope.spawn(move || test_on(&kernel, program));
+        }
+    });
+}
+
+fn test_on(kernel: &DebianKernel, program: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let files = Initramfs::of(kernel).unwrap();
+    let target = env!("CARGO_TARGET_TMPDIR");
+    let mut script = format!(
+        "mkdir -p {target}\nmount -t ext4 /dev/vda {target}\n\
+         export KVMETER_REQUIRE=ebpf,fio,loop KVMETER_LOOPS=2\n"
+    );
+    files.add_program(Path::new("/usr/bin/fio"), "bin").unwrap();
+    files.add_program(program, "bin").unwrap();
+    let name = program.file_name().unwrap().to_string_lossy();
+    for test in TESTS {
+        script += &format!("{name} {test} {OPTIONS} && echo {test} is green\n");
+    }
+    let packed = files.pack(&script).unwrap();
+    let said = kernel.run(&packed, Some(&disk(dir.path())), LIMIT).unwrap();
+    // Indented: to whoever counts results, these are no tests of this machine.
+    let said = said.replace('\n', "\n    ");
+    let release = &kernel.release;
+    for test in TESTS {
+        assert!(said.contains(&format!("{test} is green")), "{release}: {said}");
+    }
+    assert!(!said.contains("skipped: "), "{said}");
+    for way in ["psync Vfs", "libaio Aio", "pvsync Syscall", "io_uring IoUring", "Bdev counts"] {
+        assert!(said.contains(way), "{release}: {way}: {said}");
+    }
+    assert_eq!(said.contains("libaio Dio"), kernel.version() >= (6, 6), "{release}: {said}");
+    println!("Linux {release}: green");
+}

@@ -1,0 +1,33 @@
+//! Tests of the agent on a real machine: BPF programs, guests, daemons and the tools of SNMP. They run one after the
+//! other: what they use belongs to the whole machine, and many of them measure time.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[macro_use]
+mod lab;
+
+mod agentx_snmpd;
+mod backing_chains;
+mod counters;
+mod images;
+mod inventory;
+mod kernels;
+#[cfg(feature = "libvirt")]
+mod libvirt_daemon;
+#[cfg(feature = "libvirt")]
+mod libvirt_disks;
+#[cfg(feature = "libvirt")]
+mod libvirt_domains;
+#[cfg(feature = "libvirt")]
+mod libvirt_notifications;
+mod live_counters;
+mod manager;
+mod mib_text;
+#[cfg(feature = "libvirt")]
+mod notification_storm;
+mod notifications;
+mod requests;
+mod thread_ids;
+#[path = "../../fuzz/src/view.rs"]
+#[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
+mod view;

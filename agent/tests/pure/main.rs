@@ -1,0 +1,29 @@
+//! Tests of the agent that need no root, no daemon and nothing else of the machine.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agentx_codec;
+mod agentx_session;
+mod agentx_transport;
+mod assembly;
+mod btf;
+mod command_line;
+mod config_file;
+#[cfg(feature = "libvirt")]
+mod fuzz_targets;
+#[cfg(feature = "libvirt")]
+mod libvirt_events;
+mod mib_view;
+mod status_socket;
+mod systemd_unit;
+
+#[cfg(feature = "libvirt")]
+#[path = "../../fuzz/src/lib.rs"]
+#[expect(unreachable_pub, clippy::expect_used, reason = "a crate of its own under the fuzzer")]
+mod fuzz;
+#[cfg(feature = "libvirt")]
+use fuzz::view;
+#[cfg(not(feature = "libvirt"))]
+#[path = "../../fuzz/src/view.rs"]
+#[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
+mod view;
