@@ -1,16 +1,16 @@
-//! What the kernel tells the agent: only what changes the inventory, never a measurement.
+//! Events that the programs send to the agent: changes of the inventory, never measurements.
 
 /// One entry of the event ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Event {
-    /// An [`EventKind`].
+    /// Number of an [`EventKind`].
     pub kind: u32,
     /// Thread group id of the process.
     pub tgid: u32,
     /// Thread id.
     pub tid: u32,
-    /// Slot of the VM, 0 where the process is not (yet) a VM.
+    /// Slot of the VM; 0: the process is not registered as a VM.
     pub vm_slot: u32,
 }
 
@@ -18,25 +18,25 @@ pub struct Event {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum EventKind {
-    /// A process whose name begins as QEMU's began to run a program, or was forked.
+    /// A process whose name begins like QEMU's has called execve(2) or was forked.
     Exec = 1,
     /// The last thread of a VM's process has begun to exit.
     VmExit = 2,
-    /// A VM's process has started a thread; not repeated until the agent clears
+    /// A VM's process has started a thread. Not sent again until the agent clears
     /// [`crate::VmRecord::PENDING_THREADS`].
     ThreadsChanged = 3,
     /// A thread that is not known as a vCPU was inside `KVM_RUN` when it left its CPU.
     SeenInKvm = 4,
-    /// A vCPU's thread has begun to exit while its VM lives on.
+    /// A vCPU's thread has begun to exit while other threads of its VM live.
     VcpuExit = 5,
-    /// As [`VmExit`](Self::VmExit), by a signal that is no request to end.
+    /// As [`VmExit`](Self::VmExit), by a signal other than those that ask a process to end.
     VmKilled = 6,
-    /// A VM does I/O on an image for which the kernel has taken a record.
+    /// The kernel has claimed a record for an image on which a VM does I/O.
     ImageClaimed = 7,
 }
 
 impl EventKind {
-    /// The kind with the number `kind`, or nothing for a number that this version does not know.
+    /// The kind with this number; `None`: this version does not know it.
     #[must_use]
     pub const fn from_u32(kind: u32) -> Option<Self> {
         Some(match kind {

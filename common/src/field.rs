@@ -1,170 +1,154 @@
 //! The fields of kernel structs that the programs read.
 //!
-//! Where a field lies differs from kernel to kernel. A program is built with loads whose offset is no offset but
-//! [`PLACEHOLDER`] plus the number of the field; the agent takes the true offsets from the kernel's BTF and writes them
-//! into these instructions before it loads the program. So each read is the one load that it would be in the
-//! kernel itself. Behind a pointer whose type the verifier does not know no load is allowed; what is there is copied by
-//! a helper, and the program takes the offset from a table of all of them.
+//! Field offsets differ between kernels. The programs are compiled with placeholder offsets ([`PLACEHOLDER`] plus the
+//! number of the field); before loading, the agent replaces the offset of every such load by the real one from the
+//! kernel's BTF. This is a small CO-RE relocation, which rustc does not emit. A field behind a pointer that the
+//! verifier cannot type is read with `bpf_probe_read_kernel`, at the offset in the `OFFSETS` table.
 
-/// Offsets of loads from here on stand for fields. No struct that is read is so large, and no map value.
+/// First placeholder offset: every load offset from here on stands for a field.
+///
+/// No struct or map value that the programs read is this large, so no real offset is a placeholder.
 pub const PLACEHOLDER: i16 = 0x7f00;
 
-/// A field.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[repr(u8)]
-pub enum Field {
-    /// `task_struct.pid`: the thread id.
-    TaskPid,
-    /// `task_struct.tgid`: the process id.
-    TaskTgid,
-    /// `task_struct.comm`: the first eight octets of the name.
-    TaskComm,
-    /// `task_struct.__state`.
-    TaskState,
-    /// `task_struct.start_time`: `CLOCK_MONOTONIC` in ns.
-    TaskStartTime,
-    /// `task_struct.se.sum_exec_runtime`: time on a CPU in ns, exact at a switch.
-    TaskSumExecRuntime,
-    /// `task_struct.sched_info.run_delay`: time runnable without a CPU in ns.
-    TaskRunDelay,
-    /// `task_struct.preempt_notifiers.first`: not null inside `KVM_RUN`.
-    TaskPreemptNotifiers,
-    /// `task_struct.exit_code`: as wait(2) has it.
-    TaskExitCode,
-    /// `task_struct.signal`: the process.
-    TaskSignal,
-    /// `signal_struct.live`: threads that have not begun to exit.
-    SignalLive,
-    /// `signal_struct.sum_sched_runtime`: CPU time in ns of threads that are gone.
-    SignalSumSchedRuntime,
-    /// `task_struct.files`.
-    TaskFiles,
-    /// `files_struct.fdt`.
-    FilesTable,
-    /// `fdtable.fd`.
-    TableFiles,
-    /// `fdtable.max_fds`.
-    TableLen,
-    /// `pt_regs`: the first argument of a system call.
-    RegistersFirst,
-    /// `kiocb.ki_filp`.
-    KiocbFile,
-    /// `kiocb.ki_pos`.
-    KiocbPosition,
-    /// `kiocb.ki_flags`.
-    KiocbFlags,
-    /// `kiocb.ki_complete`: who is told of the end; null where the caller waits for it.
-    KiocbComplete,
-    /// `iov_iter.count`: octets that are left.
-    IterCount,
-    /// `inode.i_size`.
-    InodeSize,
-    /// `iov_iter.data_source`: whether data goes from memory to the file.
-    IterIsSource,
-    /// `file.f_inode`.
-    FileInode,
-    /// `file.f_flags`: as open(2) was given them.
-    FileFlags,
-    /// `inode.i_mode`.
-    InodeMode,
-    /// `inode.i_ino`.
-    InodeNumber,
-    /// `inode.i_sb`.
-    InodeSuperBlock,
-    /// `inode.i_rdev`.
-    InodeDevice,
-    /// `super_block.s_dev`.
-    SuperBlockDevice,
-    /// `request.bio`: the first of those that it is made of.
-    RequestBio,
-    /// `bio.bi_next`.
-    BioNext,
-    /// `bio.bi_bdev`.
-    BioDevice,
-    /// `bio.bi_opf`.
-    BioOperation,
-    /// `bio.bi_status`.
-    BioStatus,
-    /// `bio.bi_iter.bi_sector`.
-    BioSector,
-    /// `bio.bi_iter.bi_size`.
-    BioOctets,
-    /// `block_device.bd_dev`.
-    BlockDeviceNumber,
-    /// `io_kiocb.file`.
-    UringFile,
-    /// `io_kiocb.opcode`.
-    UringOperation,
-    /// `io_uring_cqe.res`.
-    UringResult,
+/// Which kernels have a field.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Presence {
+    /// Every kernel that kvmeter runs on.
+    Required,
+    /// Kernels that are built with KVM.
+    WithKvm,
+    /// Kernels on which disk I/O can be counted; the others get CPU counters only.
+    ForDisks,
+}
+
+/// Declares the fields: variant, struct, member (the first name that the kernel's BTF has), presence.
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident, $struct:literal, $member:literal $(or $other:literal)?, $presence:ident;)+) => {
+        /// A field of a kernel struct.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[repr(u8)]
+        pub enum Field {
+            $(
+                #[doc = concat!("`", $struct, ".", $member, "`.")]
+                $(#[$doc])*
+                $name,
+            )+
+        }
+
+        impl Field {
+            /// Number of fields.
+            pub const COUNT: usize = [$(Self::$name),+].len();
+
+            /// All fields, by number.
+            pub const ALL: [Self; Self::COUNT] = [$(Self::$name),+];
+
+            /// The struct that has the field.
+            #[cfg(feature = "user")]
+            #[must_use]
+            pub const fn of_struct(self) -> &'static str {
+                match self {
+                    $(Self::$name => $struct,)+
+                }
+            }
+
+            /// Names of the field in BTF, newest first; a dot leads into a struct within the struct.
+            #[cfg(feature = "user")]
+            #[must_use]
+            pub const fn members(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$name => &[$member $(, $other)?],)+
+                }
+            }
+
+            /// Which kernels have the field.
+            #[cfg(feature = "user")]
+            #[must_use]
+            pub const fn presence(self) -> Presence {
+                match self {
+                    $(Self::$name => Presence::$presence,)+
+                }
+            }
+        }
+    };
+}
+
+fields! {
+    /// Thread id.
+    TaskPid, "task_struct", "pid", Required;
+    /// Process id.
+    TaskTgid, "task_struct", "tgid", Required;
+    /// The first eight bytes of the name.
+    TaskComm, "task_struct", "comm", Required;
+    /// `__state` since Linux 5.14.
+    TaskState, "task_struct", "__state" or "state", Required;
+    /// `CLOCK_MONOTONIC` in ns.
+    TaskStartTime, "task_struct", "start_time", Required;
+    /// CPU time in ns, exact at a switch.
+    TaskSumExecRuntime, "task_struct", "se.sum_exec_runtime", Required;
+    /// Time runnable without a CPU in ns.
+    TaskRunDelay, "task_struct", "sched_info.run_delay", Required;
+    /// Not null inside `KVM_RUN`.
+    TaskPreemptNotifiers, "task_struct", "preempt_notifiers.first", WithKvm;
+    /// Exit status, encoded as in wait(2).
+    TaskExitCode, "task_struct", "exit_code", Required;
+    /// Shared by all threads of a process.
+    TaskSignal, "task_struct", "signal", Required;
+    /// Threads that have not begun to exit.
+    SignalLive, "signal_struct", "live.counter", Required;
+    /// CPU time in ns of threads that have exited.
+    SignalSumSchedRuntime, "signal_struct", "sum_sched_runtime", Required;
+    TaskFiles, "task_struct", "files", ForDisks;
+    FilesTable, "files_struct", "fdt", ForDisks;
+    TableFiles, "fdtable", "fd", ForDisks;
+    TableLen, "fdtable", "max_fds", ForDisks;
+    /// The first argument of a system call: `di` on x86-64; on arm64 the first element of `regs`.
+    RegistersFirst, "pt_regs", "di" or "regs", ForDisks;
+    KiocbFile, "kiocb", "ki_filp", ForDisks;
+    KiocbPosition, "kiocb", "ki_pos", ForDisks;
+    KiocbFlags, "kiocb", "ki_flags", ForDisks;
+    /// Completion callback; null for a synchronous request.
+    KiocbComplete, "kiocb", "ki_complete", ForDisks;
+    /// Bytes that are left.
+    IterCount, "iov_iter", "count", ForDisks;
+    /// Whether data goes from memory to the file.
+    IterIsSource, "iov_iter", "data_source", ForDisks;
+    InodeSize, "inode", "i_size", ForDisks;
+    FileInode, "file", "f_inode", ForDisks;
+    /// Flags of open(2).
+    FileFlags, "file", "f_flags", ForDisks;
+    InodeMode, "inode", "i_mode", ForDisks;
+    InodeNumber, "inode", "i_ino", ForDisks;
+    InodeSuperBlock, "inode", "i_sb", ForDisks;
+    InodeDevice, "inode", "i_rdev", ForDisks;
+    SuperBlockDevice, "super_block", "s_dev", ForDisks;
+    /// Head of the request's list of bios.
+    RequestBio, "request", "bio", ForDisks;
+    BioNext, "bio", "bi_next", ForDisks;
+    BioDevice, "bio", "bi_bdev", ForDisks;
+    BioOperation, "bio", "bi_opf", ForDisks;
+    BioStatus, "bio", "bi_status", ForDisks;
+    BioSector, "bio", "bi_iter.bi_sector", ForDisks;
+    BioBytes, "bio", "bi_iter.bi_size", ForDisks;
+    BlockDeviceNumber, "block_device", "bd_dev", ForDisks;
+    UringFile, "io_kiocb", "file", ForDisks;
+    UringOperation, "io_kiocb", "opcode", ForDisks;
+    UringResult, "io_uring_cqe", "res", ForDisks;
 }
 
 impl Field {
-    /// All of them, by number.
-    pub const ALL: [Self; 42] = [
-        Self::TaskPid,
-        Self::TaskTgid,
-        Self::TaskComm,
-        Self::TaskState,
-        Self::TaskStartTime,
-        Self::TaskSumExecRuntime,
-        Self::TaskRunDelay,
-        Self::TaskPreemptNotifiers,
-        Self::TaskExitCode,
-        Self::TaskSignal,
-        Self::SignalLive,
-        Self::SignalSumSchedRuntime,
-        Self::TaskFiles,
-        Self::FilesTable,
-        Self::TableFiles,
-        Self::TableLen,
-        Self::RegistersFirst,
-        Self::KiocbFile,
-        Self::KiocbPosition,
-        Self::KiocbFlags,
-        Self::KiocbComplete,
-        Self::IterCount,
-        Self::InodeSize,
-        Self::IterIsSource,
-        Self::FileInode,
-        Self::FileFlags,
-        Self::InodeMode,
-        Self::InodeNumber,
-        Self::InodeSuperBlock,
-        Self::InodeDevice,
-        Self::SuperBlockDevice,
-        Self::RequestBio,
-        Self::BioNext,
-        Self::BioDevice,
-        Self::BioOperation,
-        Self::BioStatus,
-        Self::BioSector,
-        Self::BioOctets,
-        Self::BlockDeviceNumber,
-        Self::UringFile,
-        Self::UringOperation,
-        Self::UringResult,
-    ];
-
-    /// Whether only the hooks of images read it, without which a kernel can do.
-    #[must_use]
-    pub const fn is_of_images(self) -> bool {
-        self as u8 >= Self::TaskFiles as u8
-    }
-
-    /// The offset that stands for it.
+    /// Placeholder offset of the field.
     #[must_use]
     pub const fn placeholder(self) -> i16 {
         PLACEHOLDER + self as u8 as i16
     }
 
-    /// Its place in [`Self::ALL`].
+    /// Index of the field in [`Self::ALL`].
     #[must_use]
     pub const fn number(self) -> u8 {
         self as u8
     }
 
-    /// The field for which an offset stands; `None` = it is an offset.
+    /// The field that a load offset stands for; `None`: the offset is no placeholder.
     #[must_use]
     pub fn of_placeholder(offset: i16) -> Option<Self> {
         let number = usize::try_from(offset.checked_sub(PLACEHOLDER)?).ok()?;
@@ -177,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_and_fields_belong_together() {
+    fn a_placeholder_stands_for_its_field() {
         for field in Field::ALL {
             assert_eq!(Field::of_placeholder(field.placeholder()), Some(field));
         }

@@ -1,18 +1,18 @@
-//! The records of the files and devices behind virtual disks, called images as QEMU does, and what is counted in them.
+//! The records of images, as QEMU calls the files and devices behind virtual disks, and the I/O counted in them.
 //!
-//! The records are a table with open addressing: an image's record is looked for from [`ImageKey::home_slot`] on, and
-//! the first free one on the way is taken. Both sides take records; the agent alone frees them. Where a race or a
-//! freed record on the way makes two records of one image, both count, and its I/O is the sum.
+//! The records are a hash table with open addressing: a lookup begins at [`ImageKey::home_slot`], and a new record is the
+//! first free one from there. Both sides claim records; only the agent frees them. A race, or a record freed within the
+//! probe length, can leave two records of one image: both count, and the image's I/O is their sum.
 
 use crate::IMAGES;
 
-/// So many records are looked at for an image.
+/// Probe length of the open-addressing table.
 pub const PROBES: usize = 16;
 
-/// Buckets of a histogram of latencies: four to each doubling, from 2^10 ns (1 µs) to 2^34 ns (17 s).
+/// Buckets of a latency histogram: four to each doubling, from 2^10 ns (1 µs) to 2^34 ns (17 s).
 pub const LATENCY_BUCKETS: usize = 96;
 
-/// log2 of the ns at which the second octave of buckets begins.
+/// log2 of the latency in ns at which the first octave of buckets begins.
 const FIRST_OCTAVE: u32 = 10;
 
 /// The I/O of one image in one direction.
@@ -21,77 +21,78 @@ const FIRST_OCTAVE: u32 = 10;
 pub struct DirectionCounters {
     /// Requests that the kernel completed without an error.
     pub requests: u64,
-    /// Octets that they moved.
-    pub octets: u64,
+    /// Bytes that they moved.
+    pub bytes: u64,
     /// Time from submission to completion in ns, summed over them.
     pub latency_ns: u64,
-    /// Requests that ended with an error.
+    /// Requests that failed.
     pub errors: u64,
-    /// How many requests took how long; see [`bucket_of`].
+    /// Latency histogram of the completed requests; see [`bucket_of`].
     pub buckets: [u64; LATENCY_BUCKETS],
 }
 
-/// The I/O of a VM on one image, added to by the kernel on any CPU and read by the agent.
+/// The I/O of a VM on one image. The kernel adds to it atomically on any CPU; the agent reads it.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct ImageRecord {
-    /// [`ImageKey::owner`]; 0 = free. Taken by compare-and-swap, by either side.
+    /// [`ImageKey::owner`]; 0 = free. Both sides claim a free record by compare-and-swap.
     pub owner: u64,
-    /// [`ImageKey::file`]; 0 = no image leads here (any more).
+    /// [`ImageKey::file`]; 0 = closed: the record keeps its counts and receives no new requests.
     pub file: u64,
-    /// The [`Layer`] by which the image is counted.
+    /// Number of the [`Layer`] whose programs count in this record.
     pub layer: u32,
-    /// vmStorageIndex of the disk to which it belongs; 0 = not known. Written by the agent, which finds it here when
-    /// it starts anew.
+    /// vmStorageIndex of the disk to which the image belongs; 0 = unassigned. The agent writes it, and reads it back
+    /// after a restart.
     pub storage: u32,
     /// Zero.
     pub reserved: [u64; 5],
-    /// What was read.
+    /// Reads.
     pub read: DirectionCounters,
-    /// What was written.
+    /// Writes.
     pub write: DirectionCounters,
 }
 
-/// Where in the kernel an image's requests are counted.
+/// The layer of the kernel in which an image's requests are counted.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Layer {
-    /// iomap's direct I/O: files that are opened with `O_DIRECT`.
+    /// Direct I/O in iomap: files opened with `O_DIRECT`.
     Direct = 1,
-    /// The block layer's queue: block devices that are opened with `O_DIRECT`.
+    /// The block layer: block devices opened with `O_DIRECT`.
     Block = 2,
-    /// Where system calls begin and end, and requests of io_uring.
+    /// Entry and exit of all system calls, and io_uring.
     Call = 3,
-    /// Functions of the kernel for system calls and for io_submit(2), and requests of io_uring.
+    /// The kernel's functions for single system calls and for io_submit(2), and io_uring.
     Function = 4,
-    /// Requests of io_uring, and direct I/O of iomap for which a thread waits.
+    /// io_uring, and synchronous direct I/O in iomap.
     Ring = 5,
 }
 
-/// Those of which a program counts requests. Of all programs that see a request one counts it.
+/// The layers for which one program counts. Several attached programs may see a request; the layer of the image's record
+/// decides which one of them counts it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Layers {
-    /// The one of records that it takes itself.
+    /// Layer of the records that the program creates.
     pub for_new: Layer,
     bits: u32,
 }
 
 impl Layers {
-    /// One alone.
+    /// A single layer.
     #[inline(always)]
     #[must_use]
     pub const fn only(layer: Layer) -> Self {
         Self { for_new: layer, bits: 1 << layer as u32 }
     }
 
-    /// These and another.
+    /// These layers and another one.
     #[inline(always)]
     #[must_use]
     pub const fn and(self, layer: Layer) -> Self {
         Self { for_new: self.for_new, bits: self.bits | 1 << layer as u32 }
     }
 
-    /// Whether a record's layer is among them.
+    /// Whether the program counts in a record of this layer.
     #[inline(always)]
     #[must_use]
     pub const fn have(self, layer: u32) -> bool {
@@ -99,7 +100,7 @@ impl Layers {
     }
 }
 
-/// What the kernel sees of an image.
+/// What identifies an image in the kernel.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct ImageKey {
     /// Slot of the VM's record.
@@ -114,17 +115,17 @@ impl ImageKey {
     /// The image is a block device.
     pub const NO_FILE: u64 = u64::MAX;
 
-    /// Set in the owner word of each record that is taken.
-    const TAKEN: u64 = 1 << 16;
+    /// Set in every owner word, so that none is 0.
+    const CLAIMED: u64 = 1 << 16;
 
-    /// VM and device in one word, never 0.
+    /// Owner word: VM and device; never 0.
     #[inline(always)]
     #[must_use]
     pub const fn owner(self) -> u64 {
-        (self.device as u64) << 32 | Self::TAKEN | self.vm as u64
+        (self.device as u64) << 32 | Self::CLAIMED | self.vm as u64
     }
 
-    /// The slot of the first record that is looked at for this image.
+    /// Slot at which the lookup of this image begins.
     #[inline(always)]
     #[must_use]
     pub const fn home_slot(self) -> u32 {
@@ -132,47 +133,45 @@ impl ImageKey {
         ((mixed >> 32) % IMAGES as u64) as u32
     }
 
-    /// The key with this owner word and this file.
+    /// The key with this owner word and file.
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the parts of the word are what is asked for"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "VM and device are parts of the word")]
     pub const fn of(owner: u64, file: u64) -> Self {
         Self { vm: owner as u16, device: (owner >> 32) as u32, file }
     }
 }
 
-/// A request that was submitted and is not completed.
+/// A request that was submitted and has not been completed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct InFlight {
-    /// When it was submitted, `CLOCK_MONOTONIC` in ns.
+    /// Time of submission: `CLOCK_MONOTONIC` in ns.
     pub start: u64,
-    /// Where in the file or device.
+    /// Offset in the file; sector of a block device. 0 where the program does not know it.
     pub position: u64,
-    /// Octets that are asked for and there.
-    pub octets: u64,
-    /// Whose the image's record was then. A request whose end was missed may be found when the record is another's.
+    /// Bytes requested, clipped at the end of the file. 0 where the program does not know it.
+    pub bytes: u64,
+    /// Owner word of the image's record at submission. Keeps a late completion from being counted in a record that was
+    /// reused since.
     pub owner: u64,
-    /// Slot of the image's record; of the VM's, where the image is known at the completion only.
+    /// Slot of the image's record; of the VM's record for io_uring, whose image is known at completion only.
     pub slot: u32,
-    /// Bits of [`InFlight::WRITE`] and the others.
+    /// Bits of [`InFlight::WRITE`] and the following constants.
     pub flags: u32,
 }
 
 impl InFlight {
-    /// It writes.
+    /// The request writes.
     pub const WRITE: u32 = 1;
-    /// It is not to wait, and may come again as one that may.
+    /// Submitted with `IOCB_NOWAIT`; may be resubmitted without it.
     pub const NO_WAIT: u32 = 2;
-    /// It ends once and certainly, so that it has ended where its address is used for another.
+    /// Asynchronous: completes exactly once. If its address is submitted again, the completion was missed.
     pub const ASYNC: u32 = 4;
-    /// It was told to come again.
+    /// Completed with `-EAGAIN`; a resubmission follows.
     pub const RETRIED: u32 = 8;
 }
 
-/// The bucket of a latency.
+/// The bucket of a latency in ns.
 #[inline(always)]
 #[must_use]
 pub const fn bucket_of(ns: u64) -> usize {
@@ -185,7 +184,7 @@ pub const fn bucket_of(ns: u64) -> usize {
     if bucket < LATENCY_BUCKETS { bucket } else { LATENCY_BUCKETS - 1 }
 }
 
-/// The lowest latency in ns of a bucket; the first has all that is below the second.
+/// The lowest latency in ns of a bucket; bucket 0 begins at 0.
 #[must_use]
 pub const fn bucket_start(bucket: usize) -> u64 {
     if bucket == 0 {
@@ -226,13 +225,13 @@ mod tests {
                 let key =
                     ImageKey { vm, device: 254 << 20, file: 131_072 + u64::from(vm) * 10 + file };
                 let mut slot = key.home_slot() as usize;
-                let mut looks = 1;
+                let mut probes = 1;
                 while taken[slot] != 0 {
                     slot = (slot + 1) % IMAGES;
-                    looks += 1;
+                    probes += 1;
                 }
                 taken[slot] = 1;
-                assert!(looks <= PROBES, "{key:?} takes {looks} looks");
+                assert!(probes <= PROBES, "{key:?} takes {probes} probes");
             }
         }
     }

@@ -1,10 +1,10 @@
-//! The words that kvmeter's BPF programs and its agent share: record layouts, limits, flags.
+//! What kvmeter's BPF programs and its agent share: record layouts, limits, flags.
 //!
-//! Every record lives in a `BPF_MAP_TYPE_ARRAY` that the agent maps, so this layout is an ABI between
-//! two programs that may be of different age: maps are pinned and outlive the agent. A change of any
-//! size, offset or meaning here is a change of [`LAYOUT`].
+//! Every record lies in a `BPF_MAP_TYPE_ARRAY` that the agent maps into its memory. Maps are pinned and outlive the
+//! agent, so the layout is an ABI between programs of different versions: a change of any size, offset, name or meaning
+//! here is a change of [`LAYOUT`].
 //!
-//! Reading order: [`word`] (how a time is kept), [`ThreadRecord`], [`VmRecord`], [`ImageRecord`], [`Event`],
+//! Reading order: [`word`] (how a time is stored), [`ThreadRecord`], [`VmRecord`], [`ImageRecord`], [`Event`],
 //! [`Field`].
 
 #![no_std]
@@ -21,34 +21,32 @@ pub use field::Field;
 pub use image::{ImageKey, ImageRecord, InFlight, Layer, Layers};
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
-/// Version of everything in this crate that both sides must agree on. Pinned maps of another version
-/// are never adopted.
+/// Version of the shared layout. The agent adopts pinned maps of this version only.
 pub const LAYOUT: u32 = 4;
 
-/// Thread records are handed to a VM in blocks of this many.
+/// Thread records in a block, the unit in which VMs get them.
 pub const BLOCK_LEN: usize = 8;
 
-/// Number of thread records, of which number 0 is never used (a thread's slot is a `u16`, 0 = none).
+/// Number of thread records. Record 0 is never used: a slot is a `u16`, and 0 means none.
 pub const THREADS: usize = 1 << 16;
 
-/// Number of VM records, of which number 0 is never used.
+/// Number of VM records. Record 0 is never used.
 pub const VMS: usize = 4096;
 
-/// The most blocks that one VM can hold: 768 threads.
+/// Largest number of blocks of one VM: 768 threads.
 pub const VM_BLOCKS: usize = 96;
 
 /// Number of image records.
 pub const IMAGES: usize = 4096;
 
-/// The most requests that can be under way and counted.
+/// Largest number of counted requests in flight.
 pub const MAX_IN_FLIGHT: u32 = 32_768;
 
-/// Numbers of requests under way.
+/// Buckets of the in-flight filter (`INFLIGHT_FILTER`).
 pub const FILTER_LEN: u32 = 1024;
 
-/// Slots that share one element of the `TID_SLOT` array: array elements are never smaller than
-/// 8 octets, so four `u16` are packed into each.
+/// Slots in one element of the `TID_SLOT` array. The kernel rounds array elements up to 8 bytes, so four `u16` share one.
 pub const SLOTS_PER_ELEMENT: usize = 4;
 
-/// Size of the event ring in octets (a power of two and a multiple of the page size).
+/// Size of the event ring in bytes (a power of two and a multiple of the page size).
 pub const EVENT_RING_LEN: u32 = 64 * 1024;

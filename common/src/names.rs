@@ -1,18 +1,18 @@
-//! Names of maps, programs and pins, so that neither side spells one twice.
+//! Names of the maps, which are also the names of their pins.
 
-/// Map: thread id → slot of its [`crate::ThreadRecord`], four `u16` an element.
+/// Thread id → slot of its [`crate::ThreadRecord`], four `u16` an element.
 pub const TID_SLOT: &str = "TID_SLOT";
-/// Map: [`crate::ThreadRecord`].
+/// Slot → [`crate::ThreadRecord`].
 pub const THREAD: &str = "THREAD";
-/// Map: [`crate::VmRecord`].
+/// Slot → [`crate::VmRecord`].
 pub const VM: &str = "VM";
-/// Map: one [`crate::Meta`].
+/// One [`crate::Meta`].
 pub const META: &str = "META";
-/// Map: [`crate::ImageRecord`].
+/// Slot → [`crate::ImageRecord`].
 pub const IMAGE: &str = "IMAGE";
-/// Map: address of a request in the kernel → [`crate::InFlight`].
+/// Kernel address of a request → [`crate::InFlight`].
 pub const INFLIGHT: &str = "INFLIGHT";
-/// Map: how many requests are under way, by a mix of their addresses.
+/// Hash of a request's address → number of requests in flight with that hash.
 pub const INFLIGHT_FILTER: &str = "INFLIGHT_FILTER";
-/// Map: ring of [`crate::Event`].
+/// Ring of [`crate::Event`].
 pub const EVENTS: &str = "EVENTS";

@@ -1,65 +1,79 @@
-//! The records: one a thread, one a VM, one for the whole.
+//! The records of threads and VMs, and one record about all maps.
 
-use crate::VM_BLOCKS;
+use crate::{VM_BLOCKS, word};
 
-/// What a thread of a VM has used: one cache line, written by the kernel at each switch of that thread
-/// (the scheduler serialises the events of one task, so plain stores do) and read by the agent.
+/// CPU usage of a VM's thread, in one cache line. The kernel writes it at each switch of the thread, with plain stores,
+/// because the scheduler serialises the events of one task; the agent reads it at any time.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct ThreadRecord {
     /// CPU time, a [`crate::word`]: the kernel's `task->se.sum_exec_runtime`.
     pub run: u64,
     /// Time spent runnable but waiting for a CPU, a [`crate::word`]: the kernel's
     /// `task->sched_info.run_delay`.
     pub wait: u64,
-    /// How often the thread got a CPU.
+    /// Number of times the thread got a CPU.
     pub switches_in: u64,
-    /// How often it lost its CPU while it still wanted to run.
+    /// Number of times the thread lost its CPU while it was runnable.
     pub preemptions: u64,
-    /// Whose record this is, an [`Owner`]; 0 = free. Taken by compare-and-swap, by either side.
+    /// An [`Owner`]; 0 = free. Both sides claim a free record by compare-and-swap.
     pub owner: u64,
-    /// `task->start_time` (ns, `CLOCK_MONOTONIC`) of the task that is counted, which no other task that
-    /// later gets the same thread id shares. 0 = take it from the task of the next event.
+    /// `task->start_time` (ns, `CLOCK_MONOTONIC`) of the counted task. It tells the task from a later one with the same
+    /// thread id. 0 = take it from the task of the next event.
     pub start: u64,
-    /// The largest CPU time in ns that a reader was given: what is given out never goes back.
+    /// Largest CPU time in ns that a reader has returned, so that no later value is smaller.
     pub high_water: u64,
-    /// The vCPU's id as KVM numbers it; meaningless without [`Owner::VCPU`].
+    /// KVM's id of the vCPU; valid with [`Owner::VCPU`] only.
     pub vcpu: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// What a VM's process has used besides its live threads, and which thread records are the VM's.
+impl ThreadRecord {
+    /// A free record that has seen no event.
+    pub const EMPTY: Self = Self {
+        run: word::UNKNOWN,
+        wait: word::UNKNOWN,
+        switches_in: 0,
+        preemptions: 0,
+        owner: 0,
+        start: 0,
+        high_water: 0,
+        vcpu: 0,
+        reserved: 0,
+    };
+}
+
+/// CPU usage of a VM's exited threads, and the blocks of thread records that the VM has.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord {
-    /// CPU time in ns of the threads that are gone: the kernel's `signal->sum_sched_runtime`.
+    /// CPU time in ns of the exited threads: the kernel's `signal->sum_sched_runtime`.
     pub exited: u64,
-    /// How many hand-overs from a thread record to `exited` were begun …
+    /// Hand-overs from a thread record to `exited` that have begun …
     pub handovers_begun: u64,
-    /// … and how many of them are done. While the two differ, a sum over the VM may count a thread twice.
+    /// … and those that are done. While the two differ, a sum over the VM may count a thread twice.
     pub handovers_done: u64,
     /// Threads between the beginning of their exit and their last switch.
     pub dying: u64,
     /// Process id (thread group id) of the VM; 0 = the record is free.
     pub tgid: u32,
-    /// Events that were sent and not yet answered: bits of [`VmRecord::PENDING_THREADS`] and others.
+    /// Bits of [`VmRecord::PENDING_THREADS`] and [`VmRecord::NO_IMAGES`].
     pub flags: u32,
-    /// The largest total in ns that a reader was given.
+    /// Largest total in ns that a reader has returned.
     pub high_water: u64,
-    /// Threads that found no free record; their time counts only once they are gone.
+    /// Threads for which no record was free. Their time is counted when they have exited.
     pub unrecorded: u64,
-    /// How many of `blocks` are valid. Written after them.
+    /// Number of valid `blocks`. Written after the blocks.
     pub block_count: u64,
-    /// The blocks of thread records that are the VM's: block `b` is the records
-    /// `b * BLOCK_LEN .. (b + 1) * BLOCK_LEN`.
+    /// The VM's blocks of thread records: block `b` is the records `b * BLOCK_LEN .. (b + 1) * BLOCK_LEN`.
     pub blocks: [u16; VM_BLOCKS],
 }
 
 impl VmRecord {
-    /// An [`crate::EventKind::ThreadsChanged`] is on its way.
+    /// An [`crate::EventKind::ThreadsChanged`] has been sent and not been handled.
     pub const PENDING_THREADS: u32 = 1;
-    /// No event: it uses so many files that none is taken for an image without the agent's word.
+    /// The VM has so many files open that the kernel must not create image records for it; the agent does.
     pub const NO_IMAGES: u32 = 2;
 }
 
@@ -80,7 +94,7 @@ impl Default for VmRecord {
     }
 }
 
-/// The owner of a thread record in one word: thread id, VM slot, and what is known of the thread.
+/// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(transparent)]
 pub struct Owner(pub u64);
@@ -90,7 +104,7 @@ impl Owner {
     pub const VCPU: u64 = 1 << 48;
     /// The thread has begun to exit.
     pub const DYING: u64 = 1 << 49;
-    /// The thread was seen inside `KVM_RUN` and this was reported.
+    /// The thread was seen inside `KVM_RUN`, and [`crate::EventKind::SeenInKvm`] was sent.
     pub const SEEN_IN_KVM: u64 = 1 << 50;
 
     /// The owner word of a thread of the VM in `vm_slot`.
@@ -103,15 +117,15 @@ impl Owner {
     /// Thread id in the initial PID namespace.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are what is asked for")]
+    #[expect(clippy::cast_possible_truncation, reason = "the thread id is the low 32 bits")]
     pub const fn tid(self) -> u32 {
         self.0 as u32
     }
 
-    /// Slot of the VM.
+    /// Slot of the VM's record.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "bits 32 to 47 are what is asked for")]
+    #[expect(clippy::cast_possible_truncation, reason = "the slot is bits 32 to 47")]
     pub const fn vm_slot(self) -> u16 {
         (self.0 >> 32) as u16
     }
@@ -124,19 +138,19 @@ impl Owner {
     }
 }
 
-/// One record for the whole set of maps: whether a later agent may adopt it, and what went wrong in it.
+/// The record about the set of maps: whether an agent may adopt it, and what could not be counted in it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Meta {
-    /// [`crate::LAYOUT`] of the agent that made the maps, written last; 0 = the set is not complete.
+    /// [`crate::LAYOUT`] of the agent that made the maps, written last; 0 = the set is incomplete, or counting was ended.
     pub layout: u64,
-    /// Fingerprint of the programs and the kernel offsets that the pinned links run with.
+    /// Fingerprint of the programs and kernel offsets behind the pinned links.
     pub programs: u64,
     /// Events that found the ring full.
     pub events_lost: u64,
-    /// Threads that found no free record.
+    /// Threads for which no record was free.
     pub unrecorded: u64,
-    /// Requests of images that found no free record, or no room among those under way.
+    /// Requests that were not counted: no image record was free, or too many requests were in flight.
     pub uncounted: u64,
 }
 
@@ -153,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_owner_gives_back_what_it_was_made_of() {
+    fn an_owner_gives_back_its_parts() {
         let owner = Owner(Owner::new(4_194_303, 4095).0 | Owner::VCPU);
         assert_eq!((owner.tid(), owner.vm_slot()), (4_194_303, 4095));
         assert!(owner.has(Owner::VCPU) && !owner.has(Owner::DYING));

@@ -1,37 +1,36 @@
-//! A running time in one 64-bit word.
+//! A stopwatch in one 64-bit word.
 //!
-//! A clock that runs is kept as `(sum - now) << 1 | 1`, one at rest as `sum << 1`; reading it needs one
-//! load and the present time: `(word >> 1) + (running ? now : 0)`. So a vCPU that never leaves its CPU
-//! still counts to the nanosecond, and reader and writer need no lock. Times are in nanoseconds and wrap
-//! at 2^63, 292 years.
+//! A running stopwatch is `(sum - now) << 1 | 1`, a stopped one `sum << 1`. Reading it takes one load and the current
+//! time: `(word >> 1) + (running ? now : 0)`. So a vCPU that never leaves its CPU still counts to the nanosecond, and
+//! reader and writer need no lock. Times are in nanoseconds and wrap at 2^63, 292 years.
 //!
-//! The word 0 means that nothing is known yet.
+//! The word 0 is [`UNKNOWN`].
 
-/// The word of a record that has seen no event.
+/// The record has seen no event yet.
 pub const UNKNOWN: u64 = 0;
 
-/// A clock at rest that shows `sum` ns.
+/// A stopped stopwatch that shows `sum` ns.
 #[inline(always)]
 #[must_use]
 pub const fn at_rest(sum: u64) -> u64 {
     sum << 1
 }
 
-/// A clock that shows `sum` ns at the time `now` and runs.
+/// A running stopwatch that shows `sum` ns at the time `now`.
 #[inline(always)]
 #[must_use]
 pub const fn running(sum: u64, now: u64) -> u64 {
     (sum.wrapping_sub(now) << 1) | 1
 }
 
-/// Whether the clock runs.
+/// Whether the stopwatch is running.
 #[inline(always)]
 #[must_use]
 pub const fn is_running(word: u64) -> bool {
     word & 1 == 1
 }
 
-/// What the clock shows at the time `now`, in ns modulo 2^63.
+/// The sum at the time `now`, in ns modulo 2^63.
 #[inline(always)]
 #[must_use]
 pub const fn shows(word: u64, now: u64) -> u64 {
@@ -48,14 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_at_rest_shows_its_sum_at_any_time() {
+    fn a_stopped_word_shows_its_sum_at_any_time() {
         for now in [0, 1, u64::MAX >> 1] {
             assert_eq!(shows(at_rest(12_345), now), 12_345);
         }
     }
 
     #[test]
-    fn a_running_clock_adds_the_time_since() {
+    fn a_running_word_adds_the_time_since() {
         let start = 1 << 40;
         let word = running(7, start);
         assert!(is_running(word));

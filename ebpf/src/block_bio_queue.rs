@@ -1,47 +1,49 @@
-//! `block_bio_queue(bio *bio)`: a request goes to a block device, in the process that asks for it.
+//! `block_bio_queue(bio *bio)`: a bio is submitted to a block device, in the submitting process.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use kvmeter_common::{ImageKey, InFlight, Layer, Layers};
 
 use crate::{
     image::CurrentVm,
-    request::{OnMiss, begin, begin_of_others, direction, record_of},
-    task::load,
+    memory::load,
+    request::{OnMiss, begin, begin_uncounted, direction, record_of},
 };
 
-/// `REQ_OP_READ` and `REQ_OP_WRITE` of the kernel's blk_types.h, in the low bits of `bi_opf`.
-const OPERATION: u64 = 0xff;
-const READ: u64 = 0;
-const WRITE: u64 = 1;
+/// The bits of `bi_opf` with the operation.
+const OPERATION: u32 = 0xff;
+/// `REQ_OP_READ` of the kernel's blk_types.h.
+const READ: u32 = 0;
+/// `REQ_OP_WRITE` of the kernel's blk_types.h.
+const WRITE: u32 = 1;
 
 #[btf_tracepoint(function = "block_bio_queue")]
 fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: argument 0 is a request.
-    let bio: *const u8 = unsafe { ctx.arg(0) };
+    let bio: u64 = ctx.arg(0);
     let Some(slot) = slot_of(bio) else {
-        begin_of_others(bio as u64);
+        begin_uncounted(bio);
         return 0;
     };
     let flags = direction(operation_of(bio) != READ) | InFlight::ASYNC;
-    begin(bio as u64, slot, load!("u64", bio, BioSector), load!("u32", bio, BioOctets), flags);
+    let bytes = u64::from(load!(u32, bio, BioBytes));
+    begin(bio, slot, load!(u64, bio, BioSector), bytes, flags);
     0
 }
 
 #[inline(always)]
-fn operation_of(bio: *const u8) -> u64 {
-    load!("u32", bio, BioOperation) & OPERATION
+fn operation_of(bio: u64) -> u32 {
+    load!(u32, bio, BioOperation) & OPERATION
 }
 
-/// Where a request that reads or writes is counted.
+/// The slot of the record for a bio that reads or writes.
 #[inline(always)]
-fn slot_of(bio: *const u8) -> Option<u32> {
+fn slot_of(bio: u64) -> Option<u32> {
     let vm = CurrentVm::get()?;
-    // A write of nothing is a flush.
-    if operation_of(bio) > WRITE || load!("u32", bio, BioOctets) == 0 {
+    // A write of 0 bytes is a flush.
+    if operation_of(bio) > WRITE || load!(u32, bio, BioBytes) == 0 {
         return None;
     }
-    let device = load!("u32", load!("u64", bio, BioDevice), BlockDeviceNumber) as u32;
+    let device = load!(u32, load!(u64, bio, BioDevice), BlockDeviceNumber);
     let key = ImageKey { vm: vm.slot, device, file: ImageKey::NO_FILE };
-    // Also what a file's filesystem asks of its device comes by here: the agent says which devices are images.
+    // The bios of filesystems come here, too, so only the agent registers a device as an image.
     record_of(key, Layers::only(Layer::Block), OnMiss::Ignore)
 }

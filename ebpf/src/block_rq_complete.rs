@@ -1,35 +1,33 @@
-//! `block_rq_complete(request *rq, blk_status_t error, unsigned int nr_bytes)`: a driver has done so much of a request,
-//! anywhere. It is made of one or more bios, for each of which `block_bio_complete` comes only without such a request.
+//! `block_rq_complete(request *rq, blk_status_t error, unsigned int nr_bytes)`: a driver has completed `nr_bytes` of a
+//! request, in any context. A request has one or more bios, for which `block_bio_complete` is not called.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use crate::{maps, request::end, task::load};
+use crate::{maps, memory::load, request::end};
 
-/// The most bios of a request that are looked at; a request of direct I/O has one, unless its neighbours were waiting.
+/// Loop bound, for the verifier. A request of direct I/O usually has one bio; plugged neighbours may have been merged.
 const MAX_BIOS: usize = 64;
 
 #[btf_tracepoint(function = "block_rq_complete")]
 fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: argument 0 is a request, the others are numbers.
-    let (request, error, octets): (*const u8, u32, u32) =
-        unsafe { (ctx.arg(0), ctx.arg(1), ctx.arg(2)) };
-    let mut left = u64::from(octets);
-    let mut bio = load!("u64", request, RequestBio);
+    let (request, error, mut left): (u64, u32, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let mut bio = load!(u64, request, RequestBio);
     for _ in 0..MAX_BIOS {
         if bio == 0 {
             break;
         }
-        let size = load!("u32", bio, BioOctets);
+        let size = load!(u32, bio, BioBytes);
         if size > left {
-            // The rest of it comes later.
+            // The rest of this bio is completed later.
             break;
         }
         left -= size;
-        if let Some(in_flight) = maps::in_flight(bio) {
+        if let Some(known) = maps::in_flight(bio) {
             maps::remove(bio);
-            end(in_flight.slot, &in_flight, (error & 0xff == 0).then_some(in_flight.octets));
+            // `blk_status_t` is a u8.
+            end(known.slot, &known, (error & 0xff == 0).then_some(known.bytes));
         }
-        bio = load!("u64", bio, BioNext);
+        bio = load!(u64, bio, BioNext);
     }
     0
 }

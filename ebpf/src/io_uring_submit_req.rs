@@ -1,32 +1,31 @@
-//! `io_uring_submit_req(io_kiocb *req)`, before Linux 6.4 `io_uring_submit_sqe(io_kiocb *req, bool force_nonblock)`: a request of io_uring is submitted, in the process that asks for it. Its file is
-//! not known yet.
+//! `io_uring_submit_req(io_kiocb *req)`, before Linux 6.4 `io_uring_submit_sqe(io_kiocb *req, bool force_nonblock)`: a
+//! request of io_uring is submitted, in the submitting process. The kernel has not looked up its file yet.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     image::CurrentVm,
+    memory::load,
     request::{begin, direction, in_flight_key},
-    task::load,
 };
 
 /// `IORING_OP_*` of the kernel's io_uring.h.
-const READV: u64 = 1;
-const WRITEV: u64 = 2;
-const READ_FIXED: u64 = 4;
-const WRITE_FIXED: u64 = 5;
-const READ: u64 = 22;
-const WRITE: u64 = 23;
+const READV: u8 = 1;
+const WRITEV: u8 = 2;
+const READ_FIXED: u8 = 4;
+const WRITE_FIXED: u8 = 5;
+const READ: u8 = 22;
+const WRITE: u8 = 23;
 
 #[btf_tracepoint(function = "io_uring_submit_req")]
 fn io_uring_submit_req(ctx: BtfTracePointContext) -> i32 {
     let Some(vm) = CurrentVm::get() else { return 0 };
-    // SAFETY: argument 0 is a request.
-    let request: *const u8 = unsafe { ctx.arg(0) };
-    let is_write = match load!("u8", request, UringOperation) {
+    let request: u64 = ctx.arg(0);
+    let is_write = match load!(u8, request, UringOperation) {
         READV | READ_FIXED | READ => false,
         WRITEV | WRITE_FIXED | WRITE => true,
         _ => return 0,
     };
-    begin(in_flight_key(request as u64), u32::from(vm.slot), 0, 0, direction(is_write));
+    begin(in_flight_key(request), u32::from(vm.slot), 0, 0, direction(is_write));
     0
 }

@@ -1,66 +1,73 @@
-//! What the agent knows of the running kernel when it loads the programs, frozen: to the verifier these are
-//! constants, and what they rule out is no code.
+//! Facts about the running kernel, which the loader sets as read-only globals. The verifier sees constants and prunes the
+//! branches that they rule out.
+
+#![expect(
+    unsafe_code,
+    reason = "the loader finds a global by its symbol; elements of a global are read by pointer"
+)]
 
 use aya_ebpf::Global;
 use kvmeter_common::Field;
 
-/// 1 where `sched_switch` tells the state of the task that leaves the CPU (Linux 5.18), else 0.
+/// 1 where `sched_switch` has the previous task's state as an argument (Linux 5.18), else 0.
 #[unsafe(no_mangle)]
 pub(crate) static SWITCH_HAS_STATE: Global<u64> = Global::new(0);
 
-/// 1 where tasks have preemption notifiers: in kernels that are built with KVM.
+/// 1 where tasks have preemption notifiers: kernels built with KVM.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_PREEMPT_NOTIFIERS: Global<u64> = Global::new(0);
 
-/// 1 where `io_uring_complete` has the result among its arguments, else 0.
+/// 1 where `io_uring_complete` has the result as an argument, else 0.
 #[unsafe(no_mangle)]
 pub(crate) static URING_HAS_RESULT: Global<u64> = Global::new(0);
 
-/// 1 where iomap tells of direct I/O (Linux 6.6), else 0.
+/// 1 where iomap has tracepoints for direct I/O (Linux 6.6), else 0.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_IOMAP_EVENTS: Global<u64> = Global::new(0);
 
-/// The flag of open(2) on this architecture.
+/// Flag of open(2) on this architecture.
 #[unsafe(no_mangle)]
 pub(crate) static O_DIRECT: Global<u64> = Global::new(0);
 
-/// Where each field lies, by its number.
+/// Offset of each field in its struct, by the field's number.
 #[unsafe(no_mangle)]
-static OFFSETS: Global<[u64; Field::ALL.len()]> = Global::new([0; Field::ALL.len()]);
+static OFFSETS: Global<[u64; Field::COUNT]> = Global::new([0; Field::COUNT]);
 
-/// The numbers of the system calls that read and write, in the order of [`Call`].
+/// Numbers of the system calls that read and write, in the order of [`Call`].
 #[unsafe(no_mangle)]
-static CALLS: Global<[i64; 10]> = Global::new([-1; 10]);
+static CALLS: Global<[i64; Call::COUNT]> = Global::new([-1; Call::COUNT]);
 
-/// Where a field lies in its struct.
+/// The offset of a field in its struct.
 #[inline(always)]
 pub(crate) fn offset(field: Field) -> u64 {
     let offsets = (&raw const OFFSETS).cast::<u64>();
-    // SAFETY: a field's number is below their count.
+    // SAFETY: a field's number is below `Field::COUNT`, the length of the array.
     unsafe { offsets.add(usize::from(field.number())).read_volatile() }
 }
 
-/// One of read, readv, pread64, preadv, preadv2, and the same that write.
+/// One of read, readv, pread64, preadv, preadv2, and the same five that write.
 #[derive(Clone, Copy)]
 pub(crate) struct Call(usize);
 
 impl Call {
-    pub(crate) fn is_write(self) -> bool {
+    const COUNT: usize = 10;
+
+    pub(crate) const fn is_write(self) -> bool {
         self.0 >= 5
     }
 
-    /// Whether the caller says where in the file.
-    pub(crate) fn has_position(self) -> bool {
+    /// Whether the offset in the file is an argument.
+    pub(crate) const fn has_position(self) -> bool {
         self.0 % 5 >= 2
     }
 }
 
-/// The call of this number, if it reads or writes.
+/// The call with this number; `None`: it neither reads nor writes.
 #[inline(always)]
 pub(crate) fn call(number: i64) -> Option<Call> {
     let calls = (&raw const CALLS).cast::<i64>();
-    for at in 0..10 {
-        // SAFETY: `at` is below their count.
+    for at in 0..Call::COUNT {
+        // SAFETY: `at` is below `Call::COUNT`, the length of the array.
         if unsafe { calls.add(at).read_volatile() } == number {
             return Some(Call(at));
         }

@@ -1,6 +1,12 @@
-//! The maps. All but the requests under way and the ring are arrays that the agent maps into its memory.
+//! The maps. All are arrays that the agent maps into its memory, but for the requests in flight and the ring.
+//!
+//! A pointer that this module returns is to a whole, aligned value of a map and stays valid for as long as the program
+//! runs: the lookups check the index, and the verifier refuses a program that does not check for null.
 
-use core::arch::asm;
+#![expect(
+    unsafe_code,
+    reason = "map memory is reached by raw pointers; the loader finds a map by its symbol"
+)]
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -12,43 +18,59 @@ use kvmeter_common::{
     SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord,
 };
 
-use crate::atomic;
+use crate::{atomic, verifier};
 
-/// Thread id → slot. The loader sets its size from `kernel.pid_max`.
+/// Number of image records; no record has this slot.
+pub(crate) const IMAGE_SLOTS: u32 = elements(IMAGES);
+
+/// A number of elements as the kernel stores it.
+#[expect(clippy::cast_possible_truncation, reason = "the assertion rules it out")]
+pub(crate) const fn elements(len: usize) -> u32 {
+    assert!(len <= u32::MAX as usize, "a map has at most 2^32 - 1 elements");
+    len as u32
+}
+
+/// Thread id → slot. The loader sets the number of elements from `kernel.pid_max`.
 #[map]
 static TID_SLOT: Array<[u16; SLOTS_PER_ELEMENT]> = Array::with_max_entries(8192, BPF_F_MMAPABLE);
 
 #[map]
-static THREAD: Array<ThreadRecord> = Array::with_max_entries(THREADS as u32, BPF_F_MMAPABLE);
+static THREAD: Array<ThreadRecord> = Array::with_max_entries(elements(THREADS), BPF_F_MMAPABLE);
 
 #[map]
-static VM: Array<VmRecord> = Array::with_max_entries(VMS as u32, BPF_F_MMAPABLE);
+static VM: Array<VmRecord> = Array::with_max_entries(elements(VMS), BPF_F_MMAPABLE);
 
 #[map]
 static META: Array<Meta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-static IMAGE: Array<ImageRecord> = Array::with_max_entries(IMAGES as u32, BPF_F_MMAPABLE);
+static IMAGE: Array<ImageRecord> = Array::with_max_entries(IMAGE_SLOTS, BPF_F_MMAPABLE);
 
-/// By the address of the request in the kernel; a system call is one of its task.
+/// Keyed by kernel address: of the kiocb, bio or io_kiocb, or of the task for a system call, of which a thread makes one
+/// at a time.
 #[map]
 static INFLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(MAX_IN_FLIGHT, 0);
+
+/// Counting filter in front of [`INFLIGHT`]: requests in flight per hash of the address. Almost every completion on a
+/// host belongs to no VM; a zero here says so for one read of memory that is rarely written.
+#[map]
+static INFLIGHT_FILTER: Array<u64> = Array::with_max_entries(FILTER_LEN, 0);
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_LEN, 0);
 
-/// Where the slot of a thread id is kept; nothing beyond the `pid_max` of the time of loading.
+/// The entry with the slot of a thread id; `None` above the `pid_max` at load time.
 #[inline(always)]
 pub(crate) fn slot_entry(tid: u32) -> Option<*mut u16> {
-    let element = TID_SLOT.get_ptr_mut(tid / SLOTS_PER_ELEMENT as u32)?;
-    // SAFETY: the remainder is below the number of slots in the element.
+    let element = TID_SLOT.get_ptr_mut(tid / elements(SLOTS_PER_ELEMENT))?;
+    // SAFETY: the remainder is below `SLOTS_PER_ELEMENT`, the length of the element.
     Some(unsafe { element.cast::<u16>().add(tid as usize % SLOTS_PER_ELEMENT) })
 }
 
-/// The slot of a thread id, 0 = none.
+/// The slot of a thread id; 0 = none.
 #[inline(always)]
 pub(crate) fn slot_of(tid: u32) -> u16 {
-    // SAFETY: the entry lies in the map's value; the agent may write it at any time, so it is volatile.
+    // SAFETY: `slot_entry` returns a valid, aligned entry. The read is volatile because the agent writes it at any time.
     slot_entry(tid).map_or(0, |entry| unsafe { entry.read_volatile() })
 }
 
@@ -62,11 +84,11 @@ pub(crate) fn vm(slot: u16) -> Option<*mut VmRecord> {
     VM.get_ptr_mut(u32::from(slot))
 }
 
-/// Whose a thread's record is.
+/// The owner of a thread record.
 #[inline(always)]
 pub(crate) fn owner_of(slot: u16) -> Option<Owner> {
     let record = thread(slot)?;
-    // SAFETY: the field is an aligned word of a map value.
+    // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
     Some(Owner(unsafe { (&raw const (*record).owner).read_volatile() }))
 }
 
@@ -75,84 +97,77 @@ pub(crate) fn image(slot: u32) -> Option<*mut ImageRecord> {
     IMAGE.get_ptr_mut(slot)
 }
 
-/// How many requests are under way whose addresses come to the same number. Almost every request on a host is of no
-/// VM, and to know that by its end takes one look here, in memory that is seldom written.
-#[map]
-static INFLIGHT_FILTER: Array<u64> = Array::with_max_entries(FILTER_LEN, 0);
-
+/// The filter's bucket for an address.
 #[inline(always)]
 fn filter(address: u64) -> Option<*mut u64> {
-    let low: u32;
-    // To the verifier the address is a pointer, of which it takes no product; the copy of a half is a number.
-    // SAFETY: it only moves a register.
-    unsafe {
-        asm!("{low} = {address}", low = out(wreg) low, address = in(wreg) address as u32, options(pure, nomem, nostack));
-    }
-    INFLIGHT_FILTER.get_ptr_mut(low.wrapping_mul(0x9e37_79b9) >> (32 - FILTER_LEN.ilog2()))
+    let hash = verifier::low_half(address).wrapping_mul(0x9e37_79b9);
+    INFLIGHT_FILTER.get_ptr_mut(hash >> (32 - FILTER_LEN.ilog2()))
 }
 
-/// Notes that the request at `address` is under way; `is_known`: it was noted before.
+/// Stores the request in flight at `address`; `is_known`: it replaces one that is stored there.
 #[inline(always)]
-pub(crate) fn insert(address: u64, in_flight: &InFlight, is_known: bool) {
-    if INFLIGHT.insert(address, in_flight, 0).is_err() {
+pub(crate) fn insert(address: u64, request: &InFlight, is_known: bool) {
+    if INFLIGHT.insert(address, request, 0).is_err() {
         count_uncounted();
         return;
     }
     if let Some(count) = filter(address)
         && !is_known
     {
-        // SAFETY: an aligned word of the map's value.
+        // SAFETY: `count` is a value of the map: an aligned word.
         unsafe { atomic::fetch_add(count, 1) };
     }
 }
 
-/// The request at `address`, if it is under way.
+/// The request in flight at `address`.
 #[inline(always)]
 pub(crate) fn in_flight(address: u64) -> Option<InFlight> {
-    // SAFETY: an aligned word of the map's value.
+    // SAFETY: `filter` returns a value of the map: an aligned word.
     if unsafe { filter(address)?.read_volatile() } == 0 {
         return None;
     }
-    // SAFETY: a request is completed once, after it was submitted.
+    // SAFETY: the element stays readable until this program returns, under RCU, and is copied at once. If another CPU
+    // removes it meanwhile and the kernel reuses it, the copy may be of another request; its owner word is compared with
+    // that of the record before anything is counted.
     unsafe { INFLIGHT.get(address) }.copied()
 }
 
-/// The request at `address`, which was found, is not under way any more. Whether it was until now.
+/// Removes the request in flight at `address`. Returns whether it was stored until now.
 #[inline(always)]
 pub(crate) fn remove(address: u64) -> bool {
     let was_there = INFLIGHT.remove(address).is_ok();
     if was_there && let Some(count) = filter(address) {
-        // SAFETY: an aligned word of the map's value.
+        // SAFETY: `count` is a value of the map: an aligned word.
         unsafe { atomic::fetch_add(count, u64::MAX) };
     }
     was_there
 }
 
-/// Counts a request of an image that cannot be counted.
+/// Counts a request that cannot be counted for its image.
 #[inline(always)]
 pub(crate) fn count_uncounted() {
     if let Some(meta) = META.get_ptr_mut(0) {
-        // SAFETY: the field is an aligned word of the map's value.
+        // SAFETY: `meta` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*meta).uncounted, 1) };
     }
 }
 
-/// Counts a thread that found no free record.
+/// Counts a thread for which no record is free.
 #[inline(always)]
 pub(crate) fn count_unrecorded() {
     if let Some(meta) = META.get_ptr_mut(0) {
-        // SAFETY: the field is an aligned word of the map's value.
+        // SAFETY: `meta` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*meta).unrecorded, 1) };
     }
 }
 
-/// Sends an event; a full ring is counted, and the agent scans anew when it sees the count move.
+/// Sends an event. If the ring is full the loss is counted; the agent scans again when it sees that count change.
 #[inline(always)]
 pub(crate) fn send(event: &Event) {
     if EVENTS.output::<Event>(event, 0).is_err()
         && let Some(meta) = META.get_ptr_mut(0)
     {
-        // SAFETY: the field is an aligned word of the map's value.
+        // SAFETY: `meta` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*meta).events_lost, 1) };
     }
 }

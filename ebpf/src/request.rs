@@ -1,56 +1,60 @@
-//! How a request is followed from its submission to its completion, and counted.
+//! A request from its submission to its completion, and how it is counted.
 
-use core::arch::asm;
+#![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use kvmeter_common::{
-    Event, EventKind, IMAGES, ImageKey, InFlight, Layer, Layers,
+    Event, EventKind, ImageKey, InFlight, Layer, Layers,
     image::{DirectionCounters, LATENCY_BUCKETS, PROBES, bucket_of},
 };
 
 use crate::{
     atomic,
     image::CurrentVm,
-    maps,
+    maps::{self, IMAGE_SLOTS},
     thread::{get, set},
+    verifier,
 };
 
-/// The kernel did not take the request as it was: QEMU finds out in this way which ones a disk wants.
+/// QEMU probes the alignment that a disk wants with requests that fail with this when it opens the disk: neither I/O nor
+/// a failure.
 const EINVAL: i64 = 22;
 
-/// Two programs at one event follow each other sooner than two requests at one address.
+/// Two beginnings at one address within this time in ns are one request: while links are replaced, the old and the new
+/// program both see an event.
 const TWICE_NS: u64 = 5000;
 
-/// Who a record that is not there is taken for, if at all.
+/// What to do if an image has no record.
 #[derive(Clone, Copy)]
 pub(crate) enum OnMiss {
     Ignore,
+    /// Create a record for this VM.
     Create(CurrentVm),
 }
 
-/// The slot of the image's record; nothing where there is none, or where the image is counted by other programs.
+/// The slot of the image's record. `None`: there is none, or its layer is another program's.
 #[inline(always)]
 pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Option<u32> {
-    let place = key.home_slot();
-    // The verifier wants a number: this one is of no record.
-    let mut free = IMAGES as u32;
-    // Not only up to the first free one: what was there may have gone.
-    for step in 0..PROBES as u32 {
-        let slot = (place + step) % IMAGES as u32;
+    let home = key.home_slot();
+    // A number and no `Option`, for the verifier.
+    let mut free = IMAGE_SLOTS;
+    // The lookup goes on behind a free record: it may have been freed after the image's was created.
+    for step in 0..maps::elements(PROBES) {
+        let slot = (home + step) % IMAGE_SLOTS;
         let record = maps::image(slot)?;
         let owner = get!(record, owner);
         if owner == key.owner() && get!(record, file) == key.file {
             return layers.have(get!(record, layer)).then_some(slot);
         }
-        if owner == 0 && free == IMAGES as u32 {
+        if owner == 0 && free == IMAGE_SLOTS {
             free = slot;
         }
     }
     let OnMiss::Create(vm) = on_miss else { return None };
-    if !vm.may_take_images() {
+    if !vm.may_create_records() {
         return None;
     }
-    if free < IMAGES as u32 && take(free, key, layers.for_new) {
+    if free < IMAGE_SLOTS && claim(free, key, layers.for_new) {
         let kind = EventKind::ImageClaimed as u32;
         maps::send(&Event { kind, tgid: vm.tgid, tid: 0, vm_slot: u32::from(vm.slot) });
         return Some(free);
@@ -59,73 +63,76 @@ pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Optio
     None
 }
 
-/// Takes a free record for an image, unless somebody else was faster.
+/// Claims a free record for an image. Returns false if another CPU or the agent has claimed it first.
 #[inline(always)]
-fn take(slot: u32, key: ImageKey, layer: Layer) -> bool {
+fn claim(slot: u32, key: ImageKey, layer: Layer) -> bool {
     let Some(record) = maps::image(slot) else { return false };
-    // SAFETY: the field is an aligned word of a map value.
+    // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
     if !unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, key.owner()) } {
         return false;
     }
     set!(record, layer, layer as u32);
-    // A record is found by its file, so that comes last: the addition orders it. Freed records have 0 there.
-    // SAFETY: as above.
+    // Lookups find a record by its file, so the file comes last; the atomic addition orders it after the layer. A free
+    // record has 0 there.
+    // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
     unsafe { atomic::fetch_add(&raw mut (*record).file, key.file) };
     true
 }
 
-/// What a request of io_uring or io_submit(2) goes by: what it asks of a file begins at its own address, and goes by that.
-/// No structure begins at an odd one.
+/// In-flight key of an io_kiocb, or of a kiocb of io_submit(2): its address + 1.
+///
+/// The kiocb at the beginning of an io_kiocb is tracked on its own, under the even address.
 #[inline(always)]
-pub(crate) fn in_flight_key(request: u64) -> u64 {
+pub(crate) const fn in_flight_key(request: u64) -> u64 {
     request.wrapping_add(1)
 }
 
-/// The request at `address` begins. Where one was known there that is not this one's first attempt, its end was
-/// missed: requests end in interrupts, and the kernel runs no program in an interrupt that comes while it is at work on
-/// that CPU, some kernels not even while another one is.
+/// The request at `address` begins.
+///
+/// If a request is stored there already and this is not its next attempt, its completion was missed: completions come in
+/// interrupts, and the kernel runs no program in an interrupt that hits the same program, on some kernels any program, on
+/// that CPU.
 #[inline(always)]
-pub(crate) fn begin(address: u64, slot: u32, position: u64, octets: u64, flags: u32) {
-    // SAFETY: the helper takes nothing.
+pub(crate) fn begin(address: u64, slot: u32, position: u64, bytes: u64, flags: u32) {
+    // SAFETY: the helper has no arguments and no precondition.
     let mut start = unsafe { bpf_ktime_get_ns() };
     let known = maps::in_flight(address);
     if let Some(known) = known {
         let is_same = known.slot == slot
             && known.position == position
             && (known.flags ^ flags) & InFlight::WRITE == 0;
-        let may_come_again = known.flags & (InFlight::NO_WAIT | InFlight::RETRIED) != 0;
-        // While programs are replaced, each event is seen by the old ones and the new ones.
+        let may_be_retried = known.flags & (InFlight::NO_WAIT | InFlight::RETRIED) != 0;
         let is_seen_twice = start.wrapping_sub(known.start) < TWICE_NS;
-        if is_same && (may_come_again || is_seen_twice) {
+        if is_same && (may_be_retried || is_seen_twice) {
             start = known.start;
         } else {
-            end_unseen(&known);
+            end_missed(&known);
         }
     }
     let owner = maps::image(slot).map_or(0, |image| get!(image, owner));
-    let in_flight = InFlight { start, position, octets, owner, slot, flags };
-    maps::insert(address, &in_flight, known.is_some());
+    let request = InFlight { start, position, bytes, owner, slot, flags };
+    maps::insert(address, &request, known.is_some());
 }
 
-/// A request begins at `address` that is not counted: if one was under way there, it has ended.
+/// A request that is not counted begins at `address`: one that is stored there has been completed.
 #[inline(always)]
-pub(crate) fn begin_of_others(address: u64) {
+pub(crate) fn begin_uncounted(address: u64) {
     if let Some(known) = maps::in_flight(address) {
-        end_unseen(&known);
+        end_missed(&known);
         maps::remove(address);
     }
 }
 
-/// Where a request is counted; nothing where the record has been given to another image since.
+/// The counters for a request. `None`: the record was given to another image since.
 #[inline(always)]
-fn direction_of(slot: u32, in_flight: &InFlight) -> Option<*mut DirectionCounters> {
+fn counters_of(slot: u32, request: &InFlight) -> Option<*mut DirectionCounters> {
     let image = maps::image(slot)?;
-    if get!(image, owner) != in_flight.owner {
+    if get!(image, owner) != request.owner {
         return None;
     }
-    // SAFETY: both lie in the map's value.
+    // SAFETY: `image` is a whole value of the map, and both are fields of it.
     Some(unsafe {
-        if in_flight.flags & InFlight::WRITE == 0 {
+        if request.flags & InFlight::WRITE == 0 {
             &raw mut (*image).read
         } else {
             &raw mut (*image).write
@@ -133,59 +140,57 @@ fn direction_of(slot: u32, in_flight: &InFlight) -> Option<*mut DirectionCounter
     })
 }
 
-/// A request has ended; `None` = with an error.
+/// A request was completed with this many bytes; `None`: it failed.
 #[inline(always)]
-pub(crate) fn end(slot: u32, in_flight: &InFlight, octets: Option<u64>) {
-    let Some(direction) = direction_of(slot, in_flight) else { return };
-    let Some(octets) = octets else {
-        // SAFETY: an aligned word of the map's value.
-        unsafe { atomic::fetch_add(&raw mut (*direction).errors, 1) };
+pub(crate) fn end(slot: u32, request: &InFlight, bytes: Option<u64>) {
+    let Some(counters) = counters_of(slot, request) else { return };
+    let Some(bytes) = bytes else {
+        // SAFETY: `counters` lies in a value of the map, and the field is an aligned word of it.
+        unsafe { atomic::fetch_add(&raw mut (*counters).errors, 1) };
         return;
     };
-    // SAFETY: the helper takes nothing.
-    let latency = unsafe { bpf_ktime_get_ns() }.wrapping_sub(in_flight.start);
-    count(direction, octets, latency);
+    // SAFETY: the helper has no arguments and no precondition.
+    let latency = unsafe { bpf_ktime_get_ns() }.wrapping_sub(request.start);
+    count(counters, bytes, latency);
 }
 
-/// A request has ended with this result, octets or less than 0.
+/// A request was completed with a number of bytes or, below 0, an error.
 #[inline(always)]
-pub(crate) fn end_with(slot: u32, in_flight: &InFlight, result: i64) {
+pub(crate) fn end_with(slot: u32, request: &InFlight, result: i64) {
     if result != -EINVAL {
-        end(slot, in_flight, u64::try_from(result).ok());
+        end(slot, request, u64::try_from(result).ok());
     }
 }
 
-/// A request has ended, nobody knows when: it is counted as one that took as long as the others did.
+/// Counts a request whose completion was missed, with the mean latency so far.
 #[inline(always)]
-fn end_unseen(in_flight: &InFlight) {
-    if in_flight.flags & InFlight::ASYNC == 0 {
+fn end_missed(request: &InFlight) {
+    if request.flags & InFlight::ASYNC == 0 {
         return;
     }
-    let Some(direction) = direction_of(in_flight.slot, in_flight) else { return };
-    let requests = get!(direction, requests);
-    let latency = if requests == 0 { 0 } else { get!(direction, latency_ns) / requests };
-    count(direction, in_flight.octets, latency);
+    let Some(counters) = counters_of(request.slot, request) else { return };
+    let latency = get!(counters, latency_ns).checked_div(get!(counters, requests)).unwrap_or(0);
+    count(counters, request.bytes, latency);
 }
 
 #[inline(always)]
-fn count(direction: *mut DirectionCounters, octets: u64, latency: u64) {
-    let mut bucket = bucket_of(latency);
-    // SAFETY: its fields are aligned words of the map's value, and the bucket is below their number.
+fn count(counters: *mut DirectionCounters, bytes: u64, latency: u64) {
+    let bucket = verifier::forget_bounds(bucket_of(latency));
+    // SAFETY: `counters` lies in a value of the map, its fields are aligned words, and `bucket` is below the length of
+    // the array.
     unsafe {
-        atomic::fetch_add(&raw mut (*direction).requests, 1);
-        atomic::fetch_add(&raw mut (*direction).octets, octets);
-        atomic::fetch_add(&raw mut (*direction).latency_ns, latency);
-        // The compiler knows that it is below their number; the verifier must see that.
-        asm!("/* {0} */", inout(reg) bucket, options(pure, nomem, nostack));
+        atomic::fetch_add(&raw mut (*counters).requests, 1);
+        atomic::fetch_add(&raw mut (*counters).bytes, bytes);
+        atomic::fetch_add(&raw mut (*counters).latency_ns, latency);
         if bucket < LATENCY_BUCKETS {
-            let buckets = (&raw mut (*direction).buckets).cast::<u64>();
+            let buckets = (&raw mut (*counters).buckets).cast::<u64>();
             atomic::fetch_add(buckets.add(bucket), 1);
         }
     }
 }
 
-/// `WRITE` or nothing, of the flags of a in_flight.
+/// The in-flight flag for the direction: [`InFlight::WRITE`] or none.
 #[inline(always)]
-pub(crate) fn direction(is_write: bool) -> u32 {
+pub(crate) const fn direction(is_write: bool) -> u32 {
     if is_write { InFlight::WRITE } else { 0 }
 }

@@ -1,5 +1,7 @@
-//! `sched_process_exit(task *p[, bool group_dead])`: `p` has begun to exit. It still runs for a while; its
-//! record is closed at its last switch.
+//! `sched_process_exit(task *p[, bool group_dead])`: `p` has begun to exit. It still runs for a while; its record is
+//! closed at its last switch.
+
+#![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use kvmeter_common::{EventKind, Owner};
@@ -8,8 +10,7 @@ use crate::{atomic, maps, task::Task, thread::Thread};
 
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: argument 0 is a task pointer.
-    let task = unsafe { Task::new(ctx.arg(0)) };
+    let task = Task::new(ctx.arg(0));
     let Some(thread) = Thread::find(maps::slot_of(task.pid()), task) else { return 0 };
     let owner = thread.owner();
     if owner.has(Owner::DYING) {
@@ -17,7 +18,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     }
     thread.mark(Owner::DYING);
     if let Some(vm) = maps::vm(owner.vm_slot()) {
-        // SAFETY: an aligned field of a map value.
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).dying, 1) };
     }
     if task.live_threads() <= 0 {

@@ -1,10 +1,9 @@
-//! `sched_switch(bool preempt, task *prev, task *next[, unsigned int prev_state])`: the kernel calls it
-//! under the run queue's lock, after it has brought `prev`'s times up to date and before `next` runs.
+//! `sched_switch(bool preempt, task *prev, task *next[, unsigned int prev_state])`: the kernel calls it under the run
+//! queue's lock, after it has brought `prev`'s times up to date and before `next` runs.
 
-use aya_ebpf::{
-    EbpfContext as _, helpers::bpf_ktime_get_ns, macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+#![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use kvmeter_common::{EventKind, Owner, word};
 
 use crate::{
@@ -18,22 +17,18 @@ const TASK_DEAD: u32 = 0x80;
 
 #[btf_tracepoint(function = "sched_switch")]
 fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: arguments 1 and 2 are task pointers.
-    let (prev, next) = unsafe { (Task::new(ctx.arg(1)), Task::new(ctx.arg(2))) };
+    let (prev, next) = (Task::new(ctx.arg(1)), Task::new(ctx.arg(2)));
     let (prev_slot, next_slot) = (maps::slot_of(prev.pid()), maps::slot_of(next.pid()));
     if prev_slot | next_slot == 0 {
         return 0;
     }
-    // SAFETY: argument 0 is a bool in a register, argument 3 an unsigned int where the kernel has it.
-    let (preempted, state) = unsafe {
-        let state =
-            if kernel::SWITCH_HAS_STATE.load() != 0 { ctx.arg::<u32>(3) } else { prev.state() };
-        (*ctx.as_ptr().cast::<u64>() as u8 != 0, state)
-    };
+    // A bool fills the low byte of its register.
+    let preempted = ctx.arg::<u64>(0) & 0xff != 0;
+    let state = if kernel::SWITCH_HAS_STATE.load() != 0 { ctx.arg::<u32>(3) } else { prev.state() };
     let runnable = preempted || state == 0;
-    // The clock is more than half of what this program costs: it is read once for both, and not for a thread
-    // that goes to sleep.
-    // SAFETY: no precondition.
+    // The clock is more than half of this program's cost: it is read once for both threads, and not for a thread that
+    // goes to sleep.
+    // SAFETY: the helper has no arguments and no precondition.
     let now = if next_slot != 0 || runnable { unsafe { bpf_ktime_get_ns() } } else { 0 };
     if let Some(thread) = Thread::find(prev_slot, prev) {
         leave(thread, prev, runnable, now);
@@ -47,7 +42,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `task` loses its CPU, and still wants one if it is `runnable`.
+/// `task` leaves its CPU; `runnable`: it goes back to the run queue.
 #[inline(always)]
 fn leave(thread: Thread, task: Task, runnable: bool, now: u64) {
     let record = thread.record;
@@ -82,32 +77,31 @@ fn arrive(thread: Thread, task: Task, now: u64) {
     set!(record, run, word::running(task.sum_exec_runtime(), now));
 }
 
-/// The task will never run again: its time goes to the VM.
+/// `task` has made its last switch: its CPU time goes to the VM.
 #[inline(always)]
 fn finish(thread: Thread, task: Task) {
-    // A thread that was registered after it began to exit was not counted as dying.
+    // A thread that was registered after it had begun to exit was not counted as dying.
     let was_dying = thread.owner().has(Owner::DYING);
     let Some(vm) = thread.hand_over(task.sum_exec_runtime()) else { return };
     if let Some(entry) = maps::slot_entry(task.pid()) {
-        // SAFETY: the entry lies in the map's value.
+        // SAFETY: `slot_entry` returns a valid, aligned entry.
         if unsafe { entry.read_volatile() } == thread.slot {
-            // SAFETY: as above.
+            // SAFETY: `slot_entry` returns a valid, aligned entry.
             unsafe { entry.write_volatile(0) };
         }
     }
-    // What was handed over includes the last microseconds of each thread, after the kernel had added it to
-    // its own sum. Whenever no thread is on its way out the kernel's sum is complete and replaces ours.
-    // The order matters: a thread that begins to exit meanwhile is seen in `dying`, one that has also ended
-    // makes the exchange fail.
+    // The hand-over includes the last microseconds of a thread, after the kernel had added the thread to its own sum.
+    // While no thread is exiting, the kernel's sum is complete and replaces ours. The order matters: a thread that begins
+    // to exit meanwhile is seen in `dying`, and one that has also finished makes the exchange fail.
     let minus_one = u64::MAX;
     if was_dying {
-        // SAFETY: aligned fields of a map value.
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).dying, minus_one) };
     }
     let exited = get!(vm, exited);
-    let kernels = task.sum_sched_runtime();
+    let sum_of_kernel = task.sum_sched_runtime();
     if get!(vm, dying) == 0 {
-        // SAFETY: as above.
-        unsafe { atomic::compare_exchange(&raw mut (*vm).exited, exited, kernels) };
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+        unsafe { atomic::compare_exchange(&raw mut (*vm).exited, exited, sum_of_kernel) };
     }
 }

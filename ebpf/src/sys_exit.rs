@@ -1,4 +1,4 @@
-//! `sys_exit(pt_regs *regs, long ret)`: a system call has ended, in the thread that made it.
+//! `sys_exit(pt_regs *regs, long ret)`: a system call returns, in the thread that made it.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
@@ -6,7 +6,6 @@ use crate::call::end_call;
 
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: argument 1 is a number.
-    end_call(unsafe { ctx.arg(1) });
+    end_call(ctx.arg(1));
     0
 }

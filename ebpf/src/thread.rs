@@ -1,20 +1,27 @@
-//! What all hooks do with a thread's record.
+//! The record of a thread.
+//!
+//! At any time one CPU writes a thread's counters: the scheduler serialises the events of a task, and the record belongs
+//! to one task. So plain stores do; each is volatile and of a whole word, and no reader needs an order between two words.
+//! The owner word, by which a record is claimed and freed, is exchanged atomically.
+
+#![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use kvmeter_common::{BLOCK_LEN, Event, EventKind, Owner, ThreadRecord, VM_BLOCKS, VmRecord, word};
 
 use crate::{atomic, maps, task::Task};
 
-/// A thread that is counted, and its record.
+/// A counted thread and its record.
 #[derive(Clone, Copy)]
 pub(crate) struct Thread {
     pub(crate) slot: u16,
     pub(crate) record: *mut ThreadRecord,
 }
 
-/// Reads a field of a record as it is now: the other side writes too.
+/// Reads a field of a record from memory, because the agent writes it, too.
 macro_rules! get {
     ($record:expr, $field:ident) => {
-        // SAFETY: the record is a whole map value that the lookup checked for null, its fields are aligned.
+        // SAFETY: `maps` returns pointers to whole map values only, which stay for as long as the program, and the
+        // fields of the `repr(C)` records are aligned integers.
         unsafe { (&raw const (*$record).$field).read_volatile() }
     };
 }
@@ -22,15 +29,16 @@ macro_rules! get {
 macro_rules! set {
     ($record:expr, $field:ident, $value:expr) => {{
         let value = $value;
-        // SAFETY: the record is a whole map value that the lookup checked for null, its fields are aligned.
+        // SAFETY: `maps` returns pointers to whole map values only, which stay for as long as the program, and the
+        // fields of the `repr(C)` records are aligned integers.
         unsafe { (&raw mut (*$record).$field).write_volatile(value) }
     }};
 }
 pub(crate) use {get, set};
 
 impl Thread {
-    /// The record in `slot`, if it is this very task's: a thread id may belong to another task by now,
-    /// so the record remembers when its task was started.
+    /// The record in `slot`, if it is this task's. A thread id may have passed to another task, so the record also has
+    /// the start time of its task.
     #[inline(always)]
     pub(crate) fn find(slot: u16, task: Task) -> Option<Self> {
         if slot == 0 {
@@ -53,12 +61,13 @@ impl Thread {
         Owner(get!(self.record, owner))
     }
 
+    /// Sets flags of the owner word.
     #[inline(always)]
     pub(crate) fn mark(self, flags: u64) {
         set!(self.record, owner, self.owner().0 | flags);
     }
 
-    /// Tells the agent about this thread.
+    /// Sends an event about this thread.
     #[inline(always)]
     pub(crate) fn report(self, kind: EventKind, tgid: u32) {
         let owner = self.owner();
@@ -70,48 +79,69 @@ impl Thread {
         });
     }
 
-    /// Hands the thread's CPU time over to its VM and frees the record. `sum` is all it has used, in ns.
+    /// Adds the thread's CPU time, `sum` ns in all, to its VM and frees the record. Returns the VM's record.
     #[inline(always)]
     pub(crate) fn hand_over(self, sum: u64) -> Option<*mut VmRecord> {
         let vm = maps::vm(self.owner().vm_slot())?;
-        // SAFETY: all words are aligned fields of map values.
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).handovers_begun, 1) };
-        // SAFETY: as above.
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).exited, sum) };
-        set!(self.record, run, word::UNKNOWN);
-        set!(self.record, wait, word::UNKNOWN);
-        set!(self.record, switches_in, 0);
-        set!(self.record, preemptions, 0);
-        set!(self.record, start, 0);
-        set!(self.record, high_water, 0);
-        // The exchange orders the stores above before the record becomes free.
-        // SAFETY: as above.
+        self.clear();
+        // The exchange orders the stores of `clear` before the record becomes free.
+        // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::compare_exchange(&raw mut (*self.record).owner, self.owner().0, 0) };
-        // SAFETY: as above.
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).handovers_done, 1) };
         Some(vm)
     }
+
+    /// Resets all but the owner and what is valid with a flag of the owner only.
+    #[inline(always)]
+    fn clear(self) {
+        let ThreadRecord {
+            run,
+            wait,
+            switches_in,
+            preemptions,
+            start,
+            high_water,
+            owner: _,
+            vcpu: _,
+            reserved: _,
+        } = ThreadRecord::EMPTY;
+        set!(self.record, run, run);
+        set!(self.record, wait, wait);
+        set!(self.record, switches_in, switches_in);
+        set!(self.record, preemptions, preemptions);
+        set!(self.record, start, start);
+        set!(self.record, high_water, high_water);
+    }
 }
 
-/// Takes a free record of the VM for a thread that has just been made.
+/// Claims a free record of the VM for a new thread.
 #[inline(always)]
-pub(crate) fn take_record(vm_slot: u16, vm: *mut VmRecord, tid: u32) -> Option<Thread> {
-    let count = get!(vm, block_count) as usize;
+pub(crate) fn claim_record(vm_slot: u16, vm: *mut VmRecord, tid: u32) -> Option<Thread> {
+    let count = get!(vm, block_count);
     let owner = Owner::new(tid, vm_slot).0;
     for b in 0..VM_BLOCKS {
-        if b >= count {
+        if b as u64 >= count {
             break;
         }
-        // SAFETY: `b` is below the length of the array.
+        // SAFETY: `b` is below `VM_BLOCKS`, the length of the array, which lies in a whole value of the map.
         let block = unsafe { (&raw const (*vm).blocks).cast::<u16>().add(b).read_volatile() };
         for i in 0..BLOCK_LEN {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a block's number is below 2^16 / BLOCK_LEN"
+            )]
             let slot = (usize::from(block) * BLOCK_LEN + i) as u16;
             let record = maps::thread(slot)?;
-            // SAFETY: the field is an aligned word of a map value.
-            if get!(record, owner) == 0
-                && slot != 0
-                && unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, owner) }
-            {
+            if slot == 0 || get!(record, owner) != 0 {
+                continue;
+            }
+            // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+            if unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, owner) } {
                 // A program on another CPU may have written after the record was freed.
                 set!(record, run, word::UNKNOWN);
                 set!(record, wait, word::UNKNOWN);

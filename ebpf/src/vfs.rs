@@ -1,5 +1,5 @@
-//! The system calls that read and write at a place in a file, each hooked at its own function:
-//! `long __x64_sys_pread64(const struct pt_regs *regs)` and the like. Other calls do not notice.
+//! The system calls that read and write at a position, each hooked at its own function:
+//! `long __x64_sys_pread64(const struct pt_regs *regs)` and the like. Other calls are not slowed down.
 
 use aya_ebpf::{
     macros::{fentry, fexit},
@@ -9,20 +9,19 @@ use kvmeter_common::Layer;
 
 use crate::call::{begin_call, end_call};
 
-/// Two programs for a call: where its function begins and where that ends.
+/// Two programs for a call: at the entry of its function and at the exit.
 macro_rules! call {
     ($entry:ident, $exit:ident, write: $is_write:literal) => {
         #[fentry]
         fn $entry(ctx: FEntryContext) -> i32 {
-            // SAFETY: argument 0 is where the call's own arguments are.
-            begin_call(unsafe { ctx.arg(0) }, Layer::Function, $is_write, true);
+            begin_call(ctx.arg(0), Layer::Function, $is_write, true);
             0
         }
 
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
-            // SAFETY: behind the function's one argument is its result.
-            end_call(unsafe { ctx.arg(1) });
+            // The result follows the function's only argument.
+            end_call(ctx.arg(1));
             0
         }
     };

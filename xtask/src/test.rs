@@ -13,7 +13,7 @@ use xtask::lab::{DebianKernel, find};
 
 use crate::{
     command::{cargo, root, step},
-    setup,
+    lints, setup,
 };
 
 #[derive(Args, Debug)]
@@ -46,6 +46,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             "Lints",
             &mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         )?;
+        lints::bpf()?;
         let mut fuzz = cargo(["check", "--manifest-path", "agent/fuzz/Cargo.toml"]);
         step("Fuzz targets", fuzz.env("CARGO_TARGET_DIR", root().join("target/fuzz")))?;
         let mut doc = cargo(["doc", "--no-deps", "--document-private-items", "-q"]);

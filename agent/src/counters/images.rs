@@ -91,8 +91,8 @@ impl Records {
             let load = |cell: &AtomicU64| cell.load(Relaxed);
             io.reads = io.reads.wrapping_add(load(&record.read.requests));
             io.writes = io.writes.wrapping_add(load(&record.write.requests));
-            io.read_octets = io.read_octets.wrapping_add(load(&record.read.octets));
-            io.write_octets = io.write_octets.wrapping_add(load(&record.write.octets));
+            io.read_octets = io.read_octets.wrapping_add(load(&record.read.bytes));
+            io.write_octets = io.write_octets.wrapping_add(load(&record.write.bytes));
             io.read_ns = io.read_ns.wrapping_add(load(&record.read.latency_ns));
             io.write_ns = io.write_ns.wrapping_add(load(&record.write.latency_ns));
         }
@@ -217,8 +217,7 @@ impl Records {
 }
 
 fn cells(direction: &SharedDirectionCounters) -> impl Iterator<Item = &AtomicU64> {
-    let numbers =
-        [&direction.requests, &direction.octets, &direction.latency_ns, &direction.errors];
+    let numbers = [&direction.requests, &direction.bytes, &direction.latency_ns, &direction.errors];
     numbers.into_iter().chain(&direction.buckets)
 }
 

@@ -1,4 +1,4 @@
-//! The maps as memory.
+//! The arrays of the BPF programs, mapped into this process.
 
 #![expect(unsafe_code, reason = "memory that the kernel writes is reached through a mapping")]
 
@@ -8,7 +8,10 @@ use std::{
     mem::offset_of,
     ops::Deref,
     os::fd::{AsFd, AsRawFd as _},
-    sync::atomic::{AtomicU16, AtomicU32, AtomicU64},
+    sync::atomic::{
+        AtomicU16, AtomicU32, AtomicU64,
+        Ordering::{Relaxed, Release},
+    },
 };
 
 use kvmeter_common::{
@@ -17,8 +20,7 @@ use kvmeter_common::{
 };
 use memmap2::{MmapOptions, MmapRaw};
 
-/// A type of which any octets are a value and which is only ever read and written atomically, so that it
-/// can lie in memory that somebody else writes.
+/// A record in memory that the kernel writes at any time: any bytes are a value, and it is read and written atomically.
 ///
 /// # Safety
 ///
@@ -38,6 +40,32 @@ pub(crate) struct SharedThreadRecord {
     pub(crate) high_water: AtomicU64,
     pub(crate) vcpu: AtomicU32,
     pub(crate) reserved: AtomicU32,
+}
+
+impl SharedThreadRecord {
+    /// Resets the record and frees it. The owner is reset last, so that the next owner finds the other fields empty.
+    pub(crate) fn free(&self) {
+        // `vcpu` is valid with a flag of the owner only.
+        let Self {
+            run,
+            wait,
+            switches_in,
+            preemptions,
+            owner,
+            start,
+            high_water,
+            vcpu: _,
+            reserved: _,
+        } = self;
+        let empty = ThreadRecord::EMPTY;
+        run.store(empty.run, Relaxed);
+        wait.store(empty.wait, Relaxed);
+        switches_in.store(empty.switches_in, Relaxed);
+        preemptions.store(empty.preemptions, Relaxed);
+        start.store(empty.start, Relaxed);
+        high_water.store(empty.high_water, Relaxed);
+        owner.store(empty.owner, Release);
+    }
 }
 
 /// [`VmRecord`] in shared memory.
@@ -72,7 +100,7 @@ pub(crate) struct SharedMeta {
 #[repr(C)]
 pub(crate) struct SharedDirectionCounters {
     pub(crate) requests: AtomicU64,
-    pub(crate) octets: AtomicU64,
+    pub(crate) bytes: AtomicU64,
     pub(crate) latency_ns: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) buckets: [AtomicU64; LATENCY_BUCKETS],
@@ -94,12 +122,12 @@ pub(crate) struct SharedImageRecord {
 /// One element of `TID_SLOT`.
 pub(crate) type SharedSlots = [AtomicU16; SLOTS_PER_ELEMENT];
 
-/// Each cell lies where its field lies.
+/// Asserts that each atomic lies at the offset of its field.
 macro_rules! assert_same_layout {
-    ($cells:ty, $record:ty, $($field:ident),+) => {
+    ($shared:ty, $record:ty, $($field:ident),+) => {
         const _: () = {
-            assert!(size_of::<$cells>() == size_of::<$record>());
-            $(assert!(offset_of!($cells, $field) == offset_of!($record, $field));)+
+            assert!(size_of::<$shared>() == size_of::<$record>());
+            $(assert!(offset_of!($shared, $field) == offset_of!($record, $field));)+
         };
     };
 }
@@ -135,7 +163,7 @@ assert_same_layout!(
     SharedDirectionCounters,
     DirectionCounters,
     requests,
-    octets,
+    bytes,
     latency_ns,
     errors,
     buckets
@@ -152,23 +180,23 @@ assert_same_layout!(
     write
 );
 
-// SAFETY: `repr(C)`, atomics only, 64 octets without padding.
+// SAFETY: `repr(C)`, atomics only, 64 bytes without padding.
 unsafe impl Shared for SharedThreadRecord {}
-// SAFETY: `repr(C)`, atomics only, 256 octets without padding.
+// SAFETY: `repr(C)`, atomics only, 256 bytes without padding.
 unsafe impl Shared for SharedVmRecord {}
-// SAFETY: `repr(C)`, atomics only, 40 octets without padding.
+// SAFETY: `repr(C)`, atomics only, 40 bytes without padding.
 unsafe impl Shared for SharedMeta {}
-// SAFETY: `repr(C)`, atomics only, 1664 octets without padding.
+// SAFETY: `repr(C)`, atomics only, 1664 bytes without padding.
 unsafe impl Shared for SharedImageRecord {}
-// SAFETY: an array of atomics.
+// SAFETY: an array of atomics, which has no padding.
 unsafe impl Shared for SharedSlots {}
 
-/// The values of one `BPF_F_MMAPABLE` array, in memory that the kernel's programs write at any time.
+/// The values of a `BPF_F_MMAPABLE` array, which the BPF programs write at any time.
 #[derive(Debug)]
 pub(crate) struct Mapped<T> {
     map: MmapRaw,
     len: usize,
-    cells: PhantomData<T>,
+    values: PhantomData<T>,
 }
 
 impl<T: Shared> Mapped<T> {
@@ -176,12 +204,12 @@ impl<T: Shared> Mapped<T> {
     ///
     /// # Errors
     ///
-    /// Those of `mmap(2)`: the array has not that many values, or was not made to be mapped.
+    /// Those of `mmap(2)`: the array has fewer values, or was not created with `BPF_F_MMAPABLE`.
     pub(crate) fn new(fd: impl AsFd, len: usize) -> io::Result<Self> {
-        // Array elements are a multiple of 8 octets apart.
-        assert!(size_of::<T>().is_multiple_of(8), "array values lie without gaps");
+        // The kernel rounds array elements up to a multiple of 8 bytes.
+        assert!(size_of::<T>().is_multiple_of(8), "the array has gaps between its values");
         let map = MmapOptions::new().len(size_of::<T>() * len).map_raw(fd.as_fd().as_raw_fd())?;
-        Ok(Self { map, len, cells: PhantomData })
+        Ok(Self { map, len, values: PhantomData })
     }
 }
 
@@ -189,9 +217,9 @@ impl<T: Shared> Deref for Mapped<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the mapping begins at a page, so it is aligned for T, and is `len` values long; it stays
-        // as long as `self`; T consists of atomics, for which any octets are a value (`Shared`), and all who
-        // write this memory (the kernel's programs and other mappings) write whole aligned words.
+        // SAFETY: the mapping begins at a page, so it is aligned for T, is `len` values long, and stays mapped for
+        // as long as `self`. T consists of atomics, of which any bytes are a value (`Shared`), and every writer of
+        // this memory (the BPF programs, and other mappings through this type) writes whole aligned words.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<T>(), self.len) }
     }
 }

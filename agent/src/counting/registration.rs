@@ -140,7 +140,7 @@ impl<R: AsRef<Records>> Registration<R> {
             // Fails when the kernel has given the id to another thread of a VM meanwhile.
             let _ = entry.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-        clear(record);
+        record.free();
     }
 
     /// Seeds what the kernel has counted so far, unless an event has come first.
@@ -253,7 +253,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         }
         if entry.compare_exchange(0, slot, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // The kernel was first: the thread was made after the scan began.
-            clear(record);
+            record.free();
             return self.track_thread(vm, thread, vcpu);
         }
         // From here on its end is seen. Had it ended before, the id may be another thread's by now; reading
@@ -359,21 +359,6 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
 fn blocks_of(vm: &SharedVmRecord) -> impl Iterator<Item = u16> {
     let count = usize::try_from(vm.block_count.load(Ordering::Acquire)).unwrap_or(usize::MAX);
     vm.blocks[..count.min(VM_BLOCKS)].iter().map(|block| block.load(Ordering::Relaxed))
-}
-
-/// Makes a record free. The owner goes last: whoever takes the record finds it clean.
-fn clear(record: &SharedThreadRecord) {
-    for cell in [
-        &record.run,
-        &record.wait,
-        &record.switches_in,
-        &record.preemptions,
-        &record.start,
-        &record.high_water,
-    ] {
-        cell.store(0, Ordering::Relaxed);
-    }
-    record.owner.store(0, Ordering::Release);
 }
 
 fn process_ns(clock: ClockId) -> Option<u64> {

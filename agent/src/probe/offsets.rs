@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use aya::EbpfLoader;
-use kvmeter_common::Field;
+use kvmeter_common::{Field, field::Presence};
 use nix::libc;
 use object::{Object as _, ObjectSection as _, SectionKind};
 
@@ -11,56 +11,6 @@ use super::{
     ProbeError,
     btf::{Btf, BtfError},
 };
-
-/// Where BTF has each field; of two names the first that the kernel has.
-const fn btf_path(field: Field) -> (&'static str, &'static [&'static str]) {
-    match field {
-        Field::TaskPid => ("task_struct", &["pid"]),
-        Field::TaskTgid => ("task_struct", &["tgid"]),
-        Field::TaskComm => ("task_struct", &["comm"]),
-        // Named so since Linux 5.14.
-        Field::TaskState => ("task_struct", &["__state", "state"]),
-        Field::TaskStartTime => ("task_struct", &["start_time"]),
-        Field::TaskSumExecRuntime => ("task_struct", &["se.sum_exec_runtime"]),
-        Field::TaskRunDelay => ("task_struct", &["sched_info.run_delay"]),
-        Field::TaskPreemptNotifiers => ("task_struct", &["preempt_notifiers.first"]),
-        Field::TaskExitCode => ("task_struct", &["exit_code"]),
-        Field::TaskSignal => ("task_struct", &["signal"]),
-        Field::SignalLive => ("signal_struct", &["live.counter"]),
-        Field::SignalSumSchedRuntime => ("signal_struct", &["sum_sched_runtime"]),
-        Field::TaskFiles => ("task_struct", &["files"]),
-        Field::FilesTable => ("files_struct", &["fdt"]),
-        Field::TableFiles => ("fdtable", &["fd"]),
-        Field::TableLen => ("fdtable", &["max_fds"]),
-        Field::KiocbFile => ("kiocb", &["ki_filp"]),
-        Field::KiocbPosition => ("kiocb", &["ki_pos"]),
-        Field::KiocbComplete => ("kiocb", &["ki_complete"]),
-        Field::IterCount => ("iov_iter", &["count"]),
-        Field::InodeSize => ("inode", &["i_size"]),
-        Field::KiocbFlags => ("kiocb", &["ki_flags"]),
-        Field::IterIsSource => ("iov_iter", &["data_source"]),
-        Field::FileInode => ("file", &["f_inode"]),
-        Field::FileFlags => ("file", &["f_flags"]),
-        Field::InodeMode => ("inode", &["i_mode"]),
-        Field::InodeNumber => ("inode", &["i_ino"]),
-        Field::InodeSuperBlock => ("inode", &["i_sb"]),
-        Field::InodeDevice => ("inode", &["i_rdev"]),
-        Field::SuperBlockDevice => ("super_block", &["s_dev"]),
-        Field::RequestBio => ("request", &["bio"]),
-        Field::BioNext => ("bio", &["bi_next"]),
-        Field::BioDevice => ("bio", &["bi_bdev"]),
-        Field::BioOperation => ("bio", &["bi_opf"]),
-        Field::BioStatus => ("bio", &["bi_status"]),
-        Field::BioSector => ("bio", &["bi_iter.bi_sector"]),
-        Field::BioOctets => ("bio", &["bi_iter.bi_size"]),
-        Field::BlockDeviceNumber => ("block_device", &["bd_dev"]),
-        Field::UringFile => ("io_kiocb", &["file"]),
-        Field::UringOperation => ("io_kiocb", &["opcode"]),
-        Field::UringResult => ("io_uring_cqe", &["res"]),
-        // x86-64, and arm64, where it is the first of an array.
-        Field::RegistersFirst => ("pt_regs", &["di", "regs"]),
-    }
-}
 
 /// The calls that read and write files, by their numbers on this architecture, in the order in which the programs
 /// have them: read, readv, pread64, preadv, preadv2, and the same that write.
@@ -81,9 +31,9 @@ const CALLS: [i64; 10] = [
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Offsets {
     /// By the numbers of the fields.
-    fields: [i16; Field::ALL.len()],
+    fields: [i16; Field::COUNT],
     /// The same as the programs want them where they compute with them.
-    table: [u64; Field::ALL.len()],
+    table: [u64; Field::COUNT],
     /// A field that only hooks of images read, and that this kernel has not.
     missing_field: Option<String>,
     /// The tracepoint of requests that are submitted to io_uring.
@@ -106,33 +56,29 @@ impl Offsets {
     }
 
     fn from_btf(btf: &Btf<'_>) -> Result<Self, BtfError> {
-        let mut fields = [0; Field::ALL.len()];
-        let mut table = [0; Field::ALL.len()];
+        let mut fields = [0; Field::COUNT];
+        let mut table = [0; Field::COUNT];
         let mut missing_field = None;
         let mut has_preempt_notifiers = true;
         for ((offset, in_table), field) in fields.iter_mut().zip(&mut table).zip(Field::ALL) {
-            let (name, paths) = btf_path(field);
-            let mut found = paths.iter().map(|path| btf.field_offset(name, path));
-            *offset = match found.find_map(Result::ok) {
-                Some(found) => {
-                    *in_table = found;
-                    i16::try_from(found).map_err(|_| BtfError::TooFar(found))?
+            let (name, members) = (field.of_struct(), field.members());
+            let mut found = members.iter().map(|member| btf.field_offset(name, member));
+            if let Some(found) = found.find_map(Result::ok) {
+                *in_table = found;
+                *offset = i16::try_from(found).map_err(|_| BtfError::TooFar(found))?;
+                continue;
+            }
+            // The offset stays 0: a load that is never run needs one, too.
+            match field.presence() {
+                Presence::WithKvm => has_preempt_notifiers = false,
+                Presence::ForDisks => {
+                    let field = format!("{} in struct {name}", members[0]);
+                    missing_field = Some(format!("the kernel's BTF has no {field}"));
                 }
-                // Only kernels that are built with KVM have it. A load that is never run needs an offset too.
-                None if field == Field::TaskPreemptNotifiers => {
-                    has_preempt_notifiers = false;
-                    0
+                Presence::Required => {
+                    btf.field_offset(name, members[0])?;
                 }
-                None if field.is_of_images() => {
-                    missing_field =
-                        Some(format!("the kernel's BTF has no {} in struct {name}", paths[0]));
-                    0
-                }
-                None => {
-                    btf.field_offset(name, paths[0])?;
-                    0
-                }
-            };
+            }
         }
         let tells_state = btf.tracepoint_args("sched_switch")? >= 4;
         // Since Linux 6.13 it is in the completion, of which the program is given the address.
@@ -228,7 +174,7 @@ mod tests {
         let fields = std::array::from_fn(|number| i16::try_from(number * 8).unwrap());
         let offsets = Offsets {
             fields,
-            table: [0; Field::ALL.len()],
+            table: [0; Field::COUNT],
             missing_field: None,
             uring_submit: "",
             globals: [("", 0); 5],
