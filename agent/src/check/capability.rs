@@ -1,4 +1,4 @@
-//! What this process may do.
+//! Capabilities of this process.
 
 use caps::errors::CapsError;
 use caps::{CapSet, CapsHashSet};
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_is_needed_is_no_fault() {
+    fn more_capabilities_than_needed_are_ok() {
         assert!(assess(Ok(caps::all())).iter().all(|check| check.verdict == Verdict::Ok));
         assert!(caps::all().contains(&Capability::CAP_BPF));
     }

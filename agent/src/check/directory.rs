@@ -1,4 +1,4 @@
-//! File systems that must be mounted, and directories that must be writable.
+//! Filesystems that must be mounted, and directories that must be writable.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs};
 
 use super::Check;
-use crate::config::Config;
+use crate::{config::Config, probe::BPF_FS_MAGIC};
 
-/// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
-
-/// Where KVM tells the threads of its vCPUs.
+/// Directory in which KVM lists the threads of its vCPUs.
 const KVM_DEBUGFS: &str = "/sys/kernel/debug/kvm";
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
@@ -31,7 +28,7 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// `dir` itself, or while that is missing the directory in which it would be made.
+/// `dir` itself; if it is missing, the nearest directory above it that exists.
 fn nearest(dir: &Path) -> PathBuf {
     dir.ancestors().find(|dir| dir.exists()).unwrap_or_else(|| Path::new("/")).to_owned()
 }
@@ -87,7 +84,7 @@ fn assess_dir(key: &str, dir: &Path, writable: io::Result<()>) -> Check {
             key,
             format!("{dir} cannot be written: {e}"),
             format!(
-                "run as root on a file system that is mounted rw, or set {key} to another directory"
+                "run as root on a filesystem that is mounted rw, or set {key} to another directory"
             ),
         ),
     }
@@ -104,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_dir_outside_a_bpffs_is_told_with_the_mount() {
+    fn for_a_pin_dir_outside_a_bpffs_the_fix_is_the_mount() {
         let dir = Path::new("/sys/fs/bpf/kvmeter");
         assert_eq!(assess_bpffs(dir, Ok(BPF_FS_MAGIC), Ok(())).verdict, Verdict::Ok);
         for check in [
@@ -130,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn without_debugfs_less_is_known() {
+    fn without_debugfs_the_check_warns() {
         assert_eq!(assess_debugfs(Ok(())).verdict, Verdict::Ok);
         let missing = assess_debugfs(Err(io::ErrorKind::NotFound.into()));
         assert!(
@@ -140,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_missing_is_judged_by_the_one_above() {
+    fn a_missing_directory_is_assessed_by_the_one_above() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(nearest(&dir.path().join("a/b/c")), dir.path());
         assert!(writable(dir.path()).is_ok());

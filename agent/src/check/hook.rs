@@ -1,31 +1,29 @@
-//! The BPF programs, tried one by one without being attached.
-
-use std::error::Error;
+//! The BPF programs, loaded one by one without being attached.
 
 use super::Check;
-use crate::probe::{HookState, ProbeError, try_hooks};
+use crate::probe::{HookState, ProbeError, try_hooks, with_causes};
 
 pub(super) fn checks() -> Vec<Check> {
     assess(try_hooks(&super::btf_path()))
 }
 
-/// For the hooks where they could not be tried.
+/// The line for all hooks if they cannot be tried.
 pub(super) fn untried() -> Check {
     Check::warn(
         "hooks",
         "not tried, because the kernel or the capabilities above do not allow it",
-        "mend that first, then check again",
+        "fix that first, then run the check again",
     )
 }
 
 fn assess(tried: Result<Vec<HookState>, ProbeError>) -> Vec<Check> {
     match tried {
         Ok(hooks) => {
-            let (of_images, others): (Vec<_>, Vec<_>) =
+            let (for_disks, others): (Vec<_>, Vec<_>) =
                 hooks.into_iter().partition(|state| state.method.is_some());
-            let of_images = of_images.chunk_by(|a, b| a.method == b.method);
+            let for_disks = for_disks.chunk_by(|a, b| a.method == b.method);
             let others = others.into_iter().map(assess_hook);
-            others.chain(of_images.filter_map(assess_method)).collect()
+            others.chain(for_disks.filter_map(assess_method)).collect()
         }
         Err(e) => vec![assess_object(&e)],
     }
@@ -33,14 +31,14 @@ fn assess(tried: Result<Vec<HookState>, ProbeError>) -> Vec<Check> {
 
 const FIX: &str = "run Linux 5.15 or later; `dmesg` may tell which policy refuses the program";
 
-/// The hooks of one way to count disks.
+/// The hooks of one method.
 fn assess_method(hooks: &[HookState]) -> Option<Check> {
     let method = hooks.first()?.method?;
     let name = format!("disks {}", method.name());
     let failure = hooks.iter().find_map(|state| state.failure.as_ref());
     Some(match failure {
         None => Check::ok(name, hooks[0].hook.purpose),
-        // The others do its work.
+        // Another method does its work.
         Some(why) if method.is_optional() => Check::ok(name, format!("not here: {why}")),
         Some(why) => {
             Check::warn(name, format!("{why}; it is for the {}", hooks[0].hook.purpose), FIX)
@@ -69,13 +67,7 @@ fn assess_object(error: &ProbeError) -> Check {
         }
         _ => "run as root; `dmesg` may tell which policy refuses BPF",
     };
-    let mut found = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        found = format!("{found}: {cause}");
-        source = cause.source();
-    }
-    Check::fail("hooks", found, fix)
+    Check::fail("hooks", with_causes(error), fix)
 }
 
 #[cfg(test)]
@@ -85,7 +77,7 @@ mod tests {
     use crate::probe::SCHED_HOOKS;
 
     #[test]
-    fn a_hook_that_fails_costs_what_it_is_for() {
+    fn a_failed_hook_is_reported_with_its_purpose() {
         let all = SCHED_HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec();
         assert!(assess(Ok(all)).iter().all(|check| check.verdict == Verdict::Ok));
 
@@ -104,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_all_programs_from_loading_has_its_fix() {
+    fn an_error_of_all_programs_has_its_fix() {
         let fix = |error: ProbeError| match assess(Err(error)).as_slice() {
             [Check { verdict: Verdict::Fail(fix), .. }] => fix.clone(),
             other => panic!("{other:?}"),

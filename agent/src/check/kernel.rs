@@ -1,46 +1,43 @@
-//! What the running kernel must be and have.
+//! What the running kernel must have.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::Check;
-use crate::probe::KERNEL_BTF;
+use crate::probe::{KERNEL_BTF, btf, pid_max};
 
-/// Magic number of BTF, in the byte order of the kernel that wrote it (`include/uapi/linux/btf.h`).
-const BTF_MAGIC: u16 = 0xeb9f;
-
-/// Where the kernel's own BTF is read: [`KERNEL_BTF`], unless the environment says otherwise in
-/// `KVMETER_BTF` (which serves to see what happens on a kernel without BTF, or with that of another).
+/// File with the kernel's BTF: [`KERNEL_BTF`], or the environment variable `KVMETER_BTF`, by which a kernel without BTF or
+/// with another kernel's can be simulated.
 #[must_use]
 pub fn btf_path() -> PathBuf {
     std::env::var_os("KVMETER_BTF").map_or_else(|| PathBuf::from(KERNEL_BTF), PathBuf::from)
 }
 
 pub(super) fn checks() -> Vec<Check> {
-    let btf = btf_path();
+    let path = btf_path();
     vec![
-        assess_btf(&btf, begin_of(&btf)),
+        assess_btf(&path, first_bytes(&path)),
         assess_lockdown(fs::read_to_string("/sys/kernel/security/lockdown").ok().as_deref()),
         assess_ptrace_scope(
             fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok().as_deref(),
         ),
-        assess_pid_max(fs::read_to_string("/proc/sys/kernel/pid_max")),
+        assess_pid_max(pid_max()),
         assess_kvm(Path::new("/dev/kvm").exists()),
     ]
 }
 
-fn begin_of(path: &Path) -> io::Result<[u8; 2]> {
-    let mut begin = [0; 2];
-    File::open(path)?.read_exact(&mut begin)?;
-    Ok(begin)
+fn first_bytes(path: &Path) -> io::Result<[u8; 2]> {
+    let mut bytes = [0; 2];
+    File::open(path)?.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
-fn assess_btf(path: &Path, begin: io::Result<[u8; 2]>) -> Check {
+fn assess_btf(path: &Path, first_bytes: io::Result<[u8; 2]>) -> Check {
     const NAME: &str = "kernel BTF";
     let path = path.display();
-    match begin {
-        Ok(magic) if [BTF_MAGIC.to_le_bytes(), BTF_MAGIC.to_be_bytes()].contains(&magic) => {
+    match first_bytes {
+        Ok(magic) if [btf::MAGIC.to_le_bytes(), btf::MAGIC.to_be_bytes()].contains(&magic) => {
             Check::ok(NAME, path.to_string())
         }
         Ok(_) => Check::fail(NAME, format!("{path} is no BTF"), "unset KVMETER_BTF"),
@@ -71,29 +68,28 @@ fn assess_lockdown(state: Option<&str>) -> Check {
     }
 }
 
-/// `scope` is the file's content; there is none without the Yama security module.
+/// `scope` is the file's content; `None` without the Yama security module.
 fn assess_ptrace_scope(scope: Option<&str>) -> Check {
     const NAME: &str = "ptrace scope";
     match scope.map(str::trim) {
         None => Check::ok(NAME, "no Yama"),
         Some("3") => Check::warn(
             NAME,
-            "3: /proc/PID/task/TID/syscall is closed to everybody, so a vCPU is known only by debugfs or its thread's name",
+            "3: /proc/PID/task/TID/syscall is closed to every process, so a vCPU is found by debugfs or its thread's name only",
             "set kernel.yama.ptrace_scope to 2 or less in sysctl.d and reboot, or mount debugfs",
         ),
         Some(scope) => Check::ok(NAME, scope),
     }
 }
 
-fn assess_pid_max(pid_max: io::Result<String>) -> Check {
+fn assess_pid_max(pid_max: io::Result<u32>) -> Check {
     const NAME: &str = "pid_max";
-    let number = pid_max.and_then(|text| text.trim().parse::<u64>().map_err(io::Error::other));
-    match number {
+    match pid_max {
         Ok(pid_max) => Check::ok(
             NAME,
             format!(
                 "{pid_max}: the table of thread ids takes {} KiB",
-                pid_max.div_ceil(4) * 8 / 1024
+                u64::from(pid_max).div_ceil(4) * 8 / 1024
             ),
         ),
         Err(e) => Check::fail(
@@ -104,9 +100,9 @@ fn assess_pid_max(pid_max: io::Result<String>) -> Check {
     }
 }
 
-fn assess_kvm(there: bool) -> Check {
+fn assess_kvm(exists: bool) -> Check {
     const NAME: &str = "KVM";
-    if there {
+    if exists {
         Check::ok(NAME, "/dev/kvm")
     } else {
         Check::warn(
@@ -123,7 +119,7 @@ mod tests {
     use crate::check::Verdict;
 
     #[test]
-    fn btf_is_known_by_its_magic_and_its_absence_has_a_fix() {
+    fn btf_is_recognised_by_its_magic_and_has_a_fix() {
         let path = Path::new("/sys/kernel/btf/vmlinux");
         assert_eq!(assess_btf(path, Ok([0x9f, 0xeb])).verdict, Verdict::Ok);
         assert_eq!(assess_btf(path, Ok([0xeb, 0x9f])).verdict, Verdict::Ok);
@@ -139,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn lockdown_is_what_stands_in_brackets() {
+    fn the_lockdown_mode_is_the_one_in_brackets() {
         assert_eq!(assess_lockdown(Some("none [integrity] confidentiality\n")).found, "integrity");
         assert_eq!(
             assess_lockdown(Some("[none] integrity confidentiality\n")).verdict,
@@ -155,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_strictest_ptrace_scope_is_in_the_way() {
+    fn only_the_strictest_ptrace_scope_is_a_problem() {
         for scope in [None, Some("0\n"), Some("1\n"), Some("2\n")] {
             assert_eq!(assess_ptrace_scope(scope).verdict, Verdict::Ok);
         }
@@ -164,12 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn pid_max_tells_the_memory_it_costs() {
+    fn pid_max_shows_its_cost_in_memory() {
         assert_eq!(
-            assess_pid_max(Ok("4194304\n".into())).found,
+            assess_pid_max(Ok(4_194_304)).found,
             "4194304: the table of thread ids takes 8192 KiB"
         );
-        let wrong = assess_pid_max(Ok("many".into()));
+        let wrong = assess_pid_max(Err(io::ErrorKind::NotFound.into()));
         assert!(matches!(&wrong.verdict, Verdict::Fail(fix) if fix.contains("mount -t proc")));
     }
 

@@ -1,4 +1,4 @@
-//! The SNMP master, asked by connecting to it.
+//! The SNMP master, checked by connecting to it.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -8,7 +8,7 @@ use super::Check;
 use crate::agentx::Address;
 use crate::unix_socket::connect_within;
 
-/// The longest that a master may take to accept.
+/// Timeout for the connection.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 pub(super) fn check(address: &Address) -> Check {
@@ -49,13 +49,13 @@ fn assess(address: &Address, connected: io::Result<()>) -> Check {
                 .to_owned()
         }
         io::ErrorKind::ConnectionRefused if unix => {
-            "nobody listens there: start snmpd, and look for `master agentx` in snmpd.conf".to_owned()
+            "no process listens there: start snmpd, and look for `master agentx` in snmpd.conf".to_owned()
         }
         io::ErrorKind::ConnectionRefused => format!(
-            "nobody listens there: add `master agentx` and `agentXSocket {address}` to snmpd.conf and restart snmpd"
+            "no process listens there: add `master agentx` and `agentXSocket {address}` to snmpd.conf and restart snmpd"
         ),
         io::ErrorKind::TimedOut => "the master does not accept: restart snmpd".to_owned(),
-        _ => "correct agentx.address, and see whether snmpd runs".to_owned(),
+        _ => "correct agentx.address, and check whether snmpd runs".to_owned(),
     };
     Check::fail(NAME, format!("{address}: {error}"), fix)
 }
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_socket_is_absent_deserted_or_accepts() {
+    fn a_unix_socket_is_absent_refuses_or_accepts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master");
         let address = Address::Unix(path.clone());
@@ -83,7 +83,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         assert_eq!(check(&address).verdict, Verdict::Ok);
         drop(listener);
-        assert!(fix(check(&address)).starts_with("nobody listens there: start snmpd"));
+        assert!(fix(check(&address)).starts_with("no process listens there: start snmpd"));
     }
 
     #[test]

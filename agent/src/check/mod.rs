@@ -1,7 +1,7 @@
-//! `kvmeter check`: what the agent checks of this host, whether it holds, and how to mend it.
+//! `kvmeter check`: whether this host has what the agent needs, and how to fix what it lacks.
 //!
-//! Each check is asked of the system itself, by trying where that has no effect. What is found and what it
-//! means are apart: the files below read, then assess, and the judging is tested without a host.
+//! Each check asks the system itself, and tries the operation where that has no side effect. Reading and assessing are
+//! separate functions, so assessing is tested without a host.
 
 mod capability;
 mod directory;
@@ -17,44 +17,45 @@ use serde::Serialize;
 pub use kernel::btf_path;
 
 use crate::config::{Config, ConfigError};
+use crate::probe::with_causes;
 use crate::status::client::{self, ClientError};
 
-/// One thing that the agent checks.
+/// One check and its result.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Check {
-    /// What is needed, in a word or two.
+    /// What is checked, in a word or two.
     pub name: String,
     /// What was found.
     pub found: String,
-    /// Whether that will do.
+    /// Whether that is sufficient.
     #[serde(flatten)]
     pub verdict: Verdict,
 }
 
-/// Whether a check holds, and if not, the fix.
+/// Result of a check, with the fix where it is not met.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(tag = "verdict", content = "fix", rename_all = "lowercase")]
 pub enum Verdict {
-    /// It holds.
+    /// The check is met.
     Ok,
-    /// The agent works without, but serves less.
+    /// The agent works, but serves less.
     Warn(String),
-    /// The agent does not work without.
+    /// The agent does not work.
     Fail(String),
 }
 
 impl Check {
-    /// A check that holds.
+    /// A check that is met.
     pub fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
         Self { name: name.into(), found: found.into(), verdict: Verdict::Ok }
     }
 
-    /// A check without which the agent serves less.
+    /// A check that is not met, so that the agent serves less.
     pub fn warn(name: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { name: name.into(), found: found.into(), verdict: Verdict::Warn(fix.into()) }
     }
 
-    /// A check without which the agent does not work.
+    /// A check that is not met, so that the agent does not work.
     pub fn fail(name: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { name: name.into(), found: found.into(), verdict: Verdict::Fail(fix.into()) }
     }
@@ -64,7 +65,7 @@ impl Check {
     }
 }
 
-/// All checks, in the order in which they are best mended.
+/// All checks, in the order in which to fix them.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Preflight {
     /// Whether no check failed.
@@ -73,8 +74,8 @@ pub struct Preflight {
     pub checks: Vec<Check>,
 }
 
-/// Asks for everything. A configuration that is wrong is the first check, and the defaults are checked
-/// then. The BPF programs are tried only where the kernel and the capabilities allow it.
+/// Runs all checks. If the configuration is invalid, the first check says so and the others check the defaults. The BPF
+/// programs are loaded only if the kernel and the capabilities allow it.
 pub fn preflight(config: Result<Config, &ConfigError>) -> Preflight {
     let (first, config) = match config {
         Ok(config) => (Check::ok("config", "every key is known and in range"), config),
@@ -112,11 +113,7 @@ fn assess_config(error: &ConfigError) -> Check {
             format!("correct line {} of {}", diagnostic.line, path.display())
         }
     };
-    let found = match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    };
-    Check::fail("config", found, fix)
+    Check::fail("config", with_causes(error), fix)
 }
 
 fn running(pid: Result<u32, ClientError>) -> Check {
@@ -160,7 +157,7 @@ mod tests {
     use std::path::PathBuf;
 
     #[test]
-    fn one_line_a_need_and_ready_unless_one_fails() {
+    fn one_line_a_check_and_ready_unless_one_fails() {
         let mut checks = vec![
             Check::ok("kernel BTF", "there"),
             Check::warn("debugfs", "not mounted", "mount it"),
@@ -178,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_get_the_verdict_beside_the_fix() {
+    fn json_has_the_verdict_beside_the_fix() {
         let json = serde_json::to_value(Preflight::of(vec![
             Check::fail("a", "b", "c"),
             Check::ok("d", "e"),
@@ -193,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_with_a_mistake_is_told_with_its_line() {
+    fn an_invalid_configuration_is_reported_with_its_line() {
         let diagnostic = Config::parse("[agentx]\nadress = 1\n").unwrap_err();
         let check = assess_config(&ConfigError::Invalid { path: "/k.toml".into(), diagnostic });
         assert!(check.found.starts_with("/k.toml:2: agentx.adress: no such key; "), "{check:?}");
@@ -202,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_runs_is_no_fault_and_one_that_is_silent_is() {
+    fn a_running_agent_is_ok_and_a_silent_one_is_not() {
         let socket = || PathBuf::from("/run/kvmeter/status.sock");
         assert_eq!(running(Ok(7)).verdict, Verdict::Ok);
         let none = running(Err(ClientError::NotRunning { socket: socket() }));

@@ -1,11 +1,11 @@
-//! Where VMs are found.
+//! Sources of VMs.
 
 use std::path::Path;
 
 use super::Check;
 use crate::config::Inventory;
 
-/// The read-only socket of libvirtd, or of virtqemud.
+/// Read-only sockets of libvirtd and of virtqemud.
 const LIBVIRT_SOCKETS: [&str; 2] =
     ["/var/run/libvirt/libvirt-sock-ro", "/var/run/libvirt/virtqemud-sock-ro"];
 

@@ -1,16 +1,15 @@
-//! A reader of BTF, the kernel's description of its own types (Documentation/bpf/btf.rst), for the two
-//! questions that the probes have: at which octet of a struct a field lies, and how many arguments a
-//! tracepoint has.
+//! A reader of BTF, the kernel's description of its own types (Documentation/bpf/btf.rst), for two questions: the offset of
+//! a field in its struct, and the number of arguments of a tracepoint.
 //!
-//! Total over any octets: what is not well-formed is an error, never a panic, and no loop depends on the
-//! input without a bound.
+//! It accepts any bytes: malformed input is an error, never a panic, and every loop is bounded.
 
 use thiserror::Error;
 
-const MAGIC: u16 = 0xeb9f;
+/// `BTF_MAGIC` of the kernel's btf.h, in the byte order of the kernel that wrote the data.
+pub(crate) const MAGIC: u16 = 0xeb9f;
 const HEADER_LEN: usize = 24;
 const TYPE_LEN: usize = 12;
-/// How deep structs, modifiers and typedefs may nest before the input is called cyclic.
+/// Nesting depth of structs, modifiers and typedefs above which the input is taken for cyclic.
 const MAX_DEPTH: usize = 32;
 
 const KIND_INT: u32 = 1;
@@ -33,21 +32,21 @@ const KIND_DECL_TAG: u32 = 17;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 
-/// Why BTF does not answer.
+/// Errors of the reader.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum BtfError {
-    /// The octets end before the structure that they announce.
-    #[error("The BTF data ends at octet {at}, inside a {what}")]
+    /// The data ends inside a structure.
+    #[error("The BTF data ends at byte {at}, inside a {what}")]
     Truncated {
-        /// Octet at which more was needed.
+        /// Byte at which more was needed.
         at: usize,
         /// What was being read.
         what: &'static str,
     },
-    /// No BTF at all, or in the other byte order.
+    /// The data is no BTF, or in the other byte order.
     #[error("The data does not begin with the BTF magic number in this machine's byte order")]
     BadMagic,
-    /// A kind of type that this reader does not know the length of.
+    /// A kind of type whose length this reader does not know.
     #[error("Type {id} is of kind {kind}, which this version does not know")]
     UnknownKind {
         /// Type id.
@@ -55,28 +54,26 @@ pub enum BtfError {
         /// `BTF_KIND_*`.
         kind: u32,
     },
-    /// The kernel has no such struct, field or tracepoint.
+    /// The BTF has no such struct, field or tracepoint.
     #[error("The kernel's BTF has no {0}")]
     Missing(String),
-    /// A field that does not begin at an octet.
+    /// The field is a bit field.
     #[error("{0} is a bit field")]
     BitField(String),
-    /// A field that no load reaches.
-    #[error(
-        "A field lies {0} octets behind the begin of its struct, further than a BPF load reaches"
-    )]
+    /// The offset does not fit into a load instruction.
+    #[error("The offset {0} of a field is too large for a BPF load")]
     TooFar(u64),
-    /// Types that contain each other.
+    /// The types contain each other.
     #[error("The types nest deeper than {MAX_DEPTH} levels")]
     TooDeep,
 }
 
-/// BTF data and where each of its types begins.
+/// BTF data with an index of its types.
 #[derive(Debug)]
 pub struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where type id `i + 1` begins in `types`; id 0 is void.
+    /// Offset of type id `i + 1` in `types`; id 0 is void.
     starts: Vec<u32>,
 }
 
@@ -86,7 +83,7 @@ struct Type {
     name: u32,
     info: u32,
     size_or_type: u32,
-    /// Where what follows the three words begins in `types`.
+    /// Offset in `types` behind the three words.
     body: usize,
 }
 
@@ -99,18 +96,18 @@ impl Type {
         usize::from((self.info & 0xffff) as u16)
     }
 
-    /// Whether member offsets carry a bit field's size in their upper octet.
+    /// Whether the upper byte of a member's offset is the size of a bit field.
     fn kind_flag(self) -> bool {
         self.info >> 31 == 1
     }
 }
 
 impl<'a> Btf<'a> {
-    /// Finds the types in `data`, which begins with the BTF header.
+    /// Indexes the types in `data`, which begins with the BTF header.
     ///
     /// # Errors
     ///
-    /// [`BtfError`] where the data is not BTF.
+    /// [`BtfError`] when the data is no BTF.
     pub fn parse(data: &'a [u8]) -> Result<Self, BtfError> {
         let header = "header";
         if word16(data, 0, header)? != MAGIC {
@@ -197,7 +194,7 @@ impl<'a> Btf<'a> {
         Err(BtfError::TooDeep)
     }
 
-    /// Bit offset and type id of the member `name`, looked for in anonymous members too.
+    /// Bit offset and type id of the member `name`, also if it is inside an anonymous member.
     fn member(&self, of: Type, name: &str, depth: usize) -> Result<Option<(u64, u32)>, BtfError> {
         if depth == MAX_DEPTH {
             return Err(BtfError::TooDeep);
@@ -229,8 +226,8 @@ impl<'a> Btf<'a> {
         Ok(None)
     }
 
-    /// Offset in octets of a field of `struct name`. `path` names nested fields with dots between them,
-    /// as in `se.sum_exec_runtime`; members of anonymous structs and unions count as the outer one's.
+    /// Offset in bytes of a field of `struct name`. `path` has dots between nested fields, as in `se.sum_exec_runtime`;
+    /// members of anonymous structs and unions belong to the struct around them.
     ///
     /// # Errors
     ///
@@ -255,8 +252,8 @@ impl<'a> Btf<'a> {
         Ok(bits / 8)
     }
 
-    /// Number of arguments that a BPF program gets at the tracepoint `name`. The kernel describes them by
-    /// the type `btf_trace_NAME`, whose first parameter is its own.
+    /// Number of arguments of a BPF program at the tracepoint `name`. They are the parameters of the type `btf_trace_NAME`
+    /// but for the first, which is the kernel's own.
     ///
     /// # Errors
     ///
@@ -273,7 +270,7 @@ impl<'a> Btf<'a> {
     }
 }
 
-fn octets<const N: usize>(data: &[u8], at: usize, what: &'static str) -> Result<[u8; N], BtfError> {
+fn bytes<const N: usize>(data: &[u8], at: usize, what: &'static str) -> Result<[u8; N], BtfError> {
     data.get(at..)
         .and_then(|rest| rest.first_chunk())
         .copied()
@@ -281,9 +278,9 @@ fn octets<const N: usize>(data: &[u8], at: usize, what: &'static str) -> Result<
 }
 
 fn word16(data: &[u8], at: usize, what: &'static str) -> Result<u16, BtfError> {
-    octets(data, at, what).map(u16::from_ne_bytes)
+    bytes(data, at, what).map(u16::from_ne_bytes)
 }
 
 fn word32(data: &[u8], at: usize, what: &'static str) -> Result<u32, BtfError> {
-    octets(data, at, what).map(u32::from_ne_bytes)
+    bytes(data, at, what).map(u32::from_ne_bytes)
 }

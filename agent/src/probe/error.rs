@@ -1,4 +1,4 @@
-//! Why there is no probe.
+//! Errors of the probe.
 
 use std::{error::Error, io, path::PathBuf};
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::btf::BtfError;
 
-/// Why the programs do not run, with what to do about it.
+/// Why the programs do not run, and what to do about it.
 #[derive(Debug, Error)]
 pub enum ProbeError {
     /// The build had no BPF toolchain.
@@ -15,7 +15,7 @@ pub enum ProbeError {
         "This kvmeter was built without its BPF programs; run `cargo xtask setup` and build it again"
     )]
     BuiltWithout,
-    /// The kernel does not describe its types.
+    /// The kernel has no BTF.
     #[error(
         "The kernel's BTF cannot be read from {}; kvmeter needs a kernel built with CONFIG_DEBUG_INFO_BTF=y",
         path.display()
@@ -26,7 +26,7 @@ pub enum ProbeError {
         /// Why.
         source: io::Error,
     },
-    /// The kernel's description lacks something.
+    /// The kernel's BTF lacks something.
     #[error("The kernel's BTF in {} does not fit; kvmeter needs Linux 5.15 or later", path.display())]
     Btf {
         /// The file.
@@ -52,7 +52,7 @@ pub enum ProbeError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The pins were changed by somebody else meanwhile.
+    /// The pins changed while they were opened.
     #[error("The maps pinned in {} changed while they were opened; does another kvmeter start there?", dir.display())]
     PinsChanged {
         /// The directory.
@@ -78,12 +78,12 @@ pub enum ProbeError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The object lacks a program.
-    #[error("The BPF object of this build has no program {name}; build it anew")]
+    #[error("The BPF object of this build has no program {name}; build it again")]
     NoProgram {
         /// The program.
         name: &'static str,
     },
-    /// The kernel's largest thread id is not known.
+    /// The largest thread id cannot be read.
     #[error("/proc/sys/kernel/pid_max cannot be read; is /proc mounted?")]
     PidMax(#[source] io::Error),
 }
@@ -95,7 +95,7 @@ impl ProbeError {
 
     pub(super) fn hook(name: &'static str, source: ProgramError) -> Self {
         match source {
-            // A program that is refused unread has no log of the verifier.
+            // If the verifier did not run, its log is empty.
             ProgramError::LoadError { io_error, verifier_log }
                 if verifier_log.to_string().trim().is_empty() =>
             {
@@ -113,7 +113,7 @@ impl ProbeError {
     }
 }
 
-/// An error with all that caused it, in one line.
+/// An error and its chain of causes, in one line.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -8,7 +8,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use kvmeter_common::Event;
 
-/// What the programs tell the inventory. Its descriptor is readable while an event waits.
+/// Consumer of the ring. The descriptor is readable while an event is pending.
 pub struct Events(RingBuf<MapData>);
 
 impl Events {
@@ -16,11 +16,11 @@ impl Events {
         Self(ring)
     }
 
-    /// The oldest event that waits; `None` = none does.
+    /// Takes the oldest pending event; `None`: the ring is empty.
     pub fn oldest(&mut self) -> Option<Event> {
         loop {
             let entry = self.0.next()?;
-            // Programs of another version may write entries of another length: those are not for us.
+            // Skips entries of another length, which programs of another version write.
             if let Some(event) = parse(&entry) {
                 return Some(event);
             }

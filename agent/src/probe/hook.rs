@@ -1,4 +1,4 @@
-//! The places in the kernel to which programs are attached.
+//! Hooks: the programs and the points in the kernel to which they are attached.
 
 use aya::{
     Btf, Ebpf,
@@ -7,21 +7,21 @@ use aya::{
 
 use super::{Method, Offsets, ProbeError, pins::Pins};
 
-/// A place in the kernel that a program is attached to, and what is lost without it.
+/// A program, its attach point, and what is lost without it.
 #[derive(Clone, Copy, Debug)]
 pub struct Hook {
-    /// Name of the program. That of one at a tracepoint is the tracepoint's.
+    /// Name of the program. A program at a tracepoint has the tracepoint's name.
     pub name: &'static str,
-    /// Where it is.
+    /// Where the program is attached.
     pub(super) attach_point: AttachPoint,
-    /// Whether nothing can be counted without it.
+    /// Whether nothing can be counted without the hook.
     pub required: bool,
-    /// What it is for.
+    /// What the hook is for, as text.
     pub purpose: &'static str,
 }
 
-/// The hooks, in the order in which they are attached: a thread's end must be seen before its record is
-/// used.
+/// The hooks for CPU time, which are always attached, in this order: the exit hook comes first, because a record may be
+/// used only once its thread's end is seen.
 pub const SCHED_HOOKS: [Hook; 5] = [
     Hook::new("sched_process_exit", "end of threads and VMs").required(),
     Hook::new("sched_switch", "CPU time").required(),
@@ -39,7 +39,7 @@ impl Hook {
         Self { required: true, ..self }
     }
 
-    /// Has the kernel check its program.
+    /// Loads the program: the verifier checks it.
     pub(super) fn load(
         self,
         ebpf: &mut Ebpf,
@@ -60,7 +60,7 @@ impl Hook {
         .map_err(failed)
     }
 
-    /// Attaches its program, which is loaded, and pins the link.
+    /// Attaches the loaded program and pins the link.
     pub(super) fn attach(self, ebpf: &mut Ebpf, pins: &Pins) -> Result<(), ProbeError> {
         let failed = |source| ProbeError::hook(self.name, source);
         let link: FdLink = match self.program(ebpf)? {
@@ -83,24 +83,24 @@ impl Hook {
     }
 }
 
-/// Where in the kernel.
+/// The point in the kernel at which a program runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AttachPoint {
     /// A tracepoint.
     Tracepoint,
-    /// The beginning of a function.
+    /// Entry of a function.
     Fentry(&'static str),
-    /// The end of one.
+    /// Exit of a function.
     Fexit(&'static str),
 }
 
-/// What became of a hook.
+/// Whether a hook is live.
 #[derive(Clone, Debug)]
 pub struct HookState {
     /// The hook.
     pub hook: Hook,
-    /// Which way to count images it belongs to; `None` = it is always there.
+    /// The method that the hook belongs to; `None`: a hook for CPU time.
     pub method: Option<Method>,
-    /// Why it is not live; `None` = it is.
+    /// Why the hook is not live; `None`: it is.
     pub failure: Option<String>,
 }

@@ -1,5 +1,5 @@
-//! The hooks of images, which cost something wherever the host does I/O: loaded at the start, while the agent may, and
-//! attached only as long as an image needs them. Their links are pinned, so that counting outlives the agent.
+//! The hooks for disk I/O. They cost something at every I/O of the host, so they are loaded at start, while the agent
+//! still holds `CAP_BPF`, and attached only while a disk needs them. Their links are pinned: counting outlives the agent.
 
 use std::{error::Error, fmt, io};
 
@@ -10,29 +10,29 @@ use tracing::{debug, warn};
 
 use super::{Hook, HookState, Offsets, ProbeError, hook::AttachPoint, pins::Pins, with_causes};
 
-/// A way to count an image.
+/// A method to count the I/O of a disk: the hooks that see it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Method {
-    /// iomap's direct I/O: files that are opened with `O_DIRECT`.
+    /// Direct I/O in iomap: files opened with `O_DIRECT`.
     Dio,
-    /// System calls that read and write at a place in a file, each at its own function.
+    /// System calls that read and write at a position, each hooked at its own function.
     Vfs,
-    /// Requests of io_submit(2), at the functions for them.
+    /// io_submit(2), hooked at its functions.
     Aio,
-    /// The block layer: block devices that are opened with `O_DIRECT`.
+    /// The block layer: block devices opened with `O_DIRECT`.
     Bdev,
-    /// System calls that read and write.
+    /// System calls that read and write, hooked at the entry and exit of all calls.
     Syscall,
-    /// Requests of io_uring.
+    /// io_uring.
     IoUring,
 }
 
 impl Method {
-    /// All of them, in the order of their numbers.
+    /// All methods, by number.
     pub const ALL: [Self; 6] =
         [Self::Dio, Self::Vfs, Self::Aio, Self::Bdev, Self::Syscall, Self::IoUring];
 
-    /// What it is called in the status.
+    /// Name of the method in `kvmeter status`, JSON and the documentation.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -45,13 +45,13 @@ impl Method {
         }
     }
 
-    /// Whether it does better, where the kernel has it, what others do, too.
+    /// Whether another method can do this one's work where the kernel does not support it.
     #[must_use]
     pub const fn is_optional(self) -> bool {
         matches!(self, Self::Vfs | Self::Aio)
     }
 
-    /// Which records it fills, where it is alone.
+    /// Layer of the records of disks that are counted by this method alone.
     #[must_use]
     pub const fn layer(self) -> Layer {
         match self {
@@ -63,8 +63,8 @@ impl Method {
         }
     }
 
-    /// Its hooks. The end of requests comes first: a request whose beginning was not seen is not counted, but one
-    /// whose end was not seen would stay under way.
+    /// The hooks, completion first, in the order in which they are attached: a request whose submission was missed is not
+    /// counted, but one whose completion was missed would stay in flight.
     pub(super) const fn hooks(self) -> &'static [Hook] {
         match self {
             Self::Dio => &DIO,
@@ -81,7 +81,7 @@ impl Method {
     }
 }
 
-/// The kernel's function for a system call on this architecture.
+/// Name of the kernel's function for a system call on this architecture.
 macro_rules! call {
     ($name:literal) => {
         if cfg!(target_arch = "x86_64") {
@@ -143,26 +143,26 @@ const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> 
     hooks
 }
 
-/// The programs, and which are attached.
+/// The loaded programs, and which of them are attached.
 pub struct ImageHooks {
     ebpf: Ebpf,
     pins: Pins,
-    /// By the numbers of the methods.
+    /// By the methods' numbers.
     states: [State; Method::ALL.len()],
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum State {
     Attached,
-    /// Nobody needs it.
+    /// Loaded and not attached.
     Idle,
-    /// Why it does not work here.
+    /// Cannot be used, for this reason.
     Failed(String),
 }
 
 impl ImageHooks {
-    /// Loads the programs. What an earlier agent attached stays attached; where that had other programs (`is_same` is
-    /// false) these take their place.
+    /// Loads the programs. Methods that an earlier agent attached stay attached; if its programs were others (`is_same` is
+    /// false), their links are replaced.
     pub(super) fn load(
         mut ebpf: Ebpf,
         btf: &Btf,
@@ -198,11 +198,11 @@ impl ImageHooks {
         hooks
     }
 
-    /// Whether a method works on this kernel; else why not.
+    /// Whether a method can be used on this kernel.
     ///
     /// # Errors
     ///
-    /// The reason, for people.
+    /// The reason why not, as text.
     pub fn availability(&self, method: Method) -> Result<(), &str> {
         match &self.states[method.number()] {
             State::Failed(why) => Err(why),
@@ -210,7 +210,8 @@ impl ImageHooks {
         }
     }
 
-    /// Attaches a method and has it tested, unless an earlier agent did. It stays attached, or is not used.
+    /// Attaches a method and runs its self-test, unless an earlier agent has attached it. If the test fails, the method is
+    /// disabled.
     pub fn attach_for_test(&mut self, method: Method, test: impl FnOnce() -> Result<(), String>) {
         if self.states[method.number()] != State::Idle {
             return;
@@ -223,7 +224,7 @@ impl ImageHooks {
         }
     }
 
-    /// Keeps a method from being used, for this reason.
+    /// Detaches a method, and makes `why` the reason for which it cannot be used.
     pub fn disable(&mut self, method: Method, why: &str) {
         if self.states[method.number()] == State::Attached {
             self.detach(method);
@@ -231,8 +232,8 @@ impl ImageHooks {
         self.states[method.number()] = State::Failed(why.to_owned());
     }
 
-    /// Has these methods attached and no others. Whether all that were to be attached are; if not, what was to be counted
-    /// by them has to be counted otherwise, or this called again.
+    /// Attaches the needed methods and detaches the others. Returns whether every needed method that can be used is
+    /// attached; if not, a later call may succeed.
     pub fn set_attached(&mut self, is_needed: impl Fn(Method) -> bool) -> bool {
         let mut works = true;
         for method in Method::ALL {
@@ -248,7 +249,7 @@ impl ImageHooks {
         works
     }
 
-    /// Each hook and whether it is live.
+    /// State of each hook.
     #[must_use]
     pub fn states(&self) -> Vec<HookState> {
         let of = |method: Method| {
@@ -274,22 +275,22 @@ impl ImageHooks {
                 debug!(method = method.name(), "attached");
                 states[method.number()] = State::Attached;
             }
-            // It was detached just now, and the kernel has not let go yet.
+            // The kernel detaches with a delay: the previous link may still be there.
             Some(error) if is_busy(&error) => self.detach(method),
             Some(error) => {
                 self.detach(method);
                 let why = with_causes(&error);
-                warn!(method = method.name(), "disks are not counted in this way: {why}");
+                warn!(method = method.name(), "disks are not counted by this method: {why}");
                 self.states[method.number()] = State::Failed(why);
             }
         }
     }
 
     fn detach(&mut self, method: Method) {
-        // The beginning of requests first, as it was attached last.
+        // Submission first, which was attached last.
         for hook in method.hooks().iter().rev() {
             if let Err(error) = self.pins.remove_link(hook.name) {
-                warn!(hook = hook.name, "it stays attached: {}", with_causes(&error));
+                warn!(hook = hook.name, "the hook stays attached: {}", with_causes(&error));
                 return;
             }
         }

@@ -1,9 +1,8 @@
-//! The BPF programs: what this kernel can do, load, attach, pin, adopt. Knows no VMs.
+//! Loads, attaches, pins and adopts the BPF programs. Knows kernels, not VMs.
 //!
-//! Maps and links are pinned, so counting goes on while no agent runs. A later agent adopts what it finds if
-//! the layout, the shape of each map and the programs are its own; with other programs it keeps the maps
-//! and puts new links in the place of the old ones, which may overlap for a moment: the programs can bear
-//! to see an event twice at the same time.
+//! Maps and links are pinned, so counting goes on while no agent runs. A later agent adopts the maps if their layout and
+//! shape are its own. If the programs are its own, too, it keeps the links; else it replaces each one. For a moment both
+//! links are live: the programs tolerate that an event is seen twice.
 
 pub mod btf;
 mod error;
@@ -32,11 +31,12 @@ pub use hook::{Hook, HookState, SCHED_HOOKS};
 pub use image_hooks::{ImageHooks, Method};
 pub use offsets::Offsets;
 use pins::Pins;
+pub(crate) use pins::{BPF_FS_MAGIC, pid_max};
 
-/// Where kernels keep their own BTF.
+/// File with the kernel's own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// The running programs and the maps that they fill.
+/// The attached programs and their maps.
 #[expect(missing_debug_implementations, reason = "aya's ring has none")]
 pub struct Probe {
     /// Thread id → slot.
@@ -45,17 +45,17 @@ pub struct Probe {
     pub threads: MapData,
     /// VM records.
     pub vms: MapData,
-    /// The one record about the set.
+    /// The record about the maps.
     pub meta: MapData,
-    /// What the programs tell the inventory.
+    /// The events of the programs.
     pub events: Events,
     /// The image records.
     pub images: MapData,
-    /// The hooks that come and go with the images that need them.
+    /// The hooks for disk I/O.
     pub image_hooks: ImageHooks,
-    /// Each of the others and whether it is live.
+    /// State of each hook for CPU time.
     pub hooks: Vec<HookState>,
-    /// Whether the maps were there already, with what they counted while no agent ran.
+    /// Whether the maps were adopted, with what was counted while no agent ran.
     pub adopted: bool,
 }
 
@@ -64,9 +64,9 @@ impl Probe {
     ///
     /// # Errors
     ///
-    /// [`ProbeError`], with what to do about it. Nothing is counted then, but what was pinned before stays.
+    /// [`ProbeError`], with what to do about it. Nothing is counted then; earlier pins stay.
     pub fn start(pin_dir: &Path, kernel_btf: &Path) -> Result<Self, ProbeError> {
-        let object = object::octets()?;
+        let object = object::elf()?;
         let offsets = Offsets::of_kernel(kernel_btf)?;
         let fingerprint = fingerprint(object, &offsets);
         let pins = Pins::open(pin_dir)?;
@@ -91,11 +91,11 @@ impl Probe {
         } else {
             attach_all(&mut ebpf, &btf, &pins, &offsets, fingerprint)?
         };
-        let of_images = || Method::ALL.into_iter().flat_map(Method::hooks);
+        let for_disks = || Method::ALL.into_iter().flat_map(Method::hooks);
         let is_hook =
-            |name: &str| SCHED_HOOKS.iter().chain(of_images()).any(|hook| hook.name == name);
+            |name: &str| SCHED_HOOKS.iter().chain(for_disks()).any(|hook| hook.name == name);
         if let Err(error) = pins.remove_others(is_hook) {
-            tracing::warn!("what another version has pinned stays: {}", with_causes(&error));
+            tracing::warn!("pins of another version stay: {}", with_causes(&error));
         }
         let maps = pins
             .find_maps(tid_elements)?
@@ -104,7 +104,7 @@ impl Probe {
         maps.into_probe(image_hooks, hooks, adopted)
     }
 
-    /// Ends the counting: removes every pin below `pin_dir`, of any layout. Whether there was any.
+    /// Ends the counting: removes the pins of every layout below `pin_dir`. Returns whether there was any.
     ///
     /// # Errors
     ///
@@ -114,13 +114,13 @@ impl Probe {
     }
 }
 
-/// Tries to load each hook's program without attaching it: what this kernel allows.
+/// Loads the program of each hook without attaching it, and returns which of them this kernel accepts.
 ///
 /// # Errors
 ///
-/// [`ProbeError`] when not even the maps can be made.
+/// [`ProbeError`] when not even the maps can be created.
 pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
-    let object = object::octets()?;
+    let object = object::elf()?;
     let offsets = Offsets::of_kernel(kernel_btf)?;
     let mut loader = EbpfLoader::new();
     offsets.set_globals(&mut loader);
@@ -129,8 +129,8 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     let btf =
         aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
     let of = |method: Method| method.hooks().iter().map(move |hook| (*hook, Some(method)));
-    let of_images = Method::ALL.into_iter().flat_map(of);
-    let hooks = SCHED_HOOKS.into_iter().map(|hook| (hook, None)).chain(of_images);
+    let for_disks = Method::ALL.into_iter().flat_map(of);
+    let hooks = SCHED_HOOKS.into_iter().map(|hook| (hook, None)).chain(for_disks);
     let mut attempt =
         |hook: Hook| hook.load(&mut ebpf, &btf, &offsets).err().map(|error| with_causes(&error));
     Ok(hooks
@@ -142,7 +142,7 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
         .collect())
 }
 
-/// Attaches the hooks that are always there, and notes in the maps which programs fill them.
+/// Attaches the hooks for CPU time, and writes layout and fingerprint into the record about the maps.
 fn attach_all(
     ebpf: &mut aya::Ebpf,
     btf: &aya::Btf,
@@ -160,12 +160,12 @@ fn attach_all(
         };
         hooks.push(HookState { hook, method: None, failure });
     }
-    // It stays open: programs that are not loaded yet name it by its descriptor.
+    // The map is borrowed, not taken: programs that are loaded later refer to its descriptor.
     if let Some(meta) = ebpf.map_mut(names::META) {
         let mut array =
             Array::<_, [u64; pins::META_WORDS]>::try_from(meta).map_err(ProbeError::load)?;
         let mut words = array.get(&0, 0).map_err(ProbeError::load)?;
-        // A program set of which a hook failed is tried anew by the next agent.
+        // If a hook failed, the next agent tries again.
         let complete = hooks.iter().all(|hook| hook.failure.is_none());
         (words[0], words[1]) = (u64::from(LAYOUT), if complete { fingerprint } else { 0 });
         array.set(0, words, 0).map_err(ProbeError::load)?;
@@ -173,12 +173,12 @@ fn attach_all(
     Ok(hooks)
 }
 
-/// Tells one set of programs, as loaded on one kernel, from another.
+/// Fingerprint of the programs and of the offsets with which they are loaded.
 fn fingerprint(object: &[u8], offsets: &Offsets) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
     offsets.hash(&mut hasher);
-    // 0 stands for an incomplete set.
+    // 0 means incomplete.
     hasher.finish().max(1)
 }
 
@@ -205,8 +205,8 @@ impl pins::FoundMaps {
     }
 }
 
-/// Whether this binary was built without its BPF programs.
+/// Whether this binary was built without BPF programs.
 #[must_use]
 pub fn is_stub() -> bool {
-    object::octets().is_err()
+    object::elf().is_err()
 }

@@ -1,4 +1,4 @@
-//! Where the running kernel keeps what the programs read.
+//! What differs between kernels: field offsets and other facts, and how they get into the programs.
 
 use std::{fs, path::Path};
 
@@ -12,8 +12,8 @@ use super::{
     btf::{Btf, BtfError},
 };
 
-/// The calls that read and write files, by their numbers on this architecture, in the order in which the programs
-/// have them: read, readv, pread64, preadv, preadv2, and the same that write.
+/// Numbers of the system calls that read and write files, in the order that the programs expect: read, readv, pread64,
+/// preadv, preadv2, and the same five that write.
 const CALLS: [i64; 10] = [
     libc::SYS_read,
     libc::SYS_readv,
@@ -27,17 +27,18 @@ const CALLS: [i64; 10] = [
     libc::SYS_pwritev2,
 ];
 
-/// What the programs need to know of the kernel.
+/// What the programs need to know about the kernel.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Offsets {
-    /// By the numbers of the fields.
+    /// Offset of each field, by the field's number, for loads.
     fields: [i16; Field::COUNT],
-    /// The same as the programs want them where they compute with them.
+    /// The same offsets as the programs' global `OFFSETS`, for reads by the helper.
     table: [u64; Field::COUNT],
-    /// A field that only hooks of images read, and that this kernel has not.
+    /// Why disk I/O cannot be counted: a field that this kernel does not have.
     missing_field: Option<String>,
-    /// The tracepoint of requests that are submitted to io_uring.
+    /// Name of the tracepoint at which io_uring submits a request.
     uring_submit: &'static str,
+    /// The programs' other globals.
     globals: [(&'static str, u64); 5],
 }
 
@@ -81,7 +82,7 @@ impl Offsets {
             }
         }
         let tells_state = btf.tracepoint_args("sched_switch")? >= 4;
-        // Since Linux 6.13 it is in the completion, of which the program is given the address.
+        // Since Linux 6.13 the result is in the completion queue entry instead.
         let tells_result = btf.tracepoint_args("io_uring_complete").is_ok_and(|count| count > 3);
         let globals = [
             ("SWITCH_HAS_STATE", u64::from(tells_state)),
@@ -90,14 +91,14 @@ impl Offsets {
             ("HAS_IOMAP_EVENTS", u64::from(btf.tracepoint_args("iomap_dio_rw_begin").is_ok())),
             ("O_DIRECT", u64::from(rustix::fs::OFlags::DIRECT.bits())),
         ];
-        // Named so since Linux 6.4; from 6.0 on it told the same under another name.
+        // The name since Linux 6.4; Linux 6.0 to 6.3 have the same event under the other name.
         let (now, before) = ("io_uring_submit_req", "io_uring_submit_sqe");
         let is_before = btf.tracepoint_args(now).is_err() && btf.tracepoint_args(before) == Ok(2);
         let uring_submit = if is_before { before } else { now };
         Ok(Self { fields, table, missing_field, uring_submit, globals })
     }
 
-    /// Has the loader set what the programs find in memory.
+    /// Sets the programs' read-only globals.
     pub(super) fn set_globals<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         for (name, value) in &self.globals {
             loader.override_global(name, value, true);
@@ -106,17 +107,17 @@ impl Offsets {
         loader.override_global("CALLS", &CALLS[..], true);
     }
 
-    /// The tracepoint for the program of this name, which is the name of most kernels for it.
+    /// The tracepoint to attach `program` to: its own name, except where a kernel has another name for it.
     pub(super) fn tracepoint(&self, program: &'static str) -> &'static str {
         if program == "io_uring_submit_req" { self.uring_submit } else { program }
     }
 
-    /// Why no hook of images can do its work on this kernel.
+    /// Why disk I/O cannot be counted on this kernel; `None`: it can.
     pub(super) fn missing_field(&self) -> Option<&str> {
         self.missing_field.as_deref()
     }
 
-    /// The object with the offsets in place of the marks.
+    /// The object with this kernel's offsets in place of the placeholders.
     ///
     /// # Errors
     ///
@@ -136,10 +137,10 @@ impl Offsets {
         Ok(written)
     }
 
-    /// Instructions are eight octets (Documentation/bpf/standardization/instruction-set.rst): opcode, registers, a
-    /// 16-bit offset, a 32-bit number.
+    /// An instruction has eight bytes (Documentation/bpf/standardization/instruction-set.rst): opcode, registers, 16-bit
+    /// offset, 32-bit immediate.
     fn relocate_code(&self, code: &mut [u8]) {
-        /// The class of loads from memory, and the bits of an opcode that tell it.
+        /// Instruction class of loads, and the bits of the opcode with the class.
         const LDX: u8 = 0x01;
         const CLASS: u8 = 0x07;
         for instruction in code.chunks_exact_mut(8) {
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn only_marks_of_loads_become_offsets() {
+    fn only_placeholders_of_loads_are_replaced() {
         let fields = std::array::from_fn(|number| i16::try_from(number * 8).unwrap());
         let offsets = Offsets {
             fields,
@@ -180,7 +181,7 @@ mod tests {
             globals: [("", 0); 5],
         };
         let [low, high] = Field::TaskTgid.placeholder().to_le_bytes();
-        // r1 = *(u32 *)(r2 + mark), the same as a store, a load at 16, and the second half of a wide load
+        // r1 = *(u32 *)(r2 + placeholder), the same as a store, a load at 16, and the second half of a wide load
         let mut code = [
             [0x61, 0x21, low, high, 0, 0, 0, 0],
             [0x63, 0x21, low, high, 0, 0, 0, 0],
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_btf_is_named() {
+    fn a_missing_btf_file_is_named() {
         let error = Offsets::of_kernel(Path::new("/nonexistent/btf")).unwrap_err();
         assert!(matches!(error, ProbeError::NoBtf { .. }));
     }

@@ -1,6 +1,6 @@
-//! The pins: where maps and links outlive the agent.
+//! The pins, by which maps and links outlive the agent.
 //!
-//! `PIN_DIR/v1/TID_SLOT …` are the maps, `PIN_DIR/v1/link_sched_switch …` the links; 1 is the layout.
+//! `PIN_DIR/v1/TID_SLOT …` are the maps, `PIN_DIR/v1/link_sched_switch …` the links; 1 is the number of the layout.
 
 use std::{
     ffi::OsStr,
@@ -22,11 +22,11 @@ use rustix::fs::statfs;
 use super::ProbeError;
 
 /// `BPF_FS_MAGIC` of the kernel's magic.h.
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+pub(crate) const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// `BPF_F_MMAPABLE` of the kernel's bpf.h.
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-/// The maps that are pinned.
+/// Names of the pinned maps.
 pub(super) const MAPS: [&str; 8] = [
     names::TID_SLOT,
     names::THREAD,
@@ -38,10 +38,10 @@ pub(super) const MAPS: [&str; 8] = [
     names::EVENTS,
 ];
 
-/// Words in the one record about the set, which begins with its layout and its programs.
+/// Words of [`Meta`], which begins with layout and fingerprint.
 pub(super) const META_WORDS: usize = size_of::<Meta>() / 8;
 
-/// The directory of the pins of this layout.
+/// The directory with the pins of this layout.
 #[derive(Debug)]
 pub(super) struct Pins {
     dir: PathBuf,
@@ -61,10 +61,10 @@ pub(super) struct FoundMaps {
 }
 
 impl Pins {
-    /// Makes the directory, for root alone.
+    /// Creates the directory, for root only.
     pub(super) fn open(pin_dir: &Path) -> Result<Self, ProbeError> {
         let dir = pin_dir.join(format!("v{LAYOUT}"));
-        // Below a directory that exists already the file system is asked before anything is made.
+        // The filesystem is checked before anything is created in it.
         let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(&dir);
         if !is_bpffs(existing) {
             return Err(ProbeError::NotBpffs { dir: pin_dir.to_owned() });
@@ -93,7 +93,7 @@ impl Pins {
         PinnedLink::from_pin(self.link(hook)).is_ok()
     }
 
-    /// Ends a link, if there is one.
+    /// Removes a link, if there is one: detaches its program.
     pub(super) fn remove_link(&self, hook: &str) -> Result<(), ProbeError> {
         let path = self.link(hook);
         match fs::remove_file(&path) {
@@ -104,10 +104,10 @@ impl Pins {
         }
     }
 
-    /// Pins a new link where the old one was; the old one ends with that.
+    /// Pins a new link in the place of the old one, which is detached by that.
     pub(super) fn replace_link(&self, hook: &str, link: FdLink) -> Result<(), ProbeError> {
         let path = self.link(hook);
-        // No dot: a BPF filesystem keeps names with dots for itself.
+        // No dot: bpffs reserves names with dots.
         let fresh = self.dir.join(format!("new_{hook}"));
         match fs::remove_file(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -119,8 +119,8 @@ impl Pins {
         fs::rename(&fresh, &path).map_err(|source| ProbeError::pin(&path, source))
     }
 
-    /// The pinned maps, if all are there, of the shape that this agent would give them, and complete.
-    /// Anything else in the directory is removed.
+    /// The pinned maps, if the set is complete and of this version's shape and layout. Otherwise clears the directory and
+    /// returns `None`.
     pub(super) fn find_maps(&self, tid_elements: u32) -> Result<Option<FoundMaps>, ProbeError> {
         if MAPS.iter().any(|name| !self.map(name).exists()) {
             return self.clear().map(|()| None);
@@ -162,7 +162,7 @@ impl Pins {
         if fits.contains(&false) {
             tracing::warn!(
                 dir = %self.dir.display(),
-                "The pinned maps are not of this version's shape; counting begins anew"
+                "The pinned maps do not have this version's shape; counting starts from zero"
             );
             return self.clear().map(|()| None);
         }
@@ -175,8 +175,7 @@ impl Pins {
         Ok(Some(FoundMaps { programs, ..found }))
     }
 
-    /// Ends what other versions have left to count for nobody: pins of other layouts, and links of this one at hooks that
-    /// this version does not have.
+    /// Detaches leftovers of other versions: pins of other layouts, and links at hooks that this version does not have.
     pub(super) fn remove_others(&self, is_hook: impl Fn(&str) -> bool) -> Result<(), ProbeError> {
         let failed = |source| ProbeError::pin(&self.dir, source);
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
@@ -215,15 +214,24 @@ fn is_array(map: &MapData, value_len: usize, entries: usize) -> bool {
     })
 }
 
-/// Elements of `TID_SLOT` that cover every thread id of this kernel.
+/// One more than the largest thread id (`kernel.pid_max`).
+///
+/// # Errors
+///
+/// When /proc/sys/kernel/pid_max cannot be read.
+pub(crate) fn pid_max() -> io::Result<u32> {
+    let text = fs::read_to_string("/proc/sys/kernel/pid_max")?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+/// Number of elements of `TID_SLOT`, so that every thread id of this kernel has an entry.
 pub(super) fn tid_elements() -> Result<u32, ProbeError> {
-    let pid_max = fs::read_to_string("/proc/sys/kernel/pid_max")
-        .and_then(|text| text.trim().parse::<u32>().map_err(io::Error::other))
-        .map_err(ProbeError::PidMax)?;
+    let pid_max = pid_max().map_err(ProbeError::PidMax)?;
     Ok(pid_max.div_ceil(u32::try_from(SLOTS_PER_ELEMENT).unwrap_or(1)))
 }
 
-/// Removes the pins of every layout below `pin_dir`, and the directory when nothing else is in it.
+/// Removes the pins of every layout below `pin_dir`, and the directory if it is empty then. Returns whether there were any
+/// pins.
 pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
     let failed = |source| ProbeError::pin(pin_dir, source);
     let entries = match fs::read_dir(pin_dir) {
@@ -237,7 +245,7 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
     for entry in entries {
         let entry = entry.map_err(failed)?;
         if is_layout(&entry.file_name()) {
-            // An agent that runs has the records still, and must not give out what moves no more.
+            // A running agent still maps these records. Clearing the layout word stops it from serving frozen counters.
             if entry.path() == pin_dir.join(format!("v{LAYOUT}")) {
                 let _ = note_end(&entry.path().join(names::META));
             }
@@ -251,7 +259,7 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
     }
 }
 
-/// Marks records as those in which nothing is counted any more. It fails where they are of another shape.
+/// Clears the layout word: nothing is counted in these records from now on. Fails if the map has another shape.
 fn note_end(meta: &Path) -> Result<(), MapError> {
     let meta = Map::Array(MapData::from_pin(meta)?);
     let mut array = Array::<_, [u64; META_WORDS]>::try_from(meta)?;
@@ -260,7 +268,7 @@ fn note_end(meta: &Path) -> Result<(), MapError> {
     array.set(0, words, 0)
 }
 
-/// Whether a directory of this name has the pins of a layout.
+/// Whether this is the name of a layout's directory.
 fn is_layout(name: &OsStr) -> bool {
     let number = name.to_str().and_then(|name| name.strip_prefix('v'));
     number.is_some_and(|number| number.parse::<u32>().is_ok())
