@@ -6,7 +6,7 @@
 //! 2. [`counters`] turns the records that the programs write into numbers.
 //! 3. [`inventory`] knows which VMs there are, and swaps in a new immutable view at each change.
 //! 4. [`mib`] is the schema of VM-MIB and answers get and get-next over the inventory and the counters.
-//! 5. [`agentx`] speaks RFC 2741 with the SNMP master; it knows a [`agentx::View`], not the MIB.
+//! 5. [`agentx`] speaks RFC 2741 with the SNMP master; it knows [`agentx::Objects`], not the MIB.
 //!
 //! [`notify`] makes notifications of changes in 3, and 5 sends them. [`run`](mod@run) puts them together. [`snmp`] holds the types
 //! that 4 and 5 share, [`histogram`] the quantiles that 2 and 5 give out; both import nothing of the rooms.

@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 use kvmeter::{
-    agentx::{Lookup, View as _},
+    agentx::{Lookup, Objects as _},
     counters::{DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex, VmUuid,

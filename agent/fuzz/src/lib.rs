@@ -4,5 +4,5 @@
 pub mod btf;
 pub mod codec;
 pub mod descriptions;
+pub mod objects;
 pub mod session;
-pub mod view;

@@ -10,7 +10,7 @@ use kvmeter::{
     snmp::{Oid, Value},
 };
 
-use super::view::FixedView;
+use super::objects::FixedObjects;
 
 /// One thing that happens. Two octets say which, and how much of it.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ fn inputs(mut octets: &[u8]) -> impl Iterator<Item = Input<'_>> {
 struct Run {
     session: Session,
     inbox: Inbox,
-    view: FixedView,
+    objects: FixedObjects,
     now: Instant,
 }
 
@@ -62,7 +62,7 @@ pub fn run(octets: &[u8]) {
     let mut run = Run {
         session: Session::new(config),
         inbox: Inbox::default(),
-        view: FixedView::small(),
+        objects: FixedObjects::small(),
         now: Instant::now(),
     };
     for input in inputs(octets) {
@@ -120,7 +120,7 @@ impl Run {
             match self.inbox.next_frame() {
                 Ok(Some(found)) => {
                     let header = found.header;
-                    let handled = self.session.handle_pdu(&self.view, found, self.now);
+                    let handled = self.session.handle_pdu(&self.objects, found, self.now);
                     self.check_answer(&header, handled.is_err());
                     if handled.is_err() {
                         return self.lose();
@@ -181,7 +181,7 @@ impl Run {
         };
         let before = self.session.state();
         let response = Frame { header, payload: &[0; 8] };
-        self.session.handle_pdu(&self.view, response, self.now).expect("the master said yes");
+        self.session.handle_pdu(&self.objects, response, self.now).expect("the master said yes");
         assert_ne!(self.session.state(), before, "the session goes on");
         self.check_answer(&header, false);
     }

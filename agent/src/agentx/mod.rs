@@ -3,7 +3,7 @@
 //! From the octets up; each layer knows only the ones before it:
 //!
 //! 1. [`codec`] finds PDUs in octets and writes PDUs as octets. It knows no session.
-//! 2. [`View`] is what the session asks of whoever has the objects. It knows no protocol.
+//! 2. [`Objects`] are what a session serves. They know no protocol.
 //! 3. [`Session`] opens, registers, answers and pings, over octets and instants that it is given. It knows no
 //!    socket, no clock and no MIB.
 //! 4. [`run`] connects the session with a unix or TCP socket and with the time, and connects again
@@ -14,6 +14,7 @@ mod admin_pdus;
 mod backoff;
 pub mod codec;
 mod notice;
+mod objects;
 mod request;
 mod session;
 mod set;
@@ -21,13 +22,12 @@ mod state;
 mod statistics;
 mod timer;
 mod transport;
-mod view;
 
 pub use address::{Address, AddressError};
-pub use notice::{Notice, NoticeValue};
-pub use session::{CommandError, Config, Handled, Session, SessionError};
+pub use notice::Notice;
+pub use objects::{Lookup, Objects, SetError, SetFailed};
+pub use session::{Config, Handled, NotEstablished, Session, SessionError};
 pub use state::State;
 pub use statistics::{Latency, Phase, Statistics};
 pub use timer::TimerKind;
 pub use transport::{TransportConfig, run};
-pub use view::{Lookup, SetError, View};

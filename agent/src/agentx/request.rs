@@ -1,10 +1,10 @@
-//! Get, GetNext and GetBulk over a view (RFC 2741 section 7.2.3).
+//! Get, GetNext and GetBulk over [`Objects`] (RFC 2741 section 7.2.3).
 //!
-//! Values go from where the view keeps them into the output buffer; nothing is allocated for a binding.
+//! Values go from where the objects keep them into the output buffer; nothing is allocated for a binding.
 
 use super::{
     codec::{Data, Full, ResError, ResponseWriter, SearchRange, SearchRanges, VarBind},
-    view::{Lookup, View},
+    objects::{Lookup, Objects},
 };
 use crate::snmp::Oid;
 
@@ -29,13 +29,13 @@ impl Failure {
 }
 
 /// Section 7.2.3.1.
-pub(super) fn get<V: View + ?Sized>(
-    view: &V,
+pub(super) fn get<O: Objects + ?Sized>(
+    objects: &O,
     ranges: SearchRanges<'_>,
     response: &mut ResponseWriter<'_>,
 ) -> Result<(), Failure> {
     for (position, SearchRange { start: name, .. }) in ranges.enumerate() {
-        match view.get(&name) {
+        match objects.get(&name) {
             Lookup::Found(value) => response.value(&name, value),
             Lookup::NoSuchObject => response.binding(&VarBind { name, data: Data::NoSuchObject }),
             Lookup::NoSuchInstance => {
@@ -48,13 +48,13 @@ pub(super) fn get<V: View + ?Sized>(
 }
 
 /// Section 7.2.3.2.
-pub(super) fn get_next<V: View + ?Sized>(
-    view: &V,
+pub(super) fn get_next<O: Objects + ?Sized>(
+    objects: &O,
     ranges: SearchRanges<'_>,
     response: &mut ResponseWriter<'_>,
 ) -> Result<(), Failure> {
     for (position, range) in ranges.enumerate() {
-        search(view, &range.start, range.include, &range.end, response)
+        search(objects, &range.start, range.include, &range.end, response)
             .map_err(|Full| Failure::too_large(position))?;
     }
     Ok(())
@@ -63,8 +63,8 @@ pub(super) fn get_next<V: View + ?Sized>(
 /// Section 7.2.3.3. Repetitions are whole: an answer to each of the repeating ranges, in their order. After
 /// the first they begin where the one before ended, which is read back from the response itself: so a request
 /// with many ranges takes no memory of its own.
-pub(super) fn get_bulk<V: View + ?Sized>(
-    view: &V,
+pub(super) fn get_bulk<O: Objects + ?Sized>(
+    objects: &O,
     non_repeaters: u16,
     max_repetitions: u16,
     mut ranges: SearchRanges<'_>,
@@ -73,7 +73,7 @@ pub(super) fn get_bulk<V: View + ?Sized>(
     let first_repeater = ranges.len().min(non_repeaters.into());
     for position in 0..first_repeater {
         let Some(range) = ranges.next() else { break };
-        search(view, &range.start, range.include, &range.end, response)
+        search(objects, &range.start, range.include, &range.end, response)
             .map_err(|Full| Failure::too_large(position))?;
     }
     if ranges.is_empty() {
@@ -86,14 +86,14 @@ pub(super) fn get_bulk<V: View + ?Sized>(
         let mut previous = before;
         for (position, range) in ranges.clone().enumerate() {
             let step = match previous.and_then(|mark| response.binding_at(mark)) {
-                None => search(view, &range.start, range.include, &range.end, response),
+                None => search(objects, &range.start, range.include, &range.end, response),
                 Some((VarBind { name, data }, mark)) => {
                     let end_of_mib_view = data == Data::EndOfMibView;
                     previous = Some(mark);
                     if end_of_mib_view {
                         end(&name, response)
                     } else {
-                        search(view, &name, false, &range.end, response)
+                        search(objects, &name, false, &range.end, response)
                     }
                 }
             };
@@ -124,14 +124,14 @@ enum Found {
 }
 
 /// Appends the first instance of a range, or that there is none.
-fn search<V: View + ?Sized>(
-    view: &V,
+fn search<O: Objects + ?Sized>(
+    objects: &O,
     start: &Oid,
     include: bool,
     bound: &Oid,
     response: &mut ResponseWriter<'_>,
 ) -> Result<Found, Full> {
-    match view.get_next(start, include, bound) {
+    match objects.get_next(start, include, bound) {
         Some((name, value)) => response.value(&name, value).map(|()| Found::Instance),
         None => end(start, response),
     }

@@ -4,7 +4,7 @@
 //! dropped. Its methods come in four kinds:
 //!
 //! * inputs, `connected`, `handle_*`, `disconnected`: something happened. Time must not go back.
-//! * commands, `notify`, `add_agent_caps`, `close`: the agent wants something.
+//! * commands, `notify`, `close`: the agent wants something.
 //! * outputs, `output` and `consume_output`, `poll_timeout`: what to send, and when to call
 //!   [`handle_timeout`](Session::handle_timeout). Look at both after each input and command.
 //! * `state`: for those who watch.
@@ -25,9 +25,9 @@ use super::{
         Body, ByteOrder, CloseReason, DecodeError, Frame, FrameError, Header, Pdu, PduType,
         PduWriter, ResError, ResponseWriter,
     },
+    objects::Objects,
     request, set,
     state::State,
-    view::View,
 };
 use crate::snmp::{Oid, Value};
 
@@ -122,16 +122,10 @@ pub struct Handled {
     pub error: ResError,
 }
 
-/// Why a command was not carried out. Nothing is sent then, now or later.
-#[derive(Debug, Error)]
-pub enum CommandError {
-    /// Notify and the like need an established session.
-    #[error("There is no session with the master")]
-    NotEstablished,
-    /// The PDU cannot be built.
-    #[error("The PDU for the master cannot be built")]
-    Encode(#[source] io::Error),
-}
+/// A notification needs an established session. It is not sent, now or later.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[error("There is no session with the master")]
+pub struct NotEstablished;
 
 /// See the module.
 #[derive(Debug)]
@@ -241,14 +235,14 @@ impl Session {
         self.notified = None;
     }
 
-    /// A PDU came. If it is a request its response is now in the output; `view` is what it is answered from.
+    /// A PDU came. If it is a request its response is now in the output; `objects` are what it is answered from.
     ///
     /// # Errors
     ///
     /// [`SessionError`] if the connection is to be dropped; what is in the output is still to be sent.
-    pub fn handle_pdu<V: View + ?Sized>(
+    pub fn handle_pdu<O: Objects + ?Sized>(
         &mut self,
-        view: &V,
+        objects: &O,
         frame: Frame<'_>,
         now: Instant,
     ) -> Result<Handled, SessionError> {
@@ -270,7 +264,7 @@ impl Session {
                 }
                 ResError::NOT_OPEN
             }
-            _ => self.respond(view, &pdu),
+            _ => self.respond(objects, &pdu),
         };
         Ok(Handled { kind: header.kind(), error })
     }
@@ -310,12 +304,12 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`CommandError::NotEstablished`].
+    /// [`NotEstablished`].
     pub fn notify<'v>(
         &mut self,
         bindings: impl IntoIterator<Item = (&'v Oid, Value<'v>)>,
         now: Instant,
-    ) -> Result<u32, CommandError> {
+    ) -> Result<u32, NotEstablished> {
         let Origin { order, session_id, packet_id } = self.established_origin()?;
         let header = Header {
             session_id,
@@ -345,22 +339,6 @@ impl Session {
         self.notified = None;
     }
 
-    /// Adds a row to the master's sysORTable (section 6.2.12). Returns the `h.packetID` of the Response to come.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError`].
-    pub fn add_agent_caps(
-        &mut self,
-        capabilities: &Oid,
-        description: &str,
-    ) -> Result<u32, CommandError> {
-        let origin = self.established_origin()?;
-        let pdu = admin_pdus::add_agent_caps(origin, capabilities, description);
-        self.output.extend(pdu.map_err(CommandError::Encode)?);
-        Ok(origin.packet_id)
-    }
-
     /// Ends the session from this side: sends Close, if there is a session.
     pub fn close(&mut self, reason: CloseReason) {
         if self.state.session_id().is_some() {
@@ -375,14 +353,16 @@ impl Session {
     }
 
     /// Section 7.2.2: answers a request, whatever is wrong with it.
-    fn respond<V: View + ?Sized>(&mut self, view: &V, pdu: &Pdu<'_>) -> ResError {
+    fn respond<O: Objects + ?Sized>(&mut self, objects: &O, pdu: &Pdu<'_>) -> ResError {
         let header = &pdu.header;
         let established = self.state.session_id() == Some(header.session_id);
         if matches!(pdu.body, Body::CleanupSet) {
             if !established {
                 return ResError::NOT_OPEN;
             }
-            self.transaction = None;
+            if let Some(transaction) = self.transaction.take() {
+                set::cleanup(objects, transaction);
+            }
             return ResError::NO_ERROR;
         }
         let mut response = ResponseWriter::new(&mut self.output, header);
@@ -398,10 +378,10 @@ impl Session {
             return error;
         }
         let answered = match &pdu.body {
-            Body::Get { ranges } => request::get(view, ranges.clone(), &mut response),
-            Body::GetNext { ranges } => request::get_next(view, ranges.clone(), &mut response),
+            Body::Get { ranges } => request::get(objects, ranges.clone(), &mut response),
+            Body::GetNext { ranges } => request::get_next(objects, ranges.clone(), &mut response),
             Body::GetBulk { non_repeaters, max_repetitions, ranges } => request::get_bulk(
-                view,
+                objects,
                 *non_repeaters,
                 *max_repetitions,
                 ranges.clone(),
@@ -410,11 +390,13 @@ impl Session {
             Body::TestSet { bindings } => {
                 // One that was never cleaned up is of a master that has forgotten it.
                 self.transaction = None;
-                set::test(view, header.transaction_id, bindings.clone())
+                set::test(objects, header.transaction_id, bindings.clone())
                     .map(|transaction| self.transaction = Some(transaction))
             }
-            Body::CommitSet => set::commit(view, header.transaction_id, self.transaction.as_mut()),
-            Body::UndoSet => set::undo(view, header.transaction_id, self.transaction.as_mut()),
+            Body::CommitSet => {
+                set::commit(objects, header.transaction_id, self.transaction.as_mut())
+            }
+            Body::UndoSet => set::undo(objects, header.transaction_id, self.transaction.as_mut()),
             Body::Ping | Body::CleanupSet | Body::Close { .. } | Body::Response { .. } => Ok(()),
         };
         match answered {
@@ -519,10 +501,10 @@ impl Session {
     }
 
     /// The same for a command.
-    fn established_origin(&mut self) -> Result<Origin, CommandError> {
+    fn established_origin(&mut self) -> Result<Origin, NotEstablished> {
         match self.state {
             State::Established { .. } => Ok(self.origin()),
-            _ => Err(CommandError::NotEstablished),
+            _ => Err(NotEstablished),
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Address, Config, Notice, Session, SessionError, State, Statistics, TimerKind, View,
+    Address, Config, Notice, Objects, Session, SessionError, State, Statistics, TimerKind,
     backoff::Backoff,
     codec::{CloseReason, Inbox},
     timer::Timer,
@@ -70,19 +70,19 @@ enum ConnectionError {
     Session(#[from] SessionError),
 }
 
-/// Serves views over a session with the master until `shutdown` is ready, then closes the session. A view is
+/// Serves objects over a session with the master until `shutdown` is ready, then closes the session. They are
 /// taken from `source` for each PDU, and given back before the next octet is read or written. Without PDUs it
 /// wakes up for the ping alone. `notices` are sent as they come, each when the
 /// master has answered the one before; those that come without a session are dropped.
-pub async fn run<S, V>(
+pub async fn run<S, O>(
     config: TransportConfig,
     source: S,
     mut notices: Receiver<Notice>,
     statistics: &Statistics,
     shutdown: impl Future<Output = ()>,
 ) where
-    S: Fn() -> V,
-    V: View,
+    S: Fn() -> O,
+    O: Objects,
 {
     let mut shutdown = pin!(shutdown);
     let mut backoff = Backoff::new(config.reconnect_max);
@@ -179,10 +179,10 @@ struct Connection<'c, S> {
     statistics: &'c Statistics,
 }
 
-impl<S, V> Connection<'_, S>
+impl<S, O> Connection<'_, S>
 where
-    S: Fn() -> V,
-    V: View,
+    S: Fn() -> O,
+    O: Objects,
 {
     /// Serves until the connection is lost. May be dropped at any await: octets that were read are in the
     /// inbox, and the session knows how many of its own were written.
@@ -249,8 +249,8 @@ where
             };
             let asked = frame.header.asks_for_response();
             let handled = {
-                let view = (self.source)();
-                self.session.handle_pdu(&view, frame, now)?
+                let objects = (self.source)();
+                self.session.handle_pdu(&objects, frame, now)?
             };
             self.statistics.record(handled);
             self.changed();
@@ -267,7 +267,7 @@ where
 
     /// What the master is told must be true now: there is no queue for a session that is not there yet.
     fn notify(&mut self, notice: &Notice) {
-        let bindings = notice.bindings.iter().map(|(name, value)| (name, value.value()));
+        let bindings = notice.bindings.iter().map(|(name, value)| (name, value.as_value()));
         let counter = match self.session.notify(bindings, Instant::now().into_std()) {
             Ok(_) => &self.statistics.notified,
             Err(_) => &self.statistics.unsent,

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::{agentx::SetError, snmp::Value};
+use crate::{
+    agentx::{SetError, SetFailed},
+    snmp::Value,
+};
 
 use super::{
     convention::{TRUTH_VALUE, VIRTUAL_MACHINE_LIST},
@@ -43,20 +46,20 @@ impl Switches {
     }
 
     /// RFC 3416 section 4.2.5, in its order.
-    pub(super) fn test(&self, suffix: &[u32], value: Option<Value<'_>>) -> Result<i32, SetError> {
+    pub(super) fn test(&self, suffix: &[u32], value: Option<Value<'_>>) -> Result<(), SetError> {
         let (_, exists) = self.named(suffix).ok_or(SetError::NotWritable)?;
         match value {
             Some(Value::Integer(TRUE | FALSE)) if !exists => Err(SetError::NoCreation),
-            Some(Value::Integer(number @ (TRUE | FALSE))) => Ok(number),
+            Some(Value::Integer(TRUE | FALSE)) => Ok(()),
             Some(Value::Integer(_)) => Err(SetError::WrongValue),
             _ => Err(SetError::WrongType),
         }
     }
 
-    pub(super) fn set(&self, suffix: &[u32], value: i32) -> bool {
-        let Some((switch, true)) = self.named(suffix) else { return false };
-        switch.store(value == TRUE, Relaxed);
-        true
+    pub(super) fn set(&self, suffix: &[u32], value: Value<'_>) -> Result<(), SetFailed> {
+        let Some((switch, true)) = self.named(suffix) else { return Err(SetFailed) };
+        switch.store(value == Value::Integer(TRUE), Relaxed);
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt, ops::Deref};
 
 use crate::{
-    agentx::{self, Lookup, SetError},
+    agentx::{Lookup, Objects, SetError, SetFailed},
     counters::Readings,
     inventory::Inventory,
     snmp::{Oid, Value},
@@ -80,7 +80,7 @@ impl<'a> View<'a> {
     }
 }
 
-impl agentx::View for View<'_> {
+impl Objects for View<'_> {
     fn get(&self, name: &Oid) -> Lookup<'_> {
         self.exactly(name)
     }
@@ -89,13 +89,14 @@ impl agentx::View for View<'_> {
         self.from(start, include, end)
     }
 
-    fn test_set(&self, name: &Oid, value: Option<Value<'_>>) -> Result<i32, SetError> {
+    fn test_set(&self, name: &Oid, value: Option<Value<'_>>) -> Result<(), SetError> {
         let suffix = name.strip_prefix(VM_MIB_PARTS).ok_or(SetError::NotWritable)?;
         self.switches.test(suffix, value)
     }
 
-    fn set(&self, name: &Oid, value: i32) -> bool {
-        name.strip_prefix(VM_MIB_PARTS).is_some_and(|suffix| self.switches.set(suffix, value))
+    fn commit_set(&self, name: &Oid, value: Value<'_>) -> Result<(), SetFailed> {
+        let suffix = name.strip_prefix(VM_MIB_PARTS).ok_or(SetFailed)?;
+        self.switches.set(suffix, value)
     }
 }
 
@@ -123,7 +124,7 @@ where
     }
 }
 
-impl<I, R, S> agentx::View for Snapshot<I, R, S>
+impl<I, R, S> Objects for Snapshot<I, R, S>
 where
     I: Deref<Target: Deref<Target = Inventory>>,
     R: Deref<Target = dyn Readings>,
@@ -137,12 +138,12 @@ where
         self.view().from(start, include, end)
     }
 
-    fn test_set(&self, name: &Oid, value: Option<Value<'_>>) -> Result<i32, SetError> {
-        agentx::View::test_set(&self.view(), name, value)
+    fn test_set(&self, name: &Oid, value: Option<Value<'_>>) -> Result<(), SetError> {
+        Objects::test_set(&self.view(), name, value)
     }
 
-    fn set(&self, name: &Oid, value: i32) -> bool {
-        agentx::View::set(&self.view(), name, value)
+    fn commit_set(&self, name: &Oid, value: Value<'_>) -> Result<(), SetFailed> {
+        Objects::commit_set(&self.view(), name, value)
     }
 }
 

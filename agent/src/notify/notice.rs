@@ -1,10 +1,10 @@
 //! What each notification carries (RFC 7666, vmNotifications).
 
 use crate::{
-    agentx::{Notice, NoticeValue},
+    agentx::Notice,
     inventory::{Change, ChangeEvent, OperState},
     mib::VM_MIB,
-    snmp::Oid,
+    snmp::{Oid, OwnedValue},
 };
 
 /// snmpTrapOID.0 (RFC 3418), which comes first.
@@ -46,13 +46,13 @@ pub(super) fn of_one(change: &Change) -> Option<Notice> {
     let uuid = change.uuid.map_or_else(Vec::new, |uuid| uuid.as_bytes().to_vec());
     let name = crate::mib::convert::admin_string_cut(&change.name).to_vec();
     let mut bindings = vec![
-        (Oid::of(&SNMP_TRAP_OID), NoticeValue::ObjectIdentifier(below(&[0, number]))),
-        (instance(VM_NAME), NoticeValue::OctetString(name)),
-        (instance(VM_UUID), NoticeValue::OctetString(uuid)),
-        (instance(VM_OPER_STATE), NoticeValue::Integer(change.before as i32)),
+        (Oid::of(&SNMP_TRAP_OID), OwnedValue::ObjectIdentifier(below(&[0, number]))),
+        (instance(VM_NAME), OwnedValue::OctetString(name)),
+        (instance(VM_UUID), OwnedValue::OctetString(uuid)),
+        (instance(VM_OPER_STATE), OwnedValue::Integer(change.before as i32)),
     ];
     if change.event == ChangeEvent::Deleted {
-        let persistence = NoticeValue::Integer(change.persistence as i32);
+        let persistence = OwnedValue::Integer(change.persistence as i32);
         bindings.push((instance(VM_PERSISTENT), persistence));
     }
     Some(Notice { bindings })
@@ -62,8 +62,8 @@ pub(super) fn of_one(change: &Change) -> Option<Notice> {
 pub(super) fn of_many(number: u32, affected: Vec<u8>) -> Notice {
     Notice {
         bindings: vec![
-            (Oid::of(&SNMP_TRAP_OID), NoticeValue::ObjectIdentifier(below(&[0, number]))),
-            (below(&VM_AFFECTED_VMS), NoticeValue::OctetString(affected)),
+            (Oid::of(&SNMP_TRAP_OID), OwnedValue::ObjectIdentifier(below(&[0, number]))),
+            (below(&VM_AFFECTED_VMS), OwnedValue::OctetString(affected)),
         ],
     }
 }

@@ -1,7 +1,7 @@
-//! SNMP's own words: object identifiers and values. Nothing here knows an agent, a MIB or a protocol.
+//! SNMP's data types: object identifiers and values. Nothing here knows an agent, a MIB or a protocol.
 
 mod oid;
 mod value;
 
 pub use oid::{Oid, OidError};
-pub use value::Value;
+pub use value::{OwnedValue, Value};

@@ -9,8 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::view::FixedView;
+use crate::objects::FixedObjects;
 use kvmeter::agentx::{Config, Phase, Statistics, TransportConfig, codec::ByteOrder, run};
+
 use tokio::sync::oneshot;
 use xtask::lab::Snmpd;
 
@@ -102,10 +103,10 @@ fn check_session(byte_order: ByteOrder) {
         move || {
             let session = Config { byte_order, ..Config::new(vec![SUBTREE.parse().unwrap()]) };
             let config = TransportConfig::new(address.parse().unwrap(), session);
-            let view = FixedView::small();
+            let objects = FixedObjects::small();
             let stop = async { stop.await.unwrap() };
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(
-                run(config, || &view, tokio::sync::mpsc::channel(1).1, &statistics, stop),
+                run(config, || objects.clone(), tokio::sync::mpsc::channel(1).1, &statistics, stop),
             );
         }
     });

@@ -26,8 +26,8 @@ mod mib_text;
 #[cfg(feature = "libvirt")]
 mod notification_storm;
 mod notifications;
+#[path = "../../fuzz/src/objects.rs"]
+#[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
+mod objects;
 mod requests;
 mod thread_ids;
-#[path = "../../fuzz/src/view.rs"]
-#[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
-mod view;

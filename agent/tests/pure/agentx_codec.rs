@@ -256,11 +256,15 @@ proptest! {
         prop_assert!(read.eq(ours(&bindings)));
     }
 
+    /// Values are written in the same way, whether they are served or part of a binding that was read.
     #[test]
     fn they_read_our_bindings(header in headers(PduType::Notify), bindings in bindings()) {
         let mut octets = Vec::new();
         let mut notify = PduWriter::new(&mut octets, &header, &[]);
-        ours(&bindings).for_each(|binding| notify.binding(&binding));
+        ours(&bindings).for_each(|binding| match binding.data.value() {
+            Some(value) => notify.value(&binding.name, value),
+            None => notify.binding(&binding),
+        });
         notify.finish();
         let read = pdu::Notify::from_bytes(&octets).unwrap();
         check_header(&read.header, &header);
@@ -433,7 +437,11 @@ fn values_are_the_same_as_bindings() {
         (Value::Integer(i32::MIN), Data::Integer(i32::MIN)),
         (Value::OctetString(&[0xff, 0, 1]), Data::OctetString(&[0xff, 0, 1])),
         (Value::ObjectIdentifier(&name), Data::ObjectIdentifier(name)),
+        (Value::IpAddress([192, 0, 2, 255]), Data::IpAddress([192, 0, 2, 255])),
+        (Value::Counter32(u32::MAX), Data::Counter32(u32::MAX)),
+        (Value::Gauge32(u32::MAX), Data::Gauge32(u32::MAX)),
         (Value::TimeTicks(u32::MAX), Data::TimeTicks(u32::MAX)),
+        (Value::Opaque(&[0xff, 0]), Data::Opaque(&[0xff, 0])),
         (Value::Counter64(u64::MAX), Data::Counter64(u64::MAX)),
     ];
     for order in [ByteOrder::Network, ByteOrder::Little] {
@@ -445,6 +453,11 @@ fn values_are_the_same_as_bindings() {
         let Body::TestSet { bindings } = Pdu::decode(whole(&octets)).unwrap().body else {
             panic!("no TestSet")
         };
-        assert!(bindings.map(|binding| binding.data).eq(pairs.iter().map(|(_, data)| *data)));
+        let bindings: Vec<_> = bindings.collect();
+        assert!(
+            bindings.iter().map(|binding| binding.data).eq(pairs.iter().map(|(_, data)| *data))
+        );
+        let values = bindings.iter().map(|binding| binding.data.value());
+        assert!(values.eq(pairs.iter().map(|(value, _)| Some(*value))));
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::view::FixedView;
+use crate::objects::FixedObjects;
 use agentx::{
     encodings::{SearchRange, SearchRangeList},
     pdu,
@@ -20,6 +20,7 @@ use kvmeter::agentx::{
     codec::{Body, Header, Inbox, Pdu, ResError},
     run,
 };
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UnixListener, UnixStream},
@@ -45,12 +46,12 @@ impl Agent {
     fn start_with(address: Address, config: Config) -> Self {
         let statistics = Arc::new(Statistics::default());
         let (shutdown, stop) = oneshot::channel();
-        let view = Arc::new(FixedView::small());
+        let objects = FixedObjects::small();
         let task = tokio::spawn({
             let statistics = Arc::clone(&statistics);
             async move {
                 let stop = async { stop.await.unwrap() };
-                let source = || Arc::clone(&view);
+                let source = || objects.clone();
                 let notices = tokio::sync::mpsc::channel(1).1;
                 let mut config = TransportConfig::new(address, config);
                 // Its clock is paused in most of these tests.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use kvmeter::{
-    agentx::{Lookup, View as _},
+    agentx::{Lookup, Objects as _},
     counters::NoCounters,
     inventory::{
         Assembly, Change, ChangeEvent, Hypervisor,

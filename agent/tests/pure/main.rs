@@ -22,8 +22,8 @@ mod systemd_unit;
 #[expect(unreachable_pub, clippy::expect_used, reason = "a crate of its own under the fuzzer")]
 mod fuzz;
 #[cfg(feature = "libvirt")]
-use fuzz::view;
+use fuzz::objects;
 #[cfg(not(feature = "libvirt"))]
-#[path = "../../fuzz/src/view.rs"]
+#[path = "../../fuzz/src/objects.rs"]
 #[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
-mod view;
+mod objects;

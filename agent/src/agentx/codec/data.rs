@@ -25,8 +25,8 @@ mod kind {
     pub(super) const END_OF_MIB_VIEW: u16 = 130;
 }
 
-/// Everything that a variable binding can carry: more than this agent serves ([`Value`]), as a manager may
-/// set, and a response may say, anything.
+/// Everything that a variable binding can carry: a [`Value`], the NULL that a request may have, or one of the
+/// exceptions in a response.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(missing_docs, reason = "the names are those of the RFC")]
 #[expect(clippy::large_enum_variant, reason = "lives on the stack only; a box would allocate")]
@@ -55,40 +55,40 @@ pub struct VarBind<'a> {
     pub data: Data<'a>,
 }
 
+impl Data<'_> {
+    /// The value; `None` for NULL and the exceptions.
+    #[must_use]
+    pub const fn value(&self) -> Option<Value<'_>> {
+        Some(match self {
+            Self::Integer(number) => Value::Integer(*number),
+            Self::OctetString(octets) => Value::OctetString(octets),
+            Self::ObjectIdentifier(oid) => Value::ObjectIdentifier(oid),
+            Self::IpAddress(address) => Value::IpAddress(*address),
+            Self::Counter32(count) => Value::Counter32(*count),
+            Self::Gauge32(gauge) => Value::Gauge32(*gauge),
+            Self::TimeTicks(ticks) => Value::TimeTicks(*ticks),
+            Self::Opaque(octets) => Value::Opaque(octets),
+            Self::Counter64(count) => Value::Counter64(*count),
+            Self::Null | Self::NoSuchObject | Self::NoSuchInstance | Self::EndOfMibView => {
+                return None;
+            }
+        })
+    }
+}
+
 impl VarBind<'_> {
     /// Appends the binding.
     pub(super) fn encode(&self, writer: &mut Writer<'_>) {
-        let start = |writer: &mut Writer<'_>, kind| encode_start(writer, kind, &self.name);
-        match &self.data {
-            Data::Integer(number) => encode_value(writer, &self.name, Value::Integer(*number)),
-            Data::OctetString(octets) => {
-                encode_value(writer, &self.name, Value::OctetString(octets));
+        match self.data {
+            Data::Null => encode_start(writer, kind::NULL, &self.name),
+            Data::NoSuchObject => encode_start(writer, kind::NO_SUCH_OBJECT, &self.name),
+            Data::NoSuchInstance => encode_start(writer, kind::NO_SUCH_INSTANCE, &self.name),
+            Data::EndOfMibView => encode_start(writer, kind::END_OF_MIB_VIEW, &self.name),
+            _ => {
+                if let Some(value) = self.data.value() {
+                    encode_value(writer, &self.name, value);
+                }
             }
-            Data::ObjectIdentifier(oid) => {
-                encode_value(writer, &self.name, Value::ObjectIdentifier(oid));
-            }
-            Data::TimeTicks(ticks) => encode_value(writer, &self.name, Value::TimeTicks(*ticks)),
-            Data::Counter64(count) => encode_value(writer, &self.name, Value::Counter64(*count)),
-            Data::Null => start(writer, kind::NULL),
-            Data::IpAddress(address) => {
-                start(writer, kind::IP_ADDRESS);
-                writer.octet_string(address);
-            }
-            Data::Counter32(count) => {
-                start(writer, kind::COUNTER32);
-                writer.u32(*count);
-            }
-            Data::Gauge32(gauge) => {
-                start(writer, kind::GAUGE32);
-                writer.u32(*gauge);
-            }
-            Data::Opaque(octets) => {
-                start(writer, kind::OPAQUE);
-                writer.octet_string(octets);
-            }
-            Data::NoSuchObject => start(writer, kind::NO_SUCH_OBJECT),
-            Data::NoSuchInstance => start(writer, kind::NO_SUCH_INSTANCE),
-            Data::EndOfMibView => start(writer, kind::END_OF_MIB_VIEW),
         }
     }
 }
@@ -126,7 +126,7 @@ impl<'a> Element<'a> for VarBind<'a> {
     }
 }
 
-/// Appends a binding of a value, copied from where the view keeps it.
+/// Appends a binding of a value, copied from where the instance is kept.
 pub(super) fn encode_value(writer: &mut Writer<'_>, name: &Oid, value: Value<'_>) {
     match value {
         Value::Integer(number) => {
@@ -141,9 +141,25 @@ pub(super) fn encode_value(writer: &mut Writer<'_>, name: &Oid, value: Value<'_>
             encode_start(writer, kind::OBJECT_IDENTIFIER, name);
             oid::encode(writer, value, false);
         }
+        Value::IpAddress(address) => {
+            encode_start(writer, kind::IP_ADDRESS, name);
+            writer.octet_string(&address);
+        }
+        Value::Counter32(count) => {
+            encode_start(writer, kind::COUNTER32, name);
+            writer.u32(count);
+        }
+        Value::Gauge32(gauge) => {
+            encode_start(writer, kind::GAUGE32, name);
+            writer.u32(gauge);
+        }
         Value::TimeTicks(ticks) => {
             encode_start(writer, kind::TIME_TICKS, name);
             writer.u32(ticks);
+        }
+        Value::Opaque(octets) => {
+            encode_start(writer, kind::OPAQUE, name);
+            writer.octet_string(octets);
         }
         Value::Counter64(count) => {
             encode_start(writer, kind::COUNTER64, name);

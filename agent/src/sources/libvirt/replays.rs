@@ -18,11 +18,10 @@ use virt::{
 
 use super::{state, transitions::Transitions};
 use crate::{
-    agentx::NoticeValue,
     inventory::{Assembly, AutoStart, Domain, Hypervisor, Memory, Persistence, Registry, VmUuid},
     mib::Switches,
     notify,
-    snmp::Oid,
+    snmp::{Oid, OwnedValue},
 };
 
 const DOMAIN: VmUuid = VmUuid::of_bytes([7; 16]);
@@ -254,11 +253,11 @@ async fn told(steps: &[(Vec<(c_int, c_int)>, Snapshot)]) -> Vec<Notified> {
     let mut told = Vec::new();
     while let Some(notice) = notices.recv().await {
         let number = match &notice.bindings[0].1 {
-            NoticeValue::ObjectIdentifier(name) => *name.parts().last().unwrap(),
+            OwnedValue::ObjectIdentifier(name) => *name.parts().last().unwrap(),
             other => panic!("{other:?}"),
         };
         let before = match notice.bindings[3] {
-            (_, NoticeValue::Integer(before)) => before,
+            (_, OwnedValue::Integer(before)) => before,
             ref other => panic!("{other:?}"),
         };
         assert!(Oid::of(&[1, 3, 6, 1, 6, 3, 1, 1, 4, 1, 0]) == notice.bindings[0].0);

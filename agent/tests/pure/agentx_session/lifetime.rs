@@ -63,7 +63,7 @@ fn responses_are_never_answered() {
     let octets = [&[0; 8][..], &[0, 9, 0, 0]];
     for payload in [octets[0].to_vec(), octets.concat()] {
         let frame = Frame { header: stray, payload: &payload };
-        master.session.handle_pdu(&master.view, frame, master.now).unwrap();
+        master.session.handle_pdu(&master.objects, frame, master.now).unwrap();
         assert!(master.output().is_empty());
     }
 }
@@ -168,13 +168,12 @@ fn open_and_register_have_their_time() {
 }
 
 #[test]
-fn notifications_and_capabilities_need_a_session() {
+fn notifications_need_a_session() {
     let trap_oid = Oid::of(&[1, 3, 6, 1, 6, 3, 1, 1, 4, 1, 0]);
     let trap = Oid::of(&[1, 3, 6, 1, 2, 1, 236, 0, 1]);
     let bindings = || [(&trap_oid, Value::ObjectIdentifier(&trap)), (&trap, Value::Integer(4))];
     let mut idle = Session::new(config());
-    assert!(matches!(idle.notify(bindings(), Instant::now()), Err(CommandError::NotEstablished)));
-    assert!(matches!(idle.add_agent_caps(&trap, ""), Err(CommandError::NotEstablished)));
+    assert_eq!(idle.notify(bindings(), Instant::now()), Err(NotEstablished));
     assert!(idle.output().is_empty());
 
     let mut master = Master::established();
@@ -189,11 +188,20 @@ fn notifications_and_capabilities_need_a_session() {
     let handled = master.reply(&notify.header, ResError::PROCESSING_ERROR).unwrap();
     assert_eq!(master.session.notify_after(), None);
     assert_eq!(handled.error, ResError::PROCESSING_ERROR, "the session goes on");
+}
 
-    let packet_id = master.session.add_agent_caps(&trap, "VM-MIB").unwrap();
+#[test]
+fn capabilities_follow_the_last_registration() {
+    let id: Oid = SUBTREE.parse().unwrap();
+    let capabilities = vec![(id, "VM-MIB".to_owned())];
+    let mut master = Master::new(Config { capabilities, ..config() });
+    master.connect();
+    let open = pdu::Open::from_bytes(&master.output()).unwrap();
+    master.reply(&open.header, ResError::NO_ERROR).unwrap();
+    let register = pdu::Register::from_bytes(&master.output()).unwrap();
+    master.reply(&register.header, ResError::NO_ERROR).unwrap();
     let caps = pdu::AddAgentCaps::from_bytes(&master.output()).unwrap();
-    assert_eq!((caps.header.packet_id, caps.id.to_string()), (packet_id, trap.to_string()));
-    assert_eq!(caps.descr.0, "VM-MIB");
+    assert_eq!((caps.id.to_string(), caps.descr.0), (SUBTREE.to_owned(), "VM-MIB".to_owned()));
 }
 
 #[test]

@@ -8,20 +8,20 @@ mod requests;
 
 use std::time::{Duration, Instant};
 
-use crate::view::{FixedView, Owned};
+use crate::objects::FixedObjects;
 use agentx::{
     encodings::{ID, SearchRange, SearchRangeList},
     pdu,
 };
 use kvmeter::{
     agentx::{
-        CommandError, Config, Handled, Session, SessionError, State,
+        Config, Handled, NotEstablished, Session, SessionError, State,
         codec::{
             Body, ByteOrder, CloseReason, Data, Flags, Frame, FrameError, Header, Pdu, PduType,
             PduWriter, ResError, VarBind, frame,
         },
     },
-    snmp::{Oid, Value},
+    snmp::{Oid, OwnedValue, Value},
 };
 
 const SUBTREE: &str = "1.3.6.1.2.1.236";
@@ -30,7 +30,7 @@ const SESSION: u32 = 4711;
 /// A master with one subagent, and a clock of its own.
 struct Master {
     session: Session,
-    view: FixedView,
+    objects: FixedObjects,
     now: Instant,
     order: ByteOrder,
     packet_id: u32,
@@ -88,8 +88,8 @@ fn text(binding: &VarBind<'_>) -> String {
 
 impl Master {
     fn new(config: Config) -> Self {
-        let (view, order) = (FixedView::small(), ByteOrder::Network);
-        Self { session: Session::new(config), view, now: Instant::now(), order, packet_id: 1000 }
+        let (objects, order) = (FixedObjects::small(), ByteOrder::Network);
+        Self { session: Session::new(config), objects, now: Instant::now(), order, packet_id: 1000 }
     }
 
     /// A master whose subagent has registered everything.
@@ -119,7 +119,7 @@ impl Master {
     fn send(&mut self, octets: &[u8]) -> Result<Handled, SessionError> {
         let frame = frame::split(octets).unwrap().expect("a whole PDU");
         assert_eq!(frame.len(), octets.len());
-        self.session.handle_pdu(&self.view, frame, self.now)
+        self.session.handle_pdu(&self.objects, frame, self.now)
     }
 
     /// A Response to the subagent's own PDU.

@@ -101,15 +101,17 @@ fn get_bulk_without_repetitions_or_with_non_repeaters_alone() {
 }
 
 /// A table of `rows` instances with values of `len` octets.
-fn large(rows: u32, len: usize) -> FixedView {
+fn large(rows: u32, len: usize) -> FixedObjects {
     let name = |row| Oid::of(&[1, 3, 6, 1, 2, 1, 236, 2, row]);
-    FixedView((1..=rows).map(|row| (name(row), Owned::OctetString(vec![b'x'; len]))).collect())
+    FixedObjects(
+        (1..=rows).map(|row| (name(row), OwnedValue::OctetString(vec![b'x'; len]))).collect(),
+    )
 }
 
 #[test]
 fn get_bulk_stops_after_a_whole_repetition_when_there_is_enough() {
     let mut master = Master::established();
-    master.view = large(100_000, 200);
+    master.objects = large(100_000, 200);
     let repetition = ["1"; 7];
     let answer = master.get_bulk(0, 65535, &repetition);
     assert_eq!(answer.error, ResError::NO_ERROR);
@@ -123,7 +125,7 @@ fn get_bulk_stops_after_a_whole_repetition_when_there_is_enough() {
 #[test]
 fn a_response_too_large_for_any_master_is_an_error_that_names_the_range() {
     let mut master = Master::established();
-    master.view = large(2, 100_000);
+    master.objects = large(2, 100_000);
     // Five values fit.
     let names = ["2.1"; 6];
     assert_eq!(master.get(&names), failed(ResError::GEN_ERR, 6));
@@ -135,8 +137,8 @@ fn a_response_too_large_for_any_master_is_an_error_that_names_the_range() {
 #[test]
 fn a_repetition_that_does_not_fit_whole_is_left_out() {
     let mut master = Master::established();
-    master.view = large(2, 100_000);
-    master.view.0.first_entry().unwrap().insert(Owned::Integer(1));
+    master.objects = large(2, 100_000);
+    master.objects.0.first_entry().unwrap().insert(OwnedValue::Integer(1));
     // Five of the second row would fit.
     assert_eq!(master.get_bulk(0, 9, &["1"; 6]), found(&["2.1 = Integer(1)"; 6]));
 }
@@ -152,7 +154,7 @@ fn nothing_can_be_set() {
     assert_eq!(master.ask(&set), failed(ResError::NOT_WRITABLE, 1));
     let cleanup = master.header(PduType::CleanupSet);
     let handled = master.session.handle_pdu(
-        &master.view,
+        &master.objects,
         Frame { header: cleanup, payload: &[] },
         master.now,
     );

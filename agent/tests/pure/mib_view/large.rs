@@ -8,7 +8,7 @@ use std::{
 };
 
 use kvmeter::{
-    agentx::{Lookup, View as _},
+    agentx::{Lookup, Objects as _},
     counters::{Readings as _, ThreadSlot},
     inventory::{Inventory, Vcpu},
     mib::{VM_MIB, View},

@@ -8,15 +8,15 @@ mod oracle;
 mod shapes;
 
 use kvmeter::{
-    agentx::{Lookup, View as _},
+    agentx::{Lookup, Objects as _},
     inventory::{Inventory, OperState, Vcpu, Vm},
     mib::{VM_MIB, View, schema::LEAVES},
-    snmp::{Oid, Value},
+    snmp::{Oid, OwnedValue, Value},
 };
 use proptest::{collection, prelude::*, sample::Index};
 
 use host::{FixedReadings, running_vm};
-use oracle::{Owned, name, oracle};
+use oracle::{name, oracle};
 use shapes::inventory;
 
 /// What changes a name into one beside it.
@@ -66,8 +66,8 @@ fn probe() -> impl Strategy<Value = (Index, Vec<Edit>)> {
     (any::<Index>(), collection::vec(edit(), 0..4))
 }
 
-fn found(next: Option<(Oid, Value<'_>)>) -> Option<(Oid, Owned)> {
-    next.map(|(name, value)| (name, value.into()))
+fn found(next: Option<(Oid, Value<'_>)>) -> Option<(Oid, OwnedValue)> {
+    next.map(|(name, value)| (name, value.to_owned()))
 }
 
 proptest! {
@@ -80,13 +80,13 @@ proptest! {
         let mut at = Oid::empty();
         while let Some((name, value)) = view.get_next(&at, false, &Oid::empty()) {
             prop_assert!(at < name, "{} after {}", name, at);
-            walk.push((name, value.into()));
+            walk.push((name, value.to_owned()));
             at = name;
         }
         prop_assert_eq!(&walk, &all);
         for (name, value) in &all {
             match view.get(name) {
-                Lookup::Found(got) => prop_assert_eq!(&Owned::from(got), value),
+                Lookup::Found(got) => prop_assert_eq!(&got.to_owned(), value),
                 other => prop_assert!(false, "{} is {:?}", name, other),
             }
         }
@@ -131,7 +131,7 @@ proptest! {
                 LEAVES.iter().any(|leaf| suffix.starts_with(leaf.suffix()))
             });
             match view.get(&name) {
-                Lookup::Found(got) => prop_assert_eq!(Some(&got.into()), value, "{}", name),
+                Lookup::Found(got) => prop_assert_eq!(Some(&got.to_owned()), value, "{}", name),
                 Lookup::NoSuchInstance => prop_assert!(is_object && value.is_none(), "{}", name),
                 Lookup::NoSuchObject => prop_assert!(!is_object, "{}", name),
             }
