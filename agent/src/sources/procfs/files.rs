@@ -1,4 +1,4 @@
-//! The files and block devices that a process has open, as the kernel counts I/O on them.
+//! The files and block devices that a process has open, with the keys under which the kernel counts their I/O.
 
 use std::collections::HashMap;
 
@@ -7,20 +7,20 @@ use rustix::fs::OFlags;
 use super::process::{DescriptorInfo, Process};
 use crate::inventory::{FileIdentity, OpenFile};
 
-/// Filesystems whose direct I/O is iomap's (`iomap_dio_rw` in the kernel's sources, Linux 6.1 to 6.18). Btrfs has it for
-/// reads, and since 6.14 not for writes of files with checksums.
+/// Filesystems that do direct I/O through iomap (`iomap_dio_rw`, Linux 6.1 to 6.18). Btrfs is not listed: it uses iomap for
+/// reads, but since 6.14 not for writes to files with checksums.
 const IOMAP: [&str; 6] = ["ext4", "xfs", "f2fs", "gfs2", "ext2", "zonefs"];
 
-/// A filesystem that is mounted.
+/// A mounted filesystem.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Mount {
-    /// Its device number, as the kernel keeps it.
+    /// Device number in the kernel's encoding ([`FileIdentity::kernel_device`]).
     device: u32,
     kind: String,
 }
 
-/// The regular files and block devices among `descriptors`, each once. `known` are those that the process had open
-/// before, of which nothing is asked again that cannot have changed.
+/// The regular files and block devices among `descriptors`, each once. `known`: the files of the previous scan, whose
+/// filesystem is not looked up again.
 pub(super) fn open(
     process: &Process,
     descriptors: &[(u32, String)],
@@ -28,10 +28,10 @@ pub(super) fn open(
 ) -> Vec<OpenFile> {
     let mut files: Vec<OpenFile> = Vec::new();
     let mut mounts = None;
-    for (number, path) in descriptors {
-        // Closed meanwhile, or of a kind that nobody counts.
-        let Ok(Some(identity)) = process.identity_of_descriptor(*number) else { continue };
-        let Ok(DescriptorInfo { flags, mount }) = process.descriptor_info(*number) else {
+    for (fd, path) in descriptors {
+        // Closed meanwhile, or neither a file nor a block device.
+        let Ok(Some(identity)) = process.identity_of_descriptor(*fd) else { continue };
+        let Ok(DescriptorInfo { flags, mount }) = process.descriptor_info(*fd) else {
             continue;
         };
         let is_direct = flags & OFlags::DIRECT.bits() != 0;
@@ -48,13 +48,13 @@ pub(super) fn open(
             let mounts = mounts.get_or_insert_with(|| {
                 parse_mounts(&process.read("mountinfo").unwrap_or_default())
             });
-            // A descriptor that was handed over may be of a mount that the process does not see; stat(2) then tells
-            // the device of all filesystems but Btrfs.
+            // A descriptor received over a socket may belong to a mount outside the process's namespace. The device from
+            // stat(2) is then right for every filesystem but Btrfs.
             mounts.get(&mount).map_or((identity.device, true), |mount| {
                 (mount.device, IOMAP.contains(&mount.kind.as_str()))
             })
         };
-        // The kernel's remark on a file that has lost its name.
+        // The kernel appends this to the path of an unlinked file.
         let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
         files.push(OpenFile { path, identity, mount, device, is_direct, has_iomap });
     }
@@ -62,17 +62,18 @@ pub(super) fn open(
     files
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue` (proc(5)), by the first number.
+/// Parses `/proc/PID/mountinfo` (proc(5)), keyed by mount id:
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`.
 fn parse_mounts(text: &[u8]) -> HashMap<u64, Mount> {
     let text = String::from_utf8_lossy(text);
     text.lines()
         .filter_map(|line| {
             let mut words = line.split(' ');
-            let number = words.next()?.parse().ok()?;
+            let id = words.next()?.parse().ok()?;
             let (major, minor) = words.nth(1)?.split_once(':')?;
             let device = FileIdentity::kernel_device(major.parse().ok()?, minor.parse().ok()?);
             let kind = line.split(" - ").nth(1)?.split(' ').next()?.to_owned();
-            Some((number, Mount { device, kind }))
+            Some((id, Mount { device, kind }))
         })
         .collect()
 }
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_as_the_kernel_lists_them() {
+    fn mountinfo_is_keyed_by_mount_id() {
         let mounts = parse_mounts(
             b"36 35 98:1 /mnt1 /mnt2 rw,noatime master:1 - ext4 /dev/root rw,errors=continue\n\
               41 36 0:31 / /a\\040b rw - btrfs /dev/sdb rw\nmalformed\n",
@@ -99,7 +100,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_octets_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_mounts(&text);
         }
     }

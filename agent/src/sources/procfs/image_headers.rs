@@ -1,7 +1,7 @@
-//! What images tell of themselves in their headers: how large the disk is that a guest sees, and on which other files they
-//! are based. Only this tells of a chain that no option names.
+//! Reads the headers of the images that a process has open: virtual size, backing file, data file. Only the headers know a
+//! backing chain that no option names.
 //!
-//! An image may lie on a server that does not answer, so each look has a thread of its own, that nobody waits for.
+//! Reading may block (NFS), so each process is scanned on a detached thread of its own.
 
 use std::{
     fs::File,
@@ -25,125 +25,124 @@ use super::{
 };
 use crate::inventory::{FileIdentity, ImageHeader};
 
-/// Looks that have not come to an end. More wait until one has.
-const MAX_LOOKS: usize = 8;
+/// Most scans that run at the same time. Further ones wait until one ends.
+const MAX_SCANS: usize = 8;
 
-/// No VM has more images open; others are not looked at.
+/// Most images of a process that are scanned.
 const MAX_IMAGES: usize = 1024;
 
-/// What the headers of a process's images tell.
+/// The result of a scan.
 #[derive(Debug)]
 pub(super) struct HeaderReport {
     pub(super) pid: u32,
-    /// When it started, so that it is not taken for another one.
+    /// Start time of the process, which tells it from a later one with the same id.
     pub(super) start_ticks: u64,
     pub(super) headers: Vec<ImageHeader>,
 }
 
-/// Reads headers, and tells what they say to whoever has the other end.
+/// Scans processes in the background and sends a [`HeaderReport`] for each.
 #[derive(Debug)]
 pub(super) struct HeaderScanner {
-    tell: Sender<HeaderReport>,
-    /// Written to when something was told.
+    reports: Sender<HeaderReport>,
+    /// Eventfd that is written to after a report was sent.
     wake: Arc<OwnedFd>,
-    looks: Arc<AtomicUsize>,
+    running: Arc<AtomicUsize>,
 }
 
 impl HeaderScanner {
     pub(super) fn new(wake: OwnedFd) -> (Self, Receiver<HeaderReport>) {
-        let (tell, told) = crossbeam_channel::unbounded();
-        (Self { tell, wake: Arc::new(wake), looks: Arc::default() }, told)
+        let (reports, receiver) = crossbeam_channel::unbounded();
+        (Self { reports, wake: Arc::new(wake), running: Arc::default() }, receiver)
     }
 
-    /// Begins to look at the images that a process has open, but for those of disks that are told to be raw. Whether it is
-    /// to be called again, since too many looks are under way.
-    pub(super) fn start_scan(&self, subject: ScanTarget) -> bool {
-        if self.looks.load(Relaxed) >= MAX_LOOKS {
+    /// Starts a scan of a process. Returns whether it is to be called again later, because [`MAX_SCANS`] are running.
+    pub(super) fn start_scan(&self, target: ScanTarget) -> bool {
+        if self.running.load(Relaxed) >= MAX_SCANS {
             return true;
         }
-        self.looks.fetch_add(1, Relaxed);
-        let Self { tell, wake, looks } = self;
-        let (tell, wake, at_work) = (tell.clone(), Arc::clone(wake), Arc::clone(looks));
-        let ScanTarget { pid, start_ticks, .. } = subject;
-        let look = move || {
-            let headers = subject.headers().unwrap_or_else(|error| {
-                warn!(pid, "Cannot see on which files a VM's images are based: {error}");
+        self.running.fetch_add(1, Relaxed);
+        let (reports, wake) = (self.reports.clone(), Arc::clone(&self.wake));
+        let running = Arc::clone(&self.running);
+        let ScanTarget { pid, start_ticks, .. } = target;
+        let scan = move || {
+            let headers = target.headers().unwrap_or_else(|error| {
+                warn!(pid, "Cannot read the headers of a VM's images: {error}");
                 Vec::new()
             });
-            at_work.fetch_sub(1, Relaxed);
-            if tell.send(HeaderReport { pid, start_ticks, headers }).is_ok() {
-                // Any number but 0 wakes it; it fails only for a counter that is full, and then it is awake.
+            running.fetch_sub(1, Relaxed);
+            if reports.send(HeaderReport { pid, start_ticks, headers }).is_ok() {
+                // Fails only if the counter is at its maximum, and then the eventfd is readable already.
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
         };
-        if let Err(error) = thread::Builder::new().name("headers".to_owned()).spawn(look) {
-            looks.fetch_sub(1, Relaxed);
-            warn!(pid, "Cannot look at a VM's images: {error}");
+        if let Err(error) = thread::Builder::new().name("headers".to_owned()).spawn(scan) {
+            self.running.fetch_sub(1, Relaxed);
+            warn!(pid, "Cannot start a thread to read the headers of a VM's images: {error}");
         }
         false
     }
 }
 
-/// Whose images are looked at.
+/// A process whose images are to be scanned.
 #[derive(Debug)]
 pub(super) struct ScanTarget {
     pub(super) proc_root: PathBuf,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
-    /// Files that have no header.
+    /// Files declared raw. Their guest controls what stands in the place of a header.
     pub(super) raw: Vec<FileIdentity>,
 }
 
 impl ScanTarget {
-    /// The headers of all images that the process has open. Each file is found by the process's own descriptor.
+    /// The headers of all images that the process has open, each read through the process's own descriptor.
     fn headers(&self) -> io::Result<Vec<ImageHeader>> {
         let process = Process::hold(&self.proc_root, self.pid)?;
         if process.stat()?.start_ticks != self.start_ticks {
             return Err(io::ErrorKind::NotFound.into());
         }
         let mut files: Vec<Candidate> = Vec::new();
-        for (number, path) in process.descriptors()? {
-            // Optical drives may have to fetch their disc first.
+        for (fd, path) in process.descriptors()? {
+            // An optical drive may have to load its disc first.
             let is_file = path.starts_with('/') && !path.starts_with("/dev/sr");
             if is_file
                 && files.len() < MAX_IMAGES
-                && let Ok(Some(identity)) = process.identity_of_descriptor(number)
+                && let Ok(Some(identity)) = process.identity_of_descriptor(fd)
                 && files.iter().all(|known| known.identity != identity)
             {
-                files.push(Candidate { identity, path: path.into(), number });
+                files.push(Candidate { identity, path: path.into(), fd });
             }
         }
         let may_have_header = |file: &&Candidate| !self.raw.contains(&file.identity);
-        let look = |file: &Candidate| {
+        let read = |file: &Candidate| {
             file.header(&process, &files).unwrap_or_else(|error| {
-                // Closed meanwhile, or not for everybody.
-                debug!(pid = self.pid, path = %file.path.display(), "not looked into: {error}");
+                // Closed meanwhile, or not readable by the agent.
+                debug!(pid = self.pid, path = %file.path.display(), "header not read: {error}");
                 None
             })
         };
-        Ok(files.iter().filter(may_have_header).filter_map(look).collect())
+        Ok(files.iter().filter(may_have_header).filter_map(read).collect())
     }
 }
 
-/// A file that may be an image.
+/// An open file that may be an image.
 #[derive(Debug)]
 struct Candidate {
     identity: FileIdentity,
     path: PathBuf,
-    /// A descriptor of it.
-    number: u32,
+    /// The process's descriptor of the file.
+    fd: u32,
 }
 
 impl Candidate {
-    /// Its header, if it has one, with what it says of the other files.
+    /// The file's header, if it has one; backing and data files are looked up among `files`.
     fn header(&self, process: &Process, files: &[Self]) -> io::Result<Option<ImageHeader>> {
-        let file = process.open_descriptor(self.number, self.identity)?;
-        let mut octets = [0; HEADER_LEN];
-        let len = read_up_to(&file, &mut octets)?;
-        let Some(header) = Header::parse(&octets[..len]) else { return Ok(None) };
-        let backing = header.backing.and_then(|(place, len)| {
+        let file = process.open_descriptor(self.fd, self.identity)?;
+        let mut bytes = [0; HEADER_LEN];
+        let len = read_up_to(&file, &mut bytes)?;
+        let Some(header) = Header::parse(&bytes[..len]) else { return Ok(None) };
+        let backing = header.backing.and_then(|(offset, len)| {
             let mut name = vec![0; len];
-            file.read_exact_at(&mut name, place).ok()?;
+            file.read_exact_at(&mut name, offset).ok()?;
             self.find(&String::from_utf8(name).ok()?, process, files)
         });
         let data = header.data_file.and_then(|name| self.find(&name, process, files));
@@ -155,25 +154,26 @@ impl Candidate {
         }))
     }
 
-    /// Which of the files another one is that its header names.
+    /// The identity of the file that the header names. `None`: not found, or reached over the network.
     fn find(&self, name: &str, process: &Process, files: &[Self]) -> Option<FileIdentity> {
         let dir = self.path.parent().unwrap_or_else(|| Path::new("/"));
         let path = dir.join(file_of(name)?);
-        let by = |is_so: &dyn Fn(&Path) -> bool| {
-            let mut same = files.iter().filter(|file| is_so(&file.path));
+        let only = |matches: &dyn Fn(&Path) -> bool| {
+            let mut same = files.iter().filter(|file| matches(&file.path));
             same.next().filter(|_| same.next().is_none()).map(|file| file.identity)
         };
-        by(&|known| known == path)
+        only(&|known| known == path)
             .or_else(|| process.identity_in_root(&path).ok().flatten())
-            // It may be relative to a link by which the VMM has found the image.
-            .or_else(|| by(&|known| known.file_name() == path.file_name()))
+            // The name may be relative to a symlink through which the VMM opened the image.
+            .or_else(|| only(&|known| known.file_name() == path.file_name()))
     }
 }
 
-fn read_up_to(file: &File, octets: &mut [u8]) -> io::Result<usize> {
+/// Fills the buffer as far as the file goes, and returns the length.
+fn read_up_to(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     let mut len = 0;
-    while len < octets.len() {
-        match file.read_at(&mut octets[len..], len as u64) {
+    while len < bytes.len() {
+        match file.read_at(&mut bytes[len..], len as u64) {
             Ok(0) => break,
             Ok(more) => len += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -183,7 +183,7 @@ fn read_up_to(file: &File, octets: &mut [u8]) -> io::Result<usize> {
     Ok(len)
 }
 
-/// The path in an image's name for another; nothing where that is reached by the network.
+/// The path in a backing file's name; `None` where the name is a network location.
 fn file_of(name: &str) -> Option<String> {
     if let Some(json) = name.strip_prefix("json:") {
         let fields = Fields::parse_json(json)?;
@@ -193,15 +193,15 @@ fn file_of(name: &str) -> Option<String> {
     if let Some(path) = name.strip_prefix("file:") {
         return Some(path.to_owned());
     }
-    // As QEMU does it: a colon before the first slash ends a protocol.
+    // As in QEMU's path_has_protocol(): a colon before the first slash.
     let is_protocol = name.split('/').next().is_some_and(|first| first.contains(':'));
     (!is_protocol && !name.is_empty()).then(|| name.to_owned())
 }
 
-/// All that is made of octets, for the fuzzer.
-pub(super) fn interpret(octets: &[u8]) {
-    let data_file = Header::parse(octets).and_then(|header| header.data_file);
-    let name = String::from_utf8_lossy(octets);
+/// Parses a header and a file name, for the fuzzer.
+pub(super) fn interpret(bytes: &[u8]) {
+    let data_file = Header::parse(bytes).and_then(|header| header.data_file);
+    let name = String::from_utf8_lossy(bytes);
     drop((file_of(&name), data_file.as_deref().and_then(file_of)));
 }
 

@@ -1,7 +1,7 @@
-//! A guess at a VM's memory where its command line does not tell.
+//! An estimate of a VM's memory, for VMMs whose command line does not give it.
 
-/// The size in octets of the largest writable mapping, with all of the same object added up: guest memory
-/// dwarfs all else that a VMM maps. `None` when nothing is as large as a megabyte.
+/// The size of the largest writable mapping in `/proc/PID/maps`, in bytes; mappings of the same object count together.
+/// Guest memory dwarfs everything else that a VMM maps. `None`: no mapping is as large as 1 MiB.
 pub(super) fn estimate(maps: &[u8]) -> Option<u64> {
     let text = String::from_utf8_lossy(maps);
     let mut named: Vec<(&str, u64)> = Vec::new();
@@ -13,7 +13,7 @@ pub(super) fn estimate(maps: &[u8]) -> Option<u64> {
         if !access.starts_with("rw") {
             continue;
         }
-        // A memory object may be mapped in pieces, around the hole below 4 GiB for one.
+        // One memory object may be mapped in pieces, for example around the hole below 4 GiB.
         match fields.nth(3).filter(|name| !name.starts_with('[')) {
             Some(name) => match named.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, sum)) => *sum = sum.saturating_add(size),

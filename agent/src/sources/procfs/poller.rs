@@ -1,5 +1,5 @@
-//! Everything that may wake the source: the programs' events, the kernel's uevents, the ends of processes, and
-//! the order to stop.
+//! The epoll instance on which the source's thread sleeps: BPF events, uevents, process exits, requests from other
+//! threads, and the stop signal.
 
 use std::{
     io,
@@ -13,22 +13,22 @@ use rustix::{
     io::Errno,
 };
 
-/// What is ready.
+/// The kind of descriptor that became readable.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Ready {
-    /// The programs' ring.
+    /// The ring buffer of the BPF programs.
     Events,
-    /// The socket of uevents.
+    /// The netlink socket for uevents.
     Uevents,
-    /// The order to stop.
+    /// The source is to stop.
     Stop,
-    /// Somebody wants a process looked at.
+    /// Another thread has queued a request or a result.
     Woken,
-    /// The process with this id has ended.
+    /// The process with this id has exited.
     Exited(u32),
 }
 
-/// Descriptors that are waited for together.
+/// An epoll instance with the source's descriptors.
 #[derive(Debug)]
 pub(super) struct Poller {
     epoll: OwnedFd,
@@ -47,29 +47,29 @@ impl Poller {
         Ok(poller)
     }
 
-    /// Whoever writes a number to this stops the source.
+    /// An eventfd; writing to it makes [`Poller::wait`] return [`Ready::Stop`].
     pub(super) fn stop_handle(&self) -> io::Result<OwnedFd> {
         self.stop.try_clone()
     }
 
-    /// Whoever writes a number to this wakes the source.
+    /// An eventfd; writing to it makes [`Poller::wait`] return [`Ready::Woken`].
     pub(super) fn wake_handle(&self) -> io::Result<OwnedFd> {
         self.wake.try_clone()
     }
 
-    /// What was wake is about to be answered.
+    /// Resets the wake eventfd. To be called before the queues are drained, so that no request is missed.
     pub(super) fn clear_wake(&self) {
-        // There is nothing to read where somebody else was faster.
+        // EAGAIN: it is reset already.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
-    /// Waits for this descriptor too, until its owner closes it.
+    /// Adds a descriptor. Closing it removes it.
     pub(super) fn add(&self, fd: BorrowedFd<'_>, ready: Ready) -> io::Result<()> {
         let data = epoll::EventData::new_u64(ready.number());
         Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
     }
 
-    /// Waits until something is ready, or for so long.
+    /// Waits until a descriptor is readable, at most for `limit` (`None` = no limit).
     pub(super) fn wait(&self, limit: Option<Duration>) -> io::Result<Vec<Ready>> {
         let limit = limit.map(|limit| Timespec {
             tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
@@ -85,16 +85,16 @@ impl Poller {
 }
 
 impl Ready {
-    /// Process ids take the lower half, so the others begin above.
-    const OTHERS: u64 = 1 << 32;
+    /// First epoll datum that is not a process id.
+    const FIRST_NON_PID: u64 = 1 << 32;
 
     fn number(self) -> u64 {
         match self {
             Self::Exited(pid) => u64::from(pid),
-            Self::Events => Self::OTHERS,
-            Self::Uevents => Self::OTHERS + 1,
-            Self::Stop => Self::OTHERS + 2,
-            Self::Woken => Self::OTHERS + 3,
+            Self::Events => Self::FIRST_NON_PID,
+            Self::Uevents => Self::FIRST_NON_PID + 1,
+            Self::Stop => Self::FIRST_NON_PID + 2,
+            Self::Woken => Self::FIRST_NON_PID + 3,
         }
     }
 
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_ready_is_told_apart() {
+    fn each_descriptor_reports_its_kind() {
         let poller = Poller::new().unwrap();
         assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), []);
         let other = eventfd(1, EventfdFlags::CLOEXEC).unwrap();

@@ -1,5 +1,5 @@
-//! Processes and threads that are held by a directory descriptor: what is read through it is of this
-//! process or thread or an error, never of another one that has got the same id.
+//! Processes and threads held by a descriptor of their procfs directory: a read through it is of this process or thread,
+//! or fails; never of another one that was given the same id since.
 
 use std::{
     fs::File,
@@ -16,13 +16,14 @@ use rustix::fs::{
 use crate::counting::{HeldThread, RunState, Schedstat};
 use crate::inventory::{DiskSize, FileIdentity};
 
-/// No file of procfs that is read here is longer, but for a hostile command line, which is cut.
+/// Bytes that are read of a file. The files of procfs that are read here are shorter; a longer command line is cut.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// Filesystems whose files no process and no other host can withhold (statfs(2)): ext2 to ext4, XFS, Btrfs, tmpfs.
+/// Filesystems on which a read cannot be blocked by a process (FUSE) or another host (NFS), by their magic in statfs(2):
+/// ext2 to ext4, XFS, Btrfs, tmpfs.
 const LOCAL: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
 
-/// Policies of sched(7) under which a thread that does not sleep leaves its CPU to nobody.
+/// Policies of sched(7) under which a thread that does not sleep may keep its CPU for ever.
 const SCHED_FIFO: u64 = 1;
 const SCHED_RR: u64 = 2;
 const SCHED_DEADLINE: u64 = 6;
@@ -40,33 +41,35 @@ pub(super) struct Thread {
     dir: OwnedFd,
 }
 
-/// What `/proc/PID/stat` tells (proc(5)).
+/// Fields of `/proc/PID/stat` (proc(5)).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Stat {
-    /// The name, in parentheses in the file; it may contain any octets.
+    /// Field 2: the name, in parentheses in the file. It may contain any bytes.
     pub(super) comm: String,
-    /// One letter.
+    /// Field 3.
     pub(super) state: char,
-    /// Field 22: start in clock ticks since boot.
+    /// Field 22: start time in clock ticks since boot.
     pub(super) start_ticks: u64,
-    /// Field 23 is not 0. A process that ends gives up its memory, and with it its command line, before its descriptors.
+    /// Whether field 23, the size of virtual memory, is not 0. An exiting process loses its memory, and with it its command
+    /// line, before its descriptors.
     pub(super) has_memory: bool,
-    /// Field 39: the CPU that it ran on last.
+    /// Field 39: the CPU that it last ran on.
     pub(super) cpu: u32,
-    /// Field 41: its scheduling policy (sched(7)).
+    /// Field 41: the scheduling policy (sched(7)).
     pub(super) policy: u64,
 }
 
-/// What `/proc/PID/fdinfo` tells of a descriptor (proc(5)).
+/// Fields of `/proc/PID/fdinfo/FD` (proc(5)).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct DescriptorInfo {
-    /// As open(2) was given them.
+    /// Flags of open(2).
     pub(super) flags: u32,
-    /// Number of the mount.
+    /// Mount id.
     pub(super) mount: u64,
 }
 
 impl Process {
+    /// Opens the procfs directory of a process.
     pub(super) fn hold(proc_root: &Path, pid: u32) -> io::Result<Self> {
         let dir = rustix::fs::open(
             proc_root.join(pid.to_string()),
@@ -84,12 +87,12 @@ impl Process {
         parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))
     }
 
-    /// Number and target of each descriptor.
+    /// The process's descriptors, each with the target of its link.
     pub(super) fn descriptors(&self) -> io::Result<Vec<(u32, String)>> {
         let dir = open_dir(&self.dir, "fd")?;
         let mut found = Vec::new();
         for number in numbers(&dir)? {
-            // One that was closed meanwhile is none.
+            // An error: it was closed meanwhile.
             if let Ok(target) = readlinkat(&dir, number.to_string(), Vec::new()) {
                 found.push((number, target.to_string_lossy().into_owned()));
             }
@@ -97,8 +100,8 @@ impl Process {
         Ok(found)
     }
 
-    /// A file as the process itself would find it. It may have made its own root, so nothing is followed out of
-    /// that, and nothing is opened that could keep whoever opens it waiting.
+    /// Reads a regular file by a path in the process's own root. The process may have built that root to harm the reader, so
+    /// the path is resolved within it, and only files whose opening cannot block are opened.
     pub(super) fn read_in_root(&self, path: &str) -> io::Result<Vec<u8>> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
@@ -111,14 +114,14 @@ impl Process {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let mut octets = Vec::new();
-        File::open(itself)?.take(MAX_FILE).read_to_end(&mut octets)?;
-        Ok(octets)
+        let mut content = Vec::new();
+        File::open(itself)?.take(MAX_FILE).read_to_end(&mut content)?;
+        Ok(content)
     }
 
-    /// The size of an open file, as the kernel knows it without asking a server.
-    pub(super) fn size_of_descriptor(&self, number: u32) -> io::Result<DiskSize> {
-        let link = format!("fd/{number}");
+    /// The size of an open file, from the kernel's cached attributes: a network filesystem sends no request.
+    pub(super) fn size_of_descriptor(&self, fd: u32) -> io::Result<DiskSize> {
+        let link = format!("fd/{fd}");
         let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::BLOCKS;
         let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
         match FileType::from_raw_mode(found.stx_mode.into()) {
@@ -128,27 +131,28 @@ impl Process {
             }
             _ => return Ok(DiskSize::default()),
         }
-        // statx(2): blocks of 512 octets
+        // statx(2): blocks of 512 bytes
         let allocated = found.stx_blocks.saturating_mul(512);
         Ok(DiskSize { defined: Some(found.stx_size), allocated: Some(allocated) })
     }
 
-    /// Which regular file or block device a descriptor is of, as far as the kernel knows it without asking a server.
-    pub(super) fn identity_of_descriptor(&self, number: u32) -> io::Result<Option<FileIdentity>> {
+    /// The identity of a descriptor's file, from the kernel's cached attributes. `None`: neither a regular file nor a block
+    /// device.
+    pub(super) fn identity_of_descriptor(&self, fd: u32) -> io::Result<Option<FileIdentity>> {
         let wanted = StatxFlags::TYPE | StatxFlags::INO;
-        let link = format!("fd/{number}");
+        let link = format!("fd/{fd}");
         let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
         Ok(FileIdentity::of(&found))
     }
 
-    /// Opens the file of a descriptor once more, to read it, if it still is this one. Reading may wait for a disk or a
-    /// server.
-    pub(super) fn open_descriptor(&self, number: u32, is: FileIdentity) -> io::Result<File> {
+    /// Opens a descriptor's file for reading, if it still is the file with the identity `expected`. Reading from it may block
+    /// on a disk or a server.
+    pub(super) fn open_descriptor(&self, fd: u32, expected: FileIdentity) -> io::Result<File> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
-        let found = openat(&self.dir, format!("fd/{number}"), place, Mode::empty())?;
+        let found = openat(&self.dir, format!("fd/{fd}"), place, Mode::empty())?;
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
-        if FileIdentity::of(&stat) != Some(is) {
+        if FileIdentity::of(&stat) != Some(expected) {
             return Err(io::ErrorKind::NotFound.into());
         }
         let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -156,8 +160,8 @@ impl Process {
         Ok(File::from(rustix::fs::open(itself, how, Mode::empty())?))
     }
 
-    /// Which regular file or block device the process itself would find at a path, as far as the kernel knows without
-    /// asking a disk or a server.
+    /// The identity of the file at a path in the process's own root. Cached path lookups only: `EAGAIN` where a disk or a
+    /// server would have to be asked. `None`: neither a regular file nor a block device.
     pub(super) fn identity_in_root(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
@@ -168,18 +172,18 @@ impl Process {
         Ok(FileIdentity::of(&statx(&found, "", how, wanted)?))
     }
 
-    /// What `/proc/PID/fdinfo/NUMBER` tells.
-    pub(super) fn descriptor_info(&self, number: u32) -> io::Result<DescriptorInfo> {
-        let name = format!("fdinfo/{number}");
+    /// Open flags and mount of a descriptor.
+    pub(super) fn descriptor_info(&self, fd: u32) -> io::Result<DescriptorInfo> {
+        let name = format!("fdinfo/{fd}");
         parse_descriptor_info(&self.read(&name)?).ok_or_else(|| malformed("fdinfo"))
     }
 
-    /// The threads, ascending. Those that end meanwhile are left out.
+    /// The threads, ascending by id. Threads that exit meanwhile are left out.
     pub(super) fn threads(&self) -> io::Result<Vec<Thread>> {
         self.threads_except(|_| false)
     }
 
-    /// The threads whose ids are not known, ascending.
+    /// The threads whose ids are not `known`, ascending by id.
     pub(super) fn threads_except(&self, known: impl Fn(u32) -> bool) -> io::Result<Vec<Thread>> {
         let task = open_dir(&self.dir, "task")?;
         let mut threads: Vec<Thread> = numbers(&task)?
@@ -218,7 +222,7 @@ impl HeldThread for Thread {
 
     fn run_state(&self) -> io::Result<RunState> {
         let stat = parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))?;
-        // A dead thread's file can be read until its last reference is gone.
+        // A dead thread's files stay readable until its last reference is dropped.
         if matches!(stat.state, 'X' | 'x' | 'Z') {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -227,14 +231,14 @@ impl HeldThread for Thread {
     }
 }
 
-/// As sysfs tells it, in sectors of 512 octets.
+/// The size of a block device. sysfs has it in sectors of 512 bytes, whatever the device's own are.
 fn size_of_device(major: u32, minor: u32) -> io::Result<DiskSize> {
     let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
-    let octets = text.trim().parse::<u64>().ok().and_then(|sectors| sectors.checked_mul(512));
-    Ok(DiskSize { defined: octets, allocated: octets })
+    let bytes = text.trim().parse::<u64>().ok().and_then(|sectors| sectors.checked_mul(512));
+    Ok(DiskSize { defined: bytes, allocated: bytes })
 }
 
-/// The process that a thread belongs to.
+/// The process id of a thread; `None`: the thread is gone.
 pub(super) fn of_thread(proc_root: &Path, tid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(proc_root.join(tid.to_string()).join("status")).ok()?;
     let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
@@ -251,12 +255,12 @@ pub(super) fn pids(proc_root: &Path) -> io::Result<Vec<u32>> {
     numbers(&dir)
 }
 
-/// The name ends at the last parenthesis: it may hold parentheses and spaces itself.
+/// Parses `/proc/PID/stat`. The name ends at the last parenthesis: it may contain parentheses and spaces itself.
 pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
-    let open = text.iter().position(|&octet| octet == b'(')?;
-    let close = text.iter().rposition(|&octet| octet == b')')?;
+    let open = text.iter().position(|&byte| byte == b'(')?;
+    let close = text.iter().rposition(|&byte| byte == b')')?;
     let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
-    // Field 3, the state, is the first after the name.
+    // fields[0] is field 3, the state.
     let fields: Vec<&[u8]> = text.get(close + 2..)?.split(u8::is_ascii_whitespace).collect();
     Some(Stat {
         comm,
@@ -283,6 +287,7 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
+/// The entries of a directory whose names are numbers.
 fn numbers(dir: &OwnedFd) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
@@ -299,9 +304,9 @@ fn open_dir(at: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
 
 fn read_at(dir: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     let file = File::from(openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
-    let mut octets = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut octets)?;
-    Ok(octets)
+    let mut content = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 fn malformed(name: &str) -> io::Error {
@@ -315,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_hold_spaces_and_parentheses() {
+    fn a_name_may_contain_spaces_and_parentheses() {
         let text = b"42 (CPU 0/KVM) x) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 999 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 3 37 1";
         let stat = parse_stat(text).unwrap();
         assert_eq!((stat.policy, stat.has_memory), (1, true));
@@ -336,7 +341,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_octets_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = (parse_stat(&text), parse_descriptor_info(&text));
         }
     }

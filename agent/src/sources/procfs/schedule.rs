@@ -1,12 +1,11 @@
-//! When which process is looked at. No clock in here: time comes in.
+//! When each process is scanned next. Reads no clock: the time is a parameter.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-/// After a VM was made its process is looked at again at these times: the VMM makes the vCPUs and names
-/// their threads after the VM.
+/// Further scans after a VM was created: the VMM creates the vCPUs, and names their threads, after the VM.
 const FOLLOW_UPS: [Duration; 4] = [
     Duration::from_millis(20),
     Duration::from_millis(100),
@@ -14,97 +13,102 @@ const FOLLOW_UPS: [Duration; 4] = [
     Duration::from_secs(2),
 ];
 
-/// A process that starts threads all the time is looked at this often at first, and ever more seldom up to
-/// [`MAX_PAUSE`] as long as it does not stop.
+/// Shortest and longest interval between scans of a process that keeps starting threads. It doubles while the
+/// changes go on.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// The looks that are due.
+/// The scans that are due.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    processes: HashMap<u32, Looks>,
+    processes: HashMap<u32, Entry>,
 }
 
 #[derive(Debug)]
-struct Looks {
+struct Entry {
+    /// The next scan; `None` = none is due.
     due: Option<Instant>,
+    /// When the process may have become a VM: the base of the follow-ups.
     born: Option<Instant>,
+    /// Follow-ups that are over.
     follow_ups: usize,
+    /// The last scan.
     last: Option<Instant>,
+    /// The current interval between scans for changed threads.
     pause: Duration,
 }
 
 impl Schedule {
-    /// A process has begun to be a VM, or may have.
+    /// A process may have become a VM: scan it now and at the follow-ups.
     pub(super) fn born(&mut self, pid: u32, now: Instant) {
-        let looks = self.looks(pid);
-        looks.due = Some(now);
-        looks.born = Some(now);
-        looks.follow_ups = 0;
+        let entry = self.entry(pid);
+        entry.due = Some(now);
+        entry.born = Some(now);
+        entry.follow_ups = 0;
     }
 
-    /// Something has changed that must be seen at once.
+    /// Something has changed that readers must see: scan the process now.
     pub(super) fn urgent(&mut self, pid: u32, now: Instant) {
-        self.looks(pid).due = Some(now);
+        self.entry(pid).due = Some(now);
     }
 
-    /// The threads of a process have changed.
+    /// The threads of a process have changed: scan it as soon as its interval allows.
     pub(super) fn changed(&mut self, pid: u32, now: Instant) {
-        let looks = self.looks(pid);
-        let earliest = match looks.last {
-            Some(last) if now < last + looks.pause * 2 => {
-                looks.pause = (looks.pause * 2).min(MAX_PAUSE);
-                last + looks.pause
+        let entry = self.entry(pid);
+        let earliest = match entry.last {
+            Some(last) if now < last + entry.pause * 2 => {
+                entry.pause = (entry.pause * 2).min(MAX_PAUSE);
+                last + entry.pause
             }
             _ => {
-                looks.pause = MIN_PAUSE;
+                entry.pause = MIN_PAUSE;
                 now
             }
         };
         let due = earliest.max(now);
-        looks.due = Some(looks.due.map_or(due, |known| known.min(due)));
+        entry.due = Some(entry.due.map_or(due, |known| known.min(due)));
     }
 
-    /// A process is no VM any more.
+    /// A process has ended.
     pub(super) fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
     }
 
-    /// A process was looked at and is no VM.
+    /// A scan found that a process is not a VM: forget it unless a further scan is due.
     pub(super) fn settle(&mut self, pid: u32) {
-        if self.processes.get(&pid).is_some_and(|looks| looks.due.is_none()) {
+        if self.processes.get(&pid).is_some_and(|entry| entry.due.is_none()) {
             self.forget(pid);
         }
     }
 
-    /// When the next look is due; `None` = nothing is to be done.
+    /// When the next scan is due; `None` = none is.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.processes.values().filter_map(|looks| looks.due).min()
+        self.processes.values().filter_map(|entry| entry.due).min()
     }
 
-    /// The processes to look at now. Each counts as looked at with this.
+    /// The processes to scan now, ascending. Each counts as scanned.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<u32> {
         let mut due = Vec::new();
-        for (&pid, looks) in &mut self.processes {
-            if looks.due.is_none_or(|at| at > now) {
+        for (&pid, entry) in &mut self.processes {
+            if entry.due.is_none_or(|at| at > now) {
                 continue;
             }
             due.push(pid);
-            looks.last = Some(now);
-            looks.due = looks.born.and_then(|born| {
-                // Looks that are late already are left out.
-                while FOLLOW_UPS.get(looks.follow_ups).is_some_and(|&after| born + after <= now) {
-                    looks.follow_ups += 1;
+            entry.last = Some(now);
+            entry.due = entry.born.and_then(|born| {
+                // Follow-ups that are overdue are skipped: this scan stands for them.
+                while FOLLOW_UPS.get(entry.follow_ups).is_some_and(|&after| born + after <= now) {
+                    entry.follow_ups += 1;
                 }
-                FOLLOW_UPS.get(looks.follow_ups).map(|&after| born + after)
+                FOLLOW_UPS.get(entry.follow_ups).map(|&after| born + after)
             });
         }
         due.sort_unstable();
         due
     }
 
-    fn looks(&mut self, pid: u32) -> &mut Looks {
-        self.processes.entry(pid).or_insert(Looks {
+    fn entry(&mut self, pid: u32) -> &mut Entry {
+        self.processes.entry(pid).or_insert(Entry {
             due: None,
             born: None,
             follow_ups: FOLLOW_UPS.len(),
@@ -123,30 +127,30 @@ mod tests {
     }
 
     #[test]
-    fn a_new_vm_is_looked_at_at_once_and_some_times_more() {
+    fn a_new_vm_is_scanned_at_once_and_at_the_follow_ups() {
         let start = Instant::now();
         let mut schedule = Schedule::default();
         schedule.born(7, start);
-        let mut looks = Vec::new();
+        let mut scans = Vec::new();
         while let Some(at) = schedule.next() {
             assert_eq!(schedule.take_due(at), [7]);
-            looks.push(at - start);
+            scans.push(at - start);
         }
-        assert_eq!(looks, [ms(0), ms(20), ms(100), ms(500), ms(2000)]);
+        assert_eq!(scans, [ms(0), ms(20), ms(100), ms(500), ms(2000)]);
     }
 
     #[test]
-    fn a_process_that_never_rests_is_looked_at_ever_more_seldom() {
+    fn a_process_that_keeps_starting_threads_is_scanned_at_growing_intervals() {
         let start = Instant::now();
         let mut schedule = Schedule::default();
-        let mut looks = 0;
+        let mut scans = 0;
         // A new thread each millisecond for a minute.
         for i in 0..60_000 {
             let now = start + ms(i);
             schedule.changed(7, now);
-            looks += schedule.take_due(now).len();
+            scans += schedule.take_due(now).len();
         }
-        assert!((58..70).contains(&looks), "{looks} looks");
+        assert!((58..70).contains(&scans), "{scans} scans");
         // After a rest the next change is seen at once.
         let later = start + ms(70_000);
         schedule.changed(7, later);
@@ -165,7 +169,7 @@ mod tests {
         assert_eq!(schedule.take_due(start + ms(1)), [8]);
         schedule.settle(8);
         schedule.settle(7);
-        assert_eq!(schedule.processes.len(), 1, "a look at 7 is due");
+        assert_eq!(schedule.processes.len(), 1, "a scan of 7 is due");
         schedule.forget(7);
         assert_eq!(schedule.next(), None);
     }

@@ -1,8 +1,8 @@
-//! The kernel's own word that KVM has made or ended a VM, and that a CPU came or went.
+//! Uevents of KVM (a VM was created or destroyed) and of CPU hotplug.
 //!
-//! `kvm_uevent_notify_change()` in the kernel's `virt/kvm/kvm_main.c` sends a uevent of the device
-//! `/dev/kvm` with `EVENT=create` or `EVENT=destroy` and `PID=`, the id of the thread that made it. A filter in the kernel drops all other uevents
-//! but those of CPUs, so that they do not wake the agent.
+//! `kvm_uevent_notify_change()` in the kernel's `virt/kvm/kvm_main.c` sends a uevent of the device `/dev/kvm` with
+//! `EVENT=create` or `EVENT=destroy` and `PID=`, the id of the thread that created the VM. A socket filter drops all
+//! uevents but these and those of CPUs, so that no other device wakes the agent.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -16,7 +16,7 @@ const KVM: &[u8; 32] = b"change@/devices/virtual/misc/kvm";
 const ONLINE: &[u8; 8] = b"online@/";
 const OFFLINE: &[u8; 8] = b"offline@";
 
-/// The kernel's own group; group 2 is udevd's.
+/// Multicast group of the kernel's own uevents; group 2 is udevd's.
 const KERNEL_GROUP: u32 = 1;
 
 // Classic BPF (linux/filter.h): load a word at a fixed offset, jump if equal, return.
@@ -24,18 +24,18 @@ const BPF_LD_W_ABS: u16 = 0x20;
 const BPF_JMP_JEQ_K: u16 = 0x15;
 const BPF_RET_K: u16 = 0x06;
 
-/// Something that may change the inventory.
+/// A uevent that may change the inventory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Uevent {
-    /// A thread has made a VM.
+    /// The thread with this id has created a VM.
     VmCreated(u32),
-    /// The VM that a thread has made has ended.
+    /// A VM that the thread with this id created was destroyed.
     VmDestroyed(u32),
     /// The set of online CPUs has changed.
     Cpus,
 }
 
-/// A socket that receives the uevents of KVM and of CPUs.
+/// Opens a non-blocking socket that receives the uevents of KVM and of CPUs.
 pub(super) fn open() -> io::Result<OwnedFd> {
     let socket = socket_with(
         AddressFamily::NETLINK,
@@ -48,7 +48,7 @@ pub(super) fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The next event that matters; `None` = there is none at the moment.
+/// The next event; `None` = none is queued.
 ///
 /// # Errors
 ///
@@ -69,7 +69,7 @@ pub(super) fn next(socket: &OwnedFd) -> io::Result<Option<Uevent>> {
     }
 }
 
-/// Lets through what begins with one of the three words.
+/// A classic BPF program that accepts messages beginning with [`KVM`], [`ONLINE`] or [`OFFLINE`].
 fn filter() -> Vec<SockFilter> {
     let mut program = Vec::new();
     let alternatives: [&[u8]; 3] = [KVM, ONLINE, OFFLINE];
@@ -81,7 +81,7 @@ fn filter() -> Vec<SockFilter> {
         for (i, &word) in (0_u8..).zip(&words) {
             let rest = u8::try_from(words.len()).unwrap_or(u8::MAX) - i - 1;
             program.push(SockFilter::new(BPF_LD_W_ABS, 0, 0, u32::from(i) * 4));
-            // To the next alternative, past what remains of this one and its return.
+            // On a mismatch: jump over the rest of this alternative and its return.
             program.push(SockFilter::new(BPF_JMP_JEQ_K, 0, rest * 2 + 1, word));
         }
         program.push(SockFilter::new(BPF_RET_K, 0, 0, u32::MAX));
@@ -91,7 +91,7 @@ fn filter() -> Vec<SockFilter> {
 }
 
 fn parse(message: &[u8]) -> Option<Uevent> {
-    let mut parts = message.split(|&octet| octet == 0);
+    let mut parts = message.split(|&byte| byte == 0);
     let header = parts.next()?;
     if header.starts_with(ONLINE) || header.starts_with(OFFLINE) {
         return header.windows(12).any(|part| part == b"/system/cpu/").then_some(Uevent::Cpus);
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_sends_is_understood() {
+    fn uevents_of_kvm_and_cpus_are_parsed() {
         let message = b"change@/devices/virtual/misc/kvm\0ACTION=change\0DEVPATH=/devices/virtual/misc/kvm\0\
             SUBSYSTEM=misc\0CREATED=1\0COUNT=1\0EVENT=create\0PID=9204\0STATS_PATH=/kvm/9204-5\0SEQNUM=820\0";
         assert_eq!(parse(message), Some(Uevent::VmCreated(9204)));
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn every_jump_of_the_filter_lands_in_it() {
-        // Two instructions a word, a return for each alternative, and the last one.
+        // Two instructions per word, one return per alternative, and the final return.
         assert_eq!(filter().len(), (8 + 2 + 2) * 2 + 3 + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Which thread runs which vCPU.
+//! Maps the threads of a VM's process to vCPU ids.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -12,11 +12,11 @@ const IOCTL: u64 = 16;
 const IOCTL: u64 = 29;
 const KVM_RUN: u64 = 0xae80;
 
-/// How often a thread that is on a CPU, and so shows no system call, is looked at again.
+/// Attempts to read a thread's system call: a thread that is on a CPU shows none.
 const SYSCALL_TRIES: usize = 3;
 
-/// The vCPU that each thread runs, by thread id. Three ways, the surest first; one that finds a thread for
-/// every vCPU descriptor ends the search.
+/// vCPU id by thread id, for a process with KVM VMs. Three methods, the most reliable first: KVM's debugfs, thread names,
+/// the descriptor in a thread's `KVM_RUN`. The search ends once each vCPU descriptor has its thread.
 pub(super) fn of_kvm(
     debugfs: &Path,
     pid: u32,
@@ -26,12 +26,11 @@ pub(super) fn of_kvm(
 ) -> BTreeMap<u32, u32> {
     let mut found = BTreeMap::new();
     for vm_fd in vm_fds {
-        // KVM's own word: the thread that last called KVM_RUN, 0 = none did. Any error: debugfs is not there
-        // or closed to us, and the next way is tried.
-        // The directory has the id of the thread that made the VM.
-        let makers = std::iter::once(pid).chain(threads.iter().map(|thread| thread.tid()));
-        for maker in makers {
-            if from_debugfs(&debugfs.join(format!("kvm/{maker}-{vm_fd}")), &mut found).is_ok() {
+        // The directory is named after the thread that created the VM. On any error (debugfs is not mounted, or not
+        // readable) the next method is tried.
+        let creators = std::iter::once(pid).chain(threads.iter().map(|thread| thread.tid()));
+        for creator in creators {
+            if from_debugfs(&debugfs.join(format!("kvm/{creator}-{vm_fd}")), &mut found).is_ok() {
                 break;
             }
         }
@@ -60,7 +59,8 @@ pub(super) fn of_kvm(
     found
 }
 
-/// The vCPUs of a QEMU without KVM. With one thread for all of them only a single vCPU has a time of its own.
+/// vCPU id by thread id, for a QEMU without KVM. Where one thread runs all vCPUs, that thread is a vCPU only if the
+/// VM has a single one: the time of several cannot be divided.
 pub(super) fn of_tcg(threads: &[Thread], cpus: u32) -> BTreeMap<u32, u32> {
     threads
         .iter()
@@ -75,6 +75,7 @@ pub(super) fn of_tcg(threads: &[Thread], cpus: u32) -> BTreeMap<u32, u32> {
         .collect()
 }
 
+/// Adds KVM's own record of each vCPU's thread: the one that last called `KVM_RUN`, 0 = none yet.
 fn from_debugfs(dir: &Path, found: &mut BTreeMap<u32, u32>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -91,7 +92,7 @@ fn from_debugfs(dir: &Path, found: &mut BTreeMap<u32, u32>) -> io::Result<()> {
     Ok(())
 }
 
-/// The vCPU id in a thread's name as QEMU, Firecracker and Cloud Hypervisor give it.
+/// The vCPU id in a thread's name, in the formats of QEMU, Firecracker and Cloud Hypervisor.
 fn id_in_name(name: &str) -> Option<u32> {
     let number = name
         .strip_prefix("CPU ")
@@ -105,7 +106,7 @@ fn vcpu_fd_in_use(thread: &Thread) -> Option<u32> {
     (0..SYSCALL_TRIES).find_map(|_| kvm_run_fd(&thread.read("syscall").ok()?))
 }
 
-/// The descriptor on which a thread is in `KVM_RUN`: `16 0x1b 0xae80 … SP PC`.
+/// The vCPU descriptor of a thread inside `KVM_RUN`, from `/proc/PID/task/TID/syscall`: `16 0x1b 0xae80 … SP PC`.
 fn kvm_run_fd(line: &[u8]) -> Option<u32> {
     let mut words = std::str::from_utf8(line).ok()?.split_whitespace();
     let nr: u64 = words.next()?.parse().ok()?;
@@ -114,7 +115,7 @@ fn kvm_run_fd(line: &[u8]) -> Option<u32> {
         .collect::<Result<_, _>>()
         .ok()?;
     let &[fd, request, .., sp, pc] = numbers.as_slice() else { return None };
-    // KVM's kernel threads belong to the process and show the call that made them, without a stack.
+    // Kernel threads that KVM creates in the process show the system call that created them, with SP and PC 0.
     (nr == IOCTL && request == KVM_RUN && (sp, pc) != (0, 0))
         .then(|| u32::try_from(fd).ok())
         .flatten()
@@ -159,7 +160,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_octets_panic(line in prop::collection::vec(any::<u8>(), 0..200), name in ".{0,30}") {
+        fn no_bytes_panic(line in prop::collection::vec(any::<u8>(), 0..200), name in ".{0,30}") {
             let _ = (kvm_run_fd(&line), id_in_name(&name));
         }
     }
