@@ -8,27 +8,27 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kvmeter", version, disable_help_subcommand = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// A command.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Serve the VMs of this host to its SNMP master, until SIGTERM
     Run(ConfigFile),
-    /// Check what the agent needs of this host, and tell the fix for what is missing
+    /// Check whether this host has what the agent needs, with the fix for what it lacks
     Check(Inspect),
-    /// Show what the running agent serves and how it is
+    /// Show what the running agent serves, and its state
     Status(Inspect),
     /// Print the text of VM-MIB as this agent serves it, for managers that have no copy
     Mib,
-    /// Stop counting: remove the BPF programs and counters that outlive the agent
+    /// Stop counting: remove the pinned BPF programs and counters
     Detach(ConfigFile),
 }
 
-/// Which configuration.
+/// Option of commands that read the configuration.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigFile {
     /// Configuration file [default: /etc/kvmeter/kvmeter.toml, which may be missing]
@@ -36,10 +36,10 @@ pub struct ConfigFile {
     pub config: Option<PathBuf>,
 }
 
-/// Of which agent, and for whom.
+/// Options of commands that print.
 #[derive(Args, Clone, Debug)]
 pub struct Inspect {
-    /// The agent.
+    /// The configuration.
     #[command(flatten)]
     pub file: ConfigFile,
     /// Print JSON

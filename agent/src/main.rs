@@ -1,4 +1,4 @@
-//! `kvmeter`: from the command line to the room that does it.
+//! `kvmeter`: dispatches the commands of the command line.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -9,13 +9,13 @@ use kvmeter::check;
 use kvmeter::cli::{Cli, Command, ConfigFile, Inspect};
 use kvmeter::config::Config;
 use kvmeter::probe::Probe;
-use kvmeter::status::{client, text::Text};
+use kvmeter::status::{client, text::Summary};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
-        // Whoever reads has enough, as `head` has.
+        // The reader has closed the pipe, as head(1) does.
         Err(e) if broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("kvmeter: {e:#}");
@@ -28,8 +28,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(file) => run(&file),
         Command::Mib => mib(),
-        Command::Check(asked) => check(&asked),
-        Command::Status(asked) => status(&asked),
+        Command::Check(options) => check(&options),
+        Command::Status(options) => status(&options),
         Command::Detach(file) => detach(&file),
     }
 }
@@ -41,7 +41,7 @@ fn run(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the log to standard error; `KVMETER_LOG` sets the least level (error, warn, info, debug).
+/// Sets up the log, on standard error. `KVMETER_LOG` is the lowest level (error, warn, info, debug).
 fn log() {
     let level = env::var("KVMETER_LOG").ok().and_then(|level| level.parse().ok());
     tracing_subscriber::fmt()
@@ -57,11 +57,11 @@ fn mib() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(asked: &Inspect) -> anyhow::Result<ExitCode> {
-    let config = Config::load(asked.file.config.as_deref());
+fn check(options: &Inspect) -> anyhow::Result<ExitCode> {
+    let config = Config::load(options.file.config.as_deref());
     let preflight = check::preflight(config.as_ref().cloned());
     let mut out = io::stdout().lock();
-    if asked.json {
+    if options.json {
         serde_json::to_writer_pretty(&mut out, &preflight).map_err(io::Error::from)?;
         writeln!(out)?;
     } else {
@@ -70,26 +70,26 @@ fn check(asked: &Inspect) -> anyhow::Result<ExitCode> {
     Ok(if preflight.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn status(asked: &Inspect) -> anyhow::Result<ExitCode> {
-    let config = Config::load(asked.file.config.as_deref())?;
+fn status(options: &Inspect) -> anyhow::Result<ExitCode> {
+    let config = Config::load(options.file.config.as_deref())?;
     let (document, report) = client::fetch(&config.state.runtime_dir)?;
     let mut out = io::stdout().lock();
-    if asked.json {
+    if options.json {
         write!(out, "{document}")?;
     } else {
-        write!(out, "{}", Text(&report))?;
+        write!(out, "{}", Summary(&report))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn detach(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     let pin_dir = Config::load(file.config.as_deref())?.probe.pin_dir;
-    let told = if Probe::detach(&pin_dir)? {
+    let done = if Probe::detach(&pin_dir)? {
         "Counting has ended, below"
     } else {
         "Nothing was pinned below"
     };
-    writeln!(io::stdout(), "{told} {}", pin_dir.display())?;
+    writeln!(io::stdout(), "{done} {}", pin_dir.display())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,5 +1,4 @@
-//! Which capabilities the agent needs, what each is for, and the way to give up those that it needs no
-//! more.
+//! The capabilities that the agent needs, the reason for each, and dropping the others.
 
 use std::{fs, io};
 
@@ -10,15 +9,15 @@ use thiserror::Error;
 /// A capability that the agent needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Required {
-    /// Which.
+    /// The capability.
     pub capability: Capability,
-    /// For what; goes on after "to".
+    /// The reason; follows "to" in a message.
     pub why: &'static str,
-    /// Whether it is needed for as long as the agent runs, not only until the probes are attached.
+    /// Whether it is needed for as long as the agent runs; else until the probes are loaded.
     pub always: bool,
 }
 
-/// Everything that the agent needs, and no more.
+/// The needed capabilities, and no others.
 pub const REQUIRED: [Required; 4] = [
     Required {
         capability: Capability::CAP_BPF,
@@ -42,46 +41,44 @@ pub const REQUIRED: [Required; 4] = [
     },
 ];
 
-/// The capabilities that are kept once the probes are attached.
+/// The capabilities that are kept after the probes are loaded.
 pub fn kept() -> impl Iterator<Item = Capability> {
     REQUIRED.iter().filter(|required| required.always).map(|required| required.capability)
 }
 
-/// Why privileges could not be given up. The process should end then: it may hold some that it should not.
+/// Why privileges could not be dropped. The process should exit then: it may hold some that it should not.
 #[derive(Debug, Error)]
 pub enum PrivilegeError {
-    /// The others would keep all they have.
+    /// Other threads would keep their capabilities.
     #[error(
-        "Capabilities belong to a thread, and there are {0} threads already; give them up before the \
+        "Capabilities belong to a thread, and there are {0} threads already; drop them before the \
          runtime starts"
     )]
     OtherThreads(usize),
-    /// One of the sets of `capabilities(7)`.
+    /// One of the sets of capabilities(7) cannot be changed.
     #[error("Cannot change the {set} set of capabilities")]
     Set {
-        /// The name of the set.
+        /// Name of the set.
         set: &'static str,
         /// Why.
         source: CapsError,
     },
-    /// `PR_SET_NO_NEW_PRIVS`
+    /// `PR_SET_NO_NEW_PRIVS` failed.
     #[error("Cannot set no_new_privs")]
     NoNewPrivs(#[source] io::Error),
-    /// Procfs is not there.
+    /// Procfs cannot be read.
     #[error("Cannot read /proc/self/task")]
     Threads(#[source] io::Error),
 }
 
-/// Gives up every capability but `keep`, for good, and sets `no_new_privs`: no program that the agent
-/// would ever start gets back what it has given up, not even as root. Returns what is left, which is less
-/// than `keep` if some of it was never held.
+/// Drops every capability but `keep`, permanently, and sets `no_new_privs`: no program that the agent may start regains
+/// them, not even as root. Returns the remaining capabilities: those of `keep` that were held.
 ///
-/// Capabilities belong to a thread and are inherited by the threads that it starts later. So this must be
-/// called while there is one thread: before an async runtime, libvirt's event loop or anything else starts
-/// another.
+/// Capabilities belong to a thread and are inherited by the threads that it starts later. So this must be called while the
+/// process has one thread: before an async runtime, libvirt's event loop or any other code starts one.
 ///
-/// The bounding set can be narrowed only with `CAP_SETPCAP`; without it the set stays as the service
-/// manager made it, and `no_new_privs` alone bounds what a program gets at `execve`.
+/// The bounding set can be reduced only with `CAP_SETPCAP`. Without it, the set stays as the service manager has set it, and
+/// `no_new_privs` alone limits what a program gets at execve(2).
 ///
 /// # Errors
 ///
@@ -117,18 +114,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beside_other_threads_nothing_is_given_up() {
+    fn beside_other_threads_nothing_is_dropped() {
         let before = caps::read(None, CapSet::Effective).unwrap();
-        let (tell, told) = std::sync::mpsc::channel::<()>();
-        let other = std::thread::spawn(move || told.recv());
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || receiver.recv());
         assert!(matches!(drop_to(&[]), Err(PrivilegeError::OtherThreads(2..))));
         assert_eq!(caps::read(None, CapSet::Effective).unwrap(), before);
-        drop(tell);
+        drop(sender);
         other.join().unwrap().unwrap_err();
     }
 
     #[test]
-    fn what_loads_programs_is_not_kept() {
+    fn capabilities_that_load_programs_are_not_kept() {
         let kept: Vec<_> = kept().collect();
         assert_eq!(kept, [Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH]);
     }

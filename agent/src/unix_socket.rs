@@ -1,4 +1,4 @@
-//! A connection to a unix socket that cannot take for ever.
+//! Connecting to a unix socket, with a timeout.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -8,16 +8,15 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// Connects as [`UnixStream::connect`] does, which waits without end for a listener that does not
-/// accept; this waits no longer than `deadline` (more than 0).
+/// Connects with the timeout `deadline` (greater than 0). [`UnixStream::connect`] has no timeout for a listener that does not
+/// accept.
 ///
 /// # Errors
 ///
 /// As `connect(2)`; a listener that does not accept in time is [`io::ErrorKind::TimedOut`].
 pub(crate) fn connect_within(path: &Path, deadline: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // For a unix socket the time to wait for room in the listener's queue is SO_SNDTIMEO
-    // (unix_stream_connect in net/unix/af_unix.c).
+    // SO_SNDTIMEO bounds the wait for room in the listener's queue (unix_stream_connect in net/unix/af_unix.c).
     set_socket_timeout(&socket, Timeout::Send, Some(deadline))?;
     match connect(&socket, &SocketAddrUnix::new(path)?) {
         Ok(()) => {}
@@ -35,7 +34,7 @@ mod tests {
     use std::time::Instant;
 
     #[test]
-    fn a_listener_that_does_not_accept_costs_the_deadline_and_no_more() {
+    fn a_listener_that_does_not_accept_times_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();

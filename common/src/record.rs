@@ -18,7 +18,7 @@ pub struct ThreadRecord {
     pub preemptions: u64,
     /// An [`Owner`]; 0 = free. Both sides claim a free record by compare-and-swap.
     pub owner: u64,
-    /// `task->start_time` (ns, `CLOCK_MONOTONIC`) of the counted task. It tells the task from a later one with the same
+    /// `task->start_time` (ns, `CLOCK_MONOTONIC`) of the counted task. It distinguishes the task from a later one with the same
     /// thread id. 0 = take it from the task of the next event.
     pub start: u64,
     /// Largest CPU time in ns that a reader has returned, so that no later value is smaller.

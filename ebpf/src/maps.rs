@@ -46,7 +46,7 @@ static META: Array<Meta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static IMAGE: Array<ImageRecord> = Array::with_max_entries(IMAGE_SLOTS, BPF_F_MMAPABLE);
 
-/// Keyed by kernel address: of the kiocb, bio or io_kiocb, or of the task for a system call, of which a thread makes one
+/// Keyed by kernel address: of the kiocb, bio or io_kiocb; for a system call, of the task, because a thread makes one call
 /// at a time.
 #[map]
 static INFLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(MAX_IN_FLIGHT, 0);

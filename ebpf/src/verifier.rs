@@ -30,7 +30,7 @@ pub(crate) fn low_half(address: u64) -> u32 {
     low
 }
 
-/// The same number, of which LLVM forgets what it has proved.
+/// The same number, without what LLVM has proved about it.
 ///
 /// LLVM drops a bounds check that it can prove to succeed; the verifier needs to see the check.
 #[inline(always)]

@@ -10,14 +10,14 @@ pub fn run(octets: &[u8]) {
     inbox.fill().extend_from_slice(octets);
     while let Ok(Some(found)) = frame::split(rest) {
         assert_eq!(inbox.next_frame(), Ok(Some(found)), "the inbox finds the same PDUs");
-        assert_eq!(frame::split(&rest[..found.len() - 1]), Ok(None));
-        rest = &rest[found.len()..];
+        assert_eq!(frame::split(&rest[..found.pdu_len() - 1]), Ok(None));
+        rest = &rest[found.pdu_len()..];
         let Ok(pdu) = Pdu::decode(found) else { continue };
         let mut once = Vec::new();
         pdu.encode(&mut once);
-        assert!(once.len() <= found.len(), "the short form is never longer");
+        assert!(once.len() <= found.pdu_len(), "the short form is never longer");
         let again = frame::split(&once).expect("a length that can be").expect("a whole PDU");
-        assert_eq!(again.len(), once.len());
+        assert_eq!(again.pdu_len(), once.len());
         let again = Pdu::decode(again).expect("what was encoded decodes");
         check_equal(&pdu, &again);
         let mut twice = Vec::new();

@@ -224,7 +224,7 @@ fn frames(mut output: &[u8]) -> Vec<Frame<'_>> {
     let mut frames = Vec::new();
     while !output.is_empty() {
         let frame = frame::split(output).expect("a length that can be").expect("a whole PDU");
-        output = &output[frame.len()..];
+        output = &output[frame.pdu_len()..];
         frames.push(frame);
     }
     frames

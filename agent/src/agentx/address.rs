@@ -1,15 +1,15 @@
-//! Where the master listens (RFC 2741 section 8).
+//! Address of the master (RFC 2741 section 8).
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use thiserror::Error;
 
-/// The address of a master.
+/// The address at which a master listens.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Address {
     /// `unix:/PATH`
     Unix(PathBuf),
-    /// `tcp:HOST:PORT`; an IPv6 address stands in brackets.
+    /// `tcp:HOST:PORT`, with an IPv6 address in brackets.
     Tcp {
         /// A name or an address, without brackets.
         host: String,
@@ -18,7 +18,7 @@ pub enum Address {
     },
 }
 
-/// Why a text is no [`Address`].
+/// The text is no [`Address`].
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[error("An AgentX address is unix:/PATH or tcp:HOST:PORT, with an IPv6 address in brackets")]
 pub struct AddressError;
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_the_same_as_text() {
+    fn an_address_prints_as_it_was_parsed() {
         for text in [
             "unix:/var/agentx/master",
             "tcp:localhost:705",
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_refused() {
         for text in [
             "",
             "unix:",

@@ -1,7 +1,7 @@
 //! PDUs without values, built by the `agentx` crate (RFC 2741 sections 6.2.1 to 6.2.3, 6.2.11, 6.2.12).
 //!
-//! They are sent once a connection or once an idle interval, so that its allocations do not matter. The crate
-//! cannot express octets that are no UTF-8; in these PDUs there are none.
+//! They are sent once a connection or once an idle interval, so the crate's allocations do not matter. The crate cannot
+//! encode strings that are no UTF-8; these PDUs have none.
 
 use std::{io, time::Duration};
 
@@ -10,10 +10,10 @@ use ::agentx::{encodings::ID, pdu};
 use super::codec::{ByteOrder, CloseReason, Flags};
 use crate::snmp::Oid;
 
-/// `r.priority` when nothing is said (section 6.2.3). The crate's own default is 0.
+/// The default of `r.priority` (section 6.2.3). The crate's own default is 0.
 const DEFAULT_PRIORITY: u8 = 127;
 
-/// What stands in the header of every PDU that is sent on a session.
+/// The header fields of a PDU that this side originates.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin {
     pub(super) order: ByteOrder,
@@ -23,7 +23,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// A PDU outside any SNMP request is a transaction of its own.
+    /// Sets the fields. A PDU outside any SNMP request is a transaction of its own.
     fn stamp(self, header: &mut pdu::Header) {
         header.flags |= Flags::of(self.order).0;
         header.session_id = self.session_id;
@@ -32,7 +32,7 @@ impl Origin {
     }
 }
 
-/// `o.timeout` and its like: whole seconds, at least 1 as 0 means another thing, at most 255.
+/// `o.timeout`: whole seconds from 1 to 255. 0 would mean the master's default.
 fn whole_seconds(timeout: Duration) -> Duration {
     Duration::from_secs(timeout.as_secs().clamp(1, u8::MAX.into()))
 }

@@ -1,9 +1,9 @@
-//! Notifications on their way to the master.
+//! Notifications to send to the master.
 
 use crate::snmp::{Oid, OwnedValue};
 
-/// The variable bindings of an agentx-Notify-PDU (RFC 2741 section 6.2.10): snmpTrapOID.0 first; sysUpTime.0 is
-/// left to the master.
+/// The variable bindings of an agentx-Notify-PDU (RFC 2741 section 6.2.10): snmpTrapOID.0 first. The master adds
+/// sysUpTime.0.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Notice {
     /// Names and values, in order.

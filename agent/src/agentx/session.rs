@@ -1,15 +1,15 @@
-//! The subagent's side of one connection after the other, without a socket and without a clock.
+//! The subagent's side of a session, without a socket and without a clock; for one connection after the other.
 //!
-//! The session takes PDUs and instants, and gives octets, a deadline, and an error when the connection is to be
-//! dropped. Its methods come in four kinds:
+//! Input is PDUs and instants; output is bytes, a deadline, and an error when the connection must be dropped. The methods
+//! come in four kinds:
 //!
-//! * inputs, `connected`, `handle_*`, `disconnected`: something happened. Time must not go back.
-//! * commands, `notify`, `close`: the agent wants something.
+//! * inputs, `connected`, `handle_*`, `disconnected`: report what happened. Time must not go back.
+//! * commands, `notify`, `close`: make the session send something.
 //! * outputs, `output` and `consume_output`, `poll_timeout`: what to send, and when to call
-//!   [`handle_timeout`](Session::handle_timeout). Look at both after each input and command.
-//! * `state`: for those who watch.
+//!   [`handle_timeout`](Session::handle_timeout). Both may change with each input and command.
+//! * `state` and `config`: for observers.
 //!
-//! An input that returns [`SessionError`] ends the connection: send the output that is there, close the socket, and call
+//! When an input returns [`SessionError`], send the pending output, close the socket, and call
 //! [`disconnected`](Session::disconnected).
 
 use std::{
@@ -31,26 +31,32 @@ use super::{
 };
 use crate::snmp::{Oid, Value};
 
-/// So many PDUs in a row that cannot be parsed end the session (section 6.2.2, `reasonParseError`).
+/// Number of unparsable PDUs in a row that ends the session (section 6.2.2, `reasonParseError`).
 const MAX_PARSE_ERRORS: u32 = 8;
 
-/// What a session says of itself, and how patient it is.
+/// Default of [`Config::timeout`].
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Default of [`Config::ping_interval`]. A master that ends closes its socket, which is seen at once; the ping detects one
+/// that hangs.
+pub const DEFAULT_PING_INTERVAL: Duration = Duration::from_mins(1);
+
+/// Parameters of a session.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `o.id`: names the subagent; may be null.
     pub id: Oid,
     /// `o.descr`: a DisplayString of at most 255 octets.
     pub description: String,
-    /// What to register. Requests for anything else do not come.
+    /// Subtrees to register.
     pub subtrees: Vec<Oid>,
-    /// Rows for the master's sysORTable, with their texts (section 6.2.12), once everything is registered.
+    /// Rows for the master's sysORTable, with their texts (section 6.2.12), sent when every subtree is registered.
     pub capabilities: Vec<(Oid, String)>,
-    /// How long to wait for a Response, and (`o.timeout`, whole seconds from 1 to 255) how long the master is
-    /// to wait for one.
+    /// Timeout for the master's Responses, and, as `o.timeout` in whole seconds from 1 to 255, for those of this side.
     pub timeout: Duration,
-    /// After so long without a word from the master it is asked whether it is there.
+    /// Idle time after which a Ping is sent.
     pub ping_interval: Duration,
-    /// Of the PDUs that begin here. Responses have the byte order of their request.
+    /// Byte order of the PDUs that this side originates. Responses have the byte order of their request.
     pub byte_order: ByteOrder,
 }
 
@@ -63,15 +69,14 @@ impl Config {
             description: concat!("kvmeter ", env!("CARGO_PKG_VERSION")).to_owned(),
             subtrees,
             capabilities: Vec::new(),
-            timeout: Duration::from_secs(5),
-            // A master that ends closes its socket, which is seen at once; the ping is for one that hangs.
-            ping_interval: Duration::from_secs(30),
+            timeout: DEFAULT_TIMEOUT,
+            ping_interval: DEFAULT_PING_INTERVAL,
             byte_order: ByteOrder::Network,
         }
     }
 }
 
-/// Why the connection is to be dropped.
+/// Why the connection must be dropped.
 #[derive(Debug, Error)]
 pub enum SessionError {
     /// Section 7.1.1.
@@ -88,19 +93,19 @@ pub enum SessionError {
     /// Section 7.1.8.
     #[error("The master closed the session: {0}")]
     Closed(CloseReason),
-    /// A Response of the master says that the session is not there, or not well.
+    /// A Response of the master says that the session is not open.
     #[error("The master no longer knows the session: {0}")]
     SessionGone(ResError),
-    /// No Response came.
+    /// A Response did not come in time.
     #[error("The master did not answer {0} in time")]
     TimedOut(&'static str),
-    /// The octets make no PDUs.
+    /// The stream cannot be split into PDUs.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The frames make no PDUs.
+    /// Too many PDUs in a row cannot be parsed.
     #[error("The master sent {MAX_PARSE_ERRORS} PDUs in a row that cannot be parsed")]
     ParseErrors(#[source] DecodeError),
-    /// The session's own words cannot be encoded.
+    /// A PDU of this side cannot be encoded.
     #[error("A PDU for the master cannot be built; is the configured description too long?")]
     Encode(#[source] io::Error),
 }
@@ -113,43 +118,43 @@ fn hint(error: ResError) -> &'static str {
     }
 }
 
-/// A PDU was handled: for those who count.
+/// What was handled, for statistics.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Handled {
     /// `h.type`, if it is known.
     pub kind: Option<PduType>,
-    /// `res.error` of the response: ours to a request, the master's to a PDU of ours.
+    /// `res.error` of the response: this side's to a request, or the master's to a PDU of this side.
     pub error: ResError,
 }
 
-/// A notification needs an established session. It is not sent, now or later.
+/// The session is not established, so the command was not carried out.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[error("There is no session with the master")]
 pub struct NotEstablished;
 
-/// See the module.
+/// A session of a subagent; see the module.
 #[derive(Debug)]
 pub struct Session {
     config: Config,
     state: State,
-    /// Of the last PDU that began here.
+    /// `h.packetID` of the last PDU that this side originated.
     packet_id: u32,
-    /// When the master is given up, or asked whether it is there; see [`State`].
+    /// When the pending Response is overdue.
     deadline: Option<Instant>,
-    /// When the last PDU came.
+    /// Arrival of the last PDU.
     heard: Option<Instant>,
     parse_errors: u32,
-    /// The SET that was tested last, until its CleanupSet.
+    /// The last tested SET, until its CleanupSet.
     transaction: Option<set::Transaction>,
-    /// The last notification, while it is not answered, and when it was made.
+    /// `h.packetID` and time of the last notification, until its Response.
     notified: Option<(u32, Instant)>,
     output: Vec<u8>,
-    /// Octets at the beginning of `output` that were sent.
+    /// Number of bytes at the beginning of `output` that were sent.
     sent: usize,
 }
 
 impl Session {
-    /// Memory that the output keeps after a large response.
+    /// Capacity in bytes that the output keeps after a large response.
     const OUTPUT_KEPT: usize = 64 * 1024;
 
     /// A session without a connection.
@@ -169,27 +174,27 @@ impl Session {
         }
     }
 
-    /// How far the session is.
+    /// The current state.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// What it was made with.
+    /// The parameters.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Octets to send.
+    /// Bytes to send.
     #[must_use]
     pub fn output(&self) -> &[u8] {
         self.output.get(self.sent..).unwrap_or_default()
     }
 
-    /// So many octets of the output were sent.
-    pub fn consume_output(&mut self, octets: usize) {
-        self.sent = self.sent.saturating_add(octets);
+    /// Reports that `bytes` bytes of the output were sent.
+    pub fn consume_output(&mut self, bytes: usize) {
+        self.sent = self.sent.saturating_add(bytes);
         if self.sent >= self.output.len() {
             self.output.clear();
             self.output.shrink_to(Self::OUTPUT_KEPT);
@@ -197,7 +202,7 @@ impl Session {
         }
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout), at the latest. While PDUs come this moves on.
+    /// When to call [`handle_timeout`](Self::handle_timeout). Each PDU postpones it.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
@@ -208,7 +213,7 @@ impl Session {
         }
     }
 
-    /// A connection was made: sends Open.
+    /// Reports a new connection: sends Open.
     ///
     /// # Errors
     ///
@@ -224,7 +229,7 @@ impl Session {
         Ok(())
     }
 
-    /// The connection is gone, with what was to be sent on it.
+    /// Reports that the connection is gone; drops the pending output.
     pub fn disconnected(&mut self) {
         self.consume_output(usize::MAX);
         self.state = State::Disconnected;
@@ -235,11 +240,11 @@ impl Session {
         self.notified = None;
     }
 
-    /// A PDU came. If it is a request its response is now in the output; `objects` are what it is answered from.
+    /// Handles a PDU of the master. A request is answered from `objects`; its response is in the output then.
     ///
     /// # Errors
     ///
-    /// [`SessionError`] if the connection is to be dropped; what is in the output is still to be sent.
+    /// [`SessionError`] if the connection must be dropped, after the pending output is sent.
     pub fn handle_pdu<O: Objects + ?Sized>(
         &mut self,
         objects: &O,
@@ -269,7 +274,8 @@ impl Session {
         Ok(Handled { kind: header.kind(), error })
     }
 
-    /// The octets make no PDU from here on: says so, if a response is asked for, and ends the session.
+    /// Reports that the stream cannot be split into PDUs any further: sends a parse error, if the PDU needs a response, and
+    /// Close.
     pub fn handle_frame_error(&mut self, error: FrameError) -> SessionError {
         if error.header.asks_for_response() {
             ResponseWriter::new(&mut self.output, &error.header).fail(ResError::PARSE_ERROR, 0);
@@ -278,11 +284,11 @@ impl Session {
         SessionError::Frame(error)
     }
 
-    /// Time has passed: at [`poll_timeout`](Self::poll_timeout) or later. Does nothing before it.
+    /// Reports the time. Does nothing before [`poll_timeout`](Self::poll_timeout).
     ///
     /// # Errors
     ///
-    /// [`SessionError`] if the master is given up; what is in the output is still to be sent.
+    /// [`SessionError::TimedOut`] if a Response is overdue; send the pending output before the connection is dropped.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), SessionError> {
         if self.poll_timeout().is_none_or(|deadline| now < deadline) {
             return Ok(());
@@ -304,7 +310,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`NotEstablished`].
+    /// [`NotEstablished`]; the notification is not sent later, either.
     pub fn notify<'v>(
         &mut self,
         bindings: impl IntoIterator<Item = (&'v Oid, Value<'v>)>,
@@ -326,24 +332,23 @@ impl Session {
         Ok(packet_id)
     }
 
-    /// Until when the next notification should wait, because the last one is not answered yet: the master sends
-    /// one before it takes the next. `None` = it need not wait; a master that does not answer in time is not
-    /// waited for.
+    /// Until when the next notification should wait for the Response to the previous one, which the master sends first.
+    /// `None`: it need not wait.
     #[must_use]
     pub fn notify_after(&self) -> Option<Instant> {
         self.notified.and_then(|(_, at)| at.checked_add(self.config.timeout))
     }
 
-    /// The last notification is not waited for any more.
+    /// Stops waiting for the Response to the last notification.
     pub const fn give_up_notified(&mut self) {
         self.notified = None;
     }
 
-    /// Ends the session from this side: sends Close, if there is a session.
+    /// Ends the session: sends Close, if a session is open.
     pub fn close(&mut self, reason: CloseReason) {
         if self.state.session_id().is_some() {
             let origin = self.origin();
-            // Without a Close the master notices when the socket closes.
+            // If Close cannot be encoded, the master notices the closed socket.
             if let Ok(close) = admin_pdus::close(origin, reason) {
                 self.output.extend(close);
             }
@@ -352,7 +357,7 @@ impl Session {
         self.deadline = None;
     }
 
-    /// Section 7.2.2: answers a request, whatever is wrong with it.
+    /// Answers a request, also an invalid one (section 7.2.2).
     fn respond<O: Objects + ?Sized>(&mut self, objects: &O, pdu: &Pdu<'_>) -> ResError {
         let header = &pdu.header;
         let established = self.state.session_id() == Some(header.session_id);
@@ -388,7 +393,7 @@ impl Session {
                 &mut response,
             ),
             Body::TestSet { bindings } => {
-                // One that was never cleaned up is of a master that has forgotten it.
+                // Drops a transaction without CleanupSet: the master has forgotten it.
                 self.transaction = None;
                 set::test(objects, header.transaction_id, bindings.clone())
                     .map(|transaction| self.transaction = Some(transaction))
@@ -411,7 +416,7 @@ impl Session {
         }
     }
 
-    /// Section 7.2.2: a Response that cannot be parsed is dropped, a request is answered all the same.
+    /// Handles an unparsable PDU (section 7.2.2): a Response is dropped, a request is answered with an error.
     fn handle_parse_error(
         &mut self,
         header: &Header,
@@ -428,8 +433,8 @@ impl Session {
         Ok(Handled { kind: header.kind(), error: ResError::PARSE_ERROR })
     }
 
-    /// Section 7.2.2: a Response is matched by its `h.packetID`; one that nobody waits for changes nothing,
-    /// unless it says that the session is gone.
+    /// Handles a Response, matched by its `h.packetID` (section 7.2.2). One that is not pending is ignored, unless it says
+    /// that the session is not open.
     fn handle_response(
         &mut self,
         header: &Header,
@@ -467,7 +472,7 @@ impl Session {
         Ok(error)
     }
 
-    /// Registers the subtree with this number, or is done when there is none.
+    /// Registers the subtree with this index; without one, the session is established.
     fn register(
         &mut self,
         session_id: u32,
@@ -483,14 +488,14 @@ impl Session {
             return Ok(());
         }
         for (oid, text) in self.config.capabilities.clone() {
-            // Its Response is not waited for: a master that refuses serves all the same.
+            // The Response is ignored: a master that refuses the row serves the subtrees all the same.
             let origin = self.origin();
             self.send(admin_pdus::add_agent_caps(origin, &oid, &text))?;
         }
         Ok(())
     }
 
-    /// The header fields of the next PDU that begins here.
+    /// Header fields of the next PDU that this side originates.
     fn origin(&mut self) -> Origin {
         self.packet_id = self.packet_id.wrapping_add(1);
         Origin {
@@ -500,7 +505,7 @@ impl Session {
         }
     }
 
-    /// The same for a command.
+    /// [`origin`](Self::origin), if the session is established.
     fn established_origin(&mut self) -> Result<Origin, NotEstablished> {
         match self.state {
             State::Established { .. } => Ok(self.origin()),
@@ -513,7 +518,7 @@ impl Session {
         Ok(())
     }
 
-    /// A timeout that no clock can express is none.
+    /// Sets the deadline of a Response; no deadline if the clock cannot represent it.
     fn await_response(&mut self, now: Instant) {
         self.deadline = now.checked_add(self.config.timeout);
     }

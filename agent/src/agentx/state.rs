@@ -1,6 +1,6 @@
-//! How far the session with the master is (RFC 2741 sections 7.1 and 7.2).
+//! States of the session with the master (RFC 2741 sections 7.1 and 7.2).
 
-/// The states of one connection.
+/// State of a connection and its session.
 ///
 /// ```text
 ///        connected: send Open (6.2.1)
@@ -17,42 +17,42 @@
 ///      │ Close from the master (7.1.8),   │    ▲    │ send Response
 ///      │ Response: notOpen,               │    ├────┘
 ///      │ Ping not answered in time,       │    │ any PDU
-///      │ a length that cannot be,         │    │
-///      │ parse errors without end:        ▼    │
-///      └──────────────────────────────  Ping sent (7.1.11): nothing heard for the ping interval
+///      │ an invalid length,               │    │
+///      │ too many parse errors:           ▼    │
+///      └──────────────────────────────  Ping sent (7.1.11): no PDU for the ping interval
 ///
 /// From any state: connection lost (7.1.9) → Disconnected; shutdown: send Close → Disconnected.
-/// Requests are answered from Registering on: each subtree is the master's to ask for once it is accepted.
+/// Requests are answered from Registering on: the master may send requests for each subtree that it has accepted.
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
     /// No connection.
     Disconnected,
-    /// Open was sent.
+    /// Open has been sent.
     Opening {
         /// Its `h.packetID`.
         packet_id: u32,
     },
-    /// The master gave a session; a Register was sent.
+    /// The session is open; a Register has been sent.
     Registering {
         /// `h.sessionID`.
         session_id: u32,
         /// The Register's `h.packetID`.
         packet_id: u32,
-        /// Which of the subtrees, from 0.
+        /// Index of the subtree, from 0.
         subtree: usize,
     },
     /// Everything is registered.
     Established {
         /// `h.sessionID`.
         session_id: u32,
-        /// The `h.packetID` of a Ping that was sent, if nothing has been heard since.
+        /// `h.packetID` of a Ping that has been sent, if no PDU has come since.
         ping: Option<u32>,
     },
 }
 
 impl State {
-    /// The session that the master gave.
+    /// `h.sessionID`, if the master has opened a session.
     #[must_use]
     pub const fn session_id(self) -> Option<u32> {
         match self {
@@ -63,7 +63,7 @@ impl State {
         }
     }
 
-    /// The PDU that a Response is awaited to.
+    /// The PDU whose Response is pending.
     pub(super) const fn awaited(self) -> &'static str {
         match self {
             Self::Disconnected => "a connection",

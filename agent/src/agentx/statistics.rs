@@ -1,5 +1,4 @@
-//! What the agent knows about its own AgentX side. Written on the request path with single atomic adds, read
-//! by whoever shows the status.
+//! Statistics of the AgentX side, for `kvmeter status`. On the request path each costs one atomic addition.
 
 use std::{
     fmt,
@@ -19,16 +18,16 @@ use super::{
 };
 use crate::histogram::Histogram;
 
-/// Counts since the start of the agent. They never go back. Each is exact; two of them read one after the other
-/// may differ by what happens between.
+/// Counts since the start of the agent, which only grow. Each is exact; two that are read one after the other may differ by
+/// what happened in between.
 #[derive(Debug, Default)]
 pub struct Statistics {
     phase: AtomicU8,
-    /// Connections made.
+    /// Connections that were established.
     pub connects: AtomicU64,
-    /// Sessions in which everything was registered.
+    /// Sessions in which every subtree was registered.
     pub sessions: AtomicU64,
-    /// Attempts to connect that failed, and connections that were lost.
+    /// Failed attempts to connect, and lost connections.
     pub failures: AtomicU64,
     /// agentx-Get-PDUs.
     pub get: AtomicU64,
@@ -38,31 +37,31 @@ pub struct Statistics {
     pub get_bulk: AtomicU64,
     /// agentx-TestSet, CommitSet, UndoSet and CleanupSet-PDUs.
     pub set: AtomicU64,
-    /// PDUs of other types, the master's Responses left out.
+    /// PDUs of other types, without the master's Responses.
     pub other: AtomicU64,
-    /// PDUs of the master that ended in a `res.error` other than 0.
+    /// PDUs of the master that were answered with a `res.error` other than 0.
     pub errors: AtomicU64,
-    /// PDUs of the master that could not be parsed; requests among them are in `errors` too.
+    /// PDUs of the master that could not be parsed; requests among them are in `errors`, too.
     pub parse_errors: AtomicU64,
     /// agentx-Notify-PDUs that were sent.
     pub notified: AtomicU64,
-    /// Notices that came while there was no session: nobody is told later what was true then.
+    /// Notifications dropped because no session was open, or because the master did not answer the previous one in time.
     pub unsent: AtomicU64,
     /// Responses of the master with an error.
     pub master_errors: AtomicU64,
-    /// From the arrival of a request's last octets to the response's way into the socket.
+    /// Time from the arrival of a request's last bytes to the write of its response.
     pub latency: Latency,
     last_error: Mutex<Option<String>>,
 }
 
-/// How far the session is, in a word.
+/// Phase of the connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Phase {
     /// No connection.
     Disconnected,
-    /// The master has not accepted everything yet.
+    /// Open or Register has not been answered.
     Opening,
-    /// The master asks, the agent answers.
+    /// Every subtree is registered.
     Established,
 }
 
@@ -77,7 +76,7 @@ impl fmt::Display for Phase {
 }
 
 impl Statistics {
-    /// How far the session is.
+    /// The current phase.
     #[must_use]
     pub fn phase(&self) -> Phase {
         match self.phase.load(Relaxed) {
@@ -87,7 +86,7 @@ impl Statistics {
         }
     }
 
-    /// Why the last connection was lost, or was not made.
+    /// Error of the last failed connection.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -104,7 +103,7 @@ impl Statistics {
         }
     }
 
-    /// A connection was lost or not made.
+    /// Counts a failed connection.
     pub(super) fn record_failure(&self, error: String) {
         self.failures.fetch_add(1, Relaxed);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_of_the_master_is_no_request() {
+    fn a_response_of_the_master_is_not_counted_as_a_request() {
         let statistics = Statistics::default();
         let record = |kind, error| statistics.record(Handled { kind, error });
         record(Some(PduType::Response), ResError::PROCESSING_ERROR);

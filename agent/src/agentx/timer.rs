@@ -16,18 +16,17 @@ use tokio::{
     time::sleep_until,
 };
 
-/// What tells the time to a connection.
+/// The timer that a connection uses.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum TimerKind {
-    /// A timer of the kernel, which wakes up once. The runtime's own goes through a wheel: a deadline a minute away
-    /// wakes the agent several times on its way.
+    /// A timerfd, which wakes the agent once. The runtime's timer wheel wakes it several times for a deadline a minute away.
     #[default]
     Kernel,
-    /// The runtime's, whose clock a test can pause.
+    /// The runtime's timer, whose clock a test can pause.
     Runtime,
 }
 
-/// Rings at a time that is set.
+/// Fires at a deadline that can be changed.
 #[derive(Debug)]
 pub(super) struct Timer {
     timer: Option<AsyncFd<OwnedFd>>,
@@ -35,7 +34,7 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    /// One that never rings until it is set.
+    /// A timer without a deadline.
     pub(super) fn new(timer: TimerKind) -> io::Result<Self> {
         let timer = match timer {
             TimerKind::Kernel => Some(kernel_timer()?),
@@ -44,14 +43,14 @@ impl Timer {
         Ok(Self { timer, deadline: None })
     }
 
-    /// When it rings; `None` = never.
+    /// The deadline; `None` = never.
     pub(super) const fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Rings then, and not when it was to ring before.
+    /// Replaces the deadline.
     pub(super) fn set(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        // 0 would stop it.
+        // timerfd_settime(2): 0 disarms the timer.
         const SOONEST: Duration = Duration::from_nanos(1);
         self.deadline = deadline;
         let Some(timer) = &self.timer else { return Ok(()) };
@@ -69,7 +68,7 @@ impl Timer {
         Ok(())
     }
 
-    /// Waits until it rings. May be dropped at any await.
+    /// Waits until the timer fires. May be dropped at any await.
     pub(super) async fn fired(&self) -> io::Result<()> {
         let Some(timer) = &self.timer else {
             match self.deadline {
@@ -80,10 +79,10 @@ impl Timer {
         };
         loop {
             let mut ready = timer.readable().await?;
-            let mut rings = [0; 8];
-            match ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut rings)?)) {
+            let mut expirations = [0; 8];
+            match ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut expirations)?)) {
                 Ok(read) => return read.map(drop),
-                // It was set anew meanwhile.
+                // The deadline was replaced meanwhile.
                 Err(_would_block) => {}
             }
         }
@@ -92,7 +91,7 @@ impl Timer {
 
 #[expect(
     deprecated,
-    reason = "its successor is unsafe for descriptors that somebody else may close; this one is owned"
+    reason = "its successor is unsafe for descriptors that other code may close; this one is owned"
 )]
 fn kernel_timer() -> io::Result<AsyncFd<OwnedFd>> {
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
@@ -105,7 +104,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_rings_when_it_is_set_to_and_not_before() {
+    async fn it_fires_at_the_deadline_and_not_before() {
         for timer in [TimerKind::Kernel, TimerKind::Runtime] {
             let mut timer = Timer::new(timer).unwrap();
             let start = Instant::now();
@@ -113,12 +112,12 @@ mod tests {
             timer.set(Some(start + Duration::from_millis(20))).unwrap();
             timer.fired().await.unwrap();
             assert!(start.elapsed() >= Duration::from_millis(20), "{timer:?}");
-            // What is past rings at once.
+            // A deadline in the past fires at once.
             timer.set(Some(start)).unwrap();
             timer.fired().await.unwrap();
             timer.set(None).unwrap();
             let silence = tokio::time::timeout(Duration::from_millis(20), timer.fired()).await;
-            assert!(silence.is_err(), "{timer:?} rings though nobody set it");
+            assert!(silence.is_err(), "{timer:?} fires without a deadline");
         }
     }
 }

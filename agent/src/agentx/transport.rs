@@ -1,4 +1,4 @@
-//! The session's socket and clock: a thin loop that connects, and connects again, for ever.
+//! The session's socket and clock: a loop that connects and reconnects.
 
 use std::{future::Future, io, pin::pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -18,27 +18,29 @@ use super::{
     timer::Timer,
 };
 
-/// While more PDUs wait in the inbox, responses are gathered up to so many octets, to save calls to write.
+/// Size in bytes up to which responses are gathered before they are written, while the inbox has more PDUs.
 const GATHER: usize = 64 * 1024;
 
-/// A host that is down answers nothing to the attempt to connect. The kernel asks again after 1 s, 3 s and 7 s,
-/// which would be too seldom: a new attempt asks at once.
+/// Timeout of an attempt to connect. Why: to a host that is down the kernel retransmits SYN after 1 s, 3 s and 7 s only; a
+/// new attempt sends one at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a shutdown or a new connection waits for the master to take a Close.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Timeout for sending the last PDUs of a connection.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How the connection is made and kept.
+/// Default of [`TransportConfig::reconnect_max`]: a master that is back is found within 3 s.
+pub const DEFAULT_RECONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// Parameters of the connection.
 #[derive(Clone, Debug)]
 pub struct TransportConfig {
-    /// Where the master listens.
+    /// Address of the master.
     pub address: Address,
-    /// The longest wait between two attempts to connect. With the default of 2 s a master that is back is
-    /// found within 3 s.
+    /// Largest delay between two attempts to connect.
     pub reconnect_max: Duration,
-    /// What is said once there is a connection. Its timeout holds for writing too.
+    /// Session parameters. The timeout also bounds writes.
     pub session: Config,
-    /// What tells the time.
+    /// The timer to use.
     pub timer: TimerKind,
 }
 
@@ -46,34 +48,32 @@ impl TransportConfig {
     /// A connection to `address`.
     #[must_use]
     pub fn new(address: Address, session: Config) -> Self {
-        Self {
-            address,
-            reconnect_max: Duration::from_secs(2),
-            session,
-            timer: TimerKind::default(),
-        }
+        Self { address, reconnect_max: DEFAULT_RECONNECT_MAX, session, timer: TimerKind::default() }
     }
 }
 
-/// Why there is no connection any more, or none yet.
+/// Why a connection failed.
 #[derive(Debug, Error)]
 enum ConnectionError {
-    #[error("No connection to the master at {address}: {source}; is it running, with AgentX on?")]
+    #[error(
+        "No connection to the master at {address}: {source}; is it running, with AgentX enabled?"
+    )]
     Connect { address: Address, source: io::Error },
     #[error("The master closed the connection")]
     EndOfFile,
     #[error("The connection to the master broke: {0}")]
     Broken(io::Error),
-    #[error("The master has taken no octet for {0:?}")]
+    #[error("The master has read no byte for {0:?}")]
     Stuck(Duration),
     #[error(transparent)]
     Session(#[from] SessionError),
 }
 
-/// Serves objects over a session with the master until `shutdown` is ready, then closes the session. They are
-/// taken from `source` for each PDU, and given back before the next octet is read or written. Without PDUs it
-/// wakes up for the ping alone. `notices` are sent as they come, each when the
-/// master has answered the one before; those that come without a session are dropped.
+/// Serves objects over sessions with the master until `shutdown` is ready, then closes the session.
+///
+/// `source` yields the objects for each PDU; they are dropped before the next read or write. Without PDUs only the ping
+/// wakes the task. `notices` are sent one at a time, each after the master's response to the previous one; those that come
+/// while no session is open are dropped.
 pub async fn run<S, O>(
     config: TransportConfig,
     source: S,
@@ -114,7 +114,7 @@ pub async fn run<S, O>(
                         connection.shut_down().await;
                         return;
                     };
-                    connection.say_goodbye().await;
+                    connection.flush().await;
                     lost
                 }
             },
@@ -126,9 +126,9 @@ pub async fn run<S, O>(
             backoff.reset();
             reported = None;
         }
-        let wait = backoff.wait(fastrand::f64());
+        let wait = backoff.delay(fastrand::f64());
         let error = lost.to_string();
-        // A master that stays away is one line in the log, not one for each attempt.
+        // The same error is logged once, not at every attempt.
         if reported.as_ref() == Some(&error) {
             debug!(error, ?wait, "no AgentX session");
         } else {
@@ -146,7 +146,7 @@ pub async fn run<S, O>(
     }
 }
 
-/// Either kind of stream.
+/// A unix or TCP stream.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -168,7 +168,7 @@ async fn connect(address: &Address) -> Result<Box<dyn Stream>, ConnectionError> 
         .map_err(|source| ConnectionError::Connect { address: address.clone(), source })
 }
 
-/// One connection with all that serves it.
+/// A connection and what is needed to serve it.
 struct Connection<'c, S> {
     stream: &'c mut Box<dyn Stream>,
     session: &'c mut Session,
@@ -184,8 +184,8 @@ where
     S: Fn() -> O,
     O: Objects,
 {
-    /// Serves until the connection is lost. May be dropped at any await: octets that were read are in the
-    /// inbox, and the session knows how many of its own were written.
+    /// Serves until the connection fails. May be dropped at any await: bytes that were read are in the inbox, and the session
+    /// knows how many bytes of its output were written.
     async fn serve(&mut self) -> ConnectionError {
         match self.try_serve().await {
             Ok(never) => match never {},
@@ -225,8 +225,8 @@ where
                     timer.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
                 }
             }
-            // The timer is only ever brought forward here. Each PDU moves the ping back, which the timer finds
-            // out when it fires: cheaper than to set it anew for every PDU.
+            // The timer is set only to an earlier deadline. Each PDU postpones the ping; that the timer learns when it fires,
+            // which is cheaper than to set it for every PDU.
             let wanted = self.session.poll_timeout();
             if wanted.is_some_and(|wanted| timer.deadline().is_none_or(|set| wanted < set)) {
                 timer.set(wanted).map_err(ConnectionError::Broken)?;
@@ -234,7 +234,7 @@ where
         }
     }
 
-    /// Answers every whole PDU in the inbox.
+    /// Answers every complete PDU in the inbox.
     async fn answer(&mut self, arrived: std::time::Instant) -> Result<(), ConnectionError> {
         let now = Instant::now().into_std();
         let mut answered = 0_u32;
@@ -265,7 +265,7 @@ where
         Ok(())
     }
 
-    /// What the master is told must be true now: there is no queue for a session that is not there yet.
+    /// Sends a notification. Without a session it is dropped, not queued: it would be outdated.
     fn notify(&mut self, notice: &Notice) {
         let bindings = notice.bindings.iter().map(|(name, value)| (name, value.as_value()));
         let counter = match self.session.notify(bindings, Instant::now().into_std()) {
@@ -284,7 +284,7 @@ where
         }
     }
 
-    /// Tells the statistics, and the log, how far the session is.
+    /// Reports the session's state to the statistics and the log.
     fn changed(&self) {
         let state = self.session.state();
         let sessions = self.statistics.sessions.load(Relaxed);
@@ -303,25 +303,25 @@ where
             let written = written.map_err(|_| ConnectionError::Stuck(timeout))?;
             match written.map_err(ConnectionError::Broken)? {
                 0 => return Err(ConnectionError::Broken(io::ErrorKind::WriteZero.into())),
-                octets => self.session.consume_output(octets),
+                bytes => self.session.consume_output(bytes),
             }
         }
         Ok(())
     }
 
-    /// Sends what is left to say on a connection that is given up. Nobody may be there to hear it.
-    async fn say_goodbye(&mut self) {
-        match time::timeout(LAST_WORDS_TIMEOUT, self.write()).await {
+    /// Sends the rest of the output before the connection is dropped.
+    async fn flush(&mut self) {
+        match time::timeout(LAST_WRITE_TIMEOUT, self.write()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%error, "the last words to the AgentX master were lost"),
-            Err(_) => debug!("the AgentX master did not take the last words"),
+            Ok(Err(error)) => debug!(%error, "the last PDUs to the AgentX master were lost"),
+            Err(_) => debug!("the AgentX master did not read the last PDUs"),
         }
     }
 
-    /// Ends the session, after what is still to be sent.
+    /// Closes the session, after the rest of the output.
     async fn shut_down(&mut self) {
         self.session.close(CloseReason::SHUTDOWN);
-        self.say_goodbye().await;
+        self.flush().await;
         self.statistics.set_state(self.session.state());
         if let Err(error) = self.stream.shutdown().await {
             debug!(%error, "the AgentX connection was gone before it was closed");

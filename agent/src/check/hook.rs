@@ -34,7 +34,7 @@ const FIX: &str = "run Linux 5.15 or later; `dmesg` may tell which policy refuse
 /// The hooks of one method.
 fn assess_method(hooks: &[HookState]) -> Option<Check> {
     let method = hooks.first()?.method?;
-    let name = format!("disks {}", method.name());
+    let name = method.name();
     let failure = hooks.iter().find_map(|state| state.failure.as_ref());
     Some(match failure {
         None => Check::ok(name, hooks[0].hook.purpose),
@@ -47,7 +47,7 @@ fn assess_method(hooks: &[HookState]) -> Option<Check> {
 }
 
 fn assess_hook(HookState { hook, failure, .. }: HookState) -> Check {
-    let name = format!("hook {}", hook.name);
+    let name = hook.name;
     match failure {
         None => Check::ok(name, hook.purpose),
         Some(why) if hook.required => {
@@ -84,7 +84,7 @@ mod tests {
         for hook in SCHED_HOOKS {
             let check =
                 assess_hook(HookState { hook, method: None, failure: Some("EPERM".into()) });
-            assert_eq!(check.name, format!("hook {}", hook.name));
+            assert_eq!(check.name, hook.name);
             let (fix, told) = match &check.verdict {
                 Verdict::Fail(fix) if hook.required => (fix, "nothing can be counted"),
                 Verdict::Warn(fix) if !hook.required => (fix, hook.purpose),

@@ -1,4 +1,4 @@
-//! What is wrong in a configuration file, told so that the operator can mend it without a manual.
+//! Diagnostics of a configuration file, with which the operator can fix it without a manual.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,17 +9,17 @@ use toml::de::{DeTable, DeValue};
 
 use super::Config;
 
-/// Names that differ by no more than this are taken for a typing error (Jaro-Winkler, 1 = equal).
+/// Least similarity at which a name is taken for a typing error of another (Jaro-Winkler, 1 = equal).
 const NEAR: f64 = 0.8;
 
-/// One thing that is wrong, and where.
+/// A problem and its place in the file.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Diagnostic {
     /// Line of the file, from 1.
     pub line: usize,
-    /// The key with its section, as in `agentx.address`; `None` where the text is no TOML.
+    /// The key with its section, as in `agentx.address`; `None`: the text is no TOML.
     pub key: Option<String>,
-    /// What is wrong, what is allowed, and which key was perhaps meant.
+    /// What is wrong, what is allowed, and a similar key.
     pub problem: String,
 }
 
@@ -38,7 +38,7 @@ impl Diagnostic {
         Self { line: line_of(text, span), key: None, problem: one_line(message) }
     }
 
-    /// The value at `span` is not what its key allows.
+    /// A diagnostic for the value at `span`.
     pub(super) fn of_value(text: &str, message: &str, span: Option<Range<usize>>) -> Self {
         let key = span.as_ref().and_then(|span| {
             let document = DeTable::parse(text).ok()?;
@@ -47,7 +47,7 @@ impl Diagnostic {
         Self { line: line_of(text, span), key, problem: one_line(message) }
     }
 
-    /// `key`, written `section.key`, is wrong in the light of the others.
+    /// A diagnostic for `key`, written `section.key`, whose value contradicts others.
     pub(super) fn of_key(text: &str, key: &str, problem: &str) -> Self {
         let span = DeTable::parse(text).ok().and_then(|document| {
             let (section, leaf) = key.split_once('.')?;
@@ -58,26 +58,30 @@ impl Diagnostic {
     }
 }
 
-/// Looks for the first key that does not exist, before the values are looked at.
+/// Checks that every key exists. Runs before the values are checked.
+///
+/// # Errors
+///
+/// The first unknown key.
 pub(super) fn unknown_key(text: &str) -> Result<(), Diagnostic> {
     let document =
         DeTable::parse(text).map_err(|e| Diagnostic::syntax(text, e.message(), e.span()))?;
-    let mut faults = Vec::new();
+    let mut unknown = Vec::new();
     for (name, value) in document.get_ref() {
         let section = name.get_ref().as_ref();
         match (KNOWN.get(section).and_then(toml::Value::as_table), value.get_ref()) {
             (Some(known), DeValue::Table(keys)) => {
-                faults.extend(
+                unknown.extend(
                     keys.keys()
                         .filter(|key| !known.contains_key(key.get_ref().as_ref()))
                         .map(|key| (key.span(), Unknown::Key(known, section, key.get_ref()))),
                 );
             }
-            (Some(_), _) => faults.push((name.span(), Unknown::NotASection(section))),
-            (None, _) => faults.push((name.span(), Unknown::Section(section))),
+            (Some(_), _) => unknown.push((name.span(), Unknown::NotASection(section))),
+            (None, _) => unknown.push((name.span(), Unknown::Section(section))),
         }
     }
-    match faults.into_iter().min_by_key(|(span, _)| span.start) {
+    match unknown.into_iter().min_by_key(|(span, _)| span.start) {
         Some((span, unknown)) => Err(Diagnostic {
             line: line_of(text, Some(span)),
             key: Some(unknown.path()),
@@ -122,7 +126,7 @@ impl Unknown<'_> {
     }
 }
 
-/// Sections and keys as they are, from the types.
+/// The existing sections and keys, from the types.
 static KNOWN: LazyLock<Table> = LazyLock::new(|| {
     #[expect(
         clippy::expect_used,
@@ -131,7 +135,7 @@ static KNOWN: LazyLock<Table> = LazyLock::new(|| {
     Table::try_from(Config::default()).expect("the defaults are TOML")
 });
 
-/// Every key, with the name that tells its section too.
+/// Every key, with its full name.
 fn leaves() -> impl Iterator<Item = (&'static str, String)> {
     KNOWN.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?))).flat_map(
         |(section, keys)| keys.keys().map(move |key| (key.as_str(), format!("{section}.{key}"))),
@@ -154,7 +158,7 @@ fn list(known: &Table) -> String {
     known.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// The innermost key whose value holds `span`.
+/// The innermost key whose value contains `span`.
 fn path_to(table: &DeTable<'_>, span: &Range<usize>) -> Option<String> {
     table.iter().find_map(|(name, value)| {
         let inner = value.get_ref().as_table().and_then(|table| path_to(table, span));
@@ -169,7 +173,7 @@ fn path_to(table: &DeTable<'_>, span: &Range<usize>) -> Option<String> {
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     let before =
         text.as_bytes().get(..span.map_or(0, |span| span.start)).unwrap_or(text.as_bytes());
-    before.iter().filter(|&&octet| octet == b'\n').count() + 1
+    before.iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
 fn one_line(message: &str) -> String {

@@ -1,7 +1,7 @@
-//! The configuration file: what an operator may set, and what each key may be.
+//! The configuration file: its keys, their defaults and bounds.
 //!
-//! Every key has a default and its bounds here, in its type; `etc/kvmeter.toml` says the same in words.
-//! A key that is not known is an error, never ignored: a typing error must not become a default.
+//! The bounds of a key are part of its type; `etc/kvmeter.toml` has the same in words. An unknown key is an error, so that a
+//! typing error does not become a default.
 
 mod diagnostic;
 mod values;
@@ -17,28 +17,28 @@ use thiserror::Error;
 pub use diagnostic::Diagnostic;
 use values::{Directory, LibvirtUri, Milliseconds, Seconds, SecondsOrNever};
 
-use crate::agentx::Address;
+use crate::agentx::{self, Address};
 use crate::snmp::Oid;
 
-/// The file that is read when none is named. That it is missing means: all defaults.
+/// The default file. It may be missing; then every key has its default.
 pub const DEFAULT_PATH: &str = "/etc/kvmeter/kvmeter.toml";
 
-/// The largest file that is read, in octets.
+/// Largest configuration file in bytes.
 const MAX_LEN: u64 = 1 << 20;
 
-/// Everything that can be set.
+/// The configuration.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The way to the SNMP master.
+    /// The session with the SNMP master.
     pub agentx: Agentx,
-    /// Where the VMs are found and how the hypervisor is described.
+    /// The sources of VMs, and the description of the hypervisor.
     pub inventory: Inventory,
-    /// Files that the agent keeps.
+    /// Directories of the agent's files.
     pub state: State,
     /// The BPF programs.
     pub probe: Probe,
-    /// What is sent without being asked for.
+    /// Notifications.
     pub notifications: Notifications,
 }
 
@@ -46,18 +46,16 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Agentx {
-    /// Where the master listens.
+    /// Address of the master.
     #[serde(with = "values::text")]
     pub address: Address,
-    /// o.timeout of the Open PDU (RFC 2741 section 6.2.1), and how long an answer of the master may
-    /// take: 1 to 255 s.
+    /// `o.timeout` of the Open PDU (RFC 2741 section 6.2.1), and the timeout for responses of the master: 1 to 255 s.
     #[serde(rename = "timeout_s", with = "Seconds::<1, 255>")]
     pub timeout: Duration,
-    /// The longest pause between two attempts to reach a master that is gone: 1 to 3,600 s.
+    /// Largest delay between two attempts to connect to the master: 1 to 3,600 s.
     #[serde(rename = "reconnect_max_s", with = "Seconds::<1, 3600>")]
     pub reconnect_max: Duration,
-    /// Time without traffic after which the agent sends a Ping PDU (RFC 2741 section 6.2.11): 1 to
-    /// 3,600 s.
+    /// Idle time after which the agent sends a Ping PDU (RFC 2741 section 6.2.11): 1 to 3,600 s.
     #[serde(rename = "ping_s", with = "Seconds::<1, 3600>")]
     pub ping: Duration,
 }
@@ -66,9 +64,9 @@ impl Default for Agentx {
     fn default() -> Self {
         Self {
             address: Address::Unix(PathBuf::from("/var/agentx/master")),
-            timeout: Duration::from_secs(5),
-            reconnect_max: Duration::from_secs(2),
-            ping: Duration::from_mins(1),
+            timeout: agentx::DEFAULT_TIMEOUT,
+            reconnect_max: agentx::DEFAULT_RECONNECT_MAX,
+            ping: agentx::DEFAULT_PING_INTERVAL,
         }
     }
 }
@@ -80,9 +78,9 @@ pub struct Inventory {
     /// URI of the libvirt daemon; `None`, written `""`, turns this source off.
     #[serde(with = "LibvirtUri")]
     pub libvirt: Option<String>,
-    /// Whether KVM processes that libvirt does not own are VMs too.
+    /// Whether VMs that libvirt does not manage are served, too.
     pub procfs: bool,
-    /// How often libvirt is asked for what QEMU counts of its disks' I/O: 1 to 3,600 s; `None`, written 0, means
+    /// Poll interval for QEMU's own I/O counters of disks that the kernel cannot count: 1 to 3,600 s; `None`, written 0:
     /// never.
     #[serde(rename = "block_statistics_s", with = "SecondsOrNever::<3600>")]
     pub block_statistics: Option<Duration>,
@@ -106,11 +104,11 @@ impl Default for Inventory {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
-    /// What must outlive a restart: the indexes of the VMs.
+    /// State that must survive a restart: the index assignments.
     #[serde(with = "Directory::<4000>")]
     pub dir: PathBuf,
-    /// What lives as long as the agent: the status socket. At most 90 octets, for the name of a unix
-    /// socket must fit in 107 (`unix(7)`).
+    /// Files that exist while the agent runs: the status socket and the lock. At most 90 bytes, because the path of a unix
+    /// socket is limited to 107 (unix(7)).
     #[serde(with = "Directory::<90>")]
     pub runtime_dir: PathBuf,
 }
@@ -125,10 +123,10 @@ impl Default for State {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Probe {
-    /// Where maps and links are pinned; below a mounted bpffs.
+    /// Directory of the pinned maps and links, below a mounted bpffs.
     #[serde(with = "Directory::<4000>")]
     pub pin_dir: PathBuf,
-    /// Whether system calls may be hooked, where a disk cannot be counted in another way.
+    /// Whether the method `syscall` may be used for disks that no other method can count.
     pub system_calls: bool,
 }
 
@@ -142,11 +140,11 @@ impl Default for Probe {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Notifications {
-    /// First value of vmPerVMNotificationsEnabled.
+    /// Initial value of vmPerVMNotificationsEnabled.
     pub per_vm: bool,
-    /// First value of vmBulkNotificationsEnabled.
+    /// Initial value of vmBulkNotificationsEnabled.
     pub bulk: bool,
-    /// How long changes are gathered into one bulk notification: 10 to 60,000 ms.
+    /// Time for which changes are collected into one bulk notification: 10 to 60,000 ms.
     #[serde(rename = "bulk_window_ms", with = "Milliseconds::<10, 60_000>")]
     pub bulk_window: Duration,
 }
@@ -157,7 +155,7 @@ impl Default for Notifications {
     }
 }
 
-/// Why there is no configuration.
+/// Why the configuration cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -168,22 +166,22 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
-    /// The file says something that it may not say.
+    /// The file is invalid.
     #[error("{path}:{diagnostic}", path = path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// What, and in which line.
+        /// The first problem and its line.
         diagnostic: Diagnostic,
     },
 }
 
 impl Config {
-    /// Reads the file at `path`, or without one [`DEFAULT_PATH`], which may be missing.
+    /// Reads the file at `path`; without a path, [`DEFAULT_PATH`], which may be missing.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], naming the file, and the line and key if it is one of them.
+    /// [`ConfigError`] with the file, and line and key where the file is invalid.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let from = path.unwrap_or_else(|| Path::new(DEFAULT_PATH));
         match read(from) {
@@ -194,11 +192,11 @@ impl Config {
         }
     }
 
-    /// The configuration that `text` describes.
+    /// Parses the text of a configuration file.
     ///
     /// # Errors
     ///
-    /// The first [`Diagnostic`] in it.
+    /// The first problem, as a [`Diagnostic`].
     pub fn parse(text: &str) -> Result<Self, Diagnostic> {
         diagnostic::unknown_key(text)?;
         let config: Self =
@@ -218,7 +216,7 @@ fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(MAX_LEN + 1).read_to_string(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|len| len > MAX_LEN) {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 1 MiB"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the file has more than 1 MiB"));
     }
     Ok(text)
 }

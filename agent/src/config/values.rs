@@ -1,4 +1,4 @@
-//! The values that a key can have, as text in the file and as types in the program.
+//! Types of values, and how they are written in the file.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,36 +12,38 @@ use serde::{Deserialize, Serializer};
 use crate::agentx::Address;
 use crate::snmp::Oid;
 
-/// A type that stands in the file as a string.
-pub(super) trait Text: fmt::Display + FromStr {
-    /// What is allowed, to go on after "expected".
+/// A type that is written as a string.
+pub(super) trait AsText: fmt::Display + FromStr {
+    /// What is allowed; follows "expected" in a message.
     const ALLOWED: &'static str;
 }
 
-impl Text for Address {
+impl AsText for Address {
     const ALLOWED: &'static str = "\"unix:/PATH\" or \"tcp:HOST:PORT\"";
 }
 
-impl Text for Oid {
+impl AsText for Oid {
     const ALLOWED: &'static str = "an object identifier such as \"1.3.6.1.4.1.8072\"";
 }
 
-/// For `#[serde(with)]` on a [`Text`].
+/// For `#[serde(with)]` on an [`AsText`].
 pub(super) mod text {
-    use super::{Deserializer, PhantomData, Serializer, Text, TextVisitor};
+    use super::{AsText, Deserializer, PhantomData, Serializer, TextVisitor};
 
-    pub(crate) fn serialize<T: Text, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: AsText, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(value)
     }
 
-    pub(crate) fn deserialize<'de, T: Text, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    pub(crate) fn deserialize<'de, T: AsText, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<T, D::Error> {
         from.deserialize_str(TextVisitor(PhantomData))
     }
 }
 
 struct TextVisitor<T>(PhantomData<T>);
 
-impl<T: Text> Visitor<'_> for TextVisitor<T> {
+impl<T: AsText> Visitor<'_> for TextVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,7 +55,7 @@ impl<T: Text> Visitor<'_> for TextVisitor<T> {
     }
 }
 
-/// A whole number from `MIN` to `MAX`, counted in `unit`.
+/// A whole number of `unit` from `MIN` to `MAX`.
 struct Bounded<const MIN: u64, const MAX: u64> {
     unit: &'static str,
 }
@@ -73,7 +75,7 @@ impl<const MIN: u64, const MAX: u64> Visitor<'_> for Bounded<MIN, MAX> {
     }
 }
 
-/// For `#[serde(with)]`: a [`Duration`] that stands in the file as seconds.
+/// For `#[serde(with)]`: a [`Duration`] that is written in seconds.
 pub(super) struct Seconds<const MIN: u64, const MAX: u64>;
 
 impl<const MIN: u64, const MAX: u64> Seconds<MIN, MAX> {
@@ -86,7 +88,7 @@ impl<const MIN: u64, const MAX: u64> Seconds<MIN, MAX> {
     }
 }
 
-/// For `#[serde(with)]`: a [`Duration`] that stands in the file as seconds, or nothing for 0.
+/// For `#[serde(with)]`: a [`Duration`] that is written in seconds; `None` is 0.
 pub(super) struct SecondsOrNever<const MAX: u64>;
 
 impl<const MAX: u64> SecondsOrNever<MAX> {
@@ -105,7 +107,7 @@ impl<const MAX: u64> SecondsOrNever<MAX> {
     }
 }
 
-/// For `#[serde(with)]`: a [`Duration`] that stands in the file as milliseconds.
+/// For `#[serde(with)]`: a [`Duration`] that is written in milliseconds.
 pub(super) struct Milliseconds<const MIN: u64, const MAX: u64>;
 
 impl<const MIN: u64, const MAX: u64> Milliseconds<MIN, MAX> {
@@ -119,7 +121,7 @@ impl<const MIN: u64, const MAX: u64> Milliseconds<MIN, MAX> {
     }
 }
 
-/// For `#[serde(with)]`: an absolute path of at most `MAX` octets that stays where it says.
+/// For `#[serde(with)]`: an absolute path without `..`, of at most `MAX` bytes.
 pub(super) struct Directory<const MAX: usize>;
 
 impl<const MAX: usize> Directory<MAX> {
@@ -136,7 +138,7 @@ impl<const MAX: usize> Visitor<'_> for Directory<MAX> {
     type Value = PathBuf;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an absolute path below \"/\" without \"..\", of at most {MAX} octets")
+        write!(f, "an absolute path below \"/\" without \"..\", of at most {MAX} bytes")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<PathBuf, E> {
@@ -151,7 +153,7 @@ impl<const MAX: usize> Visitor<'_> for Directory<MAX> {
     }
 }
 
-/// For `#[serde(with)]`: a URI, or nothing for `""`.
+/// For `#[serde(with)]`: a URI; `None` is `""`.
 pub(super) struct LibvirtUri;
 
 impl LibvirtUri {

@@ -93,12 +93,14 @@ macro_rules! call {
 }
 
 const DIO: [Hook; 2] =
-    of("I/O of files past the page cache", ["iomap_dio_complete", "iomap_dio_rw_begin"]);
-const BDEV: [Hook; 3] =
-    of("I/O of block devices", ["block_rq_complete", "block_bio_complete", "block_bio_queue"]);
-const SYSCALL: [Hook; 2] = of("I/O by the page cache", ["sys_exit", "sys_enter"]);
+    of("direct I/O of disks that are files", ["iomap_dio_complete", "iomap_dio_rw_begin"]);
+const BDEV: [Hook; 3] = of(
+    "direct I/O of disks that are block devices",
+    ["block_rq_complete", "block_bio_complete", "block_bio_queue"],
+);
+const SYSCALL: [Hook; 2] = of("I/O of disks by system calls", ["sys_exit", "sys_enter"]);
 const IO_URING: [Hook; 2] =
-    of("I/O by the page cache with io_uring", ["io_uring_complete", "io_uring_submit_req"]);
+    of("I/O of disks by io_uring", ["io_uring_complete", "io_uring_submit_req"]);
 
 const VFS: [Hook; 10] = [
     at_exit("pread64_exit", call!("pread64")),
@@ -106,31 +108,28 @@ const VFS: [Hook; 10] = [
     at_exit("pwrite64_exit", call!("pwrite64")),
     at_exit("pwritev_exit", call!("pwritev")),
     at_exit("pwritev2_exit", call!("pwritev2")),
-    at_entry("pread64_entry", call!("pread64")),
-    at_entry("preadv_entry", call!("preadv")),
-    at_entry("pwrite64_entry", call!("pwrite64")),
-    at_entry("pwritev_entry", call!("pwritev")),
-    at_entry("pwritev2_entry", call!("pwritev2")),
+    at_entry(BY_CALLS, "pread64_entry", call!("pread64")),
+    at_entry(BY_CALLS, "preadv_entry", call!("preadv")),
+    at_entry(BY_CALLS, "pwrite64_entry", call!("pwrite64")),
+    at_entry(BY_CALLS, "pwritev_entry", call!("pwritev")),
+    at_entry(BY_CALLS, "pwritev2_entry", call!("pwritev2")),
 ];
 const AIO: [Hook; 4] = [
-    at_entry("aio_complete_rw", "aio_complete_rw"),
-    at_entry("aio_complete_rw_too", "aio_complete_rw"),
-    at_entry("aio_read", "aio_read"),
-    at_entry("aio_write", "aio_write"),
+    at_entry(BY_AIO, "aio_complete_rw", "aio_complete_rw"),
+    at_entry(BY_AIO, "aio_complete_rw_too", "aio_complete_rw"),
+    at_entry(BY_AIO, "aio_read", "aio_read"),
+    at_entry(BY_AIO, "aio_write", "aio_write"),
 ];
 
-const fn at_entry(name: &'static str, function: &'static str) -> Hook {
-    Hook {
-        attach_point: AttachPoint::Fentry(function),
-        ..Hook::new(name, "I/O of images by their VMM")
-    }
+const BY_CALLS: &str = "I/O of disks by positioned system calls";
+const BY_AIO: &str = "I/O of disks by io_submit(2)";
+
+const fn at_entry(purpose: &'static str, name: &'static str, function: &'static str) -> Hook {
+    Hook { attach_point: AttachPoint::Fentry(function), ..Hook::new(name, purpose) }
 }
 
 const fn at_exit(name: &'static str, function: &'static str) -> Hook {
-    Hook {
-        attach_point: AttachPoint::Fexit(function),
-        ..Hook::new(name, "I/O of images by their VMM")
-    }
+    Hook { attach_point: AttachPoint::Fexit(function), ..Hook::new(name, BY_CALLS) }
 }
 
 const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> [Hook; N] {

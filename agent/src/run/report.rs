@@ -66,8 +66,10 @@ impl Reporter {
                 get_next: count(&statistics.get_next),
                 get_bulk: count(&statistics.get_bulk),
                 set: count(&statistics.set),
+                other: count(&statistics.other),
             },
             errors: count(&statistics.errors),
+            parse_errors: count(&statistics.parse_errors),
             latency: (statistics.latency.count() > 0).then(|| Latency {
                 p50_us: microseconds(statistics.latency.quantile(500)),
                 p99_us: microseconds(statistics.latency.quantile(990)),

@@ -1,4 +1,4 @@
-//! Fetches the report of a running agent.
+//! Client: fetches the report of a running agent.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -9,25 +9,25 @@ use thiserror::Error;
 use super::{Report, socket_path};
 use crate::unix_socket::connect_within;
 
-/// The longest that an agent may take to answer.
+/// Deadline for the answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The longest document that is taken, in octets: about ten times that of 65,535 threads.
+/// Largest document in bytes: about ten times that of 65,535 threads.
 const MAX_LEN: usize = 128 << 20;
 
 /// Why there is no report.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens.
     #[error(
         "No kvmeter runs with the status socket {socket}; start it with `kvmeter run`, or name its \
          configuration with --config", socket = socket.display()
     )]
     NotRunning {
-        /// Where it would listen.
+        /// The socket.
         socket: PathBuf,
     },
-    /// The socket is for its owner and group.
+    /// The socket is readable for its owner and group only.
     #[error(
         "Not allowed to read the status socket {socket}; use root or the group of the socket",
         socket = socket.display()
@@ -36,7 +36,7 @@ pub enum ClientError {
         /// The socket.
         socket: PathBuf,
     },
-    /// The connection broke or took too long.
+    /// The connection failed or timed out.
     #[error("Cannot read the status socket {socket}", socket = socket.display())]
     Io {
         /// The socket.
@@ -44,21 +44,20 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
-    /// The answer is cut off or of another version.
+    /// The document is incomplete or of another version.
     #[error(
-        "What came from the status socket {socket} is no report of this version; does another version \
-         run? Restart it", socket = socket.display()
+        "The document from the status socket {socket} is no report of this version; if another version \
+         runs, restart it", socket = socket.display()
     )]
     NoReport {
         /// The socket.
         socket: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         source: serde_json::Error,
     },
 }
 
-/// The report of the agent whose `state.runtime_dir` is `runtime_dir`, as it came and as it is
-/// understood.
+/// Fetches the report of the agent with this `state.runtime_dir`: the document, and the report parsed from it.
 ///
 /// # Errors
 ///
@@ -101,7 +100,10 @@ fn read(socket: &Path) -> io::Result<String> {
             Err(e) => return Err(e),
         }
         if document.len() > MAX_LEN {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than 128 MiB came"));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "the document has more than 128 MiB",
+            ));
         }
     }
     String::from_utf8(document).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))

@@ -1,7 +1,7 @@
-//! What a running agent tells of itself: one JSON document for every connection to a unix socket.
+//! The status of a running agent: one JSON document for each connection to a unix socket.
 //!
-//! [`model`] is the document, [`server`] gives it out, [`client`] fetches it, [`text`] prints it for
-//! people. Nothing here asks the kernel or a VM: the server is given a function that makes the report.
+//! [`model`] is the document, [`server`] sends it, [`client`] fetches it, [`text`] prints it as tables. Nothing here reads the
+//! kernel or a VM: the server gets a function that makes the report.
 
 pub mod client;
 pub mod model;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub use model::Report;
 pub use server::Server;
 
-/// The socket of an agent whose `state.runtime_dir` is `runtime_dir`.
+/// Path of the status socket of an agent with this `state.runtime_dir`.
 #[must_use]
 pub fn socket_path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("status.sock")

@@ -1,24 +1,23 @@
-//! The document that `kvmeter status --json` prints. Times end in their unit; a value that is not known is
-//! `null`, never 0.
+//! The document of `kvmeter status --json`. Names of times end in their unit; an unknown value is `null`, never 0.
 
 use serde::{Deserialize, Serialize};
 
-/// All of it.
+/// The document.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Report {
     /// Version of the agent.
     pub version: String,
-    /// Its process id.
+    /// Process id of the agent.
     pub pid: u32,
-    /// Time since it started, in ns.
+    /// Time since the agent started, in ns.
     pub uptime_ns: u64,
     /// The session with the SNMP master.
     pub agentx: Agentx,
-    /// What is told without being asked for.
+    /// Notifications.
     pub notifications: Notifications,
     /// The BPF programs.
     pub probe: Probe,
-    /// Where VMs come from.
+    /// The sources of VMs.
     pub sources: Vec<SourceState>,
     /// The VMs in the order of vmIndex.
     pub vms: Vec<Vm>,
@@ -27,50 +26,52 @@ pub struct Report {
 /// The session with the SNMP master, since the agent started.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Agentx {
-    /// How far the session is.
+    /// State of the session.
     pub state: SessionState,
-    /// Where the master listens, as configured.
+    /// Address of the master, as configured.
     pub master: String,
-    /// Connections that the master accepted.
+    /// Connections that were established.
     pub connects: u64,
-    /// How many of them came after a session had been lost.
+    /// Sessions that were opened after the loss of another.
     pub reconnects: u64,
-    /// Why the last attempt or session failed; `None` = none has.
+    /// Error of the last failed attempt or session; `None`: none has failed.
     pub last_error: Option<String>,
-    /// PDUs of the master that were answered, by their kind.
+    /// PDUs of the master, by type.
     pub requests: Requests,
-    /// Answers with an error other than noError, and PDUs that could not be understood.
+    /// PDUs of the master that were answered with an error.
     pub errors: u64,
-    /// From the last octet of a request to the first of its answer; `None` = nothing answered yet.
+    /// PDUs of the master that could not be parsed.
+    pub parse_errors: u64,
+    /// Time from the last byte of a request to its response; `None`: no request yet.
     pub latency: Option<Latency>,
 }
 
 /// Notifications since the agent started.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Notifications {
-    /// Changes of state that VMs went through, told or not.
+    /// State changes of VMs, reported or not.
     pub changes: u64,
     /// Notifications that were sent to the master.
     pub sent: u64,
-    /// What found a queue full or no session, and what the master did not answer in time.
+    /// Notifications dropped because a queue was full, no session was open, or the master did not answer in time.
     pub dropped: u64,
-    /// PDUs of the agent that the master answered with an error.
+    /// PDUs of the agent that the master refused.
     pub refused: u64,
 }
 
-/// How far a session is.
+/// State of a session.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionState {
-    /// There is no connection; the next attempt is waited for or under way.
+    /// Not connected: an attempt is running or the next one is scheduled.
     Connecting,
-    /// Connected, but Open or Register is not answered yet.
+    /// Connected; Open or Register has not been answered.
     Opening,
-    /// Registered: requests come.
+    /// Registered: the master sends requests.
     Open,
 }
 
-/// PDUs by the kinds of RFC 2741 section 6.1 that a master sends as a request.
+/// Number of PDUs of the master by type (RFC 2741 section 6.1).
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Requests {
     /// agentx-Get-PDU
@@ -81,69 +82,72 @@ pub struct Requests {
     pub get_bulk: u64,
     /// agentx-TestSet-PDU, agentx-CommitSet-PDU, agentx-UndoSet-PDU, agentx-CleanupSet-PDU
     pub set: u64,
+    /// PDUs of other types, without Responses
+    pub other: u64,
 }
 
 impl Requests {
-    /// All kinds together.
+    /// Sum over all types.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.get
             .saturating_add(self.get_next)
             .saturating_add(self.get_bulk)
             .saturating_add(self.set)
+            .saturating_add(self.other)
     }
 }
 
-/// A distribution of latencies, in µs.
+/// Distribution of latencies, in µs.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Latency {
-    /// Half of the answers were no slower.
+    /// Median.
     pub p50_us: u64,
-    /// 99 of 100 were no slower.
+    /// 99th percentile.
     pub p99_us: u64,
-    /// None was slower.
+    /// Maximum.
     pub max_us: u64,
 }
 
 /// The BPF programs.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Probe {
-    /// How counters come to be.
+    /// Whether there are counters.
     pub mode: ProbeMode,
-    /// The hooks that this version knows, live or not.
+    /// The hooks of this version, live or not.
     pub hooks: Vec<Hook>,
-    /// Whether the maps were found pinned and taken over from an earlier agent.
+    /// Whether the maps were adopted from an earlier agent.
     pub adopted: bool,
-    /// Where they are pinned.
+    /// Directory of the pins.
     pub pin_dir: String,
-    /// Events that found the ring full; each was followed by a scan.
+    /// Events that were lost because the ring was full; a scan followed.
     pub events_lost: u64,
-    /// Threads of VMs for which there is no record; their time is missing in the VM's total.
+    /// Threads of VMs without a record; their time is added to the VM's total when they exit.
     pub unrecorded_threads: u64,
-    /// Requests of disks for which there was no record, or too many under way.
+    /// Requests of disks that were not counted: no record was free, or too many requests were in flight.
     pub uncounted_requests: u64,
 }
 
-/// How counters come to be.
+/// Whether there are counters.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProbeMode {
-    /// BPF programs write them.
+    /// BPF programs count.
     Ebpf,
-    /// Without BPF there are none.
+    /// No BPF, no counters.
     Degraded,
 }
 
-/// One place in the kernel where a BPF program may be attached.
+/// A hook of a BPF program.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Hook {
-    /// The program's name; that of one at a tracepoint is the tracepoint's, such as `sched_switch`.
+    /// Name of the program; at a tracepoint it is the tracepoint's name, such as `sched_switch`.
     pub name: String,
-    /// The way to count disks that it belongs to, such as `dio`; `None` where it is for CPUs.
+    /// The method to count disks that the hook belongs to, such as `dio`; `None`: a hook for CPU time.
     pub method: Option<String>,
     /// Whether the program is attached.
     pub live: bool,
-    /// Why it is not; `None` where it is.
+    /// Why it is not; `None`: it is.
     pub why: Option<String>,
 }
 
@@ -152,13 +156,13 @@ pub struct Hook {
 pub struct SourceState {
     /// `procfs` or `libvirt`.
     pub name: String,
-    /// What it does: `live`, `stale`, `off`, or why it cannot work.
+    /// `live`, `stale`, `off`, or why the source does not work.
     pub state: String,
-    /// Since when what it says may be old, in seconds since 1970; `None` = it is up to date.
+    /// Since when the source's facts may be outdated, in seconds since 1970; `None`: they are current.
     pub stale_since: Option<u64>,
-    /// How many VMs come from it.
+    /// Number of VMs from this source.
     pub vms: u64,
-    /// How often all was read again since the start.
+    /// Number of full scans since the start.
     pub rescans: u64,
 }
 
@@ -171,34 +175,34 @@ pub struct Vm {
     pub name: String,
     /// vmUUID as text.
     pub uuid: Option<String>,
-    /// Process id; `None` = it is shut down.
+    /// Process id; `None`: the VM is shut down.
     pub pid: Option<u32>,
-    /// vmOperState, by its name in the MIB.
+    /// Name of vmOperState in the MIB.
     pub state: String,
-    /// CPU time of all its threads in ns; `None` = not counted.
+    /// CPU time of all threads in ns; `None`: not counted.
     pub cpu_ns: Option<u64>,
-    /// In the order of their ids.
+    /// The vCPUs in the order of their ids.
     pub vcpus: Vec<Vcpu>,
-    /// In the order of vmStorageIndex.
+    /// The disks in the order of vmStorageIndex.
     pub disks: Vec<Disk>,
 }
 
 /// One virtual CPU.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Vcpu {
-    /// The id that KVM gives it; vmCpuIndex is one more.
+    /// KVM's id; vmCpuIndex is one more.
     pub id: u32,
-    /// Its thread; `None` = not known.
+    /// Thread id; `None`: unknown.
     pub tid: Option<u32>,
     /// Time on a CPU in ns.
     pub cpu_ns: Option<u64>,
     /// Time runnable but without a CPU in ns.
     pub wait_ns: Option<u64>,
-    /// How often it was given a CPU.
+    /// Number of times the vCPU got a CPU.
     pub switches: Option<u64>,
-    /// How often it lost the CPU while it could have gone on.
+    /// Number of times the vCPU lost its CPU while it was runnable.
     pub preemptions: Option<u64>,
-    /// Whether it is counted.
+    /// Whether the vCPU is counted.
     pub live: bool,
 }
 
@@ -207,11 +211,12 @@ pub struct Vcpu {
 pub struct Disk {
     /// vmStorageIndex.
     pub index: u32,
-    /// What the guest knows it by, such as `vda`.
+    /// Name in the guest, such as `vda`.
     pub target: String,
-    /// What counts its I/O: `dio`, `vfs`, `aio`, `bdev`, `syscall` or `io_uring`, in the kernel, or `hypervisor`; `None` = nothing.
+    /// The method that counts the disk's I/O: `dio`, `vfs`, `aio`, `bdev`, `syscall` or `io_uring`, in the kernel, or
+    /// `hypervisor`; `None`: none.
     pub counted_by: Option<String>,
-    /// Why the kernel counts it in this way, or does not.
+    /// Why the disk is counted by this method, or not in the kernel.
     pub why: Option<String>,
     /// What was read, where the kernel counts.
     pub read: Option<DiskRequests>,
@@ -222,18 +227,18 @@ pub struct Disk {
 /// Requests on a disk in one direction.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DiskRequests {
-    /// Requests that were done.
+    /// Completed requests.
     pub requests: u64,
-    /// Octets that they moved.
+    /// Bytes that they moved.
     pub octets: u64,
-    /// Requests that ended with an error.
+    /// Failed requests.
     pub errors: u64,
-    /// Time that they took together in ns.
+    /// Sum of their latencies in ns.
     pub latency_ns: u64,
-    /// Half of them took no longer; in µs, as the next two, with an error of an eighth at most.
+    /// Median of the latencies in µs; like the next two, it is at most an eighth off.
     pub p50_us: u64,
-    /// 99 of 100 took no longer.
+    /// 99th percentile in µs.
     pub p99_us: u64,
-    /// 999 of 1,000 took no longer.
+    /// 99.9th percentile in µs.
     pub p999_us: u64,
 }

@@ -1,5 +1,5 @@
-//! Gives the report to whoever connects. Nobody who connects can hold the agent up: a connection is only
-//! written to, a few are served at once, and each has a deadline.
+//! Sends the report to each client. No client can block the agent: a connection is only written to, few are served at once,
+//! and each has a deadline.
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
@@ -18,45 +18,44 @@ use tracing::{debug, warn};
 
 use super::{Report, socket_path};
 
-/// Connections that are served at once; the others wait in the listener's queue.
+/// Number of connections served at once; others wait in the listener's queue.
 const AT_ONCE: usize = 4;
 
-/// The longest that one connection may take.
+/// Deadline of a connection.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Pause after an error of `accept`, which is mostly a lack of descriptors that passes.
+/// Retry delay after a failed accept(2), mostly for a temporary lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The status socket of this agent, and the proof that it is the only agent in its `runtime_dir`.
+/// The status socket, and the lock by which this agent is the only one in its `runtime_dir`.
 #[derive(Debug)]
 pub struct Server {
     listener: StdListener,
     path: PathBuf,
-    /// Locked for as long as this agent lives; the kernel unlocks it when the process ends, however it
-    /// ends.
+    /// Locked while this agent runs; the kernel unlocks it when the process exits for any reason.
     _lock: File,
 }
 
 /// Why there is no status socket.
 #[derive(Debug, Error)]
 pub enum ServerError {
-    /// Two agents would count the same VMs and fight over the session.
+    /// Another agent holds the lock: both would count the same VMs and register the same subtree.
     #[error(
         "Another kvmeter runs with pid {pid} and state.runtime_dir {dir}; end it first, or give this one \
          directories of its own", dir = dir.display()
     )]
     AlreadyRunning {
-        /// What it wrote down of itself.
+        /// Process id in its lock file.
         pid: String,
-        /// The directory that both want.
+        /// The directory.
         dir: PathBuf,
     },
-    /// The directory or a file in it.
+    /// The directory or a file in it cannot be used.
     #[error("Cannot {what} {path}; state.runtime_dir must be a directory that kvmeter may write", path = path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,
@@ -64,12 +63,12 @@ pub enum ServerError {
 }
 
 impl Server {
-    /// Makes `runtime_dir` if it is missing, and takes it: replaces the socket of an agent that is dead.
-    /// The socket has mode 0660.
+    /// Creates `runtime_dir` if it is missing, locks it, and replaces the socket of an earlier agent. The socket has mode
+    /// 0660.
     ///
     /// # Errors
     ///
-    /// [`ServerError::AlreadyRunning`] while another agent lives, [`ServerError::Io`] for the rest.
+    /// [`ServerError::AlreadyRunning`] while another agent runs, else [`ServerError::Io`].
     pub fn bind(runtime_dir: &Path) -> Result<Self, ServerError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
@@ -78,8 +77,7 @@ impl Server {
         fs::create_dir_all(runtime_dir).map_err(failed("make", runtime_dir))?;
         let lock = lock(runtime_dir)?;
 
-        // Under another name until the mode is right, so that a client finds the old socket or the
-        // finished one.
+        // Under another name until the mode is set, so that a client finds the old socket or the finished one.
         let unfinished = runtime_dir.join("status.sock.new");
         match fs::remove_file(&unfinished) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -100,7 +98,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// When the socket cannot be given to the runtime. Errors of a connection end that connection only.
+    /// When the socket cannot be registered with the runtime. An error of a connection ends that connection only.
     pub async fn serve<F>(self, report: F) -> io::Result<()>
     where
         F: Fn() -> Report + Send + Sync + 'static,
@@ -109,7 +107,7 @@ impl Server {
         let listener = UnixListener::from_std(self.listener.try_clone()?)?;
         let free = Arc::new(Semaphore::new(AT_ONCE));
         loop {
-            let Ok(turn) = Arc::clone(&free).acquire_owned().await else { return Ok(()) };
+            let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return Ok(()) };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let report = Arc::clone(&report);
@@ -119,7 +117,7 @@ impl Server {
                             Ok(Err(e)) => debug!("A status connection failed: {e}"),
                             Err(_) => debug!("A status connection did not read in time"),
                         }
-                        drop(turn);
+                        drop(permit);
                     });
                 }
                 Err(e) => {
@@ -153,7 +151,7 @@ where
     stream.shutdown().await
 }
 
-/// Takes the lock that a living agent holds, and writes the pid into it.
+/// Takes the lock of a running agent and writes the process id into the file.
 fn lock(runtime_dir: &Path) -> Result<File, ServerError> {
     let path = runtime_dir.join("lock");
     let failed = |source| ServerError::Io { what: "lock", path: path.clone(), source };
@@ -169,7 +167,7 @@ fn lock(runtime_dir: &Path) -> Result<File, ServerError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
-            // Its owner may be about to write it.
+            // The file is empty if its owner has not written it yet.
             let read = Read::by_ref(&mut file).take(20).read_to_string(&mut pid);
             let known = read.is_ok() && !pid.trim().is_empty();
             return Err(ServerError::AlreadyRunning {

@@ -1,4 +1,4 @@
-//! The report for people: short lines and aligned tables.
+//! The report as text: short lines and aligned tables.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
@@ -8,34 +8,34 @@ use super::model::{
     Agentx, DiskRequests, Hook, Probe, ProbeMode, Report, SessionState, SourceState, Vcpu, Vm,
 };
 
-/// More vCPUs than this are only counted, not listed.
+/// Largest number of vCPUs that are listed; more are only counted.
 const VCPUS_LISTED: usize = 64;
 
 /// Prints a [`Report`].
 #[derive(Clone, Copy, Debug)]
-pub struct Text<'a>(pub &'a Report);
+pub struct Summary<'a>(pub &'a Report);
 
-impl fmt::Display for Text<'_> {
+impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { version, pid, uptime_ns, agentx, notifications, probe, sources, vms } = self.0;
         writeln!(
             f,
             "kvmeter {version}, pid {pid}, up {}\n",
-            Ago(Duration::from_nanos(*uptime_ns))
+            Uptime(Duration::from_nanos(*uptime_ns))
         )?;
         session(f, agentx)?;
         writeln!(
             f,
-            "Told    {} changes of state; {} notifications sent, {} dropped, {} PDUs refused by the master",
+            "Notify  {} state changes; {} notifications sent, {} dropped, {} PDUs refused by the master",
             notifications.changes, notifications.sent, notifications.dropped, notifications.refused
         )?;
         programs(f, probe)?;
         f.write_char('\n')?;
         hooks(&probe.hooks).fmt(f)?;
         f.write_char('\n')?;
-        from(sources).fmt(f)?;
+        source_states(sources).fmt(f)?;
         f.write_char('\n')?;
-        machines(vms).fmt(f)?;
+        vm_rows(vms).fmt(f)?;
         let total = vms.iter().map(|vm| vm.vcpus.len()).sum::<usize>();
         if total > VCPUS_LISTED {
             writeln!(f, "\n{total} vCPUs; `kvmeter status --json` lists them")?;
@@ -69,13 +69,15 @@ fn session(f: &mut fmt::Formatter<'_>, agentx: &Agentx) -> fmt::Result {
     let requests = &agentx.requests;
     write!(
         f,
-        "        {} requests ({} get, {} get-next, {} get-bulk, {} set), {} errors",
+        "        {} requests ({} get, {} get-next, {} get-bulk, {} set, {} other), {} errors, {} unparsable",
         requests.total(),
         requests.get,
         requests.get_next,
         requests.get_bulk,
         requests.set,
-        agentx.errors
+        requests.other,
+        agentx.errors,
+        agentx.parse_errors
     )?;
     if let Some(latency) = &agentx.latency {
         write!(
@@ -96,7 +98,7 @@ fn programs(f: &mut fmt::Formatter<'_>, probe: &Probe) -> fmt::Result {
             Printable(&probe.pin_dir)
         )?,
         ProbeMode::Degraded => {
-            writeln!(f, "Probe   degraded: no BPF, counters are read from procfs")?;
+            writeln!(f, "Probe   degraded: no BPF, VMs are listed without counters")?;
         }
     }
     writeln!(
@@ -108,7 +110,7 @@ fn programs(f: &mut fmt::Formatter<'_>, probe: &Probe) -> fmt::Result {
 
 fn hooks(hooks: &[Hook]) -> Table<3> {
     let mut table = Table::new(["HOOK", "STATE", "WHY"], [Align::Left; 3]);
-    // Those of one way to count disks come and go together.
+    // The hooks of a method are attached and detached together.
     for hook in hooks.chunk_by(|a, b| a.method.is_some() && a.method == b.method) {
         let hook = hook.iter().find(|hook| !hook.live).unwrap_or(&hook[0]);
         table.row([
@@ -120,7 +122,7 @@ fn hooks(hooks: &[Hook]) -> Table<3> {
     table
 }
 
-fn from(sources: &[SourceState]) -> Table<5> {
+fn source_states(sources: &[SourceState]) -> Table<5> {
     let mut table = Table::new(
         ["SOURCE", "STATE", "STALE-SINCE", "VMS", "RESCANS"],
         [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right],
@@ -137,7 +139,7 @@ fn from(sources: &[SourceState]) -> Table<5> {
     table
 }
 
-fn machines(vms: &[Vm]) -> Table<7> {
+fn vm_rows(vms: &[Vm]) -> Table<7> {
     let mut table = Table::new(
         ["VM", "NAME", "STATE", "PID", "VCPUS", "CPU-S", "UUID"],
         [
@@ -209,13 +211,13 @@ fn disks(vms: &[Vm]) -> Table<12> {
         [Right, Right, Left, Left, Right, Right, Right, Right, Right, Right, Right, Right],
     );
     for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
-        let [reads, writes] = [disk.read, disk.write].map(|told| {
-            let cell = |of: fn(DiskRequests) -> u64| number(told.map(of));
+        let [reads, writes] = [disk.read, disk.write].map(|direction| {
+            let cell = |of: fn(DiskRequests) -> u64| number(direction.map(of));
             [
-                cell(|told| told.requests),
-                cell(|told| told.p50_us),
-                cell(|told| told.p99_us),
-                cell(|told| told.p999_us),
+                cell(|requests| requests.requests),
+                cell(|requests| requests.p50_us),
+                cell(|requests| requests.p99_us),
+                cell(|requests| requests.p999_us),
             ]
         });
         let [reads, read_p50, read_p99, read_p999] = reads;
@@ -238,13 +240,13 @@ fn disks(vms: &[Vm]) -> Table<12> {
     table
 }
 
-/// Why the kernel counts disks in these ways, or does not, and how many requests have failed.
+/// Lines below the disks: the reason for each method, disks that the kernel does not count, and failed requests.
 fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
     let disks = || vms.iter().flat_map(|vm| &vm.disks).filter(|disk| disk.read.is_some());
-    let ways: BTreeSet<_> = disks().map(|disk| (&disk.counted_by, &disk.why)).collect();
-    for (way, why) in ways {
-        if let (Some(way), Some(why)) = (way, why) {
-            writeln!(f, "{}: {}", Printable(way), Printable(why))?;
+    let methods: BTreeSet<_> = disks().map(|disk| (&disk.counted_by, &disk.why)).collect();
+    for (method, why) in methods {
+        if let (Some(method), Some(why)) = (method, why) {
+            writeln!(f, "{}: {}", Printable(method), Printable(why))?;
         }
     }
     for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
@@ -252,7 +254,7 @@ fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
         if let Some(why) = disk.why.as_ref().filter(|_| disk.read.is_none()) {
             writeln!(f, "{target} of VM {index} is not counted in the kernel: {}", Printable(why))?;
         }
-        let errors = |told: Option<DiskRequests>| told.map_or(0, |told| told.errors);
+        let errors = |requests: Option<DiskRequests>| requests.map_or(0, |it| it.errors);
         let (reads, writes) = (errors(disk.read), errors(disk.write));
         if reads + writes > 0 {
             writeln!(f, "{target} of VM {index}: {reads} reads and {writes} writes have failed")?;
@@ -265,7 +267,7 @@ fn number(value: Option<u64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// Seconds with milliseconds, cut and not rounded: a counter is never shown ahead of itself.
+/// Seconds with milliseconds, truncated, so that a counter is never shown ahead of its value.
 fn seconds(ns: Option<u64>) -> String {
     ns.map_or_else(
         || "-".to_owned(),
@@ -273,10 +275,10 @@ fn seconds(ns: Option<u64>) -> String {
     )
 }
 
-/// A duration as days and a clock.
-struct Ago(Duration);
+/// A duration as days and HH:MM:SS.
+struct Uptime(Duration);
 
-impl fmt::Display for Ago {
+impl fmt::Display for Uptime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = self.0.as_secs();
         if s >= 86_400 {
@@ -286,8 +288,7 @@ impl fmt::Display for Ago {
     }
 }
 
-/// Text from elsewhere, that must not move the cursor or colour the terminal: a VM's name is whatever
-/// its owner wrote.
+/// Untrusted text, such as a VM's name, without the control characters that would act on the terminal.
 struct Printable<'a>(&'a str);
 
 impl fmt::Display for Printable<'_> {
@@ -305,7 +306,7 @@ enum Align {
     Right,
 }
 
-/// Columns as wide as their widest cell, two blanks between them.
+/// Columns as wide as their widest cell, with two spaces between them.
 struct Table<const N: usize> {
     align: [Align; N],
     rows: Vec<[String; N]>,

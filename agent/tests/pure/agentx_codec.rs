@@ -179,7 +179,7 @@ fn check_header(theirs: &pdu::Header, ours: &Header) {
 
 fn whole(octets: &[u8]) -> Frame<'_> {
     let frame = frame::split(octets).unwrap().unwrap();
-    assert_eq!(frame.len(), octets.len());
+    assert_eq!(frame.pdu_len(), octets.len());
     frame
 }
 

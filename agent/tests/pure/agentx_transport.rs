@@ -239,7 +239,7 @@ async fn waits_grow_while_the_master_refuses_and_are_short_again_after_a_session
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_means_one_ping_in_30_seconds_and_a_silent_master_is_left() {
+async fn idle_means_one_ping_a_minute_and_a_silent_master_is_left() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("master");
     let listener = UnixListener::bind(&path).unwrap();
@@ -250,19 +250,19 @@ async fn idle_means_one_ping_in_30_seconds_and_a_silent_master_is_left() {
     for _ in 0..5 {
         master.accept(13).await;
         let silence = last.elapsed();
-        assert!((29_990..30_010).contains(&silence.as_millis()), "{silence:?}");
+        assert!((59_990..60_010).contains(&silence.as_millis()), "{silence:?}");
         last = Instant::now();
     }
     // A request puts the ping off.
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
     master.get().await;
     let asked = Instant::now();
     assert_eq!(master.read().await.unwrap().0.pdu_type, 13);
-    assert!((29_990..30_010).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    assert!((59_990..60_010).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
 
     let (close, _) = master.read().await.unwrap();
     assert_eq!(close.pdu_type, 2);
-    assert_eq!(asked.elapsed().as_secs(), 35);
+    assert_eq!(asked.elapsed().as_secs(), 65);
     assert_eq!(master.read().await, None);
     assert_eq!(agent.statistics.last_error().unwrap(), "The master did not answer Ping in time");
     agent.stop().await;
@@ -298,7 +298,7 @@ async fn a_master_that_reads_nothing_does_not_hold_the_agent() {
     let (again, ()) = tokio::join!(listener.accept(), &mut flooded);
     drop(again);
     let error = agent.statistics.last_error().unwrap();
-    assert_eq!(error, "The master has taken no octet for 5s");
+    assert_eq!(error, "The master has read no byte for 5s");
     agent.stop().await;
 }
 

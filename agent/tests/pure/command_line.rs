@@ -164,6 +164,7 @@ fn status_shows_what_the_agent_reports() {
             last_error: None,
             requests: Requests::default(),
             errors: 0,
+            parse_errors: 0,
             latency: None,
         },
         notifications: Notifications { changes: 5, sent: 3, dropped: 0, refused: 0 },

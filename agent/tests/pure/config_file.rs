@@ -152,11 +152,11 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
         ),
         (
             "[state]\ndir = \"var/lib\"\n",
-            "2: state.dir: invalid value: string \"var/lib\", expected an absolute path below \"/\" without \"..\", of at most 4000 octets",
+            "2: state.dir: invalid value: string \"var/lib\", expected an absolute path below \"/\" without \"..\", of at most 4000 bytes",
         ),
         (
             "[probe]\npin_dir = \"/sys/fs/bpf/..\"\n",
-            "2: probe.pin_dir: invalid value: string \"/sys/fs/bpf/..\", expected an absolute path below \"/\" without \"..\", of at most 4000 octets",
+            "2: probe.pin_dir: invalid value: string \"/sys/fs/bpf/..\", expected an absolute path below \"/\" without \"..\", of at most 4000 bytes",
         ),
         (
             "[notifications]\nbulk_window_ms = 9\n",
@@ -176,7 +176,7 @@ fn a_runtime_dir_too_long_for_a_socket_is_refused() {
     let longest = format!("[state]\nruntime_dir = \"/{}\"\n", "x".repeat(89));
     assert!(Config::parse(&longest).is_ok());
     let longer = format!("[state]\nruntime_dir = \"/{}\"\n", "x".repeat(90));
-    assert!(problem(&longer).contains("of at most 90 octets"));
+    assert!(problem(&longer).contains("of at most 90 bytes"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use kvmeter::status::model::{
 };
 use kvmeter::status::server::{Server, ServerError};
 use kvmeter::status::socket_path;
-use kvmeter::status::text::Text;
+use kvmeter::status::text::Summary;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::{Builder, Runtime};
 
@@ -48,8 +48,9 @@ fn report() -> Report {
             connects: 2,
             reconnects: 1,
             last_error: Some("the master closed the connection".into()),
-            requests: Requests { get: 10, get_next: 20, get_bulk: 3, set: 0 },
+            requests: Requests { get: 10, get_next: 20, get_bulk: 3, set: 0, other: 0 },
             errors: 1,
+            parse_errors: 0,
             latency: Some(Latency { p50_us: 12, p99_us: 40, max_us: 310 }),
         },
         notifications: Notifications { changes: 5, sent: 3, dropped: 0, refused: 0 },
@@ -250,8 +251,8 @@ kvmeter 0.1.0, pid 4242, up 1 d 01:01:01
 
 AgentX  open with unix:/var/agentx/master
         2 connections, 1 of them after a loss; last error: the master closed the connection
-        33 requests (10 get, 20 get-next, 3 get-bulk, 0 set), 1 errors; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
-Told    5 changes of state; 3 notifications sent, 0 dropped, 0 PDUs refused by the master
+        33 requests (10 get, 20 get-next, 3 get-bulk, 0 set, 0 other), 1 errors, 0 unparsable; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
+Notify  5 state changes; 3 notifications sent, 0 dropped, 0 PDUs refused by the master
 Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
         0 events lost, 0 threads without a record, 0 requests of disks not counted
 
@@ -274,12 +275,12 @@ VM  DISK  TARGET  COUNTED-BY  READS  P50-US  P99-US  P99.9-US  WRITES  P50-US  P
  1     1  vda     dio          1200      71     480      1900       7       0       0         0
 vda of VM 1: 0 reads and 2 writes have failed
 ";
-    assert_eq!(Text(&report()).to_string(), expected);
+    assert_eq!(Summary(&report()).to_string(), expected);
 }
 
 #[test]
 fn thousands_of_vcpus_are_counted_and_not_listed() {
-    let text = Text(&big_report()).to_string();
+    let text = Summary(&big_report()).to_string();
     assert!(text.contains("\n4000 vCPUs; `kvmeter status --json` lists them\n"));
     assert!(!text.contains("PREEMPTIONS"));
 }

@@ -5,17 +5,17 @@ use super::{DecodeError, header::ByteOrder};
 /// Reads fields one after the other, never beyond the end.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
-    octets: &'a [u8],
+    bytes: &'a [u8],
     at: usize,
     order: ByteOrder,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(octets: &'a [u8], order: ByteOrder) -> Self {
-        Self { octets, at: 0, order }
+    pub(super) fn new(bytes: &'a [u8], order: ByteOrder) -> Self {
+        Self { bytes, at: 0, order }
     }
 
-    /// Octets read so far.
+    /// Bytes read so far.
     pub(super) fn offset(&self) -> usize {
         self.at
     }
@@ -25,15 +25,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.at >= self.octets.len()
+        self.at >= self.bytes.len()
     }
 
-    /// What has not been read.
+    /// The bytes that have not been read.
     pub(super) fn rest(&self) -> &'a [u8] {
-        self.octets.get(self.at..).unwrap_or_default()
+        self.bytes.get(self.at..).unwrap_or_default()
     }
 
-    /// The next `len` octets.
+    /// The next `len` bytes.
     pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
         let rest = self.rest();
         let field = rest.get(..len).ok_or(DecodeError::Truncated {
@@ -60,14 +60,14 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn u64(&mut self) -> Result<u64, DecodeError> {
-        let octets = self.array()?;
+        let bytes = self.array()?;
         Ok(match self.order {
-            ByteOrder::Network => u64::from_be_bytes(octets),
-            ByteOrder::Little => u64::from_le_bytes(octets),
+            ByteOrder::Network => u64::from_be_bytes(bytes),
+            ByteOrder::Little => u64::from_le_bytes(bytes),
         })
     }
 
-    /// An octet string with its padding to four octets.
+    /// An octet string with its padding to a multiple of four.
     pub(super) fn octet_string(&mut self) -> Result<&'a [u8], DecodeError> {
         let offset = self.at;
         let len = self.u32()?;
@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
         field.get(..len).ok_or(truncated)
     }
 
-    /// Refuses octets after the last field.
+    /// Checks that no bytes follow the last field.
     pub(super) fn finish(self) -> Result<(), DecodeError> {
         match self.rest().len() {
             0 => Ok(()),
@@ -101,7 +101,7 @@ impl<'o> Writer<'o> {
         Self { out, order }
     }
 
-    /// The buffer, to patch fields that are known late.
+    /// The buffer, to patch fields whose values are known late.
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
         self.out
     }
@@ -114,30 +114,30 @@ impl<'o> Writer<'o> {
         self.order
     }
 
-    pub(super) fn octets(&mut self, octets: &[u8]) {
-        self.out.extend_from_slice(octets);
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
     }
 
     pub(super) fn u16(&mut self, number: u16) {
-        self.octets(&self.order.u16_octets(number));
+        self.bytes(&self.order.u16_bytes(number));
     }
 
     pub(super) fn u32(&mut self, number: u32) {
-        self.octets(&self.order.u32_octets(number));
+        self.bytes(&self.order.u32_bytes(number));
     }
 
     pub(super) fn u64(&mut self, number: u64) {
-        self.octets(&match self.order {
+        self.bytes(&match self.order {
             ByteOrder::Network => number.to_be_bytes(),
             ByteOrder::Little => number.to_le_bytes(),
         });
     }
 
-    /// Length, octets and padding. Octets beyond `u32::MAX` would not fit: a writer's limit comes long before.
-    pub(super) fn octet_string(&mut self, octets: &[u8]) {
-        self.u32(u32::try_from(octets.len()).unwrap_or(u32::MAX));
-        self.octets(octets);
-        let padding = octets.len().next_multiple_of(4) - octets.len();
+    /// Length, bytes and padding. Bytes beyond `u32::MAX` would not fit: a writer's limit comes long before.
+    pub(super) fn octet_string(&mut self, bytes: &[u8]) {
+        self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.bytes(bytes);
+        let padding = bytes.len().next_multiple_of(4) - bytes.len();
         self.out.resize(self.out.len() + padding, 0);
     }
 }

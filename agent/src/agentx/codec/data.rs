@@ -46,12 +46,12 @@ pub enum Data<'a> {
     EndOfMibView,
 }
 
-/// A name and what is bound to it.
+/// A name and the value bound to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct VarBind<'a> {
     /// `v.name`.
     pub name: Oid,
-    /// `v.data`, and by its kind `v.type`.
+    /// `v.data`; the variant is `v.type`.
     pub data: Data<'a>,
 }
 
@@ -106,10 +106,10 @@ impl<'a> Element<'a> for VarBind<'a> {
             kind::OBJECT_IDENTIFIER => Data::ObjectIdentifier(oid::decode(reader)?.0),
             kind::IP_ADDRESS => {
                 let offset = reader.offset();
-                let octets = reader.octet_string()?;
-                let address = octets.try_into();
+                let bytes = reader.octet_string()?;
+                let address = bytes.try_into();
                 Data::IpAddress(
-                    address.map_err(|_| DecodeError::IpAddress { offset, len: octets.len() })?,
+                    address.map_err(|_| DecodeError::IpAddress { offset, len: bytes.len() })?,
                 )
             }
             kind::COUNTER32 => Data::Counter32(reader.u32()?),
@@ -126,7 +126,7 @@ impl<'a> Element<'a> for VarBind<'a> {
     }
 }
 
-/// Appends a binding of a value, copied from where the instance is kept.
+/// Appends a binding of a value, copied from the instance.
 pub(super) fn encode_value(writer: &mut Writer<'_>, name: &Oid, value: Value<'_>) {
     match value {
         Value::Integer(number) => {

@@ -5,18 +5,18 @@ use super::{
     cursor::Reader, header::VERSION,
 };
 
-/// A PDU whose every field has been checked.
+/// A PDU with all fields checked.
 #[derive(Clone, Debug)]
 pub struct Pdu<'a> {
     /// The header.
     pub header: Header,
-    /// The name of the context, where the header says that there is one (section 6.1.1).
+    /// Name of the context, if the header has the flag for it (section 6.1.1).
     pub context: Option<&'a [u8]>,
-    /// What follows it.
+    /// The rest of the payload.
     pub body: Body<'a>,
 }
 
-/// What a PDU says, by its type.
+/// Payload of a PDU, by its type.
 #[derive(Clone, Debug)]
 pub enum Body<'a> {
     /// Section 6.2.2.
@@ -31,21 +31,21 @@ pub enum Body<'a> {
     },
     /// Section 6.2.6.
     GetNext {
-        /// One answer each.
+        /// Ranges, each with one result.
         ranges: SearchRanges<'a>,
     },
     /// Section 6.2.7.
     GetBulk {
-        /// `g.non_repeaters`: so many of the first ranges get one answer.
+        /// `g.non_repeaters`: number of leading ranges with one result each.
         non_repeaters: u16,
-        /// `g.max_repetitions`: so many answers at most for each of the others.
+        /// `g.max_repetitions`: largest number of results for each of the other ranges.
         max_repetitions: u16,
         /// All ranges.
         ranges: SearchRanges<'a>,
     },
     /// Section 6.2.8.
     TestSet {
-        /// What to set.
+        /// Names and their new values.
         bindings: VarBinds<'a>,
     },
     /// Section 6.2.9.
@@ -64,17 +64,17 @@ pub enum Body<'a> {
         error: ResError,
         /// `res.index`: the binding or range that failed, from 1; 0 if none did.
         index: u16,
-        /// What was found.
+        /// The results.
         bindings: VarBinds<'a>,
     },
 }
 
 impl<'a> Pdu<'a> {
-    /// Checks `frame` to its last octet.
+    /// Decodes `frame` and checks it to its last byte.
     ///
     /// # Errors
     ///
-    /// The first field that is wrong. Types that only subagents send are refused like unknown ones.
+    /// [`DecodeError`] for the first invalid field. Types that only subagents send are treated like unknown ones.
     pub fn decode(frame: Frame<'a>) -> Result<Self, DecodeError> {
         let header = frame.header;
         if header.version != VERSION {

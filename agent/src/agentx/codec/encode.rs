@@ -1,4 +1,4 @@
-//! PDUs with values, written where they are sent from (RFC 2741 sections 6.2.5 to 6.2.10 and 6.2.16).
+//! Encoding of PDUs with values, directly into the output buffer (RFC 2741 sections 6.2.5 to 6.2.10 and 6.2.16).
 
 use super::{
     Body, Header, Pdu, ResError, SearchRange, VarBind,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::snmp::{Oid, Value};
 
-/// Appends one PDU to a buffer. The length in the header is set by [`finish`](Self::finish).
+/// Appends one PDU to a buffer. [`finish`](Self::finish) sets the length in the header.
 #[derive(Debug)]
 pub struct PduWriter<'o> {
     writer: Writer<'o>,
@@ -18,41 +18,41 @@ pub struct PduWriter<'o> {
 }
 
 impl<'o> PduWriter<'o> {
-    /// Begins a PDU. The context is written if `header` says that there is one.
+    /// Begins a PDU. The context is written if `header` has the flag for it.
     #[must_use]
     pub fn new(out: &'o mut Vec<u8>, header: &Header, context: &[u8]) -> Self {
         let start = out.len();
         let mut writer = Writer::new(out, header.flags.byte_order());
-        writer.octets(&header.encode());
+        writer.bytes(&header.encode());
         if header.has_context() {
             writer.octet_string(context);
         }
         Self { writer, start }
     }
 
-    /// Two numbers of 16 bits, as GetBulk has them.
+    /// Appends two 16-bit numbers, such as those of GetBulk.
     pub fn numbers(&mut self, first: u16, second: u16) {
         self.writer.u16(first);
         self.writer.u16(second);
     }
 
-    /// A range of a Get, GetNext or GetBulk.
+    /// Appends a range of a Get, GetNext or GetBulk.
     pub fn range(&mut self, range: &SearchRange) {
         oid::encode(&mut self.writer, &range.start, range.include);
         oid::encode(&mut self.writer, &range.end, false);
     }
 
-    /// A binding of anything.
+    /// Appends a binding of any type.
     pub fn binding(&mut self, binding: &VarBind<'_>) {
         binding.encode(&mut self.writer);
     }
 
-    /// A binding of a value that this agent serves.
+    /// Appends a binding of a type that this agent serves.
     pub fn value(&mut self, name: &Oid, value: Value<'_>) {
         data::encode_value(&mut self.writer, name, value);
     }
 
-    /// Octets of the payload so far.
+    /// Length of the payload so far, in bytes.
     #[must_use]
     pub fn payload_len(&self) -> usize {
         self.writer.len() - self.start - Header::LEN
@@ -64,27 +64,27 @@ impl<'o> PduWriter<'o> {
         self.patch(Header::PAYLOAD_LENGTH_AT, len);
     }
 
-    /// Overwrites four octets of the PDU.
+    /// Overwrites four bytes of the PDU.
     fn patch(&mut self, at: usize, word: u32) {
-        let octets = self.writer.order().u32_octets(word);
+        let bytes = self.writer.order().u32_bytes(word);
         let at = self.start + at;
-        self.writer.buffer()[at..at + 4].copy_from_slice(&octets);
+        self.writer.buffer()[at..at + 4].copy_from_slice(&bytes);
     }
 
-    /// Takes back what was written after the first `len` octets of the payload.
+    /// Drops the payload after its first `len` bytes.
     fn truncate(&mut self, len: usize) {
         let len = self.start + Header::LEN + len;
         self.writer.buffer().truncate(len);
     }
 }
 
-/// A response under way: bindings are appended one by one, and [`fail`](Self::fail) takes them all back.
+/// An unfinished response: bindings are appended one by one, and [`fail`](Self::fail) drops them all.
 #[derive(Debug)]
 pub struct ResponseWriter<'o> {
     pdu: PduWriter<'o>,
 }
 
-/// The payload would pass [`MAX_PAYLOAD`]; the binding was taken back.
+/// The payload would exceed [`MAX_PAYLOAD`]; the binding was dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Full;
 
@@ -92,21 +92,20 @@ impl<'o> ResponseWriter<'o> {
     /// `res.sysUpTime`, `res.error` and `res.index`.
     const FIXED: usize = 8;
 
-    /// Begins the response to the request with the header `request`. `res.sysUpTime` is 0: a subagent has
-    /// none, and the master sets its own.
+    /// Begins the response to the request with the header `request`. `res.sysUpTime` is 0: the master sets its own.
     #[must_use]
     pub fn new(out: &'o mut Vec<u8>, request: &Header) -> Self {
         let mut pdu = PduWriter::new(out, &request.response(), &[]);
-        pdu.writer.octets(&[0; Self::FIXED]);
+        pdu.writer.bytes(&[0; Self::FIXED]);
         Self { pdu }
     }
 
-    /// Appends a value, copied from where the view keeps it.
+    /// Appends a binding of a value, copied from the view.
     pub(crate) fn value(&mut self, name: &Oid, value: Value<'_>) -> Result<(), Full> {
         self.bounded(|pdu| pdu.value(name, value))
     }
 
-    /// Appends any binding.
+    /// Appends a binding of any type.
     pub(crate) fn binding(&mut self, binding: &VarBind<'_>) -> Result<(), Full> {
         self.bounded(|pdu| pdu.binding(binding))
     }
@@ -121,17 +120,17 @@ impl<'o> ResponseWriter<'o> {
         Ok(())
     }
 
-    /// Octets of the payload so far; also a mark for [`truncate`](Self::truncate).
+    /// Length of the payload so far, in bytes; also a mark for [`truncate`](Self::truncate).
     pub(crate) fn payload_len(&self) -> usize {
         self.pdu.payload_len()
     }
 
-    /// Takes back the bindings that came after the payload had `mark` octets.
+    /// Drops the bindings that were appended after the payload had `mark` bytes.
     pub(crate) fn truncate(&mut self, mark: usize) {
         self.pdu.truncate(mark.max(Self::FIXED));
     }
 
-    /// The binding that was appended when the payload had `mark` octets, and the mark of the one after it.
+    /// The binding that was appended when the payload had `mark` bytes, and the mark of the one after it.
     pub(crate) fn binding_at(&mut self, mark: usize) -> Option<(VarBind<'_>, usize)> {
         let at = self.pdu.start + Header::LEN + mark;
         let order = self.pdu.writer.order();
@@ -140,31 +139,30 @@ impl<'o> ResponseWriter<'o> {
         Some((binding, mark + reader.offset()))
     }
 
-    /// Ends the response with the bindings as they are.
+    /// Ends the response with its bindings.
     pub fn finish(self) {
         self.pdu.finish();
     }
 
-    /// Ends the response without bindings, with an error about the range or binding `index`, from 1; 0 if
-    /// the error is about none of them.
+    /// Ends the response without bindings. `index` is the range or binding with the error, from 1; 0: none of them.
     pub fn fail(mut self, error: ResError, index: u16) {
         self.truncate(0);
         let order = self.pdu.writer.order();
         let at = self.pdu.start + Header::LEN + 4;
         let buffer = self.pdu.writer.buffer();
-        buffer[at..at + 2].copy_from_slice(&order.u16_octets(error.0));
-        buffer[at + 2..at + 4].copy_from_slice(&order.u16_octets(index));
+        buffer[at..at + 2].copy_from_slice(&order.u16_bytes(error.0));
+        buffer[at + 2..at + 4].copy_from_slice(&order.u16_bytes(index));
         self.pdu.finish();
     }
 }
 
 impl Pdu<'_> {
-    /// Appends this PDU. What comes out decodes to an equal PDU, not always to the same octets: object
-    /// identifiers are written in their short form, and reserved octets as 0.
+    /// Appends this PDU. The result decodes to an equal PDU, but may differ in bytes: object identifiers are written in
+    /// their short form, and reserved bytes as 0.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut pdu = PduWriter::new(out, &self.header, self.context.unwrap_or_default());
         match &self.body {
-            Body::Close { reason } => pdu.writer.octets(&[reason.0, 0, 0, 0]),
+            Body::Close { reason } => pdu.writer.bytes(&[reason.0, 0, 0, 0]),
             Body::Get { ranges } | Body::GetNext { ranges } => {
                 ranges.clone().for_each(|range| pdu.range(&range));
             }

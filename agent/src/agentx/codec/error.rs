@@ -1,10 +1,10 @@
-//! Why octets are no PDU.
+//! Errors of decoding.
 
 use thiserror::Error;
 
 use super::header::VERSION;
 
-/// Why a PDU could not be parsed. Offsets count octets of the payload, from the end of the header.
+/// Why a PDU cannot be decoded. Offsets are in bytes from the beginning of the payload.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 pub enum DecodeError {
     /// Section 6.1: `h.version`.
@@ -14,43 +14,43 @@ pub enum DecodeError {
     #[error("A master does not send PDUs of type {0}")]
     PduType(u8),
     /// A field reaches beyond the end of the payload.
-    #[error("The field at octet {offset} takes {needed} octets, and {left} are left")]
+    #[error("The field at byte {offset} takes {needed} bytes, and {left} are left")]
     Truncated {
-        /// Where the field begins.
+        /// Offset of the field.
         offset: usize,
-        /// What it takes.
+        /// Length of the field.
         needed: usize,
-        /// What is left of the payload.
+        /// Bytes that are left in the payload.
         left: usize,
     },
     /// Section 5.1, with the limit of RFC 2578 section 3.5.
-    #[error("The object identifier at octet {offset} has more than 128 sub-identifiers")]
+    #[error("The object identifier at byte {offset} has more than 128 sub-identifiers")]
     OidTooLong {
-        /// Where the object identifier begins.
+        /// Offset of the object identifier.
         offset: usize,
     },
     /// Section 5.4: `v.type`.
-    #[error("The variable binding at octet {offset} has the unknown type {kind}")]
+    #[error("The variable binding at byte {offset} has the unknown type {kind}")]
     ValueType {
-        /// Where the binding begins.
+        /// Offset of the binding.
         offset: usize,
-        /// The type found.
+        /// The type.
         kind: u16,
     },
-    /// RFC 2578 section 7.1.5: four octets.
-    #[error("The IpAddress at octet {offset} has {len} octets in place of 4")]
+    /// RFC 2578 section 7.1.5: four bytes.
+    #[error("The IpAddress at byte {offset} has {len} bytes in place of 4")]
     IpAddress {
-        /// Where the address begins.
+        /// Offset of the address.
         offset: usize,
         /// Its length.
         len: usize,
     },
     /// The payload goes on after the last field.
-    #[error("{count} octets follow the last field, at octet {offset}")]
+    #[error("{count} bytes follow the last field, at byte {offset}")]
     Trailing {
-        /// Where the last field ends.
+        /// End of the last field.
         offset: usize,
-        /// How many octets follow.
+        /// Number of bytes that follow.
         count: usize,
     },
 }

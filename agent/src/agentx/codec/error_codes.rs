@@ -1,8 +1,8 @@
-//! Codes with names: `res.error` and `c.reason` (RFC 2741 sections 6.2.16 and 6.2.2).
+//! `res.error` and `c.reason` (RFC 2741 sections 6.2.16 and 6.2.2).
 
 use std::fmt;
 
-/// One line a code: number, constant, the RFC's name.
+/// Declares the codes: constant, number, the RFC's name.
 macro_rules! codes {
     ($(#[$doc:meta])* $type:ident($number:ty) { $($constant:ident = $code:literal $name:literal)* }) => {
         $(#[$doc])*
@@ -37,7 +37,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// `res.error`. Numbers without a name here are kept as they are.
+    /// `res.error`. Unknown numbers are kept.
     ResError(u16) {
         NO_ERROR = 0 "noAgentXError"
         GEN_ERR = 5 "genErr"

@@ -1,41 +1,36 @@
-//! Where one PDU ends and the next begins in a stream of octets (RFC 2741 section 8).
+//! Framing: splits a stream of bytes into PDUs (RFC 2741 section 8).
 
 use thiserror::Error;
 
 use super::header::Header;
 
-/// The most octets of a payload, in either direction. An SNMP message over UDP has at most 65,507 octets,
-/// and AgentX spends four or five octets on what takes one in BER; twice, for the two ends of a range. So no
-/// manager can make a master send more.
+/// Largest payload in bytes, in either direction.
+///
+/// An SNMP message over UDP has at most 65,507 bytes, and AgentX takes four or five bytes for one of BER, twice for the two
+/// ends of a range. So no manager can make a master send more.
 pub const MAX_PAYLOAD: usize = 512 * 1024;
 
-/// One whole PDU. Its payload has not been looked at.
+/// One complete PDU with an undecoded payload.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Frame<'a> {
     /// The header.
     pub header: Header,
-    /// As many octets as the header says.
+    /// The payload, of the length in the header.
     pub payload: &'a [u8],
 }
 
 impl Frame<'_> {
-    /// Octets of the PDU with its header.
+    /// Length of the PDU in bytes, with its header.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn pdu_len(&self) -> usize {
         Header::LEN + self.payload.len()
-    }
-
-    /// Never: there is always a header.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        false
     }
 }
 
-/// The length in a header cannot be, so that nobody knows where the next PDU begins: the connection is lost.
+/// The header has an invalid length. The beginning of the next PDU is unknown, so the connection must be dropped.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[error(
-    "The master sent a PDU with a payload of {} octets; it must be a multiple of 4, and at most {MAX_PAYLOAD}",
+    "The master sent a PDU with a payload of {} bytes; it must be a multiple of 4, and at most {MAX_PAYLOAD}",
     header.payload_length
 )]
 pub struct FrameError {
@@ -43,13 +38,13 @@ pub struct FrameError {
     pub header: Header,
 }
 
-/// The PDU at the beginning of `octets`; `None` when it has not all come yet.
+/// The PDU at the beginning of `bytes`; `None`: it is incomplete.
 ///
 /// # Errors
 ///
-/// [`FrameError`] as soon as the header is there: no octet of such a payload needs to be kept.
-pub fn split(octets: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
-    let Some((header, rest)) = octets.split_first_chunk() else {
+/// [`FrameError`] as soon as the header is complete, before any of the payload.
+pub fn split(bytes: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
+    let Some((header, rest)) = bytes.split_first_chunk() else {
         return Ok(None);
     };
     let header = Header::decode(header);
@@ -61,52 +56,52 @@ pub fn split(octets: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
     }
 }
 
-/// Octets that came and have not been handled, with what is still missing of the last PDU.
+/// Received bytes that have not been handled.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    octets: Vec<u8>,
+    bytes: Vec<u8>,
     handled: usize,
 }
 
 impl Inbox {
-    /// Room that is kept ready, and to which the memory goes back after a large PDU.
+    /// Capacity in bytes to which the buffer shrinks after a large PDU.
     const READ_AHEAD: usize = 16 * 1024;
 
-    /// The buffer to append octets to, with room for some.
+    /// The buffer to read into, with spare capacity.
     pub fn fill(&mut self) -> &mut Vec<u8> {
-        self.octets.drain(..self.handled);
+        self.bytes.drain(..self.handled);
         self.handled = 0;
-        if self.octets.is_empty() {
-            self.octets.shrink_to(Self::READ_AHEAD);
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(Self::READ_AHEAD);
         }
-        self.octets.reserve(Self::READ_AHEAD / 4);
-        &mut self.octets
+        self.bytes.reserve(Self::READ_AHEAD / 4);
+        &mut self.bytes
     }
 
-    /// The next PDU, if it is whole. Each is given once.
+    /// Takes the next PDU, if it is complete.
     ///
     /// # Errors
     ///
-    /// [`FrameError`]; the octets from there on are of no use.
+    /// [`FrameError`]; the rest of the inbox cannot be used.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
-        let frame = split(&self.octets[self.handled..])?;
-        self.handled += frame.as_ref().map_or(0, Frame::len);
+        let frame = split(&self.bytes[self.handled..])?;
+        self.handled += frame.as_ref().map_or(0, Frame::pdu_len);
         Ok(frame)
     }
 
-    /// Forgets everything: the connection is another one.
+    /// Drops all bytes, for a new connection.
     pub fn clear(&mut self) {
-        self.octets.clear();
+        self.bytes.clear();
         self.handled = 0;
     }
 
-    /// Octets that wait to be handled.
+    /// Number of unhandled bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.octets.len() - self.handled
+        self.bytes.len() - self.handled
     }
 
-    /// Whether none waits.
+    /// Whether there are no unhandled bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -125,14 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn octets_may_come_one_by_one() {
-        let mut octets = header(8).encode().to_vec();
-        octets.extend([1, 2, 3, 4, 5, 6, 7, 8]);
-        octets.extend(header(0).encode());
+    fn bytes_may_come_one_by_one() {
+        let mut bytes = header(8).encode().to_vec();
+        bytes.extend([1, 2, 3, 4, 5, 6, 7, 8]);
+        bytes.extend(header(0).encode());
         let mut inbox = Inbox::default();
         let mut ends = Vec::new();
-        for (at, octet) in octets.iter().enumerate() {
-            inbox.fill().push(*octet);
+        for (at, byte) in bytes.iter().enumerate() {
+            inbox.fill().push(*byte);
             if let Some(frame) = inbox.next_frame().unwrap() {
                 ends.push((at + 1, frame.payload.len()));
             }
@@ -142,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_cannot_be_is_refused_before_its_payload_comes() {
+    fn an_invalid_length_is_refused_before_its_payload_comes() {
         let largest = u32::try_from(MAX_PAYLOAD).unwrap();
         assert_eq!(split(&header(largest).encode()), Ok(None));
         for wrong in [1, 2, 3, largest + 4, u32::MAX, u32::MAX - 3] {
@@ -152,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_a_large_pdu_is_given_back() {
+    fn memory_of_a_large_pdu_is_freed() {
         let mut inbox = Inbox::default();
         let large = header(u32::try_from(MAX_PAYLOAD).unwrap());
         inbox.fill().extend(large.encode());

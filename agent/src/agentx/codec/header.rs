@@ -1,40 +1,40 @@
-//! The header that every PDU begins with (RFC 2741 section 6.1).
+//! The header of a PDU (RFC 2741 section 6.1).
 
-/// The one version of the protocol.
+/// `h.version`: the only version of the protocol.
 pub(super) const VERSION: u8 = 1;
 
-/// How the numbers of one PDU are laid out (`NETWORK_BYTE_ORDER` in `h.flags`).
+/// Byte order of the numbers in a PDU (`NETWORK_BYTE_ORDER` in `h.flags`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ByteOrder {
-    /// Most significant octet first; the flag is set.
+    /// Most significant byte first; the flag is set.
     Network,
-    /// Least significant octet first.
+    /// Least significant byte first.
     Little,
 }
 
 impl ByteOrder {
-    pub(super) fn u16(self, octets: [u8; 2]) -> u16 {
+    pub(super) fn u16(self, bytes: [u8; 2]) -> u16 {
         match self {
-            Self::Network => u16::from_be_bytes(octets),
-            Self::Little => u16::from_le_bytes(octets),
+            Self::Network => u16::from_be_bytes(bytes),
+            Self::Little => u16::from_le_bytes(bytes),
         }
     }
 
-    pub(super) fn u32(self, octets: [u8; 4]) -> u32 {
+    pub(super) fn u32(self, bytes: [u8; 4]) -> u32 {
         match self {
-            Self::Network => u32::from_be_bytes(octets),
-            Self::Little => u32::from_le_bytes(octets),
+            Self::Network => u32::from_be_bytes(bytes),
+            Self::Little => u32::from_le_bytes(bytes),
         }
     }
 
-    pub(super) fn u16_octets(self, number: u16) -> [u8; 2] {
+    pub(super) fn u16_bytes(self, number: u16) -> [u8; 2] {
         match self {
             Self::Network => number.to_be_bytes(),
             Self::Little => number.to_le_bytes(),
         }
     }
 
-    pub(super) fn u32_octets(self, number: u32) -> [u8; 4] {
+    pub(super) fn u32_bytes(self, number: u32) -> [u8; 4] {
         match self {
             Self::Network => number.to_be_bytes(),
             Self::Little => number.to_le_bytes(),
@@ -52,7 +52,7 @@ impl Flags {
     /// Bit 4: [`ByteOrder::Network`].
     pub const NETWORK_BYTE_ORDER: u8 = 0x10;
 
-    /// Flags that say nothing but the byte order.
+    /// Flags with the byte order and no others.
     #[must_use]
     pub const fn of(order: ByteOrder) -> Self {
         match order {
@@ -61,17 +61,17 @@ impl Flags {
         }
     }
 
-    /// The byte order of the numbers in this PDU.
+    /// Byte order of the numbers in this PDU.
     #[must_use]
     pub const fn byte_order(self) -> ByteOrder {
         if self.0 & Self::NETWORK_BYTE_ORDER == 0 { ByteOrder::Little } else { ByteOrder::Network }
     }
 }
 
-/// One line a type: number and name of RFC 2741 section 6.1.
+/// Declares the types: name and number of RFC 2741 section 6.1.
 macro_rules! pdu_types {
     ($($name:ident = $number:literal)*) => {
-        /// The types of PDU, by their names in RFC 2741 section 6.2.
+        /// Type of a PDU, with the names of RFC 2741 section 6.2.
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
         #[repr(u8)]
         #[expect(missing_docs, reason = "the names are those of the RFC")]
@@ -117,7 +117,7 @@ pdu_types! {
     Response = 18
 }
 
-/// A header as it was sent: nothing in it has been judged.
+/// A header as it was sent, with no field checked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Header {
     /// `h.version`.
@@ -132,14 +132,14 @@ pub struct Header {
     pub transaction_id: u32,
     /// `h.packetID`.
     pub packet_id: u32,
-    /// `h.payload_length`, octets after the header.
+    /// `h.payload_length`, in bytes.
     pub payload_length: u32,
 }
 
 impl Header {
-    /// Octets of a header.
+    /// Length of a header in bytes.
     pub const LEN: usize = 20;
-    /// Where `h.payload_length` stands.
+    /// Offset of `h.payload_length`.
     pub(super) const PAYLOAD_LENGTH_AT: usize = 16;
 
     /// A header of this version with an empty payload.
@@ -156,8 +156,8 @@ impl Header {
         }
     }
 
-    /// The header of the response to this request (section 7.2.2): the same but for the type. A response has
-    /// no context, and is always of the version that this side speaks.
+    /// Header of the response to this request (section 7.2.2): the same but for the type, without a context, and always of
+    /// version 1.
     #[must_use]
     pub const fn response(&self) -> Self {
         Self {
@@ -175,24 +175,23 @@ impl Header {
         PduType::from_number(self.pdu_type)
     }
 
-    /// Whether this PDU asks for a response (sections 6.2.2, 6.2.9, 6.2.16): every PDU does, also an unknown
-    /// one, but for Close, CleanupSet, and Response itself.
+    /// Whether a response must be sent (sections 6.2.2, 6.2.9, 6.2.16): to every PDU, also of an unknown type, but for
+    /// Close, CleanupSet, and Response.
     #[must_use]
     pub const fn asks_for_response(&self) -> bool {
         !matches!(self.kind(), Some(PduType::Close | PduType::CleanupSet | PduType::Response))
     }
 
-    /// Whether the payload begins with the name of a context. A response has none. For the rest the flag
-    /// decides alone, as it does in net-snmp: section 6.1.1 does not foresee it in CommitSet and its like,
-    /// but nothing else could be meant.
+    /// Whether the payload begins with the name of a context. A response has none. Otherwise the flag alone decides, as in
+    /// net-snmp, although section 6.1.1 does not define it for CommitSet, UndoSet and CleanupSet.
     #[must_use]
     pub const fn has_context(&self) -> bool {
         self.flags.0 & Flags::NON_DEFAULT_CONTEXT != 0
             && !matches!(self.kind(), Some(PduType::Response))
     }
 
-    pub(super) fn decode(octets: &[u8; Self::LEN]) -> Self {
-        let [version, pdu_type, flags, _, rest @ ..] = octets;
+    pub(super) fn decode(bytes: &[u8; Self::LEN]) -> Self {
+        let [version, pdu_type, flags, _, rest @ ..] = bytes;
         let flags = Flags(*flags);
         let number = |at: usize| {
             let mut word = [0; 4];
@@ -212,13 +211,13 @@ impl Header {
 
     pub(super) fn encode(&self) -> [u8; Self::LEN] {
         let order = self.flags.byte_order();
-        let mut octets = [0; Self::LEN];
-        octets[..4].copy_from_slice(&[self.version, self.pdu_type, self.flags.0, 0]);
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&[self.version, self.pdu_type, self.flags.0, 0]);
         let words = [self.session_id, self.transaction_id, self.packet_id, self.payload_length];
-        for (field, word) in octets[4..].chunks_exact_mut(4).zip(words) {
-            field.copy_from_slice(&order.u32_octets(word));
+        for (field, word) in bytes[4..].chunks_exact_mut(4).zip(words) {
+            field.copy_from_slice(&order.u32_bytes(word));
         }
-        octets
+        bytes
     }
 }
 
@@ -227,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_byte_orders_say_the_same() {
+    fn both_byte_orders_encode_the_same_header() {
         for order in [ByteOrder::Network, ByteOrder::Little] {
             let header = Header {
                 session_id: 1,
@@ -238,13 +237,13 @@ mod tests {
             };
             assert_eq!(Header::decode(&header.encode()), header);
         }
-        let octets =
+        let bytes =
             Header { session_id: 7, ..Header::new(PduType::Get, ByteOrder::Network) }.encode();
-        assert_eq!(octets[..8], [1, 5, 0x10, 0, 0, 0, 0, 7]);
+        assert_eq!(bytes[..8], [1, 5, 0x10, 0, 0, 0, 0, 7]);
     }
 
     #[test]
-    fn every_number_of_a_type_comes_back() {
+    fn every_type_has_its_number() {
         for number in 0..=u8::MAX {
             if let Some(kind) = PduType::from_number(number) {
                 assert_eq!(kind.number(), number);

@@ -1,29 +1,29 @@
-//! Lists that fill the rest of a PDU.
+//! Lists that fill the rest of a payload.
 
 use std::marker::PhantomData;
 
 use super::{DecodeError, cursor::Reader};
 
-/// What such a list is made of.
+/// Element of a list.
 pub trait Element<'a>: Sized {
-    /// The one at the reader.
+    /// Decodes the element at the reader.
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] where there is none.
+    /// [`DecodeError`] when the bytes are no such element.
     fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError>;
 
-    /// The same where nobody wants to see it.
+    /// Validates the element at the reader and skips it.
     ///
     /// # Errors
     ///
-    /// [`DecodeError`], the same.
+    /// Those of [`decode`](Self::decode).
     fn skip(reader: &mut Reader<'a>) -> Result<(), DecodeError> {
         Self::decode(reader).map(drop)
     }
 }
 
-/// All of one PDU, checked: walking them cannot fail.
+/// The validated elements of a PDU. Iterating over them cannot fail.
 #[derive(Clone, Debug)]
 pub struct List<'a, T> {
     reader: Reader<'a>,
@@ -32,7 +32,7 @@ pub struct List<'a, T> {
 }
 
 impl<'a, T: Element<'a>> List<'a, T> {
-    /// Checks everything that the reader has left.
+    /// Validates all that is left in the reader.
     pub(super) fn decode(reader: Reader<'a>) -> Result<Self, DecodeError> {
         let mut ahead = reader.clone();
         let mut count = 0;
@@ -43,13 +43,13 @@ impl<'a, T: Element<'a>> List<'a, T> {
         Ok(Self { reader, count, element: PhantomData })
     }
 
-    /// How many are left.
+    /// Number of elements that are left.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is none left.
+    /// Whether no element is left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0

@@ -1,14 +1,13 @@
-//! Protocol data units as octets (RFC 2741 sections 5 and 6).
+//! Encoding and decoding of PDUs (RFC 2741 sections 5 and 6).
 //!
-//! Reading goes in three steps, each total over any octets, none of which allocates:
+//! Decoding takes three steps. Each accepts any bytes, and none allocates:
 //!
-//! 1. [`frame::split`] finds where a PDU ends. Too few octets are no error; a length that cannot be is one.
-//! 2. [`Pdu::decode`] checks the whole PDU: after it, every length inside is known to hold.
-//! 3. [`SearchRanges`] and [`VarBinds`] are such checked lists; walking them cannot fail.
+//! 1. [`frame::split`] finds the end of a PDU. Too few bytes are no error; an invalid length is one.
+//! 2. [`Pdu::decode`] checks the whole PDU, with every length inside.
+//! 3. [`SearchRanges`] and [`VarBinds`] are the checked lists; iterating over them cannot fail.
 //!
-//! Only what a master sends to a subagent is decoded. The PDUs that carry values are encoded by
-//! [`ResponseWriter`] and [`PduWriter`], straight into the buffer that goes to the socket; the ones without
-//! values are built by the `agentx` crate (`admin_pdus.rs`).
+//! Only PDUs that a master sends are decoded. PDUs with values are encoded by [`ResponseWriter`] and [`PduWriter`], directly
+//! into the socket's buffer; PDUs without values are built by the `agentx` crate (`admin_pdus.rs`).
 //!
 //! Nothing here knows a session, a socket or a clock.
 

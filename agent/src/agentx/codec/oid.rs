@@ -7,10 +7,10 @@ use super::{
 };
 use crate::snmp::Oid;
 
-/// What `prefix` stands for: 1.3.6.1.prefix.
+/// The identifier before `prefix`, which stands for 1.3.6.1.prefix.
 const INTERNET: [u32; 4] = [1, 3, 6, 1];
 
-/// The object identifier at the reader, and its `include` field.
+/// Decodes the object identifier at the reader, and its `include` field.
 pub(super) fn decode(reader: &mut Reader<'_>) -> Result<(Oid, bool), DecodeError> {
     let field = RawOid::read(reader)?;
     let mut oid = Oid::empty();
@@ -27,7 +27,7 @@ pub(super) fn decode(reader: &mut Reader<'_>) -> Result<(Oid, bool), DecodeError
     Ok((oid, field.include))
 }
 
-/// Steps over an object identifier after the checks that make [`decode`] succeed on it.
+/// Validates the object identifier at the reader and skips it.
 pub(super) fn skip(reader: &mut Reader<'_>) -> Result<(), DecodeError> {
     RawOid::read(reader).map(drop)
 }
@@ -36,21 +36,21 @@ pub(super) fn skip(reader: &mut Reader<'_>) -> Result<(), DecodeError> {
 pub(super) fn encode(writer: &mut Writer<'_>, oid: &Oid, include: bool) {
     let (prefix, parts) = match oid.strip_prefix(&INTERNET) {
         Some([first, rest @ ..]) => match u8::try_from(*first) {
-            // A prefix of 0 means that there is none.
+            // 0 means no prefix.
             Ok(first) if first > 0 => (first, rest),
             _ => (0, oid.parts()),
         },
         _ => (0, oid.parts()),
     };
-    // At most 128 parts.
+    // An `Oid` has at most 128 parts.
     let count = u8::try_from(parts.len()).unwrap_or(u8::MAX);
-    writer.octets(&[count, prefix, u8::from(include), 0]);
+    writer.bytes(&[count, prefix, u8::from(include), 0]);
     for part in parts {
         writer.u32(*part);
     }
 }
 
-/// The fields of an object identifier, its length checked.
+/// The fields of an object identifier, with its length checked.
 struct RawOid<'a> {
     offset: usize,
     prefix: u8,
@@ -72,14 +72,14 @@ impl<'a> RawOid<'a> {
     }
 }
 
-/// What a request asks for (section 5.2).
+/// A range of names in a request (section 5.2).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SearchRange {
-    /// The name to get, or where a search begins.
+    /// The name to get, or the beginning of a search.
     pub start: Oid,
-    /// Whether `start` itself may be the answer to a search.
+    /// Whether `start` itself may be the result of a search.
     pub include: bool,
-    /// Names from here on are no answer; without parts: no bound.
+    /// End of the search, exclusive; without parts: unbounded.
     pub end: Oid,
 }
 
@@ -103,7 +103,7 @@ impl<'a> Element<'a> for SearchRange {
 mod tests {
     use super::{super::header::ByteOrder, *};
 
-    fn octets(oid: &Oid) -> Vec<u8> {
+    fn bytes(oid: &Oid) -> Vec<u8> {
         let mut out = Vec::new();
         encode(&mut Writer::new(&mut out, ByteOrder::Network), oid, false);
         out
@@ -112,7 +112,7 @@ mod tests {
     #[track_caller]
     fn check(parts: &[u32], expected: &[u8]) {
         let oid = Oid::of(parts);
-        assert_eq!(octets(&oid), expected);
+        assert_eq!(bytes(&oid), expected);
         let mut reader = Reader::new(expected, ByteOrder::Network);
         assert_eq!(decode(&mut reader), Ok((oid, false)));
         assert!(reader.is_empty());
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_part_that_fits_no_prefix_is_written_out() {
         for part in [0, 256, u32::MAX] {
-            assert_eq!(octets(&Oid::of(&[1, 3, 6, 1, part]))[..2], [5, 0]);
+            assert_eq!(bytes(&Oid::of(&[1, 3, 6, 1, part]))[..2], [5, 0]);
         }
     }
 

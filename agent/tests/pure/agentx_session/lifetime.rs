@@ -96,32 +96,32 @@ fn silence_is_broken_by_a_ping_and_its_answer_by_another() {
     let mut master = Master::established();
     let start = master.now;
     let seconds = |session: &Session| (session.poll_timeout().unwrap() - start).as_secs();
-    assert_eq!(seconds(&master.session), 30);
-    master.wait(29);
+    assert_eq!(seconds(&master.session), 60);
+    master.wait(59);
     master.session.handle_timeout(master.now).unwrap();
     assert!(master.output().is_empty(), "too early");
     assert_eq!(master.get(&["1.5.0"]).error, ResError::NO_ERROR);
-    assert_eq!(seconds(&master.session), 59, "a request is a sign of life");
+    assert_eq!(seconds(&master.session), 119, "a request is a sign of life");
 
-    master.wait(30);
+    master.wait(60);
     master.session.handle_timeout(master.now).unwrap();
     let ping = pdu::Ping::from_bytes(&master.output()).unwrap();
     assert_eq!(ping.header.session_id, SESSION);
-    assert_eq!(seconds(&master.session), 59 + 5);
+    assert_eq!(seconds(&master.session), 119 + 5);
     master.wait(1);
     master.reply(&ping.header, ResError::NO_ERROR).unwrap();
-    assert_eq!(seconds(&master.session), 60 + 30);
+    assert_eq!(seconds(&master.session), 120 + 60);
 }
 
 #[test]
 fn a_request_is_as_good_an_answer_to_a_ping() {
     let mut master = Master::established();
-    master.wait(30);
+    master.wait(60);
     master.session.handle_timeout(master.now).unwrap();
     master.output();
     master.wait(4);
     assert_eq!(master.get(&["1.5.0"]).error, ResError::NO_ERROR);
-    master.wait(29);
+    master.wait(59);
     master.session.handle_timeout(master.now).unwrap();
     assert!(master.output().is_empty());
 }
@@ -129,14 +129,14 @@ fn a_request_is_as_good_an_answer_to_a_ping() {
 #[test]
 fn a_master_that_hangs_or_forgot_the_session_is_given_up() {
     let mut master = Master::established();
-    master.wait(30);
+    master.wait(60);
     master.session.handle_timeout(master.now).unwrap();
     let ping = pdu::Ping::from_bytes(&master.output()).unwrap();
     let lost = master.reply(&ping.header, ResError::NOT_OPEN).unwrap_err();
     assert!(matches!(lost, SessionError::SessionGone(ResError::NOT_OPEN)));
 
     let mut master = Master::established();
-    master.wait(30);
+    master.wait(60);
     master.session.handle_timeout(master.now).unwrap();
     master.output();
     master.wait(5);
@@ -201,7 +201,10 @@ fn capabilities_follow_the_last_registration() {
     let register = pdu::Register::from_bytes(&master.output()).unwrap();
     master.reply(&register.header, ResError::NO_ERROR).unwrap();
     let caps = pdu::AddAgentCaps::from_bytes(&master.output()).unwrap();
-    assert_eq!((caps.id.to_string(), caps.descr.0), (SUBTREE.to_owned(), "VM-MIB".to_owned()));
+    assert_eq!((caps.header.session_id, caps.id.to_string()), (SESSION, SUBTREE.to_owned()));
+    assert_eq!(caps.descr.0, "VM-MIB");
+    master.reply(&caps.header, ResError::REQUEST_DENIED).unwrap();
+    assert_eq!(master.session.state(), State::Established { session_id: SESSION, ping: None });
 }
 
 #[test]

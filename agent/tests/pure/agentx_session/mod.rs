@@ -118,7 +118,7 @@ impl Master {
 
     fn send(&mut self, octets: &[u8]) -> Result<Handled, SessionError> {
         let frame = frame::split(octets).unwrap().expect("a whole PDU");
-        assert_eq!(frame.len(), octets.len());
+        assert_eq!(frame.pdu_len(), octets.len());
         self.session.handle_pdu(&self.objects, frame, self.now)
     }
 
@@ -153,7 +153,7 @@ impl Master {
         let asked = frame::split(&request[..Header::LEN])
             .map_or_else(|error| error.header, |_| frame::split(request).unwrap().unwrap().header);
         let answer = frame::split(&output).unwrap().expect("a whole response");
-        assert_eq!(answer.len(), output.len(), "one response");
+        assert_eq!(answer.pdu_len(), output.len(), "one response");
         let header = Header { payload_length: answer.header.payload_length, ..asked.response() };
         assert_eq!(answer.header, header);
         match Pdu::decode(answer).unwrap().body {

@@ -203,7 +203,7 @@ fn what_cannot_be_parsed_is_answered_so_and_too_much_of_it_ends_the_session() {
     let output = master.output();
     let answer = frame::split(&output).unwrap().unwrap();
     assert_eq!(answer.header.kind(), Some(PduType::Response));
-    let close = pdu::Close::from_bytes(&output[answer.len()..]).unwrap();
+    let close = pdu::Close::from_bytes(&output[answer.pdu_len()..]).unwrap();
     assert_eq!(close.reason, pdu::CloseReason::ParseError);
 }
 
@@ -237,7 +237,7 @@ fn a_length_that_cannot_be_ends_the_connection() {
         let Body::Response { error, .. } = Pdu::decode(answer).unwrap().body else { panic!() };
         assert_eq!(error, ResError::PARSE_ERROR);
         assert_eq!(answer.header.packet_id, header.packet_id);
-        let close = pdu::Close::from_bytes(&output[answer.len()..]).unwrap();
+        let close = pdu::Close::from_bytes(&output[answer.pdu_len()..]).unwrap();
         assert_eq!(close.reason, pdu::CloseReason::ParseError);
         assert_eq!(master.session.state(), State::Disconnected);
     }
