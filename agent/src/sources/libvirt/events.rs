@@ -1,8 +1,19 @@
-//! The events of libvirt, and the job that they may be about, which its bindings do not wrap: the one place that
-//! hands C a function of ours.
+//! Domain events and job statistics of libvirt, which its Rust bindings do not wrap.
 //!
-//! The functions run on the thread of libvirt's event loop. They take the UUID out of the domain, which asks
-//! nobody, and put it into a channel; what has happened is looked at by another thread.
+//! The callbacks run on the thread of libvirt's event loop. They copy the domain's UUID and send it into an unbounded
+//! channel: they never block and call nothing that sends a request. Another thread queries what has happened.
+//!
+//! # Safety contract
+//!
+//! Every `unsafe` in this file rests on these rules, which its SAFETY comments cite by name:
+//!
+//! - **Signature**: a callback is registered only for an event id whose callback type (libvirt/libvirt-domain.h) has
+//!   exactly the callback's arguments. The table in [`EventSubscription::new`] pairs ids and types.
+//! - **Domain**: libvirt passes a callback a domain that is valid until the callback returns.
+//! - **Sender**: the opaque pointer of a registration is a `Box<Sender<Event>>` turned into a raw pointer, a box of its own
+//!   for each registration. libvirt passes it to the callback, which only borrows it, and to [`free`] once, after the
+//!   last callback. If libvirt refuses the registration it does not keep the pointer, and this file frees it.
+//! - **Connection**: a borrowed [`Connect`] is open, and so is the connection of a borrowed [`Domain`].
 
 #![expect(unsafe_code, reason = "libvirt calls back through C")]
 
@@ -15,48 +26,47 @@ use crate::inventory::VmUuid;
 use crossbeam_channel::Sender;
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
-/// What libvirt tells.
+/// What the source's thread is to handle.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    /// Something about the domain with this UUID is different.
+    /// The domain with this UUID has changed.
     Changed(VmUuid),
-    /// The same, and what has happened: virDomainEventType and the detail that belongs to it.
+    /// A life-cycle event of the domain: virDomainEventType and the detail of that type.
     LifeCycle(VmUuid, c_int, c_int),
-    /// Something copies the memory of the domain with this UUID.
+    /// A job copies the memory of the domain: a migration, or a save or snapshot.
     Copying(VmUuid),
     /// The connection is lost.
     Closed,
-    /// Not of libvirt: other domains than before start with the host.
+    /// Not from libvirt: the set of domains that start with the host has changed.
     AutoStart,
     /// Not of libvirt: somebody wants to know whether it answers.
     Ping(Sender<()>),
 }
 
-/// A function for the events whose arguments between the domain and the sender have these types, as the call that
-/// registers it wants it.
+/// Makes a callback for an event whose arguments between the domain and the opaque pointer have these types.
 macro_rules! callback {
     ($($argument:ty),+) => { callback!($($argument),+ => Event::Changed) };
     ($($argument:ty),+ => $event:path) => {{
         /// # Safety
         ///
-        /// libvirt calls it with a valid domain, and with the pointer that was registered with it.
+        /// Called by libvirt only: **Signature**, **Domain**, **Sender**.
         unsafe extern "C" fn callback(
             _: sys::virConnectPtr,
             domain: sys::virDomainPtr,
             $(_: $argument,)+
             sender: *mut c_void,
         ) {
-            // SAFETY: as this function's own.
+            // SAFETY: **Domain** and **Sender**, upheld by libvirt.
             unsafe { send(domain, sender, $event) }
         }
         generic!(callback, ($($argument),+))
     }};
 }
 
-/// VIR_DOMAIN_EVENT_CALLBACK() of libvirt's header.
+/// Casts a callback to the generic type, like VIR_DOMAIN_EVENT_CALLBACK() in libvirt-domain.h.
 macro_rules! generic {
     ($function:ident, ($($argument:ty),+) $(-> $result:ty)?) => {
-        // SAFETY: libvirt calls the function with the arguments of the event with whose number it is registered.
+        // SAFETY: **Signature**: libvirt casts the pointer back to the event's own callback type before it calls it.
         unsafe {
             mem::transmute::<
                 unsafe extern "C" fn(
@@ -71,24 +81,24 @@ macro_rules! generic {
     };
 }
 
-/// What the call that registers a function takes for any.
+/// virConnectDomainEventGenericCallback: the type under which any callback is registered.
 type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
 
-/// The events that have no arguments of their own.
+/// Callback of the events without arguments of their own.
 ///
 /// # Safety
 ///
-/// As the others.
+/// Called by libvirt only: **Signature**, **Domain**, **Sender**.
 unsafe extern "C" fn plain(_: sys::virConnectPtr, domain: sys::virDomainPtr, sender: *mut c_void) {
-    // SAFETY: as this function's own.
+    // SAFETY: **Domain** and **Sender**, upheld by libvirt.
     unsafe { send(domain, sender, Event::Changed) }
 }
 
-/// The life cycle has its own, which returns a number that nobody reads.
+/// Callback of life-cycle events, whose type returns an int; libvirt ignores it.
 ///
 /// # Safety
 ///
-/// As the others.
+/// Called by libvirt only: **Signature**, **Domain**, **Sender**.
 unsafe extern "C" fn life_cycle(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
@@ -96,47 +106,53 @@ unsafe extern "C" fn life_cycle(
     detail: c_int,
     sender: *mut c_void,
 ) -> c_int {
-    // SAFETY: as this function's own.
+    // SAFETY: **Domain** and **Sender**, upheld by libvirt.
     unsafe { send(domain, sender, |uuid| Event::LifeCycle(uuid, event, detail)) };
     0
 }
 
+/// Sends an event with the domain's UUID.
+///
 /// # Safety
 ///
-/// `domain` is valid, `sender` is what [`EventSubscription::new`] registered and has not freed.
+/// `domain` as in **Domain**, `sender` as in **Sender**.
 unsafe fn send(
     domain: sys::virDomainPtr,
     sender: *mut c_void,
     event: impl FnOnce(VmUuid) -> Event,
 ) {
     let mut uuid = [0; 16];
-    // SAFETY: it writes VIR_UUID_BUFLEN octets, which are 16.
+    // SAFETY: **Domain**; the buffer has the VIR_UUID_BUFLEN (16) bytes that the call writes.
     if unsafe { sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) } == 0 {
-        // SAFETY: the sender lives until `free`, and is only read.
+        // SAFETY: **Sender**: the box lives until `free`, and is only borrowed.
         let sender = unsafe { &*sender.cast::<Sender<Event>>() };
-        // Nobody receives when the source has ended.
+        // Fails only if the source has dropped the receiver.
         let _ = sender.send(event(VmUuid::of_bytes(uuid)));
     }
 }
 
+/// Callback of a lost connection.
+///
 /// # Safety
 ///
-/// `sender` as in [`send`].
+/// Called by libvirt only: **Sender**.
 unsafe extern "C" fn closed(_: sys::virConnectPtr, _: c_int, sender: *mut c_void) {
-    // SAFETY: as in `send`.
+    // SAFETY: **Sender**: the box lives until `free`, and is only borrowed.
     let sender = unsafe { &*sender.cast::<Sender<Event>>() };
     let _ = sender.send(Event::Closed);
 }
 
+/// Frees the opaque pointer of a registration.
+///
 /// # Safety
 ///
-/// `sender` came from [`Box::into_raw`], and nobody uses it any more: libvirt calls this last, and once.
+/// Called once and last, by libvirt or after a refused registration: **Sender**.
 unsafe extern "C" fn free(sender: *mut c_void) {
-    // SAFETY: as this function's own.
+    // SAFETY: **Sender**: the pointer came from `Box::into_raw`, and this is its last use.
     drop(unsafe { Box::from_raw(sender.cast::<Sender<Event>>()) });
 }
 
-/// Events of all domains of a connection, until this is dropped.
+/// A subscription to the events of all domains of a connection; ends when dropped.
 #[derive(Debug)]
 pub(super) struct EventSubscription<'a> {
     connection: &'a Connect,
@@ -144,8 +160,11 @@ pub(super) struct EventSubscription<'a> {
 }
 
 impl<'a> EventSubscription<'a> {
-    /// Registers for every kind that may change what is served. A kind that this daemon does not know is left
-    /// out; without the life cycle there is no source.
+    /// Registers for every event that may change what is served. An event that the driver does not support is left out.
+    ///
+    /// # Errors
+    ///
+    /// That of libvirt if life-cycle events are not supported.
     pub(super) fn new(connection: &'a Connect, sender: &Sender<Event>) -> Result<Self, Error> {
         type Text = *const c_char;
         let kinds: [(sys::virDomainEventID, Generic); 20] = [
@@ -179,8 +198,8 @@ impl<'a> EventSubscription<'a> {
             }
         }
         let sender = Box::into_raw(Box::new(sender.clone())).cast();
-        // SAFETY: the connection is open; `closed` and `free` have the signatures that are asked for, and
-        // `sender` is theirs from here on. Drivers without a connection to lose refuse it.
+        // SAFETY: **Connection**; `closed` and `free` have the types that the call declares; **Sender**. Drivers without a
+        // connection that could be lost refuse.
         let refused = unsafe {
             sys::virConnectRegisterCloseCallback(
                 connection.as_ptr(),
@@ -190,13 +209,14 @@ impl<'a> EventSubscription<'a> {
             )
         } < 0;
         if refused {
-            // SAFETY: libvirt has not kept it.
+            // SAFETY: **Sender**: refused, so libvirt has not kept it.
             unsafe { free(sender) };
         }
         Ok(registered)
     }
 }
 
+/// Registers one callback for one event id.
 fn register(
     connection: &Connect,
     kind: sys::virDomainEventID,
@@ -205,8 +225,7 @@ fn register(
 ) -> Result<c_int, Error> {
     let sender = Box::into_raw(Box::new(sender.clone())).cast();
     let kind = c_int::try_from(kind).unwrap_or(-1);
-    // SAFETY: the connection is open; without a domain the events of all are meant; the function takes the arguments
-    // of this kind, and `sender` belongs to it and to `free` from here on.
+    // SAFETY: **Connection**; the null domain stands for all domains; **Signature**; **Sender**.
     let id = unsafe {
         sys::virConnectDomainEventRegisterAny(
             connection.as_ptr(),
@@ -218,17 +237,17 @@ fn register(
         )
     };
     if id < 0 {
-        // SAFETY: libvirt has not kept it.
+        // SAFETY: **Sender**: refused, so libvirt has not kept it.
         unsafe { free(sender) };
         return Err(Error::last_error());
     }
     Ok(id)
 }
 
-/// Whether a job moves the domain to another host: others copy its memory, too. Waits for a QEMU that hangs.
+/// Whether the domain's current job is an outgoing migration; other jobs copy the memory, too. Blocks while QEMU hangs.
 pub(super) fn is_migrating(domain: &Domain) -> bool {
     let (mut kind, mut parameters, mut count) = (0, ptr::null_mut(), 0);
-    // SAFETY: the domain is valid as long as it is borrowed, and the pointers are where libvirt puts its answer.
+    // SAFETY: **Connection**: the borrowed domain is valid; the three pointers are to locals that the call fills.
     let refused = unsafe {
         sys::virDomainGetJobStats(
             domain.as_ptr(),
@@ -244,8 +263,8 @@ pub(super) fn is_migrating(domain: &Domain) -> bool {
     let none = c_int::try_from(sys::VIR_DOMAIN_JOB_NONE).unwrap_or(0);
     let out = c_int::try_from(sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT).unwrap_or(-1);
     let mut operation = 0;
-    // SAFETY: so many parameters are libvirt's answer; the number of that name is an int, or there is none, and
-    // `operation` stays as it is. The answer is freed once and not used any more.
+    // SAFETY: libvirt has returned `count` parameters. The lookup checks the parameter's type, and leaves `operation` as it
+    // is if there is none. The array is freed once, and not used afterwards.
     unsafe {
         sys::virTypedParamsGetInt(
             parameters,
@@ -260,8 +279,7 @@ pub(super) fn is_migrating(domain: &Domain) -> bool {
 
 impl Drop for EventSubscription<'_> {
     fn drop(&mut self) {
-        // SAFETY: the connection is open as long as it is borrowed, and the ids are its own. What fails here
-        // fails because the connection is lost.
+        // SAFETY: **Connection**; the ids are its own. Errors are ignored: they mean that the connection is lost.
         unsafe {
             for &id in &self.ids {
                 sys::virConnectDomainEventDeregisterAny(self.connection.as_ptr(), id);
