@@ -29,7 +29,7 @@ impl HostNics {
         (index(sysfs, device), self.parent(sysfs, device))
     }
 
-    /// A tap is a port of a bridge, and the physical interface another; a macvtap lies upon it.
+    /// The ifIndex of the physical interface: for a tap, another port of the same bridge; for a macvtap, its lower device.
     fn parent(&mut self, sysfs: &Path, device: &str) -> u32 {
         let number = |found: Option<String>| found.map_or(0, |parent| index(sysfs, &parent));
         let bridge = fs::read_link(sysfs.join(device).join("master")).ok();
@@ -47,7 +47,8 @@ impl HostNics {
     }
 }
 
-/// What the kernel takes as a name (dev_valid_name() in net/core/dev.c), so that it stays below sysfs.
+/// Whether the kernel accepts it as an interface name (dev_valid_name() in net/core/dev.c). Such a name cannot lead out of
+/// sysfs.
 fn is_name(device: &str) -> bool {
     !device.is_empty()
         && device.len() < 16
@@ -61,7 +62,7 @@ fn index(sysfs: &Path, device: &str) -> u32 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// The physical interface that this one is, or that it lies upon (VLAN); a bond stands for its members.
+/// The physical interface: this one, or one below it (VLAN). A bond counts as physical.
 fn physical(sysfs: &Path, device: &str, depth: usize) -> Option<String> {
     let dir = sysfs.join(device);
     if dir.join("device").exists() || dir.join("bonding").exists() {

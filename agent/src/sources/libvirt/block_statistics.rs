@@ -1,8 +1,8 @@
-//! What the hypervisor itself counts for the disks of a domain, by libvirt: the last resort, for it asks QEMU.
+//! The hypervisor's own I/O counters of a domain's disks, through libvirt: the fallback, since libvirt queries QEMU for them.
 //!
-//! The bindings give the records of virDomainListGetStats() out as they are, so that they are read here.
+//! The Rust bindings return the records of virDomainListGetStats() as raw C structures, which are read here.
 
-#![expect(unsafe_code, reason = "libvirt gives the statistics out as C structures")]
+#![expect(unsafe_code, reason = "libvirt returns the statistics as C structures")]
 
 use std::{
     collections::BTreeMap,
@@ -16,19 +16,18 @@ use virt::{domain::Domain, error::Error, sys};
 
 use crate::counters::DiskIo;
 
-/// The I/O of each disk that the domain's QEMU counts, by its name in the guest. Of a domain that is off there is
-/// none. Waits for a QEMU that hangs.
+/// Queries the I/O counters of each disk, by target name. Empty for a domain that is off. Blocks while QEMU hangs.
 ///
 /// # Errors
 ///
 /// That of libvirt.
 pub(super) fn query(domain: &Domain) -> Result<Vec<(String, DiskIo)>, Error> {
-    // SAFETY: the pointer is used only as long as the domain is borrowed.
+    // SAFETY: the pointer is used only while the domain is borrowed.
     let domain = unsafe { domain.as_ptr() };
     let mut domains = [domain, ptr::null_mut()];
     let mut records = ptr::null_mut();
-    // SAFETY: the list ends with a null pointer and its domain is valid as long as it is borrowed; `records` is where
-    // libvirt puts a list that belongs to the caller.
+    // SAFETY: the list ends with a null pointer, and the borrowed domain in it is valid; `records` receives a list that
+    // belongs to the caller.
     let count = unsafe {
         sys::virDomainListGetStats(
             domains.as_mut_ptr(),
@@ -41,18 +40,18 @@ pub(super) fn query(domain: &Domain) -> Result<Vec<(String, DiskIo)>, Error> {
     let Some(records) = NonNull::new(records) else { return Ok(Vec::new()) };
     let records = Records { records, count };
     let mut disks = Disks::default();
-    // SAFETY: libvirt has put so many pointers there, which live until `records` is dropped.
+    // SAFETY: libvirt has returned `count` record pointers, valid until `Records` frees the list.
     for &record in unsafe { slice::from_raw_parts(records.records.as_ptr(), records.count) } {
-        // SAFETY: libvirt's, and alive as above; this and no other kind of record was asked for.
+        // SAFETY: a record of the list, valid until `Records` frees it.
         let record = unsafe { &*record };
         let count = usize::try_from(record.nparams).unwrap_or(0);
         if count == 0 {
             continue;
         }
-        // SAFETY: a record has `nparams` parameters.
+        // SAFETY: `params` has `nparams` elements (struct _virDomainStatsRecord).
         for parameter in unsafe { slice::from_raw_parts(record.params, count) } {
-            // SAFETY: the name of a parameter ends with a 0 inside the field, and its type says which member of the
-            // union holds its value; a text of libvirt ends with a 0, too.
+            // SAFETY: `field` is NUL-terminated within its array, and `type_` says which member of the union is set; a
+            // string value is NUL-terminated (struct _virTypedParameter).
             unsafe {
                 let name = text(parameter.field.as_ptr());
                 match u32::try_from(parameter.type_) {
@@ -66,15 +65,17 @@ pub(super) fn query(domain: &Domain) -> Result<Vec<(String, DiskIo)>, Error> {
     Ok(disks.counted())
 }
 
+/// Copies a C string.
+///
 /// # Safety
 ///
-/// The text ends with a 0.
+/// `from` is NUL-terminated.
 unsafe fn text(from: *const c_char) -> String {
-    // SAFETY: as this function's own.
+    // SAFETY: upheld by this function's own contract.
     unsafe { CStr::from_ptr(from) }.to_string_lossy().into_owned()
 }
 
-/// libvirt's records, freed with this.
+/// The list that virDomainListGetStats() returned; freed when dropped.
 struct Records {
     records: NonNull<sys::virDomainStatsRecordPtr>,
     count: usize,
@@ -82,19 +83,19 @@ struct Records {
 
 impl Drop for Records {
     fn drop(&mut self) {
-        // SAFETY: the list came from libvirt, and is not used any more.
+        // SAFETY: the list came from virDomainListGetStats(), and this is its last use.
         unsafe { sys::virDomainStatsRecordListFree(self.records.as_ptr()) }
     }
 }
 
-/// The disks of a record by their number in it, put together from parameters such as `block.0.rd.reqs`.
+/// The disks of a record by their number in it, assembled from parameters such as `block.0.rd.reqs`.
 #[derive(Debug, Default)]
 struct Disks(BTreeMap<u32, Disk>);
 
 #[derive(Debug, Default)]
 struct Disk {
     name: Option<String>,
-    /// Whether requests are counted: those of a drive whose VM is off, or that is not QEMU's, are not.
+    /// Whether there were any request counters: a domain that is off has sizes only.
     is_counted: bool,
     io: DiskIo,
 }
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disks_are_put_together_by_their_number() {
+    fn disks_are_assembled_by_their_number() {
         let mut disks = Disks::default();
         disks.number("block.count", 4);
         for (number, name) in [(0, "vda"), (1, "sda"), (10, "vdk")] {

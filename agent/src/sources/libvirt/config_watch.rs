@@ -1,5 +1,5 @@
-//! What libvirt tells no event of, seen in the files that its daemon on this host keeps: which domains start with the
-//! host, what a domain will have at its next start, and whether its memory waits in a file.
+//! Watches the files of the local libvirt daemon for changes without an event: autostart, the persistent configuration, and
+//! managed saves.
 
 use std::{
     io,
@@ -10,33 +10,35 @@ use std::{
 
 use rustix::fs::inotify::{self, WatchFlags};
 
-/// Where the QEMU driver keeps descriptions, links to those of domains that start with the host, and memory
-/// (virQEMUDriverConfigNew() in src/qemu/qemu_conf.c).
+/// Directories of the QEMU driver (virQEMUDriverConfigNew() in src/qemu/qemu_conf.c): domains' configurations, links to those
+/// that start with the host, and managed saves.
 const CONFIG: &str = "/etc/libvirt/qemu";
 const AUTOSTART: &str = "autostart";
 const SAVE: &str = "/var/lib/libvirt/qemu/save";
 
-/// What has changed.
+/// A change of libvirt's files.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum ConfigChange {
-    /// Which domains start with the host.
+    /// The set of domains that start with the host.
     AutoStart,
-    /// Something about the domain of this name.
+    /// The configuration or the managed save of the domain with this name.
     Domain(String),
 }
 
-/// A look-out for files that come and go.
+/// An inotify instance on libvirt's directories.
 #[derive(Debug)]
 pub(super) struct ConfigWatch {
     fd: OwnedFd,
     config: PathBuf,
-    of_config: i32,
-    of_save: Option<i32>,
+    /// Watch descriptor of `config`.
+    config_wd: i32,
+    /// Watch descriptor of the directory of managed saves, if it exists.
+    save_wd: Option<i32>,
 }
 
 impl ConfigWatch {
-    /// Looks out for the files of libvirt on this host; `None` where a URI means another driver or host, or where
-    /// there are none yet.
+    /// Watches the files of a local QEMU driver. `None`: the URI is of another driver or host, or the configuration directory
+    /// does not exist yet.
     pub(super) fn of(uri: &str) -> Option<Self> {
         let is_here = uri.starts_with("qemu:///system");
         is_here.then(|| Self::in_dirs(Path::new(CONFIG), Path::new(SAVE)).ok()).flatten()
@@ -44,14 +46,14 @@ impl ConfigWatch {
 
     fn in_dirs(config: &Path, save: &Path) -> io::Result<Self> {
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-        let of_config = watch(&fd, config)?;
-        let of_save = watch(&fd, save).ok();
-        // Until it is there, the directory around it tells of it.
+        let config_wd = watch(&fd, config)?;
+        let save_wd = watch(&fd, save).ok();
+        // If it does not exist yet, the watch of its parent reports its creation.
         let _ = watch(&fd, &config.join(AUTOSTART));
-        Ok(Self { fd, config: config.to_owned(), of_config, of_save })
+        Ok(Self { fd, config: config.to_owned(), config_wd, save_wd })
     }
 
-    /// Waits for changes.
+    /// Blocks until there are changes; each is returned once.
     ///
     /// # Errors
     ///
@@ -60,17 +62,16 @@ impl ConfigWatch {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.fd, &mut buffer);
         let mut changes = Vec::new();
-        // What has come together is told together.
         while changes.is_empty() || !reader.is_buffer_empty() {
             let event = reader.next()?;
             let name = event.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-            if event.wd() == self.of_config {
+            if event.wd() == self.config_wd {
                 if name == AUTOSTART {
                     let _ = watch(&self.fd, &self.config.join(AUTOSTART));
                     changes.push(ConfigChange::AutoStart);
                 }
                 changes.extend(name.strip_suffix(".xml").map(domain));
-            } else if Some(event.wd()) == self.of_save {
+            } else if Some(event.wd()) == self.save_wd {
                 changes.extend(name.strip_suffix(".save").map(domain));
             } else {
                 changes.push(ConfigChange::AutoStart);
@@ -83,7 +84,7 @@ impl ConfigWatch {
 }
 
 fn watch(fd: &OwnedFd, dir: &Path) -> io::Result<i32> {
-    // libvirt writes a new file and gives it the name of the old one.
+    // libvirt replaces a file by writing a new one and renaming it.
     let change = WatchFlags::CREATE
         | WatchFlags::DELETE
         | WatchFlags::MOVED_FROM
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_seen_from_the_first_on() {
+    fn changes_of_files_are_reported() {
         let root = tempfile::tempdir().unwrap();
         let (config, save) = (root.path().join("qemu"), root.path().join("save"));
         fs::create_dir(&config).unwrap();
@@ -122,7 +123,7 @@ mod tests {
         seen("a link", ConfigChange::AutoStart);
         fs::remove_file(autostart.join("web.xml")).unwrap();
         seen("its removal", ConfigChange::AutoStart);
-        // Somebody else's file tells nothing.
+        // A file with another suffix is ignored.
         fs::write(config.join("web.xml.new"), "").unwrap();
         fs::rename(config.join("web.xml.new"), config.join("web.xml")).unwrap();
         seen("a description", domain("web"));

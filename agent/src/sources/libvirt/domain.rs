@@ -1,4 +1,4 @@
-//! A domain as libvirt describes it, without asking its monitor.
+//! Queries a domain's description from libvirt, by calls that do not involve QEMU's monitor.
 
 use tracing::{debug, warn};
 use virt::{
@@ -10,7 +10,7 @@ use virt::{
 use super::{state, xml};
 use crate::inventory::{AutoStart, Domain, Persistence, VmUuid};
 
-/// A domain as it is now: `None` = libvirt did not say, `Some(None)` = it is gone.
+/// The domain as it is now. `None`: libvirt gave no answer; `Some(None)`: the domain is gone.
 pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>> {
     let found =
         connection.lookup_domain_by_uuid(uuid.to_uuid()).and_then(|handle| describe(&handle));
@@ -24,7 +24,11 @@ pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>
     }
 }
 
-/// Everything that libvirt tells of a domain without asking its monitor. What of it fails is not known.
+/// Describes a domain.
+///
+/// # Errors
+///
+/// Those of UUID, name, state and XML. Any other property that cannot be queried is unknown.
 pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
     let uuid = handle.uuid()?.into();
     let name = handle.name()?;
@@ -32,8 +36,8 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
     let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
     let (admin_state, oper_state) = state::mib_states(state, reason, has_managed_save);
     debug!(domain = name, ?state, ?reason, has_managed_save, ?oper_state, "described");
-    let told = match xml::parse(&handle.xml_desc(0)?) {
-        Ok(told) => told,
+    let parsed = match xml::parse(&handle.xml_desc(0)?) {
+        Ok(parsed) => parsed,
         Err(error) => {
             warn!(domain = name, "{error}; only its name and state are served");
             xml::DomainXml::default()
@@ -52,18 +56,18 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
     Ok(Domain {
         uuid,
         name,
-        os_type: told.os,
+        os_type: parsed.os,
         admin_state,
         oper_state,
         is_unexplained: state::is_unexplained(reason),
         is_active: handle.is_active().unwrap_or(true),
         auto_start,
         persistence,
-        cpus: told.vcpus,
-        max_cpus: told.max_vcpus,
-        vcpu_ids: told.vcpu_ids,
-        memory: told.memory,
-        disks: told.disks,
-        nics: told.nics,
+        cpus: parsed.vcpus,
+        max_cpus: parsed.max_vcpus,
+        vcpu_ids: parsed.vcpu_ids,
+        memory: parsed.memory,
+        disks: parsed.disks,
+        nics: parsed.nics,
     })
 }

@@ -1,5 +1,5 @@
-//! Recorded lives of domains: libvirt's events and what was found after each (libvirt 9.0, QEMU 7.2, KVM), and the
-//! notifications that they must lead to, whether each event comes alone or all of them at once, and looked at in time or late.
+//! Replays of recorded domain lives: libvirt's events, the state found after each (libvirt 9.0, QEMU 7.2, KVM), and the
+//! notifications that they must lead to, whether events come one by one or in one batch, and the state is found in time or late.
 
 use std::{
     collections::BTreeMap,
@@ -26,20 +26,20 @@ use crate::{
 
 const DOMAIN: VmUuid = VmUuid::of_bytes([7; 16]);
 
-/// What is found of the domain after events.
+/// The state of the domain that is found after events.
 #[derive(Clone, Copy, Debug)]
 enum Snapshot {
     Running,
     Paused(Why),
     Shutdown,
     Off(End),
-    /// Off, with its memory in a file.
+    /// Off, with a managed save.
     Saved,
     Crashed,
     Gone,
 }
 
-/// virDomainEventType and its detail, and what was found then.
+/// Events as virDomainEventType and detail, and the state found after them.
 type Step = (&'static [(c_int, c_int)], Snapshot);
 
 const DEFINED: (c_int, c_int) = (0, 0);
@@ -58,7 +58,7 @@ const BOOT: [Step; 3] = [
 ];
 const BOOTED: Notified = (1, 11);
 
-/// The number of a notification, and vmOperState in it.
+/// The notification's number below vmNotifications, and vmOperState in it.
 type Notified = (u32, i32);
 
 struct Life {
@@ -70,7 +70,7 @@ struct Life {
 /// After [`BOOT`] and [`BOOTED`].
 const LIVES: [Life; 13] = [
     Life {
-        name: "saved to a file of somebody's own",
+        name: "saved to a file of the user's",
         steps: &[
             (&[(SUSPENDED, 0)], Snapshot::Paused(Why::Save)),
             (&[(STOPPED, 4)], Snapshot::Off(End::Saved)),
@@ -123,7 +123,7 @@ const LIVES: [Life; 13] = [
         expected: &[(2, 4), (3, 10)],
     },
     Life {
-        name: "panicked, kept, and destroyed",
+        name: "panicked, preserved, and destroyed",
         steps: &[
             (&[(SUSPENDED, 0)], Snapshot::Crashed),
             (&[(CRASHED, 0)], Snapshot::Crashed),
@@ -133,7 +133,7 @@ const LIVES: [Life; 13] = [
         expected: &[(9, 4), (2, 12), (3, 10)],
     },
     Life {
-        name: "panicked, and was seen before libvirt knew why it stood still",
+        name: "panicked, and was found before libvirt knew the reason of the pause",
         steps: &[
             (&[(SUSPENDED, 0)], Snapshot::Paused(Why::Unknown)),
             (&[(CRASHED, 0)], Snapshot::Crashed),
@@ -146,7 +146,7 @@ const LIVES: [Life; 13] = [
         expected: &[(9, 4)],
     },
     Life {
-        name: "its QEMU was killed, and that was found before it was told",
+        name: "its QEMU was killed, and the state was found before the event",
         steps: &[
             (&[], Snapshot::Off(End::Crashed)),
             (&[(STOPPED, 5)], Snapshot::Off(End::Crashed)),
@@ -174,7 +174,7 @@ const LIVES: [Life; 13] = [
         expected: &[(2, 4), (3, 10), (10, 11)],
     },
     Life {
-        name: "paused and resumed twice before anybody looks",
+        name: "paused and resumed twice before the state is queried",
         steps: &[
             (&[(SUSPENDED, 0)], Snapshot::Running),
             (&[(RESUMED, 0), (SUSPENDED, 0)], Snapshot::Running),
@@ -184,7 +184,7 @@ const LIVES: [Life; 13] = [
     },
 ];
 
-/// On the other host, it comes from nothing.
+/// An incoming migration of a domain that was unknown before.
 const ARRIVAL: Life = Life {
     name: "arrived from another host",
     steps: &[

@@ -1,4 +1,4 @@
-//! The moment at which a libvirt daemon of this host opens its socket.
+//! Watches for the socket of a local libvirt daemon.
 
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
@@ -7,21 +7,21 @@ use rustix::{
     fs::inotify,
 };
 
-/// Where the daemons of this host have their sockets.
+/// Directory of the local daemons' sockets.
 const DIR: &str = "/run/libvirt";
 
-/// The directory in which [`DIR`] appears with the first daemon.
+/// Parent of [`DIR`], which the first daemon creates.
 const PARENT: &str = "/run";
 
-/// A socket is seen when it is made; a moment later the daemon takes connections.
-const MOMENT: Duration = Duration::from_millis(100);
+/// Delay between a socket's creation, which inotify reports, and the attempt to connect: the daemon listens a moment later.
+const LISTEN_DELAY: Duration = Duration::from_millis(100);
 
-/// A look-out for files that appear.
+/// An inotify instance on the directory of the socket.
 #[derive(Debug)]
 pub(super) struct SocketWatch(OwnedFd);
 
 impl SocketWatch {
-    /// Looks out for sockets of libvirt; `None` where the URI is not that of a daemon of this host.
+    /// Watches for the socket of a URI's daemon. `None`: the daemon is not local, or inotify failed.
     pub(super) fn of(uri: &str) -> Option<Self> {
         let (scheme, rest) = uri.split_once("://")?;
         let is_local = rest.starts_with('/') && !scheme.contains('+') && scheme != "test";
@@ -38,7 +38,7 @@ impl SocketWatch {
         Some(Self(fd))
     }
 
-    /// Waits until something appears, or for so long. Whether something has.
+    /// Waits until a file is created in the directory, at most for `limit`. Returns whether one was.
     pub(super) fn wait(self, limit: Duration) -> bool {
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
         let limit = Timespec {
@@ -47,7 +47,7 @@ impl SocketWatch {
         };
         let appeared = matches!(poll(&mut fds, Some(&limit)), Ok(ready) if ready > 0);
         if appeared {
-            std::thread::sleep(MOMENT);
+            std::thread::sleep(LISTEN_DELAY);
         }
         appeared
     }

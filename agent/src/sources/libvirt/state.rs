@@ -1,4 +1,4 @@
-//! The MIB's states out of libvirt's state *and* its reason.
+//! Maps libvirt's state *and* its reason to vmAdminState and vmOperState.
 
 use virt::{
     domain::{
@@ -10,7 +10,7 @@ use virt::{
 
 use crate::inventory::{AdminState, OperState};
 
-/// What is asked of a domain, and what it does. `has_managed_save`: its memory waits in a file.
+/// The administrative and the operational state. `has_managed_save`: libvirt has a file with the domain's saved memory.
 pub(super) fn mib_states(
     state: DomainStateEnum,
     reason: DomainStateReasonEnum,
@@ -18,7 +18,7 @@ pub(super) fn mib_states(
 ) -> (AdminState, OperState) {
     match state.unwrap_or(DomainState::NoState) {
         DomainState::NoState => (AdminState::Running, OperState::Unknown),
-        // Blocked: it waits for something, as a running guest often does.
+        // Blocked: the guest is idle or waits for I/O.
         DomainState::Running | DomainState::Blocked => (AdminState::Running, OperState::Running),
         DomainState::Paused => match reason {
             Enum::Known(Reason::Paused(reason)) => paused(reason.unwrap_or(Paused::Unknown)),
@@ -35,12 +35,12 @@ pub(super) fn mib_states(
             _ => (AdminState::Shutdown, OperState::Shutdown),
         },
         DomainState::Crashed => (AdminState::Running, OperState::Crashed),
-        // Its memory stays where it is.
+        // Suspended to RAM: the memory is resident.
         DomainState::PMSuspended => (AdminState::Paused, OperState::Paused),
     }
 }
 
-/// Whether a domain was paused by its QEMU, which libvirt has not asked for the reason yet.
+/// Whether a domain is paused for a reason that libvirt does not know yet: QEMU has paused it.
 pub(super) fn is_unexplained(reason: DomainStateReasonEnum) -> bool {
     match reason {
         Enum::Known(Reason::Paused(reason)) => reason.is_known_and(|r| r == Paused::Unknown),

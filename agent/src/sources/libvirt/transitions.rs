@@ -1,4 +1,4 @@
-//! The states that domains go through, out of libvirt's life-cycle events and what is found after them.
+//! Derives the states that domains go through from libvirt's life-cycle events and the state found after them.
 
 use std::{collections::HashSet, ffi::c_int};
 
@@ -6,22 +6,21 @@ use virt::sys;
 
 use crate::inventory::{AdminState, ChangeEvent, Domain, OperState, VmUuid};
 
-/// VIR_DOMAIN_EVENT_DEFINED_ADDED and VIR_DOMAIN_EVENT_UNDEFINED_REMOVED, each with its type; the other details are
-/// those of a domain that stays.
+/// (VIR_DOMAIN_EVENT_DEFINED, _DEFINED_ADDED) and (VIR_DOMAIN_EVENT_UNDEFINED, _UNDEFINED_REMOVED). The other details of
+/// these types are changes of a domain that stays.
 const DEFINED: (c_int, c_int) = (0, 0);
 const UNDEFINED: (c_int, c_int) = (1, 0);
 
-/// What must be remembered between events.
+/// State kept between events.
 #[derive(Debug, Default)]
 pub(super) struct Transitions {
-    /// Domains whose memory is read back from a file. libvirt's state for that is the one of a domain that comes
-    /// from another host.
+    /// Domains that are being restored from a file. libvirt's state for that is the same as for an incoming migration.
     restoring: HashSet<VmUuid>,
 }
 
 impl Transitions {
-    /// What happened to a domain by these events, in order. `now` is what was found after them, which
-    /// may be ahead of events that still wait; it is put right.
+    /// The changes that these events of a domain amount to, in order. `now` is the domain as found after the events; it may be
+    /// ahead of events that are still queued. A restore in `now` is corrected from migrating to resuming.
     pub(super) fn apply(
         &mut self,
         uuid: VmUuid,
@@ -29,7 +28,7 @@ impl Transitions {
         now: Option<&mut Domain>,
     ) -> Vec<ChangeEvent> {
         let mut states = Vec::with_capacity(events.len());
-        // Before which of the states it was deleted, to be defined again.
+        // Index into `states` before which the domain was deleted and defined again.
         let mut deleted = None;
         for (at, &event) in events.iter().enumerate() {
             if event == UNDEFINED && events[at..].contains(&DEFINED) {
@@ -53,8 +52,8 @@ impl Transitions {
             }
             domain.oper_state
         });
-        // A pause is also the beginning of a save, a migration or the keeping of a guest that has panicked, which
-        // the reason tells, or what follows.
+        // A save, a migration, and preserving a panicked guest also begin with a pause. The next state, or the reason of the
+        // state found, tells which it is.
         for at in 0..states.len() {
             if states.get(at) == Some(&OperState::Paused) {
                 states[at] = match states.get(at + 1).copied().or(now) {
@@ -65,11 +64,11 @@ impl Transitions {
             }
         }
         if states.last() == Some(&OperState::Paused) && is_unexplained {
-            // What is found is told when nothing follows.
+            // The state found is reported if no event follows.
             states.pop();
         }
-        // A start that has failed ends in the same way as a QEMU that has crashed, and what was saved to a file of
-        // somebody's own as what libvirt keeps.
+        // A failed start sends the same event as a crashed QEMU, and a save to a file of the user's the same as a managed
+        // save. The state found is right.
         if let (
             Some(last @ (OperState::Crashed | OperState::Suspended)),
             Some(OperState::Shutdown),
@@ -85,15 +84,15 @@ impl Transitions {
     }
 }
 
-/// The state that a life-cycle event leads to; `None` = the event is about something else. An event of its own
-/// tells less than a state with its reason: see [`Transitions::apply`].
+/// The state that a life-cycle event leads to; `None` = it changes no state. An event alone says less than a state with its
+/// reason: see [`Transitions::apply`].
 fn of_event(event: c_int, detail: c_int) -> Option<OperState> {
     let [event, detail] = [event, detail].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
     Some(match event {
         sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_RESTORED => {
             OperState::Resuming
         }
-        // It comes from another host.
+        // Incoming migration.
         sys::VIR_DOMAIN_EVENT_STARTED if detail == sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED => {
             OperState::Migrating
         }
@@ -105,7 +104,7 @@ fn of_event(event: c_int, detail: c_int) -> Option<OperState> {
             _ => OperState::Paused,
         },
         sys::VIR_DOMAIN_EVENT_STOPPED => match detail {
-            // Its QEMU is gone, and nobody has told it to go.
+            // QEMU has exited without being asked to.
             sys::VIR_DOMAIN_EVENT_STOPPED_CRASHED | sys::VIR_DOMAIN_EVENT_STOPPED_FAILED => {
                 OperState::Crashed
             }

@@ -1,5 +1,5 @@
-//! What a domain's XML tells (<https://libvirt.org/formatdomain.html>). The text is not trusted: whatever is not
-//! understood is left out, and nothing of it stops the source.
+//! Parses a domain's XML (<https://libvirt.org/formatdomain.html>). The text is not trusted: it is bounded, and an element
+//! that is not understood is left out.
 
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -8,38 +8,38 @@ use crate::inventory::{
     Submission, mac,
 };
 
-/// The longest text that is looked at, and the most elements in it. A domain with a thousand disks has less.
+/// Longest text in bytes, and most nodes in it, that are parsed. A domain with a thousand disks has fewer.
 const MAX_LEN: usize = 4 << 20;
 const MAX_NODES: u32 = 200_000;
-/// QEMU takes no longer backing chain.
+/// Most images of a disk that are kept.
 const MAX_CHAIN: usize = 200;
 
-/// What is told, and nothing that is not.
+/// Values present in the XML; what is absent stays `None` or empty.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct DomainXml {
-    /// The id that libosinfo gives the guest's system.
+    /// libosinfo's id of the guest's operating system.
     pub(crate) os: String,
     pub(crate) vcpus: Option<u32>,
     pub(crate) max_vcpus: Option<u32>,
-    /// Ids of the vCPUs that are plugged in, where the XML lists them.
+    /// Ids of the vCPUs that are online, where the XML lists them.
     pub(crate) vcpu_ids: Vec<u32>,
     pub(crate) memory: Memory,
     pub(crate) disks: Vec<DomainDisk>,
     pub(crate) nics: Vec<DomainNic>,
 }
 
-/// Why nothing could be taken from a text.
+/// Why a domain's XML was not parsed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum XmlError {
-    /// Longer than any domain.
-    #[error("its XML has {0} octets, more than kvmeter looks at")]
+    /// Longer than [`MAX_LEN`].
+    #[error("its XML has {0} bytes, more than kvmeter parses")]
     TooLong(usize),
-    /// No XML, or XML with definitions of entities.
+    /// Not XML, or XML with a DTD.
     #[error("its XML is not understood: {0}")]
     Malformed(#[from] roxmltree::Error),
 }
 
-/// Reads a domain's XML.
+/// Parses a domain's XML.
 pub(crate) fn parse(text: &str) -> Result<DomainXml, XmlError> {
     if text.len() > MAX_LEN {
         return Err(XmlError::TooLong(text.len()));
@@ -56,18 +56,18 @@ pub(crate) fn parse(text: &str) -> Result<DomainXml, XmlError> {
             .flat_map(|devices| devices.children())
             .filter(move |node| node.has_tag_name(name))
     };
-    let memory = child(domain, "memory").and_then(octets);
+    let memory = child(domain, "memory").and_then(bytes);
     Ok(DomainXml {
         os: operating_system(domain).unwrap_or_default(),
         vcpus: vcpu.and_then(|node| number(node.attribute("current")?)).or(max_vcpus),
         max_vcpus,
         vcpu_ids: vcpu_ids(domain),
         memory: Memory {
-            current: child(domain, "currentMemory").and_then(octets).or(memory),
+            current: child(domain, "currentMemory").and_then(bytes).or(memory),
             min: child(domain, "memtune")
                 .and_then(|node| child(node, "min_guarantee"))
-                .and_then(octets),
-            max: child(domain, "maxMemory").and_then(octets).or(memory),
+                .and_then(bytes),
+            max: child(domain, "maxMemory").and_then(bytes).or(memory),
         },
         disks: of_kind("disk").filter_map(disk).collect(),
         nics: of_kind("interface").map(interface).collect(),
@@ -82,8 +82,8 @@ fn number(text: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// The size in an element: a number, and its unit as libvirt scales it (KiB where none is given).
-fn octets(node: Node<'_, '_>) -> Option<u64> {
+/// The size in an element, in bytes. Units as in libvirt's virScaleInteger(); KiB where none is given.
+fn bytes(node: Node<'_, '_>) -> Option<u64> {
     let unit = match node.attribute("unit").unwrap_or("KiB") {
         "b" | "bytes" => 1,
         "KB" => 1000,
@@ -100,7 +100,7 @@ fn octets(node: Node<'_, '_>) -> Option<u64> {
 }
 
 fn operating_system(domain: Node<'_, '_>) -> Option<String> {
-    // The namespace ends with the version of libosinfo's part.
+    // The namespace ends with a version.
     let is_libosinfo = |node: &Node<'_, '_>| {
         let name = node.tag_name();
         name.name() == "os"
@@ -154,7 +154,7 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
         access: if is_read_only { StorageAccess::ReadOnly } else { StorageAccess::ReadWrite },
         media,
         bus: target.attribute("bus").unwrap_or_default().to_owned(),
-        // libvirt is asked for it apart.
+        // Queried separately.
         size: DiskSize::default(),
         others: others(node),
         chain_is_in_image: false,
@@ -164,7 +164,7 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
     })
 }
 
-/// The images of a disk beside its first, however deep they lie.
+/// The images of a disk other than its top one, at any depth.
 fn others(disk: Node<'_, '_>) -> Vec<String> {
     const OTHERS: [&str; 3] = ["backingStore", "dataStore", "mirror"];
     let is_other = |node: &Node<'_, '_>| OTHERS.iter().any(|name| node.has_tag_name(*name));
@@ -177,7 +177,7 @@ fn others(disk: Node<'_, '_>) -> Vec<String> {
         .collect()
 }
 
-/// `rbd:pool/image@host:6789`
+/// The location of a network disk: `rbd:pool/image@host:6789`.
 fn address(source: Option<Node<'_, '_>>) -> String {
     let Some(source) = source else { return String::new() };
     let attribute = |name| source.attribute(name).unwrap_or_default();
@@ -212,8 +212,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_domain_as_libvirt_has_it() {
-        let told = parse(
+    fn the_xml_of_a_domain() {
+        let found = parse(
             r#"<domain type='kvm' id='3'>
               <name>web</name><uuid>2f5bd8a2-6c1c-4a3b-9d0e-0123456789ab</uuid>
               <metadata><libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0">
@@ -238,14 +238,14 @@ mod tests {
               </devices></domain>"#,
         )
         .unwrap();
-        assert_eq!(told.os, "http://debian.org/debian/12");
+        assert_eq!(found.os, "http://debian.org/debian/12");
         assert_eq!(
-            (told.vcpus, told.max_vcpus, &told.vcpu_ids[..]),
+            (found.vcpus, found.max_vcpus, &found.vcpu_ids[..]),
             (Some(2), Some(4), &[0, 2][..])
         );
         let memory = Memory { current: Some(2 << 30), min: Some(512 << 20), max: Some(8 << 30) };
-        assert_eq!(told.memory, memory);
-        let seen: Vec<_> = told
+        assert_eq!(found.memory, memory);
+        let seen: Vec<_> = found
             .disks
             .iter()
             .map(|disk| (&*disk.target, disk.source, &*disk.format, &*disk.resource, disk.access))
@@ -265,14 +265,14 @@ mod tests {
                 ),
             ]
         );
-        assert_eq!(told.disks[2].media, StorageMedia::OpticalDisk);
-        assert_eq!(told.nics[0].mac, [0x52, 0x54, 0, 0xaa, 0xbb, 0x0c]);
-        assert_eq!(told.nics[0].device.as_deref(), Some("vnet0"));
-        assert!(told.nics[1].mac.is_empty());
+        assert_eq!(found.disks[2].media, StorageMedia::OpticalDisk);
+        assert_eq!(found.nics[0].mac, [0x52, 0x54, 0, 0xaa, 0xbb, 0x0c]);
+        assert_eq!(found.nics[0].device.as_deref(), Some("vnet0"));
+        assert!(found.nics[1].mac.is_empty());
     }
 
     #[test]
-    fn hostile_text_is_an_error_or_tells_nothing() {
+    fn hostile_text_is_an_error_or_left_out() {
         let bomb = r#"<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><domain><name>&b;</name></domain>"#;
         assert!(parse(bomb).is_err());
         assert!(parse(&"<a>".repeat(100_000)).is_err());

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-/// Nesting of JSON objects that is read: a block node inside a filter inside a format is 3.
+/// Deepest nesting of JSON objects that is read; what lies deeper is left out.
 const MAX_JSON_DEPTH: u32 = 8;
 
 /// Splits arguments into options (one or two dashes) and their values: the text after `=`, or the next argument.
