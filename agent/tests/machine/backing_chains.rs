@@ -1,4 +1,4 @@
-//! Disks of a QEMU that is started by hand with nothing but the image on top.
+//! Backing chains of a QEMU without libvirt, whose command line names only the top image.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -28,7 +28,7 @@ impl Images {
         self.path(name)
     }
 
-    /// One that names the other so.
+    /// Creates a qcow2 image whose header names `backing` in these words.
     fn over(&self, name: &str, backing: &str, format: &str) -> String {
         let mut make = Command::new("qemu-img");
         make.args(["create", "-q", "-f", "qcow2", "-b", backing, "-F", format, &self.path(name)]);
@@ -53,7 +53,7 @@ fn qemu(images: &Images, drives: &[String]) -> (Qemu, Qmp) {
     (qemu, qmp)
 }
 
-/// vmStorageVmIndex, once the kernel counts the disks.
+/// Waits until the disks are counted by `dio`, and returns vmIndex.
 fn counted(stage: &Stage, qemu: &Qemu) -> u32 {
     wait_until(PATIENCE, "the disks are counted", || {
         let index = stage.index_of(qemu.child.pid())?;
@@ -63,10 +63,10 @@ fn counted(stage: &Stage, qemu: &Qemu) -> u32 {
 }
 
 #[test]
-fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
+fn images_created_and_committed_through_qmp_stay_the_disks() {
     require!("ebpf", "snmpd", "qemu");
     let mut stage = Stage::new();
-    // What is looked at before QEMU has written it is a matter of luck.
+    // The scan races with QEMU's writing of the header: several rounds.
     for round in 0..4 {
         let images = Images::new();
         let base = images.raw("base.raw");
@@ -94,7 +94,7 @@ fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
         ))
         .unwrap();
         writes(&mut qmp, "what is written to the new image");
-        // All of it goes into the one at the bottom, which is the disk then.
+        // Commits the whole chain into the base image, which then is the disk's only image.
         qmp.execute(&format!(
             r#"{{"execute":"block-commit","arguments":{{"job-id":"commit","device":"over","base":"{base}"}}}}"#
         ))
@@ -109,7 +109,7 @@ fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
         })
         .unwrap();
         writes(&mut qmp, "what is written after the commit");
-        // Another image has the process looked at again.
+        // A hot-added image makes the agent scan the process again.
         let hot = images.raw("hot.raw");
         let add = format!("drive_add 0 file={hot},format=raw,if=none,id=hot,cache=none");
         qmp.execute(&format!(
@@ -118,30 +118,30 @@ fn images_that_qemu_makes_and_commits_by_its_monitor_stay_the_disks() {
         .unwrap();
         qmp.request("hot", "write 0 4k").unwrap();
         for _ in 0..20 {
-            writes(&mut qmp, "what is written after a look");
+            writes(&mut qmp, "what is written after a scan");
         }
         println!("round {round}");
     }
 }
 
 #[test]
-fn what_an_image_is_based_on_is_known_from_the_image() {
+fn a_backing_chain_is_read_from_the_image_headers() {
     require!("ebpf", "snmpd", "qemu", "strace");
     let images = Images::new();
     let base = images.raw("base.raw");
-    // Relative to the link, by which QEMU finds it.
+    // Relative to the symlink through which QEMU opens the image.
     fs::create_dir(images.path("links")).unwrap();
     for (name, leads_to) in [("base.raw", "../base.raw"), ("middle.qcow2", "../middle.qcow2")] {
         symlink(leads_to, images.path(&format!("links/{name}"))).unwrap();
     }
     images.over("middle.qcow2", "base.raw", "raw");
     let over = images.over("over.qcow2", "links/middle.qcow2", "qcow2");
-    // The guest of a raw disk can write whatever it likes to where a header would be.
+    // The guest of a raw disk can write a forged header.
     let forged = images.raw("forged.raw");
     let header = images.over("header.qcow2", &base, "raw");
-    let mut octets = fs::read(header).unwrap();
-    octets.resize(usize::try_from(SIZE).unwrap(), 0);
-    fs::write(&forged, octets).unwrap();
+    let mut bytes = fs::read(header).unwrap();
+    bytes.resize(usize::try_from(SIZE).unwrap(), 0);
+    fs::write(&forged, bytes).unwrap();
 
     let mut stage = Stage::new();
     let drives = [
@@ -167,7 +167,7 @@ fn what_an_image_is_based_on_is_known_from_the_image() {
         }
     };
     work(&mut qmp);
-    // What is put on top of it by QEMU's own order is part of the disk, too.
+    // A snapshot taken through QMP puts an image on top: it is part of the disk, too.
     let top = images.over("top.qcow2", &over, "qcow2");
     qmp.execute(&format!(
         r#"{{"execute":"blockdev-snapshot-sync","arguments":{{"device":"over","snapshot-file":"{top}","mode":"existing"}}}}"#
