@@ -21,6 +21,13 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> 
     cargo
 }
 
+/// git in the root of the checkout.
+pub(crate) fn git<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut git = Command::new("git");
+    git.current_dir(root()).args(arguments);
+    git
+}
+
 /// Runs a command to its end.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let status =

@@ -7,6 +7,7 @@ mod demo;
 mod lints;
 mod setup;
 mod test;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ enum Chore {
     Demo(demo::Options),
     /// Run everything that has to be green: format, lints, docs, tests
     Test(test::Options),
+    /// Check who imports whom, sizes of files, keys of the configuration, links between pages
+    Tidy,
     /// Measure: cost of a task switch, of a read, of a request
     Bench(bench::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Chore::Build => build::run(),
         Chore::Demo(options) => demo::run(&options),
         Chore::Test(options) => test::run(&options),
+        Chore::Tidy => tidy::run(),
         Chore::Bench(options) => bench::run(&options),
     };
     match done {

@@ -1,53 +1,14 @@
 //! A process that does not outlive the value.
 
 use std::{
-    fs, io,
-    path::PathBuf,
+    fs,
     process::{self, Command, ExitStatus},
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use thiserror::Error;
 
-use super::wait_until;
-
-/// Why something of the lab does not work.
-#[derive(Debug, Error)]
-pub enum LabError {
-    /// A program.
-    #[error("{program} cannot be started; `cargo xtask setup` installs what is missing")]
-    Start {
-        /// Its name.
-        program: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file.
-    #[error("{path} cannot be used", path = path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A process did not do as it was told.
-    #[error("{program} failed: {said}")]
-    Failed {
-        /// Its name.
-        program: String,
-        /// What it said.
-        said: String,
-    },
-    /// Something did not happen.
-    #[error("Waited in vain for {limit:?}: {what}")]
-    TooLate {
-        /// What was waited for.
-        what: String,
-        /// How long.
-        limit: Duration,
-    },
-}
+use super::{LabError, wait_until};
 
 /// A process that is killed and reaped when this is dropped.
 #[derive(Debug)]

@@ -1,11 +1,8 @@
 //! What a test needs of the machine, and how it says that it is not there.
 
-use std::{
-    env,
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{env, fs, path::Path};
+
+use super::{DebianKernel, find};
 
 /// Skips the test with a printed reason, or fails it where the machine is known to have what is missing:
 /// `KVMETER_REQUIRE` names those things with commas between them.
@@ -69,9 +66,7 @@ pub fn missing(what: &str) -> Option<&'static str> {
         "fio" if !is_in_path("fio") => Some("fio is not installed"),
         "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
         "loop" if !Path::new("/dev/loop-control").exists() => Some("there are no loop devices"),
-        "kernels" if super::DebianKernel::all().is_empty() => {
-            Some("there are no kernels for guests")
-        }
+        "kernels" if DebianKernel::all().is_empty() => Some("there are no kernels for guests"),
         "pysmi" if !is_in_path("mibdump") => Some("mibdump of pysmi is not installed"),
         _ => None,
     }
@@ -83,27 +78,4 @@ fn is_bpffs() -> bool {
 
 fn is_in_path(program: &str) -> bool {
     find(program).is_some()
-}
-
-/// Where a program is, also among those for root.
-#[must_use]
-pub fn find(program: &str) -> Option<PathBuf> {
-    env::split_paths(&path_with_sbin()).map(|dir| dir.join(program)).find(|file| file.is_file())
-}
-
-/// Where programs are looked for, with the directories of those for root.
-#[must_use]
-pub fn path_with_sbin() -> OsString {
-    let mut path = env::var_os("PATH").unwrap_or_default();
-    path.push(":/usr/sbin:/sbin");
-    path
-}
-
-/// Where what was fetched or built for this user is kept; `None` = he has no home.
-#[must_use]
-pub fn cache() -> Option<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    Some(cache?.join("kvmeter"))
 }

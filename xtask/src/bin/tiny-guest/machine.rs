@@ -17,7 +17,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use memmap2::MmapMut;
 use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
 
-use crate::Duty;
+use crate::duty::Duty;
 
 /// Where the code of each duty lies in guest memory.
 const BUSY: u64 = 0x1000;

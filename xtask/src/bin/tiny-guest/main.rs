@@ -1,18 +1,18 @@
 //! The smallest VM that is one: a few octets of real-mode code on KVM, for the demo, the tests and the
 //! benchmarks. It starts within milliseconds and uses as much CPU as it is told to.
 
+mod duty;
 mod machine;
 
 use std::{
     io::{self, BufRead as _, Write as _},
-    process,
-    str::FromStr,
-    thread,
+    process, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use duty::Duty;
 use machine::Machine;
 use rustix::process::Signal;
 
@@ -40,30 +40,6 @@ struct Options {
     /// The VM is made by a thread of its own, as Cloud Hypervisor does it
     #[arg(long)]
     vmm_thread: bool,
-}
-
-/// What a vCPU does.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Duty {
-    /// Runs without an end.
-    Busy,
-    /// Runs, leaves the guest, sleeps for as long as it ran.
-    Half,
-    /// Halts.
-    Idle,
-}
-
-impl FromStr for Duty {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "busy" => Ok(Self::Busy),
-            "half" => Ok(Self::Half),
-            "idle" => Ok(Self::Idle),
-            _ => Err("busy, half or idle".to_owned()),
-        }
-    }
 }
 
 /// Runs until its input ends, it gets SIGTERM, or its parent is gone. `add` and `remove` on its input plug and
