@@ -69,7 +69,7 @@ fn the_lines_for_snmpd_in_the_documentation_send() {
     require!("kvm", "snmpd", "snmptrapd");
     let documentation = include_str!("../../docs/notifications.md");
     let section = documentation.split("## snmpd.conf").nth(1).unwrap();
-    let section = section.split("The manager knows").next().unwrap();
+    let section = section.split("The manager needs").next().unwrap();
     let lines: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
     assert_eq!(lines.len(), 3, "an inform by SNMPv3, and both by SNMPv2c");
     let dir = tempfile::tempdir().unwrap();
