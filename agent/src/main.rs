@@ -1,15 +1,19 @@
 //! `kvmeter`: dispatches the commands of the command line.
 
-use std::env;
-use std::io::{self, IsTerminal, Write};
-use std::process::ExitCode;
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
-use kvmeter::check;
-use kvmeter::cli::{Cli, Command, ConfigFile, Inspect};
-use kvmeter::config::Config;
-use kvmeter::probe::Probe;
-use kvmeter::status::{client, text::Summary};
+use kvmeter::{
+    check,
+    cli::{Cli, Command, ConfigFile, Inspect},
+    config::Config,
+    probe::Probe,
+    status::{client, text::Summary},
+};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {

@@ -2,8 +2,7 @@
 
 use std::{fs, io};
 
-use caps::errors::CapsError;
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use thiserror::Error;
 
 /// A capability that the agent needs.

@@ -1,12 +1,11 @@
 //! Connecting to a unix socket, with a timeout.
 
-use std::io;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::Duration;
+use std::{io, os::unix::net::UnixStream, path::Path, time::Duration};
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    sockopt::{Timeout, set_socket_timeout},
+};
 
 /// Connects with the timeout `deadline` (greater than 0). [`UnixStream::connect`] has no timeout for a listener that does not
 /// accept.
@@ -30,8 +29,7 @@ pub(crate) fn connect_within(path: &Path, deadline: Duration) -> io::Result<Unix
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixListener;
-    use std::time::Instant;
+    use std::{os::unix::net::UnixListener, time::Instant};
 
     #[test]
     fn a_listener_that_does_not_accept_times_out() {

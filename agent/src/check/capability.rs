@@ -1,7 +1,6 @@
 //! Capabilities of this process.
 
-use caps::errors::CapsError;
-use caps::{CapSet, CapsHashSet};
+use caps::{CapSet, CapsHashSet, errors::CapsError};
 
 use super::Check;
 use crate::privileges::REQUIRED;

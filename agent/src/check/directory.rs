@@ -1,7 +1,9 @@
 //! Filesystems that must be mounted, and directories that must be writable.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs};
 

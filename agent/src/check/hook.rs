@@ -73,8 +73,7 @@ fn assess_object(error: &ProbeError) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Verdict;
-    use crate::probe::SCHED_HOOKS;
+    use crate::{check::Verdict, probe::SCHED_HOOKS};
 
     #[test]
     fn a_failed_hook_is_reported_with_its_purpose() {

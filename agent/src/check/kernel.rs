@@ -1,8 +1,10 @@
 //! What the running kernel must have.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 use super::Check;
 use crate::probe::{KERNEL_BTF, btf, pid_max};

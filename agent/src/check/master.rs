@@ -1,12 +1,13 @@
 //! The SNMP master, checked by connecting to it.
 
-use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::{
+    io,
+    net::{TcpStream, ToSocketAddrs},
+    time::Duration,
+};
 
 use super::Check;
-use crate::agentx::Address;
-use crate::unix_socket::connect_within;
+use crate::{agentx::Address, unix_socket::connect_within};
 
 /// Timeout for the connection.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -64,8 +65,7 @@ fn assess(address: &Address, connected: io::Result<()>) -> Check {
 mod tests {
     use super::*;
     use crate::check::Verdict;
-    use std::net::TcpListener;
-    use std::os::unix::net::UnixListener;
+    use std::{net::TcpListener, os::unix::net::UnixListener};
 
     fn fix(check: Check) -> String {
         match check.verdict {

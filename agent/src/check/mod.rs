@@ -16,9 +16,11 @@ use serde::Serialize;
 
 pub use kernel::btf_path;
 
-use crate::config::{Config, ConfigError};
-use crate::probe::with_causes;
-use crate::status::client::{self, ClientError};
+use crate::{
+    config::{Config, ConfigError},
+    probe::with_causes,
+    status::client::{self, ClientError},
+};
 
 /// One check and its result.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]

@@ -1,11 +1,11 @@
 //! Diagnostics of a configuration file, with which the operator can fix it without a manual.
 
-use std::fmt;
-use std::ops::Range;
-use std::sync::LazyLock;
+use std::{fmt, ops::Range, sync::LazyLock};
 
-use toml::Table;
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Table,
+    de::{DeTable, DeValue},
+};
 
 use super::Config;
 

@@ -6,10 +6,12 @@
 mod diagnostic;
 mod values;
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -17,8 +19,10 @@ use thiserror::Error;
 pub use diagnostic::Diagnostic;
 use values::{Directory, LibvirtUri, Milliseconds, Seconds, SecondsOrNever};
 
-use crate::agentx::{self, Address};
-use crate::snmp::Oid;
+use crate::{
+    agentx::{self, Address},
+    snmp::Oid,
+};
 
 /// The default file. It may be missing; then every key has its default.
 pub const DEFAULT_PATH: &str = "/etc/kvmeter/kvmeter.toml";

@@ -1,16 +1,19 @@
 //! Types of values, and how they are written in the file.
 
-use std::fmt;
-use std::marker::PhantomData;
-use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
+use std::{
+    fmt,
+    marker::PhantomData,
+    path::{Component, Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
-use serde::{Deserialize, Serializer};
+use serde::{
+    Deserialize, Serializer,
+    de::{Deserializer, Error, Unexpected, Visitor},
+};
 
-use crate::agentx::Address;
-use crate::snmp::Oid;
+use crate::{agentx::Address, snmp::Oid};
 
 /// A type that is written as a string.
 pub(super) trait AsText: fmt::Display + FromStr {

@@ -1,8 +1,10 @@
 //! Client: fetches the report of a running agent.
 
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use thiserror::Error;
 

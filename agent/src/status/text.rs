@@ -1,8 +1,10 @@
 //! The report as text: short lines and aligned tables.
 
-use std::collections::BTreeSet;
-use std::fmt::{self, Write};
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write},
+    time::Duration,
+};
 
 use super::model::{
     Agentx, DiskRequests, Hook, Probe, ProbeMode, Report, SessionState, SourceState, Vcpu, Vm,
