@@ -1,5 +1,8 @@
-//! Giving up privileges, seen from outside. It has a `main` of its own: capabilities belong to a thread, and
-//! the usual harness starts threads.
+//! Giving up privileges, seen from outside. A crate of its own with one test, which runs on the first thread of its process:
+//! capabilities belong to a thread, and what is given up does not come back.
+
+#[macro_use]
+extern crate xtask_test;
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -23,7 +26,8 @@ fn set(status: &BTreeMap<String, String>, key: &str) -> u64 {
     u64::from_str_radix(&status[key], 16).unwrap_or_else(|e| panic!("{key}: {e}"))
 }
 
-fn main() {
+#[test]
+fn what_is_given_up_is_gone_for_good() {
     let mask = kept().fold(0, |mask, capability| mask | capability.bitmask());
     let root = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)
         .unwrap_or_else(|e| panic!("{e}"));
@@ -47,22 +51,18 @@ fn main() {
         assert_eq!(set(&own, "CapPrm"), mask);
         assert_eq!(set(&own, "CapBnd"), mask);
     }
-    println!("this process holds what is kept, and no more ... ok");
 
     let child = started();
     assert_eq!(set(&child, "CapEff") & !mask, 0, "{}", child["CapEff"]);
     assert_eq!(set(&child, "CapPrm") & !mask, 0, "{}", child["CapPrm"]);
     assert_eq!(child["NoNewPrivs"], "1");
-    println!("a program that it starts holds no more ... ok");
 
     let thread = std::thread::spawn(|| caps::read(None, CapSet::Effective));
     let thread = thread.join().unwrap_or_else(|_| panic!("the thread panicked"));
     assert_eq!(thread.unwrap_or_else(|e| panic!("{e}")), left);
-    println!("a thread that it starts holds the same ... ok");
 
     let again = caps::raise(None, CapSet::Effective, Capability::CAP_BPF);
     assert!(again.is_err(), "what is given up does not come back");
-    println!("what is given up does not come back ... ok");
 
     let check = Command::new(env!("CARGO_BIN_EXE_kvmeter")).arg("check").output();
     let check = check.unwrap_or_else(|e| panic!("kvmeter check: {e}"));
@@ -78,5 +78,8 @@ fn main() {
         assert!(line.starts_with(verdict), "{line}");
         assert_eq!(verdict == "FAIL", line.contains(". Fix: run as root"), "{line}");
     }
-    println!("`kvmeter check` without CAP_BPF names it with its fix ... ok");
+}
+
+fn main() -> std::process::ExitCode {
+    xtask::harness::run()
 }

@@ -1,5 +1,10 @@
 //! The lab's other things: waiting, what a machine lacks, snmpd and QEMU.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[macro_use]
+extern crate xtask_test;
+
 use std::{
     env, fs,
     path::Path,
@@ -124,4 +129,8 @@ fn vcpu_threads(pid: u32) -> usize {
         .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
         .filter(|name| name.starts_with("CPU "))
         .count()
+}
+
+fn main() -> std::process::ExitCode {
+    xtask::harness::run()
 }

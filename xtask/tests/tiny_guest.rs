@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[macro_use]
+extern crate xtask_test;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -239,4 +242,8 @@ fn wrong_options_and_orders_are_told() {
 fn a_guest_that_does_not_start_is_an_error() {
     let error = TinyGuest::start(&["--duty", "often"]).unwrap_err();
     assert!(error.to_string().contains("did not say which threads it has"), "{error}");
+}
+
+fn main() -> std::process::ExitCode {
+    xtask::harness::run()
 }

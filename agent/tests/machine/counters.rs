@@ -176,8 +176,9 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
             break;
         }
         if Instant::now() > deadline {
-            eprintln!("skipped: the machine is too busy to leave a thread alone for 100 ms");
-            break;
+            burner.rest();
+            burner.end();
+            xtask::harness::ignore("the machine is too busy to leave a thread alone for 100 ms");
         }
     }
     burner.rest();

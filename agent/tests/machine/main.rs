@@ -4,6 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[macro_use]
+extern crate xtask_test;
+
+#[macro_use]
 mod lab;
 
 mod agentx_snmpd;
@@ -29,5 +32,10 @@ mod notifications;
 #[path = "../../fuzz/src/objects.rs"]
 #[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
 mod objects;
+mod preflight;
 mod requests;
 mod thread_ids;
+
+fn main() -> std::process::ExitCode {
+    xtask::harness::run()
+}

@@ -56,28 +56,6 @@ fn a_kernel_without_btf_is_named_with_its_fix() {
 }
 
 #[test]
-fn a_missing_capability_is_named_with_its_fix() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: this is not root, which alone can give up a capability");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    for (name, capability) in [("-bpf", "CAP_BPF"), ("-perfmon", "CAP_PERFMON")] {
-        // setpriv(1), of util-linux
-        let output = Command::new("setpriv")
-            .args(["--bounding-set", &format!("{name},-sys_admin"), "--inh-caps=-all", "--"])
-            .args([env!("CARGO_BIN_EXE_kvmeter"), "check", "--config", &config(dir.path(), "")])
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
-        let found = line(&output, capability);
-        assert!(found.starts_with(&format!("FAIL  {capability}")), "{found}");
-        assert!(found.contains("Fix: run as root"), "{found}");
-        assert!(line(&output, "hooks").starts_with("warn"), "{}", text(&output.stdout));
-    }
-}
-
-#[test]
 fn a_config_with_a_wrong_key_is_named_with_its_fix_and_the_rest_is_checked() {
     let dir = tempfile::tempdir().unwrap();
     let path = config(dir.path(), "[inventory]\nlibvrt = \"\"\n");

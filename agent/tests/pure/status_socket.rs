@@ -217,7 +217,7 @@ fn clients_that_never_read_cannot_keep_others_out() {
 fn a_client_that_leaves_at_once_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let _agent = serve(dir.path(), big_report);
-    for _ in 0..50 {
+    for _ in 0..10 {
         drop(UnixStream::connect(socket_path(dir.path())).unwrap());
     }
     assert_eq!(client::fetch(dir.path()).unwrap().1.vms.len(), 2000);

@@ -4,14 +4,13 @@ use std::{env, fs, path::Path};
 
 use super::{DebianKernel, find};
 
-/// Skips the test with a printed reason, or fails it where the machine is known to have what is missing:
+/// Has the test shown as ignored, or fails it where the machine is known to have what is missing:
 /// `KVMETER_REQUIRE` names those things with commas between them.
 #[macro_export]
 macro_rules! require {
     ($($what:expr),+) => {
         $(if let Err(reason) = $crate::lab::need($what) {
-            eprintln!("skipped: {reason}");
-            return;
+            $crate::harness::ignore(reason);
         })+
     };
 }
@@ -48,7 +47,7 @@ pub fn lacks(what: &str, reason: &str) -> Result<(), String> {
 #[must_use]
 pub fn missing(what: &str) -> Option<&'static str> {
     match what {
-        "ebpf" if !rustix::process::geteuid().is_root() => Some("this is not root"),
+        "root" | "ebpf" if !rustix::process::geteuid().is_root() => Some("this is not root"),
         "ebpf" if !Path::new("/sys/kernel/btf/vmlinux").exists() => Some("the kernel has no BTF"),
         "ebpf" if !is_bpffs() => Some("/sys/fs/bpf is not mounted"),
         "kvm" if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() => {

@@ -1,8 +1,7 @@
 //! What the tests need of the machine, and pins of their own.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-
 pub(crate) mod counted;
+#[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
 pub(crate) mod module;
 pub(crate) mod stage;
@@ -20,8 +19,7 @@ use std::{
 macro_rules! require {
     ($($what:expr),+) => {
         $(if let Err(reason) = $crate::lab::need($what) {
-            eprintln!("skipped: {reason}");
-            return;
+            xtask::harness::ignore(reason);
         })+
     };
 }
