@@ -28,3 +28,5 @@ pub mod snmp;
 pub mod sources;
 pub mod status;
 mod unix_socket;
+pub mod values;
+pub mod worker;

@@ -5,6 +5,7 @@ mod change;
 mod disk;
 mod machine;
 mod measure;
+mod publish;
 mod read;
 mod switch;
 mod tracked;
@@ -33,6 +34,8 @@ enum Name {
     Read,
     /// An answer of the MIB, on 1,000 VMs with 16 vCPUs each
     View,
+    /// One change of one VM, from the fact to the view, on hosts of 10 to 4,000 VMs; and a slow value
+    Publish,
     /// The programs at the I/O of disks, and what fio and system calls on the host pay for them
     Disk,
     /// From an event of libvirt to the notification at a manager, and to what a GET finds
@@ -42,7 +45,7 @@ enum Name {
 fn main() -> ExitCode {
     let Cli { name: wanted, rounds } = Cli::parse();
     println!("{}", machine::description());
-    for name in [Name::Switch, Name::Read, Name::View, Name::Disk, Name::Change] {
+    for name in [Name::Switch, Name::Read, Name::View, Name::Publish, Name::Disk, Name::Change] {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;
         }
@@ -50,6 +53,10 @@ fn main() -> ExitCode {
             Name::Switch => switch::run(rounds),
             Name::Read => read::run(rounds),
             Name::View => view::run(rounds),
+            Name::Publish => {
+                publish::run(rounds);
+                Ok(())
+            }
             Name::Disk => disk::run(rounds),
             Name::Change => change::run(rounds),
         };

@@ -10,6 +10,7 @@ use kvmeter::{
     },
     mib::{VM_MIB, View},
     snmp::Oid,
+    values::Moment,
 };
 
 use crate::measure::{Subject, compare, print};
@@ -32,7 +33,7 @@ const BULK: u32 = 64;
 /// Measures and prints.
 pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
     let inventory = host()?;
-    let view = View::new(&inventory, &MadeUp);
+    let view = View::new(Moment::new(&inventory, &MadeUp));
     let mut subjects = Vec::new();
     for (table, suffix) in TABLES {
         let mut below = VM_MIB;
@@ -120,6 +121,7 @@ fn host() -> anyhow::Result<Inventory> {
             vcpus: (0..VCPUS).map(vcpu).collect::<anyhow::Result<_>>()?,
             disks: Vec::new(),
             nics: Vec::new(),
+            ..Vm::default()
         })
     };
     Ok(Inventory {

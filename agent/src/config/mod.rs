@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use diagnostic::Diagnostic;
-use values::{Directory, LibvirtUri, Milliseconds, Seconds, SecondsOrNever};
+use values::{Directory, LibvirtUris, Milliseconds, Seconds, SecondsOrNever};
 
 use crate::{
     agentx::{self, Address},
@@ -79,9 +79,10 @@ impl Default for Agentx {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Inventory {
-    /// URI of the libvirt daemon; `None`, written `""`, turns this source off.
-    #[serde(with = "LibvirtUri")]
-    pub libvirt: Option<String>,
+    /// URIs of libvirt daemons, at most 16; none, written `""`, turns this source off. Of two VMs with one UUID the one of the
+    /// connection that comes first has it.
+    #[serde(with = "LibvirtUris")]
+    pub libvirt: Vec<String>,
     /// Whether VMs that libvirt does not manage are served, too.
     pub procfs: bool,
     /// Poll interval for QEMU's own I/O counters of disks that the kernel cannot count: 1 to 3,600 s; `None`, written 0:
@@ -96,7 +97,7 @@ pub struct Inventory {
 impl Default for Inventory {
     fn default() -> Self {
         Self {
-            libvirt: Some("qemu:///system".to_owned()),
+            libvirt: vec!["qemu:///system".to_owned()],
             procfs: true,
             block_statistics: Some(Duration::from_secs(10)),
             hv_object_id: Oid::of(&[0, 0]),
@@ -205,7 +206,7 @@ impl Config {
         diagnostic::unknown_key(text)?;
         let config: Self =
             toml::from_str(text).map_err(|e| Diagnostic::of_value(text, e.message(), e.span()))?;
-        if config.inventory.libvirt.is_none() && !config.inventory.procfs {
+        if config.inventory.libvirt.is_empty() && !config.inventory.procfs {
             return Err(Diagnostic::of_key(
                 text,
                 "inventory.procfs",

@@ -156,33 +156,55 @@ impl<const MAX: usize> Visitor<'_> for Directory<MAX> {
     }
 }
 
-/// For `#[serde(with)]`: a URI; `None` is `""`.
-pub(super) struct LibvirtUri;
+/// For `#[serde(with)]`: a URI, a list of URIs, or nothing for `""`.
+pub(super) struct LibvirtUris;
 
-impl LibvirtUri {
-    pub(super) fn serialize<S: Serializer>(
-        value: &Option<String>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        to.serialize_str(value.as_deref().unwrap_or_default())
-    }
+impl LibvirtUris {
+    const ALLOWED: &'static str =
+        "a libvirt URI such as \"qemu:///system\", a list of up to 16 of them, or \"\" for none";
+    const MAX: usize = 16;
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<String>, D::Error> {
-        let text = String::deserialize(from)?;
-        let scheme = text.split_once("://").map(|(scheme, _)| scheme);
-        let is_scheme = |s: &str| {
-            s.starts_with(|c: char| c.is_ascii_alphabetic())
-                && s.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-        };
-        match scheme {
-            _ if text.is_empty() => Ok(None),
-            Some(scheme) if is_scheme(scheme) && !text.contains('\0') => Ok(Some(text)),
-            _ => Err(D::Error::invalid_value(
-                Unexpected::Str(&text),
-                &"a libvirt URI such as \"qemu:///system\", or \"\" for none",
-            )),
+    pub(super) fn serialize<S: Serializer>(value: &[String], to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            [] => to.serialize_str(""),
+            [uri] => to.serialize_str(uri),
+            uris => to.collect_seq(uris),
         }
     }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum OneOrMore {
+            One(String),
+            More(Vec<String>),
+        }
+        let refused = |text: &str| D::Error::invalid_value(Unexpected::Str(text), &Self::ALLOWED);
+        let uris = match OneOrMore::deserialize(from) {
+            Ok(OneOrMore::One(uri)) if uri.is_empty() => Vec::new(),
+            Ok(OneOrMore::One(uri)) => vec![uri],
+            Ok(OneOrMore::More(uris)) => uris,
+            Err(_) => return Err(D::Error::custom(format!("expected {}", Self::ALLOWED))),
+        };
+        if let Some(uri) = uris.iter().find(|uri| !is_libvirt_uri(uri)) {
+            return Err(refused(uri));
+        }
+        if let Some(uri) =
+            (1..uris.len()).find_map(|at| uris[..at].iter().find(|it| **it == uris[at]))
+        {
+            return Err(D::Error::custom(format!("{uri:?} is in the list twice")));
+        }
+        if uris.len() > Self::MAX {
+            return Err(D::Error::invalid_length(uris.len(), &Self::ALLOWED));
+        }
+        Ok(uris)
+    }
+}
+
+fn is_libvirt_uri(text: &str) -> bool {
+    let is_scheme = |scheme: &str| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    };
+    text.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) && !text.contains('\0')
 }

@@ -1,9 +1,4 @@
-//! I/O of virtual disks, as numbers that only grow.
-
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
+//! Numbers about virtual disks.
 
 /// The I/O of one disk since its VM started.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -12,9 +7,9 @@ pub struct DiskIo {
     pub reads: u64,
     /// Write requests.
     pub writes: u64,
-    /// Octets that were read.
+    /// Bytes that were read.
     pub read_octets: u64,
-    /// Octets that were written.
+    /// Bytes that were written.
     pub write_octets: u64,
     /// Time between the beginning and the end of each read request in ns, summed.
     pub read_ns: u64,
@@ -22,56 +17,50 @@ pub struct DiskIo {
     pub write_ns: u64,
 }
 
-/// The I/O of a disk that somebody else counts: one follows what is seen, and others read at any time. A clone is
-/// the same disk.
-#[derive(Clone, Debug, Default)]
-pub struct DiskTotals(Arc<[Total; 6]>);
+/// The sizes of a disk in bytes; `None` = not known.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DiskSize {
+    /// vmStorageDefinedSize: what the guest sees.
+    pub defined: Option<u64>,
+    /// vmStorageAllocatedSize: what it takes on the host.
+    pub allocated: Option<u64>,
+}
 
-#[derive(Debug, Default)]
-struct Total {
-    given: AtomicU64,
-    seen: AtomicU64,
+/// Sums of counts that may begin at 0 again while the VM runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DiskTotals {
+    sums: [u64; 6],
+    seen: [u64; 6],
 }
 
 impl DiskTotals {
-    /// Takes in what is counted now. A count that is less than before has begun anew at 0, as that of a disk does
-    /// that was plugged out and in again; what is given out goes on. Only one thread may do this at a time.
-    pub fn observe(&self, now: DiskIo) {
+    /// Takes in what is counted now. A count below the one before has begun at 0 again, as that of a disk does that was
+    /// unplugged and plugged in; the sum goes on.
+    pub(super) fn observe(&mut self, now: DiskIo) {
         let DiskIo { reads, writes, read_octets, write_octets, read_ns, write_ns } = now;
         let now = [reads, writes, read_octets, write_octets, read_ns, write_ns];
-        for (total, now) in self.0.iter().zip(now) {
-            let before = total.seen.swap(now, Relaxed);
-            total.given.fetch_add(now.checked_sub(before).unwrap_or(now), Relaxed);
+        for ((sum, seen), now) in self.sums.iter_mut().zip(&mut self.seen).zip(now) {
+            let before = std::mem::replace(seen, now);
+            *sum = sum.saturating_add(now.checked_sub(before).unwrap_or(now));
         }
     }
 
-    /// The sums. Each is never less than it was before; one may be newer than another.
-    #[must_use]
-    pub fn read(&self) -> DiskIo {
-        let [reads, writes, read_octets, write_octets, read_ns, write_ns] =
-            self.0.each_ref().map(|total| total.given.load(Relaxed));
+    /// The sums. Each is never less than before.
+    pub(super) const fn sums(&self) -> DiskIo {
+        let [reads, writes, read_octets, write_octets, read_ns, write_ns] = self.sums;
         DiskIo { reads, writes, read_octets, write_octets, read_ns, write_ns }
     }
 }
-
-/// Whether it is the same disk.
-impl PartialEq for DiskTotals {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for DiskTotals {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_begins_anew_goes_on() {
-        let totals = DiskTotals::default();
+    fn a_count_that_begins_again_goes_on() {
+        let mut totals = DiskTotals::default();
         let io = |reads, write_ns| DiskIo { reads, write_ns, ..DiskIo::default() };
-        for (seen, given) in [
+        for (seen, sums) in [
             (io(3, 10), io(3, 10)),
             (io(3, 10), io(3, 10)),
             (io(5, 11), io(5, 11)),
@@ -79,9 +68,7 @@ mod tests {
             (io(4, 1), io(9, 12)),
         ] {
             totals.observe(seen);
-            assert_eq!(totals.read(), given);
+            assert_eq!(totals.sums(), sums);
         }
-        assert_eq!(totals, totals.clone());
-        assert_ne!(totals, DiskTotals::default());
     }
 }

@@ -59,6 +59,9 @@ pub struct Requests {
     pub latencies: Histogram,
 }
 
+/// The disk of a record that was merged into another: none that a VM can have.
+const MERGED: u32 = u32::MAX;
+
 /// How many times as often as for a word a reader tries again while counts are moved.
 const MOVES: usize = 64;
 
@@ -99,8 +102,8 @@ impl Records {
         io
     }
 
-    /// Moves all that closed images have into one of them, and frees the others. Only one thread may do this at a
-    /// time.
+    /// Moves all counts of closed records into one of them. The others stay, empty and of no disk, until
+    /// [`free_merged`](Self::free_merged): a view may still show them. Only one thread may do this at a time.
     pub fn merge_images(&self, into: ImageSlot, others: &[ImageSlot]) {
         let Some(to) = self.image(into) else { return };
         self.merge_seq.fetch_add(1, AcqRel);
@@ -111,9 +114,16 @@ impl Records {
                     to.fetch_add(from.swap(0, AcqRel), AcqRel);
                 }
             }
-            self.free_image(other);
+            from.storage.store(MERGED, Relaxed);
         }
         self.merge_seq.fetch_add(1, AcqRel);
+    }
+
+    /// Frees a record that was merged into another. Not one that has become another image's since.
+    pub(crate) fn free_merged(&self, slot: ImageSlot) {
+        if self.storage_of_image(slot) == MERGED {
+            self.free_image(slot);
+        }
     }
 
     /// Reads and writes on these images in more detail, for the status.
@@ -146,6 +156,14 @@ impl Records {
                 })
             })
             .collect()
+    }
+
+    /// The records of one VM that are in use.
+    #[must_use]
+    pub fn images_of_vm(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {
+        let mut images = self.image_records();
+        images.retain(|image| image.vm() == vm);
+        images
     }
 
     /// The records of an image to which its requests lead. More than one after a race: the kernel counts in any.

@@ -93,6 +93,12 @@ impl Records {
         })
     }
 
+    /// Whether this record is that of a VM with this process id.
+    #[must_use]
+    pub fn is_vm(&self, slot: VmSlot, pid: u32) -> bool {
+        self.vms.get(usize::from(slot.0)).is_some_and(|vm| vm.tgid.load(Ordering::Acquire) == pid)
+    }
+
     /// Where the slot of a thread id is kept; `None` beyond the `pid_max` of the time of loading.
     pub(crate) fn slot_entry(&self, tid: u32) -> Option<&std::sync::atomic::AtomicU16> {
         let tid = tid as usize;

@@ -2,11 +2,13 @@
 
 use std::{collections::HashMap, io};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+
 use crate::inventory::{DomainDisk, FileIdentity, ImageHeader, OpenFile, VmProcess};
 
 /// A file of a disk.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct DiskFile<'a> {
+pub(super) struct BackingFile<'a> {
     pub(super) file: &'a OpenFile,
     /// Not only by the header of a file that is not known to be an image.
     pub(super) is_certain: bool,
@@ -14,17 +16,17 @@ pub(super) struct DiskFile<'a> {
 
 /// Finds files by the names that disks have for them.
 #[derive(Debug, Default)]
-pub(super) struct DiskFiles {
-    /// Where paths lead that no process has a file under.
+pub(super) struct BackingFiles {
+    /// The files that paths lead to under which the process has no file open.
     paths: HashMap<String, FileIdentity>,
-    /// The same as it was for the view before.
+    /// The same as of the count before.
     paths_before: HashMap<String, FileIdentity>,
 }
 
-impl DiskFiles {
-    /// A new view is about to be made.
-    pub(super) fn begin_anew(self) -> Self {
-        Self { paths_before: self.paths, paths: HashMap::new() }
+impl BackingFiles {
+    /// The disks of the VM are about to be counted again.
+    pub(super) fn begin(&mut self) {
+        self.paths_before = std::mem::take(&mut self.paths);
     }
 
     /// The files of a disk, the one that is named first before the others. `is_used` says of a file that is not known to
@@ -35,10 +37,10 @@ impl DiskFiles {
         disk: &DomainDisk,
         is_of_domain: bool,
         is_used: impl Fn(&OpenFile) -> bool,
-    ) -> Vec<DiskFile<'a>> {
+    ) -> Vec<BackingFile<'a>> {
         let named = std::iter::once(&disk.resource).chain(&disk.others);
         let named = named.filter_map(|path| self.find(&process.files, path));
-        let mut files: Vec<_> = named.map(|file| DiskFile { file, is_certain: true }).collect();
+        let mut files: Vec<_> = named.map(|file| BackingFile { file, is_certain: true }).collect();
         // libvirt tells of every image itself.
         if !is_of_domain && !process.headers.is_empty() {
             self.add_stacked(process, &mut files, is_used);
@@ -51,7 +53,7 @@ impl DiskFiles {
     fn add_stacked<'a>(
         &mut self,
         process: &'a VmProcess,
-        files: &mut Vec<DiskFile<'a>>,
+        files: &mut Vec<BackingFile<'a>>,
         is_used: impl Fn(&OpenFile) -> bool,
     ) {
         let (mut named, mut raw) = (Vec::new(), Vec::new());
@@ -62,11 +64,11 @@ impl DiskFiles {
         }
         let open = |is: FileIdentity| process.files.iter().find(|file| file.identity == is);
         let mut at = 0;
-        while let Some(&DiskFile { file, is_certain }) = files.get(at) {
+        while let Some(&BackingFile { file, is_certain }) = files.get(at) {
             at += 1;
             let mut add = |file: &'a OpenFile, is_certain| {
                 if files.iter().all(|known| known.file.identity != file.identity) {
-                    files.push(DiskFile { file, is_certain });
+                    files.push(BackingFile { file, is_certain });
                 }
             };
             let has_header = |header: &&ImageHeader| !raw.contains(&header.image);
@@ -97,7 +99,7 @@ impl DiskFiles {
         }
         // Relative to what, only the process knows.
         let leads_to = if path.starts_with('/') {
-            FileIdentity::at(path)
+            identity_at(path)
         } else {
             Err(io::ErrorKind::NotFound.into())
         };
@@ -114,6 +116,19 @@ impl DiskFiles {
         self.paths.insert(path.to_owned(), identity);
         files.iter().find(|file| file.identity == identity)
     }
+}
+
+/// The file at a path, as far as the kernel knows it without asking a disk or a server; `None` = it is no file.
+///
+/// # Errors
+///
+/// Those of openat2(2); `EAGAIN` where a disk or a server would have to be asked.
+pub(super) fn identity_at(path: &str) -> io::Result<Option<FileIdentity>> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED)?;
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
+    Ok(FileIdentity::of(&found))
 }
 
 #[cfg(test)]
@@ -138,14 +153,14 @@ mod tests {
         std::fs::write(&real, b"").unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
         // It is among the names that the kernel knows.
-        let identity = FileIdentity::at(&real.to_string_lossy()).unwrap().unwrap();
+        let identity = identity_at(&real.to_string_lossy()).unwrap().unwrap();
         let files = [
             file("/x/disk", 1),
             OpenFile { identity, ..file("/elsewhere/real", 0) },
             file("/y/disk", 2),
             file("/jail/root.ext4", 3),
         ];
-        let mut files_of_disks = DiskFiles::default();
+        let mut files_of_disks = BackingFiles::default();
         let mut found =
             |path: &str| files_of_disks.find(&files, path).map(|file| file.path.as_str());
         assert_eq!(found("/y/disk"), Some("/y/disk"));

@@ -1,11 +1,7 @@
 //! What the sources tell of VMs: processes, and domains of libvirt.
 
-use std::io;
-
 use kvmeter_common::ImageKey;
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx,
-};
+use rustix::fs::{FileType, Statx};
 
 use super::{
     AdminState, AutoStart, DiskSize, Memory, OperState, Persistence, StorageAccess, StorageMedia,
@@ -129,19 +125,6 @@ impl FileIdentity {
         self.file == ImageKey::NO_FILE
     }
 
-    /// Of the file at a path, as far as the kernel knows it without asking a disk or a server. `None`: it is no file.
-    ///
-    /// # Errors
-    ///
-    /// Those of openat2(2); `EAGAIN` where somebody would have to be asked.
-    pub fn at(path: &str) -> io::Result<Option<Self>> {
-        let place = OFlags::PATH | OFlags::CLOEXEC;
-        let found = openat2(CWD, path, place, Mode::empty(), ResolveFlags::CACHED)?;
-        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let found = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
-        Ok(Self::of(&found))
-    }
-
     /// A device number as the kernel keeps it: `major << 20 | minor`.
     #[must_use]
     pub const fn kernel_device(major: u32, minor: u32) -> u32 {
@@ -202,6 +185,18 @@ pub struct DomainDisk {
     pub chain_is_in_image: bool,
     /// How its requests are handed to the kernel.
     pub submission: Submission,
+}
+
+impl Domain {
+    /// Notes whether it starts with the host, where domains of its kind can. Whether that was not known.
+    pub(super) fn set_auto_start(&mut self, starts: bool) -> bool {
+        let now = if starts { AutoStart::Enabled } else { AutoStart::Disabled };
+        let is_new = ![now, AutoStart::Unknown].contains(&self.auto_start);
+        if is_new {
+            self.auto_start = now;
+        }
+        is_new
+    }
 }
 
 impl DomainDisk {

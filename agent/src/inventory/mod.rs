@@ -1,28 +1,41 @@
-//! The VMs of this host: who they are and what they have. Changes by events, never by a request.
+//! The VMs of this host: who they are and what they have. Changes by facts, never by a request.
 //!
-//! [`Inventory`] is what readers see, and [`Registry`] where they find the present one. The [`sources`](crate::sources)
-//! know VMs. [`Assembly`] makes one set of VMs out of both.
+//! [`Core`] takes in what the [`sources`](crate::sources) report and makes one set of VMs of it. [`Inventory`] is the view
+//! that readers see, and [`Registry`] where they find the present one.
+//!
+//! Reading order: [`facts`] and [`messages`] (what goes in and out), [`state`] (one VM), [`core`](self::core), [`merge`]
+//! (which process and which domain are one VM), [`rows`], [`table`].
 
-mod assembly;
 mod change;
-mod compose;
+mod core;
 mod facts;
 mod indexes;
+mod merge;
+mod messages;
 mod registry;
 pub(crate) mod retry;
+mod rows;
+mod state;
+mod table;
 mod view;
 mod vm_uuid;
 
-pub use assembly::Assembly;
+pub use self::core::{Connection, Core, CoreConfig};
+pub use crate::counters::DiskSize;
 pub use change::{Change, ChangeEvent};
 pub(crate) use facts::mac;
 pub use facts::{
     Devices, Domain, DomainDisk, DomainNic, FileIdentity, ImageHeader, OpenFile, Submission,
     VmProcess,
 };
+pub use indexes::{BadIndex, SavedIndexes};
+pub use messages::{
+    CountingReport, DiskQuery, DomainFact, Fact, Fence, NicNumbers, Now, Output, SourceId, VmPlan,
+};
 pub use registry::Registry;
+pub use table::VmTable;
 pub use view::{
-    AdminState, AutoStart, CountedBy, Disk, DiskSize, Hypervisor, Inventory, Memory, Nic,
-    OperState, Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
+    AdminState, AutoStart, CountedBy, Disk, Hypervisor, Inventory, Memory, Nic, OperState,
+    Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
 };
 pub use vm_uuid::VmUuid;

@@ -1,32 +1,32 @@
-//! How often something is asked again that may not be known yet.
+//! A retry schedule with exponential back-off, for answers that may not be available yet.
 
 use std::time::{Duration, Instant};
 
-/// So often, and no more.
-const TIMES: u32 = 8;
+/// Attempts in all.
+const ATTEMPTS: u32 = 8;
 
-/// Questions with pauses between them, each twice as long as the one before.
+/// Attempts with pauses between them, each twice as long as the one before.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Questions {
+pub(crate) struct Backoff {
     first_pause: Duration,
-    times: u32,
+    attempts: u32,
     due: Instant,
 }
 
-impl Questions {
-    /// The first is due now.
-    pub(crate) fn new(first_pause: Duration) -> Self {
-        Self { first_pause, times: 0, due: Instant::now() }
+impl Backoff {
+    /// The first attempt is due now.
+    pub(crate) const fn new(first_pause: Duration, now: Instant) -> Self {
+        Self { first_pause, attempts: 0, due: now }
     }
 
-    /// When the next is due; `None` = it was asked often enough.
+    /// When the next attempt is due; `None` = all have been made.
     pub(crate) fn due(&self) -> Option<Instant> {
-        (self.times < TIMES).then_some(self.due)
+        (self.attempts < ATTEMPTS).then_some(self.due)
     }
 
-    /// One is asked now.
-    pub(crate) fn ask(&mut self) {
-        self.due = Instant::now() + self.first_pause * 2_u32.pow(self.times);
-        self.times += 1;
+    /// An attempt is made now.
+    pub(crate) fn attempt(&mut self, now: Instant) {
+        self.due = now + self.first_pause * 2_u32.pow(self.attempts);
+        self.attempts += 1;
     }
 }

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use super::VmUuid;
+use super::{SourceId, VmTable, VmUuid};
 use crate::{
-    counters::{DiskTotals, ImageSlot, ThreadSlot, VmSlot},
+    counters::{DiskSize, ImageSlot, ThreadSlot, VmSlot},
     probe::Method,
     snmp::Oid,
 };
@@ -14,13 +14,13 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     /// What runs the VMs.
-    pub hypervisor: Hypervisor,
+    pub hypervisor: Arc<Hypervisor>,
     /// Time since boot in ns (`CLOCK_BOOTTIME`) at which a VM last came or went.
     pub last_change_ns: u64,
-    /// The VMs, in ascending order of [`Vm::index`], no index twice.
-    pub vms: Vec<Vm>,
+    /// The VMs.
+    pub vms: VmTable,
     /// Numbers of the host's online CPUs, ascending.
-    pub cpus: Vec<u32>,
+    pub cpus: Arc<[u32]>,
 }
 
 /// The hypervisor as VM-MIB's vmHypervisor group describes it.
@@ -35,11 +35,11 @@ pub struct Hypervisor {
 }
 
 /// vmIndex: 1 to 2^31 - 1.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct VmIndex(pub u32);
 
 /// One VM.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Vm {
     /// vmIndex.
     pub index: VmIndex,
@@ -47,6 +47,10 @@ pub struct Vm {
     pub name: String,
     /// vmUUID in network byte order.
     pub uuid: Option<VmUuid>,
+    /// The libvirt connection that reports it; `None` = it is a process alone.
+    pub source: Option<SourceId>,
+    /// Which run of the VM this is: counts that were learned in another run do not hold.
+    pub run: u32,
     /// vmOSType; empty = not known.
     pub os_type: String,
     /// vmAdminState.
@@ -119,12 +123,10 @@ pub struct Disk {
     pub media: StorageMedia,
     /// vmStorageMediaTypeString.
     pub bus: String,
-    /// The size columns.
+    /// The size columns, as far as the description has them.
     pub size: DiskSize,
-    /// Where the kernel counts its I/O.
+    /// Where the kernel counts its I/O, or why it does not.
     pub counted_by: CountedBy,
-    /// What the hypervisor counts of its I/O, where the kernel does not; `None` = nothing.
-    pub totals: Option<DiskTotals>,
 }
 
 /// Where a disk's I/O is counted.
@@ -133,18 +135,9 @@ pub enum CountedBy {
     /// By the kernel: the records of its images, the method of the first, and the reason for that.
     Kernel(Arc<[ImageSlot]>, Method, &'static str),
     /// Not by the kernel, for this reason.
-    Nobody(String),
-    /// By the kernel, as soon as the VMM, which has just begun, has opened it.
-    Soon,
-}
-
-/// The sizes of a disk in octets. A size that is not known is served as -1.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct DiskSize {
-    /// vmStorageDefinedSize: what the guest sees.
-    pub defined: Option<u64>,
-    /// vmStorageAllocatedSize: what it takes on the host.
-    pub allocated: Option<u64>,
+    Uncounted(String),
+    /// By the kernel, as soon as the VMM has opened it or the counting has found it.
+    Pending,
 }
 
 /// One virtual network interface.
@@ -152,6 +145,8 @@ pub struct DiskSize {
 pub struct Nic {
     /// vmNetworkIndex: 1 to 2^31 - 1.
     pub index: u32,
+    /// Name of the interface on the host's side.
+    pub device: Option<String>,
     /// vmNetworkIfIndex; 0 = not in the host's interface table.
     pub if_index: u32,
     /// vmNetworkParent; 0 = none.
@@ -163,10 +158,11 @@ pub struct Nic {
 }
 
 /// VirtualMachineAdminState; the numbers are the MIB's.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(i32)]
 #[expect(missing_docs, reason = "the names are the MIB's")]
 pub enum AdminState {
+    #[default]
     Running = 1,
     Suspended = 2,
     Paused = 3,
@@ -174,10 +170,11 @@ pub enum AdminState {
 }
 
 /// VirtualMachineOperState; the numbers are the MIB's.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(i32)]
 #[expect(missing_docs, reason = "the names are the MIB's")]
 pub enum OperState {
+    #[default]
     Unknown = 1,
     Other = 2,
     Preparing = 3,
@@ -214,20 +211,22 @@ impl OperState {
 }
 
 /// VirtualMachineAutoStart; the numbers are the MIB's.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(i32)]
 #[expect(missing_docs, reason = "the names are the MIB's")]
 pub enum AutoStart {
+    #[default]
     Unknown = 1,
     Enabled = 2,
     Disabled = 3,
 }
 
 /// VirtualMachinePersistent; the numbers are the MIB's.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(i32)]
 #[expect(missing_docs, reason = "the names are the MIB's")]
 pub enum Persistence {
+    #[default]
     Unknown = 1,
     Persistent = 2,
     Transient = 3,

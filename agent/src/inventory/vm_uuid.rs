@@ -26,6 +26,18 @@ impl VmUuid {
     pub const fn to_uuid(self) -> Uuid {
         self.0
     }
+
+    /// The UUID that stands for this domain of a second libvirt connection in the index file, where another VM has
+    /// the UUID itself: the same for the same connection and UUID, and no VM's own. RFC 9562 section 5.8.
+    #[must_use]
+    pub(crate) fn of_domain_at(self, uri: &str) -> Self {
+        // FNV-1a of 128 bits: stable over versions of the agent, as the file requires.
+        const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+        let bytes = self.as_bytes().iter().chain(uri.as_bytes());
+        let hash = bytes.fold(BASIS, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME));
+        Self(uuid::Builder::from_custom_bytes(hash.to_be_bytes()).into_uuid())
+    }
 }
 
 impl From<Uuid> for VmUuid {

@@ -53,7 +53,7 @@ impl Row<'_, 1> for Scalar {
 
 impl<'a> Row<'a, 1> for &'a Vm {
     fn at_or_after(inventory: &'a Inventory, [vm]: [u32; 1]) -> Option<Self> {
-        vms_from(inventory, vm).first()
+        vms_from(inventory, vm).next()
     }
 
     fn index(self) -> [u32; 1] {
@@ -70,7 +70,7 @@ pub(super) struct VcpuRow<'a> {
 
 impl<'a> Row<'a, 2> for VcpuRow<'a> {
     fn at_or_after(inventory: &'a Inventory, [vm, vcpu]: [u32; 2]) -> Option<Self> {
-        vms_from(inventory, vm).iter().find_map(|row| {
+        vms_from(inventory, vm).find_map(|row| {
             let vcpu = vcpus_from(row, if row.index.0 == vm { vcpu } else { 0 }).first()?;
             Some(Self { vm: row, vcpu })
         })
@@ -161,15 +161,15 @@ fn part_from<'a, P>(
     parts: impl Fn(&'a Vm) -> &'a [P],
     index: impl Fn(&P) -> u32,
 ) -> Option<(&'a Vm, &'a P)> {
-    vms_from(inventory, vm).iter().find_map(|row| {
+    vms_from(inventory, vm).find_map(|row| {
         let from = if row.index.0 == vm { part } else { 0 };
         let parts = parts(row);
         Some((row, parts.get(parts.partition_point(|part| index(part) < from))?))
     })
 }
 
-fn vms_from(inventory: &Inventory, index: u32) -> &[Vm] {
-    &inventory.vms[inventory.vms.partition_point(|vm| vm.index.0 < index)..]
+fn vms_from(inventory: &Inventory, index: u32) -> impl Iterator<Item = &Vm> {
+    inventory.vms.iter_from(index)
 }
 
 /// The vCPUs of a VM from this vmCpuIndex on.

@@ -1,12 +1,13 @@
 //! vmStorageTable.
 
 use crate::{
-    counters::{DiskIo, Readings},
-    inventory::{CountedBy, Disk, StorageSource},
+    counters::{DiskIo, DiskSize},
     snmp::Value,
+    values,
 };
 
 use super::{
+    View,
     convention::{
         ADMIN_STRING, IANA_STORAGE_MEDIA_TYPE, NUMBER, NUMBER_OR_NONE, UNIT,
         VIRTUAL_MACHINE_INDEX_OR_ZERO, VIRTUAL_MACHINE_STORAGE_ACCESS,
@@ -15,7 +16,6 @@ use super::{
     convert::{SizeUnit, admin_string_cut, microseconds},
     rows::DiskRow,
     schema::{Getter, Object, Syntax, Table},
-    vm::is_down,
 };
 
 /// One row per disk.
@@ -98,7 +98,7 @@ const COLUMNS: &[Object] = &[
         UNIT,
         "How many octets one step of vmStorageDefinedSize and vmStorageAllocatedSize of this row \
             stands for.",
-        Getter::Disk(|_, row| Some(Value::Integer(unit(row.disk).octets()))),
+        Getter::Disk(|view, row| Some(Value::Integer(sizes(view, row).1.octets()))),
     ),
     Object::read_only(
         11,
@@ -106,8 +106,9 @@ const COLUMNS: &[Object] = &[
         NUMBER_OR_NONE,
         "The size of the disk as the virtual machine sees it, in steps of vmStorageSizeUnit; -1 \
             where it is not known.",
-        Getter::Disk(|_, row| {
-            Some(Value::Integer(unit(row.disk).limit_saturating(row.disk.size.defined)))
+        Getter::Disk(|view, row| {
+            let (size, unit) = sizes(view, row);
+            Some(Value::Integer(unit.limit_saturating(size.defined)))
         }),
     ),
     Object::read_only(
@@ -116,8 +117,9 @@ const COLUMNS: &[Object] = &[
         NUMBER_OR_NONE,
         "The room that the disk takes on the host, in steps of vmStorageSizeUnit; the same as \
             vmStorageDefinedSize for block(3) and raw(4); -1 where it is not known.",
-        Getter::Disk(|_, row| {
-            Some(Value::Integer(unit(row.disk).limit_saturating(allocated(row.disk))))
+        Getter::Disk(|view, row| {
+            let (size, unit) = sizes(view, row);
+            Some(Value::Integer(unit.limit_saturating(size.allocated)))
         }),
     ),
     Object::read_only(
@@ -126,7 +128,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many read requests were made on this disk. The count can begin anew when the \
             hypervisor is initialised and when vmAdminState changes.",
-        Getter::Disk(|view, row| io(view.readings, row, |io| io.reads)),
+        Getter::Disk(|view, row| io(view, row, |io| io.reads)),
     ),
     Object::read_only(
         14,
@@ -134,7 +136,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many write requests were made on this disk. The count can begin anew when the \
             hypervisor is initialised and when vmAdminState changes.",
-        Getter::Disk(|view, row| io(view.readings, row, |io| io.writes)),
+        Getter::Disk(|view, row| io(view, row, |io| io.writes)),
     ),
     Object::read_only(
         15,
@@ -142,7 +144,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many octets were read from this disk. The count can begin anew when the hypervisor \
             is initialised and when vmAdminState changes.",
-        Getter::Disk(|view, row| io(view.readings, row, |io| io.read_octets)),
+        Getter::Disk(|view, row| io(view, row, |io| io.read_octets)),
     ),
     Object::read_only(
         16,
@@ -150,7 +152,7 @@ const COLUMNS: &[Object] = &[
         Syntax::Counter64,
         "How many octets were written to this disk. The count can begin anew when the hypervisor \
             is initialised and when vmAdminState changes.",
-        Getter::Disk(|view, row| io(view.readings, row, |io| io.write_octets)),
+        Getter::Disk(|view, row| io(view, row, |io| io.write_octets)),
     ),
     Object::read_only(
         17,
@@ -159,7 +161,7 @@ const COLUMNS: &[Object] = &[
         "The microseconds between the arrival and the end of each read request, summed over all \
             of them. The count can begin anew when the hypervisor is initialised and when \
             vmAdminState changes.",
-        Getter::Disk(|view, row| io(view.readings, row, |io| microseconds(io.read_ns))),
+        Getter::Disk(|view, row| io(view, row, |io| microseconds(io.read_ns))),
     ),
     Object::read_only(
         18,
@@ -168,31 +170,19 @@ const COLUMNS: &[Object] = &[
         "The microseconds between the arrival and the end of each write request, summed over all \
             of them. The count can begin anew when the hypervisor is initialised and when \
             vmAdminState changes.",
-        Getter::Disk(|view, row| io(view.readings, row, |io| microseconds(io.write_ns))),
+        Getter::Disk(|view, row| io(view, row, |io| microseconds(io.write_ns))),
     ),
 ];
 
-/// A count of the disk's I/O; absent where nobody counts it.
-fn io<'a>(readings: &dyn Readings, row: DiskRow<'a>, read: fn(DiskIo) -> u64) -> Option<Value<'a>> {
-    let io = match (&row.disk.counted_by, &row.disk.totals) {
-        (CountedBy::Kernel(images, ..), _) => readings.disk_io(images)?,
-        (CountedBy::Nobody(_), Some(totals)) => totals.read(),
-        (CountedBy::Soon, _) => return None,
-        (CountedBy::Nobody(_), None) => is_down(row.vm).then(DiskIo::default)?,
-    };
+/// A count of the disk's I/O; absent where it is not counted.
+fn io<'a>(view: View<'a>, row: DiskRow<'a>, read: fn(DiskIo) -> u64) -> Option<Value<'a>> {
+    let io = values::disk_io(view.moment(), row.vm, row.disk).io()?;
     Some(Value::Counter64(read(io)))
 }
 
-/// Both sizes are told in the same unit.
-fn unit(disk: &Disk) -> SizeUnit {
-    let sizes = [disk.size.defined, allocated(disk)];
-    SizeUnit::for_largest(sizes.into_iter().flatten().max().unwrap_or(0))
-}
-
-/// A block device takes all that it has, and a raw file is to be told as if it did.
-const fn allocated(disk: &Disk) -> Option<u64> {
-    match disk.source {
-        StorageSource::Block | StorageSource::Raw => disk.size.defined,
-        _ => disk.size.allocated,
-    }
+/// The sizes of the disk, and the unit of both.
+fn sizes(view: View<'_>, row: DiskRow<'_>) -> (DiskSize, SizeUnit) {
+    let size = values::disk_size(view.moment(), row.vm, row.disk);
+    let largest = [size.defined, size.allocated].into_iter().flatten().max();
+    (size, SizeUnit::for_largest(largest.unwrap_or(0)))
 }

@@ -1,12 +1,11 @@
 //! vmCpuTable.
 
-use crate::snmp::Value;
+use crate::{snmp::Value, values};
 
 use super::{
     convention::VIRTUAL_MACHINE_CPU_INDEX,
     convert::microseconds,
     schema::{Getter, Object, Syntax, Table},
-    vm::is_down,
 };
 
 /// One row per vCPU.
@@ -33,10 +32,7 @@ const COLUMNS: &[Object] = &[
         "The CPU time that this virtual CPU has used. The count can begin anew when the hypervisor is \
             initialised and when vmAdminState changes.",
         Getter::Vcpu(|view, row| {
-            let ns = match row.vcpu.slot {
-                Some(slot) => view.readings.vcpu_time_ns(slot)?,
-                None => is_down(row.vm).then_some(0)?,
-            };
+            let ns = values::vcpu_time_ns(view.moment(), row.vm, row.vcpu)?;
             Some(Value::Counter64(microseconds(ns)))
         }),
     )

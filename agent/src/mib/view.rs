@@ -1,12 +1,13 @@
 //! Get and get-next over the schema.
 
-use std::{fmt, ops::Deref};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use crate::{
     agentx::{Lookup, Objects, SetError, SetFailed},
-    counters::Readings,
+    counters::{Readings, SlowValues},
     inventory::Inventory,
     snmp::{Oid, Value},
+    values::Moment,
 };
 
 use super::{
@@ -21,14 +22,21 @@ use super::{
 pub struct View<'a> {
     pub(super) inventory: &'a Inventory,
     pub(super) readings: &'a dyn Readings,
+    pub(super) slow: &'a SlowValues,
     pub(super) switches: &'a Switches,
 }
 
 impl<'a> View<'a> {
-    /// The module over these VMs and their counters.
+    /// The module over the VMs and the numbers of this moment.
     #[must_use]
-    pub const fn new(inventory: &'a Inventory, readings: &'a dyn Readings) -> Self {
-        Self { inventory, readings, switches: &OFF }
+    pub const fn new(moment: Moment<'a>) -> Self {
+        let Moment { inventory, readings, slow } = moment;
+        Self { inventory, readings, slow, switches: &OFF }
+    }
+
+    /// What the numbers are read from.
+    pub(super) const fn moment(self) -> Moment<'a> {
+        Moment { inventory: self.inventory, readings: self.readings, slow: self.slow }
     }
 
     /// The same with switches that a manager may set.
@@ -105,6 +113,7 @@ impl Objects for View<'_> {
 pub struct Snapshot<I, R, S> {
     inventory: I,
     readings: R,
+    slow: Arc<SlowValues>,
     switches: S,
 }
 
@@ -115,12 +124,13 @@ where
     S: Deref<Target = Switches>,
 {
     /// Keeps what a registry gave out.
-    pub const fn new(inventory: I, readings: R, switches: S) -> Self {
-        Self { inventory, readings, switches }
+    pub const fn new(inventory: I, readings: R, slow: Arc<SlowValues>, switches: S) -> Self {
+        Self { inventory, readings, slow, switches }
     }
 
     fn view(&self) -> View<'_> {
-        View::new(&self.inventory, &*self.readings).with_switches(&self.switches)
+        let (inventory, readings, slow) = (&*self.inventory, &*self.readings, &*self.slow);
+        View::new(Moment { inventory, readings, slow }).with_switches(&self.switches)
     }
 }
 

@@ -1,9 +1,6 @@
 //! vmTable.
 
-use crate::{
-    inventory::{OperState, Vm},
-    snmp::Value,
-};
+use crate::{snmp::Value, values};
 
 use super::{
     convention::{
@@ -156,12 +153,9 @@ const COLUMNS: &[Object] = &[
         "vmUpTime",
         Syntax::TimeTicks,
         "The time since the virtual machine was started from shutdown(4); 0 while it is off.",
-        Getter::Vm(|view, vm| match vm.started_ns {
-            Some(started) => {
-                let up = view.readings.since_boot_ns().saturating_sub(started);
-                Some(Value::TimeTicks(time_ticks_wrapping(up)))
-            }
-            None => is_down(vm).then_some(Value::TimeTicks(0)),
+        Getter::Vm(|view, vm| {
+            let up = values::vm_up_time_ns(view.moment(), vm)?;
+            Some(Value::TimeTicks(time_ticks_wrapping(up)))
         }),
     ),
     Object::read_only(
@@ -172,19 +166,8 @@ const COLUMNS: &[Object] = &[
             hypervisor does for it. With more than one CPU it can grow faster than time. The count can \
             begin anew when the hypervisor is initialised and when vmAdminState changes.",
         Getter::Vm(|view, vm| {
-            let ns = match vm.slot {
-                Some(slot) => view.readings.vm_time_ns(slot)?,
-                None => is_down(vm).then_some(0)?,
-            };
-            Some(Value::Counter64(microseconds(ns)))
+            values::vm_time_ns(view.moment(), vm).map(|ns| Value::Counter64(microseconds(ns)))
         }),
     )
     .in_units("microsecond"),
 ];
-
-/// Whether the VM has no process that could be counted: its times are 0, not unknown.
-pub(super) fn is_down(vm: &Vm) -> bool {
-    vm.slot.is_none()
-        && vm.started_ns.is_none()
-        && matches!(vm.oper_state, OperState::Shutdown | OperState::Suspended | OperState::Crashed)
-}

@@ -1,7 +1,10 @@
 //! `kvmeter run`: puts the rooms together, in the order in which privileges are needed, and serves until it is
 //! told to end.
 
+mod index_file;
+pub mod inventory;
 mod report;
+mod watchdog;
 
 use std::{
     io,
@@ -20,17 +23,24 @@ use crate::{
     agentx::{self, Statistics, TransportConfig},
     check,
     config::{self, Config},
-    counters::{Records, since_boot_ns},
-    counting::{Registration, SharedHooks, self_test},
-    inventory::{Assembly, Hypervisor, Registry},
+    counters::Records,
+    counting::{self, Registration, SharedHooks, self_test},
+    inventory::{CoreConfig, Hypervisor},
     mib::{self, Switches},
     notify,
     privileges::{self, PrivilegeError},
     probe::{Events, HookState, Method, Probe, ProbeError, SCHED_HOOKS, with_causes},
-    sources::procfs::{Counted, Procfs, ProcfsError},
+    sources::{
+        Source, host,
+        procfs::{ProbeHandles, Procfs, ProcfsError},
+    },
     status::{Server, server::ServerError},
 };
+use inventory::{Outlets, Setup};
 use report::Reporter;
+
+/// How long the first view may take before the agent serves without waiting for it.
+const FIRST_VIEW: Duration = Duration::from_secs(10);
 
 /// How long the end may take that answers the status at the moment.
 const LAST_ANSWER: Duration = Duration::from_millis(500);
@@ -50,6 +60,12 @@ pub enum RunError {
     /// VMs cannot be found.
     #[error(transparent)]
     Procfs(#[from] ProcfsError),
+    /// A thread of the agent.
+    #[error("Cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// A thread that the agent cannot do without cannot go on.
+    #[error("{0}; the agent ends, so that the service manager starts it again")]
+    Failed(String),
     /// The runtime of the agent.
     #[error("Cannot start the runtime that serves the master")]
     Runtime(#[source] io::Error),
@@ -67,7 +83,7 @@ struct Counting {
 ///
 /// # Errors
 ///
-/// [`RunError`], all before the first request is served.
+/// [`RunError`], all but [`RunError::Failed`] before the first request is served.
 pub fn run(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
     // First of all, for it tells whether another agent has these directories.
@@ -76,28 +92,51 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let (counting, events) = begin_to_count(&config.probe);
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 
-    let registry = Arc::new(Registry::new(hypervisor(config), since_boot_ns()));
-    let counted = match (&counting.records, events) {
-        (Some(records), Some(events)) => Some(Counted {
+    let core = CoreConfig {
+        shows_processes: config.inventory.procfs,
+        counts: counting.records.is_some(),
+        connections: connections(config),
+        hypervisor: hypervisor(config),
+    };
+    let setup = Setup::new(core, &config.state.dir);
+    let (registry, slow) = (Arc::clone(&setup.registry), Arc::clone(&setup.slow));
+    if let Err(error) = host::start(setup.facts.clone()) {
+        warn!("The interfaces of the host are not followed: {error}");
+    }
+    let probes = match (&counting.records, events) {
+        (Some(records), Some(events)) => Some(ProbeHandles {
             events,
             records: Arc::clone(records),
             tracker: Arc::new(Registration::adopt(Arc::clone(records))),
         }),
         _ => None,
     };
-    let (sink, notifier, notices, notified) = notify::pipeline(config.notifications.bulk_window);
-    let assembly = Arc::new(Assembly::new(
-        Arc::clone(&registry),
-        config.inventory.procfs,
-        &config.state.dir,
-        Box::new(move |change| sink.note(change)),
-    ));
-    if let (Some(records), Some(hooks)) = (&counting.records, &counting.image_hooks) {
-        assembly.count_images(Arc::clone(records), Arc::clone(hooks));
-    }
     // Also where only libvirt's domains are served: their processes are what is counted.
-    let procfs = Procfs::start(Arc::clone(&assembly), counted)?;
-    let libvirt = start_libvirt(config, &assembly);
+    let procfs = Procfs::start(setup.facts.clone(), probes, config.inventory.procfs)?;
+    let mut sources: Vec<Arc<dyn Source>> = vec![procfs.handle()];
+    sources.extend(start_libvirt(config, &setup));
+    let disks = match (&counting.records, &counting.image_hooks) {
+        (Some(records), Some(hooks)) => {
+            let (records, hooks) = (Arc::clone(records), Arc::clone(hooks));
+            let started = counting::Counting::start(records, hooks, setup.facts.clone());
+            Some(started.map_err(RunError::Thread)?)
+        }
+        _ => None,
+    };
+    let (sink, notifier, notices, notified) = notify::pipeline(config.notifications.bulk_window);
+    let outlets = Outlets {
+        sources: sources.clone(),
+        counting: disks.as_ref().map(|disks| disks.commands.clone()),
+        on_change: Box::new(move |change| sink.note(change)),
+    };
+    let (inventory, mut failures) = setup.start(outlets).map_err(RunError::Thread)?;
+    // A manager that asks at once is to find the VMs that run.
+    if !inventory.flush(FIRST_VIEW) {
+        warn!("The first view of the VMs takes long; serving what is known");
+    }
+    let mut heartbeats = vec![Arc::clone(&inventory.heartbeat)];
+    heartbeats.extend(sources.iter().filter_map(|source| source.heartbeat()));
+    heartbeats.extend(disks.iter().map(|disks| Arc::clone(&disks.heartbeat)));
 
     let statistics = Arc::new(Statistics::default());
     let reporter = Arc::new(Reporter {
@@ -105,9 +144,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         started,
         counting,
         registry: Arc::clone(&registry),
-        assembly,
-        procfs: procfs.statistics(),
-        libvirt,
+        slow: Arc::clone(&slow),
+        sources,
         statistics: Arc::clone(&statistics),
         notified,
     });
@@ -135,15 +173,26 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             warn!("Cannot tell the service manager that kvmeter is ready: {error}");
         }
+        tokio::spawn(watchdog::run(heartbeats));
+        let mut failure = None;
+        let ends = async {
+            tokio::select! {
+                () = shutdown_signal(terminate, interrupt) => {}
+                Some(why) = failures.recv() => failure = Some(why),
+            }
+        };
         agentx::run(
             transport(config),
-            || mib::Snapshot::new(registry.view(), Arc::clone(&readings), &*switches),
+            || {
+                let readings = Arc::clone(&readings);
+                mib::Snapshot::new(registry.view(), readings, Arc::clone(&slow), &*switches)
+            },
             notices,
             &statistics,
-            told_to_end(terminate, interrupt),
+            ends,
         )
         .await;
-        Ok(())
+        failure.map_or(Ok(()), |why| Err(RunError::Failed(why)))
     });
     runtime.shutdown_timeout(LAST_ANSWER);
     if served.is_ok() {
@@ -196,19 +245,35 @@ fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
 }
 
 #[cfg(feature = "libvirt")]
-fn start_libvirt(config: &Config, assembly: &Arc<Assembly>) -> Option<Arc<libvirt::Statistics>> {
-    let uri = config.inventory.libvirt.clone()?;
-    libvirt::start(uri, config.inventory.block_statistics, Arc::clone(assembly))
-        .inspect_err(|error| warn!("No domains of libvirt are served: {error}"))
-        .ok()
+fn connections(config: &Config) -> Vec<crate::inventory::Connection> {
+    config.inventory.libvirt.iter().map(|uri| libvirt::connection(uri)).collect()
 }
 
 #[cfg(not(feature = "libvirt"))]
-fn start_libvirt(config: &Config, _: &Arc<Assembly>) -> Option<()> {
-    if config.inventory.libvirt.is_some() {
+fn connections(_: &Config) -> Vec<crate::inventory::Connection> {
+    Vec::new()
+}
+
+#[cfg(feature = "libvirt")]
+fn start_libvirt(config: &Config, setup: &Setup) -> Vec<Arc<dyn Source>> {
+    let start = |(id, uri): (u8, &String)| {
+        let id = crate::inventory::SourceId(id);
+        let (facts, slow) = (setup.facts.clone(), Arc::clone(&setup.slow));
+        let polls = config.inventory.block_statistics;
+        libvirt::start(id, uri.clone(), polls, facts, slow)
+            .inspect_err(|error| warn!(uri, "No domains of libvirt are served: {error}"))
+            .ok()
+            .map(|source| -> Arc<dyn Source> { source })
+    };
+    (0..).zip(&config.inventory.libvirt).filter_map(start).collect()
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn start_libvirt(config: &Config, _: &Setup) -> Vec<Arc<dyn Source>> {
+    if !config.inventory.libvirt.is_empty() {
         info!("This kvmeter was built without libvirt; VMs are found in procfs");
     }
-    None
+    Vec::new()
 }
 
 fn hypervisor(config: &Config) -> Hypervisor {
@@ -229,7 +294,7 @@ fn transport(config: &Config) -> TransportConfig {
     transport
 }
 
-async fn told_to_end(mut terminate: Signal, mut interrupt: Signal) {
+async fn shutdown_signal(mut terminate: Signal, mut interrupt: Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

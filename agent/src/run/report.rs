@@ -1,26 +1,23 @@
 //! What `kvmeter status` shows, put together from what the rooms know.
 
-#[cfg(feature = "libvirt")]
-use std::time::UNIX_EPOCH;
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use super::Counting;
-#[cfg(feature = "libvirt")]
-use crate::sources::libvirt;
 use crate::{
     agentx::{Phase, Statistics},
     config::Config,
-    counters::{self, NoCounters, Readings, Records},
-    inventory::{self, Assembly, CountedBy, Registry},
+    counters::{self, NoCounters, Readings, Records, SlowValues},
+    inventory::{self, CountedBy, Registry},
     notify,
-    sources::procfs,
+    sources::Source,
     status::model::{
         Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report,
         Requests, SessionState, SourceState, Vcpu, Vm,
     },
+    values::{self, DiskNumbers, Moment},
 };
 
 /// Knows everything that a report says.
@@ -29,12 +26,8 @@ pub(super) struct Reporter {
     pub(super) started: Instant,
     pub(super) counting: Counting,
     pub(super) registry: Arc<Registry>,
-    pub(super) assembly: Arc<Assembly>,
-    pub(super) procfs: Arc<procfs::Statistics>,
-    #[cfg(feature = "libvirt")]
-    pub(super) libvirt: Option<Arc<libvirt::Statistics>>,
-    #[cfg(not(feature = "libvirt"))]
-    pub(super) libvirt: Option<()>,
+    pub(super) slow: Arc<SlowValues>,
+    pub(super) sources: Vec<Arc<dyn Source>>,
     pub(super) statistics: Arc<Statistics>,
     pub(super) notified: Arc<notify::Statistics>,
 }
@@ -117,55 +110,45 @@ impl Reporter {
     }
 
     fn sources(&self) -> Vec<SourceState> {
-        let (domains, others) = self.assembly.counts();
-        let state = match (self.procfs.ended.load(Relaxed), self.config.inventory.procfs) {
-            (true, _) => "ended",
-            (false, true) => "live",
-            (false, false) => "for libvirt's domains only",
+        let view = self.registry.view();
+        let vms_of = |id| {
+            let count = view.vms.iter().filter(|vm| vm.source == id).count();
+            u64::try_from(count).unwrap_or(u64::MAX)
         };
-        let mut sources = vec![SourceState {
-            name: "procfs".to_owned(),
-            state: state.to_owned(),
-            stale_since: None,
-            vms: u64::try_from(others).unwrap_or(u64::MAX),
-            rescans: self.procfs.scans.load(Relaxed),
-        }];
-        sources.push(self.libvirt(u64::try_from(domains).unwrap_or(u64::MAX)));
-        sources
-    }
-
-    #[cfg(feature = "libvirt")]
-    fn libvirt(&self, vms: u64) -> SourceState {
-        let name = "libvirt".to_owned();
-        let Some(libvirt) = &self.libvirt else {
-            return SourceState {
-                name,
-                state: "off".to_owned(),
+        let state = |source: &Arc<dyn Source>| {
+            let health = source.health();
+            let since = health.stale_since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
+            let connection = source.connection();
+            SourceState {
+                name: source.name().to_owned(),
+                uri: connection.map(|(_, uri)| uri.to_owned()),
+                state: health.state,
+                stale_since: since.map(|since| since.as_secs()),
+                vms: vms_of(connection.map(|(id, _)| id)),
+                rescans: source.scans(),
+            }
+        };
+        // A source may take half a second to say how it is: all are asked at the same time.
+        let mut states: Vec<SourceState> = std::thread::scope(|scope| {
+            let asked: Vec<_> =
+                self.sources.iter().map(|source| scope.spawn(move || state(source))).collect();
+            asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
+        });
+        if states.iter().all(|state| state.name != "libvirt") {
+            let state = if cfg!(feature = "libvirt") { "off" } else { "not in this build" };
+            states.push(SourceState {
+                name: "libvirt".to_owned(),
+                uri: None,
+                state: state.to_owned(),
                 stale_since: None,
-                vms,
+                vms: 0,
                 rescans: 0,
-            };
-        };
-        let health = libvirt.health();
-        let since = health.stale_since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
-        SourceState {
-            name,
-            state: health.state,
-            stale_since: since.map(|since| since.as_secs()),
-            vms,
-            rescans: libvirt.scans.load(Relaxed),
+            });
         }
+        states
     }
 
-    #[cfg(not(feature = "libvirt"))]
-    fn libvirt(&self, vms: u64) -> SourceState {
-        let state = match self.libvirt {
-            Some(()) | None => "not in this build".to_owned(),
-        };
-        SourceState { name: "libvirt".to_owned(), state, stale_since: None, vms, rescans: 0 }
-    }
-
-    fn vm(&self, vm: &inventory::Vm) -> Vm {
+    fn vm(&self, moment: Moment<'_>, vm: &inventory::Vm) -> Vm {
         let records = self.counting.records.as_deref();
         Vm {
             index: vm.index.0,
@@ -173,9 +156,9 @@ impl Reporter {
             uuid: vm.uuid.map(|uuid| uuid.to_string()),
             pid: vm.pid,
             state: vm.oper_state.name().to_owned(),
-            cpu_ns: vm.slot.and_then(|slot| records?.vm_time_ns(slot)),
+            cpu_ns: values::vm_time_ns(moment, vm).filter(|_| vm.slot.is_some()),
             vcpus: vm.vcpus.iter().map(|vcpu| reading(*vcpu, records)).collect(),
-            disks: vm.disks.iter().map(|of| disk(of, records)).collect(),
+            disks: vm.disks.iter().map(|of| disk(moment, vm, of, records)).collect(),
         }
     }
 }
@@ -184,6 +167,8 @@ impl Reporter {
     /// The report of this moment.
     pub(super) fn report(&self) -> Report {
         let inventory = self.registry.view();
+        let readings = self.readings();
+        let moment = Moment { inventory: &inventory, readings: &*readings, slow: &self.slow };
         Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -192,51 +177,59 @@ impl Reporter {
             notifications: self.notifications(),
             probe: self.probe(),
             sources: self.sources(),
-            vms: inventory.vms.iter().map(|vm| self.vm(vm)).collect(),
+            vms: inventory.vms.iter().map(|vm| self.vm(moment, vm)).collect(),
         }
     }
 }
 
-fn disk(disk: &inventory::Disk, records: Option<&Records>) -> Disk {
-    let mut told = Disk {
+fn disk(
+    moment: Moment<'_>,
+    vm: &inventory::Vm,
+    disk: &inventory::Disk,
+    records: Option<&Records>,
+) -> Disk {
+    let numbers = values::disk_io(moment, vm, disk);
+    let (counted_by, why, age) = match (numbers, &disk.counted_by) {
+        (_, CountedBy::Kernel(_, method, why)) => (Some(method.name()), *why, None),
+        (DiskNumbers::Hypervisor(taken, why), _) => {
+            let age = moment.readings.since_boot_ns().saturating_sub(taken.at_ns);
+            (Some("hypervisor"), why, Some(age / 1_000_000))
+        }
+        (DiskNumbers::Absent(why), _) => (None, why, None),
+        (DiskNumbers::Off | DiskNumbers::Kernel(_), CountedBy::Uncounted(why)) => {
+            (None, &**why, None)
+        }
+        (DiskNumbers::Off | DiskNumbers::Kernel(_), CountedBy::Pending) => (None, "", None),
+    };
+    let more = match (&disk.counted_by, records) {
+        (CountedBy::Kernel(images, ..), Some(records)) => Some(records.image_requests(images)),
+        _ => None,
+    };
+    let [more_read, more_write] = more.map_or([None, None], |more| more.map(Some));
+    // Of a VM that is off there is nothing to show.
+    let io = numbers.io().filter(|_| numbers != DiskNumbers::Off);
+    Disk {
         index: disk.index,
         target: disk.target.clone(),
-        counted_by: None,
-        why: None,
-        read: None,
-        write: None,
-    };
-    match &disk.counted_by {
-        CountedBy::Kernel(images, method, why) => {
-            told.counted_by = Some(method.name().to_owned());
-            told.why = Some((*why).to_owned());
-            if let Some(records) = records {
-                let io = records.image_io(images);
-                let [read, write] = records.image_requests(images);
-                told.read = Some(requests(io.reads, io.read_octets, io.read_ns, &read));
-                told.write = Some(requests(io.writes, io.write_octets, io.write_ns, &write));
-            }
-        }
-        CountedBy::Soon => told.why = Some("the VM has not opened it yet".to_owned()),
-        CountedBy::Nobody(why) => {
-            told.counted_by = disk.totals.as_ref().map(|_| "hypervisor".to_owned());
-            told.why = Some(why.clone());
-        }
+        counted_by: counted_by.map(str::to_owned),
+        why: Some(why.to_owned()),
+        age_ms: age,
+        read: io.map(|io| requests(io.reads, io.read_octets, io.read_ns, more_read.as_ref())),
+        write: io.map(|io| requests(io.writes, io.write_octets, io.write_ns, more_write.as_ref())),
     }
-    told
 }
 
 fn requests(
     requests: u64,
     octets: u64,
     latency_ns: u64,
-    more: &counters::Requests,
+    more: Option<&counters::Requests>,
 ) -> DiskRequests {
-    let quantile = |per_mille| more.latencies.quantile(per_mille) / 1000;
+    let quantile = |per_mille| Some(more?.latencies.quantile(per_mille) / 1000);
     DiskRequests {
         requests,
         octets,
-        errors: more.errors,
+        errors: more.map(|more| more.errors),
         latency_ns,
         p50_us: quantile(500),
         p99_us: quantile(990),

@@ -1,7 +1,60 @@
-//! Where the facts about VMs come from: [`procfs`] finds those that show themselves in the kernel, and
-//! [`libvirt`] the domains of libvirt, running or not. [`host`] knows the host's network interfaces.
+//! Where the facts about VMs come from: [`procfs`] finds those that show themselves in the kernel, and [`libvirt`] the
+//! domains of a libvirt connection, running or not. [`host`] knows the host's network interfaces.
+//!
+//! Each source has a thread of its own, reports [`Fact`](crate::inventory::Fact)s and takes [`Command`]s. Only its own
+//! thread waits for what it asks; nothing else does.
 
 pub mod host;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod procfs;
+
+use std::{sync::Arc, time::SystemTime};
+
+use crate::{
+    inventory::{DiskQuery, SourceId, VmUuid},
+    worker::Heartbeat,
+};
+
+/// A source of facts at work.
+pub trait Source: Send + Sync {
+    /// `procfs` or `libvirt`.
+    fn name(&self) -> &'static str;
+
+    /// The libvirt connection; `None` = it is not one of libvirt's.
+    fn connection(&self) -> Option<(SourceId, &str)>;
+
+    /// Takes a command. Never waits.
+    fn command(&self, command: Command);
+
+    /// How the source is now. May wait half a second for what it asks.
+    fn health(&self) -> Health;
+
+    /// How often everything was read again since the start.
+    fn scans(&self) -> u64;
+
+    /// Whether the source's thread works, where the agent cannot do without it.
+    fn heartbeat(&self) -> Option<Arc<Heartbeat>>;
+}
+
+/// What a source is to do. One that cannot do it leaves it.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Scan this process again: its disks have changed.
+    Rescan(u32),
+    /// The fence with this number has come back: readers see all facts before it.
+    Reached(u64),
+    /// Describe this domain again.
+    Describe(VmUuid),
+    /// The disks of a domain have changed, or what is to be asked about them.
+    QueryDisks(DiskQuery),
+}
+
+/// How a source is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Health {
+    /// `live`, or what is wrong.
+    pub state: String,
+    /// Since when what it reported may be old.
+    pub stale_since: Option<SystemTime>,
+}

@@ -156,6 +156,8 @@ pub struct Hook {
 pub struct SourceState {
     /// `procfs` or `libvirt`.
     pub name: String,
+    /// The libvirt connection; `None`: it is not one of libvirt's.
+    pub uri: Option<String>,
     /// `live`, `stale`, `off`, or why the source does not work.
     pub state: String,
     /// Since when the source's facts may be outdated, in seconds since 1970; `None`: they are current.
@@ -218,9 +220,11 @@ pub struct Disk {
     pub counted_by: Option<String>,
     /// Why the disk is counted by this method, or not in the kernel.
     pub why: Option<String>,
-    /// What was read, where the kernel counts.
+    /// How old the numbers are in ms, where the hypervisor counts; `None` = they are of this moment, or there are none.
+    pub age_ms: Option<u64>,
+    /// What was read; `None` = not known.
     pub read: Option<DiskRequests>,
-    /// What was written, where the kernel counts.
+    /// What was written; `None` = not known.
     pub write: Option<DiskRequests>,
 }
 
@@ -231,14 +235,15 @@ pub struct DiskRequests {
     pub requests: u64,
     /// Bytes that they moved.
     pub octets: u64,
-    /// Failed requests.
-    pub errors: u64,
+    /// Failed requests; `None`: the hypervisor counts, and does not say.
+    pub errors: Option<u64>,
     /// Sum of their latencies in ns.
     pub latency_ns: u64,
-    /// Median of the latencies in µs; like the next two, it is at most an eighth off.
-    pub p50_us: u64,
+    /// Median of the latencies in µs; like the next two, it is at most an eighth off. `None`: the hypervisor counts, and
+    /// does not say.
+    pub p50_us: Option<u64>,
     /// 99th percentile in µs.
-    pub p99_us: u64,
+    pub p99_us: Option<u64>,
     /// 99.9th percentile in µs.
-    pub p999_us: u64,
+    pub p999_us: Option<u64>,
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::model::{
-    Agentx, DiskRequests, Hook, Probe, ProbeMode, Report, SessionState, SourceState, Vcpu, Vm,
+    Agentx, Disk, DiskRequests, Hook, Probe, ProbeMode, Report, SessionState, SourceState, Vcpu, Vm,
 };
 
 /// Largest number of vCPUs that are listed; more are only counted.
@@ -131,7 +131,10 @@ fn source_states(sources: &[SourceState]) -> Table<5> {
     );
     for source in sources {
         table.row([
-            source.name.clone(),
+            source
+                .uri
+                .as_ref()
+                .map_or_else(|| source.name.clone(), |uri| format!("{} {uri}", source.name)),
             source.state.clone(),
             number(source.stale_since),
             source.vms.to_string(),
@@ -214,9 +217,9 @@ fn disks(vms: &[Vm]) -> Table<12> {
     );
     for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
         let [reads, writes] = [disk.read, disk.write].map(|direction| {
-            let cell = |of: fn(DiskRequests) -> u64| number(direction.map(of));
+            let cell = |of: fn(DiskRequests) -> Option<u64>| number(direction.and_then(of));
             [
-                cell(|requests| requests.requests),
+                cell(|requests| Some(requests.requests)),
                 cell(|requests| requests.p50_us),
                 cell(|requests| requests.p99_us),
                 cell(|requests| requests.p999_us),
@@ -244,8 +247,10 @@ fn disks(vms: &[Vm]) -> Table<12> {
 
 /// Lines below the disks: the reason for each method, disks that the kernel does not count, and failed requests.
 fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
-    let disks = || vms.iter().flat_map(|vm| &vm.disks).filter(|disk| disk.read.is_some());
-    let methods: BTreeSet<_> = disks().map(|disk| (&disk.counted_by, &disk.why)).collect();
+    let is_in_kernel =
+        |disk: &&Disk| disk.counted_by.as_deref().is_some_and(|by| by != "hypervisor");
+    let disks = vms.iter().flat_map(|vm| &vm.disks).filter(is_in_kernel);
+    let methods: BTreeSet<_> = disks.map(|disk| (&disk.counted_by, &disk.why)).collect();
     for (method, why) in methods {
         if let (Some(method), Some(why)) = (method, why) {
             writeln!(f, "{}: {}", Printable(method), Printable(why))?;
@@ -253,10 +258,11 @@ fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
     }
     for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
         let (index, target) = (vm.index, Printable(&disk.target));
-        if let Some(why) = disk.why.as_ref().filter(|_| disk.read.is_none()) {
+        if let Some(why) = disk.why.as_ref().filter(|_| !is_in_kernel(&disk)) {
             writeln!(f, "{target} of VM {index} is not counted in the kernel: {}", Printable(why))?;
         }
-        let errors = |requests: Option<DiskRequests>| requests.map_or(0, |it| it.errors);
+        let errors =
+            |requests: Option<DiskRequests>| requests.and_then(|it| it.errors).unwrap_or(0);
         let (reads, writes) = (errors(disk.read), errors(disk.write));
         if reads + writes > 0 {
             writeln!(f, "{target} of VM {index}: {reads} reads and {writes} writes have failed")?;

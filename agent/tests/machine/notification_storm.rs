@@ -14,14 +14,16 @@ use crate::lab::traps::told;
 use kvmeter::{
     agentx::{self, TransportConfig},
     counters::NoCounters,
-    inventory::{Assembly, Hypervisor, Registry},
+    inventory::{CoreConfig, SourceId},
     mib::{self, Switches},
     notify,
-    sources::libvirt,
+    run::inventory::{Outlets, Setup},
+    sources::{Source as _, libvirt},
 };
 use virt::connect::Connect;
 use xtask::lab::{PATIENCE, Snmpd, Snmptrapd, Way, wait_until};
 
+const URI: &str = "test:///default";
 const DOMAINS: u32 = 300;
 const THREADS: u32 = 4;
 const WINDOW: Duration = Duration::from_millis(200);
@@ -36,14 +38,19 @@ fn each_change_is_told_once_and_in_bulk_none_is_missing() {
     let snmptrapd = Snmptrapd::start(dir.path()).unwrap();
     let snmpd = Snmpd::start(dir.path(), &snmptrapd.sinks(&[Way::Trap])).unwrap();
     let (sink, notifier, notices, notified) = notify::pipeline(WINDOW);
-    let registry = Arc::new(Registry::new(Hypervisor::default(), 0));
-    let assembly = Arc::new(Assembly::new(
-        Arc::clone(&registry),
-        false,
-        &dir.path().join("state"),
-        Box::new(move |change| sink.note(change)),
-    ));
-    let source = libvirt::start("test:///default".to_owned(), None, assembly).unwrap();
+    let config =
+        CoreConfig { connections: vec![libvirt::connection(URI)], ..CoreConfig::default() };
+    let setup = Setup::new(config, &dir.path().join("state"));
+    let (registry, slow) = (Arc::clone(&setup.registry), Arc::clone(&setup.slow));
+    let facts = setup.facts.clone();
+    let source =
+        libvirt::start(SourceId(0), URI.to_owned(), None, facts, Arc::clone(&slow)).unwrap();
+    let outlets = Outlets {
+        sources: vec![Arc::<libvirt::Handle>::clone(&source)],
+        counting: None,
+        on_change: Box::new(move |change| sink.note(change)),
+    };
+    let (_inventory, _) = setup.start(outlets).unwrap();
     let statistics = Arc::new(agentx::Statistics::default());
     let mut transport = TransportConfig::new(
         snmpd.agentx_address().parse().unwrap(),
@@ -57,7 +64,10 @@ fn each_change_is_told_once_and_in_bulk_none_is_missing() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             tokio::spawn(notifier.run(switches));
-            let view = || mib::Snapshot::new(of_agent.view(), Arc::clone(&readings), switches);
+            let view = || {
+                let (readings, slow) = (Arc::clone(&readings), Arc::clone(&slow));
+                mib::Snapshot::new(of_agent.view(), readings, slow, switches)
+            };
             agentx::run(transport, view, notices, &of_session, std::future::pending()).await;
         });
     });

@@ -1,76 +1,139 @@
-//! One set of VMs out of two sources that do not wait for each other: what is told of each VM, whatever comes first.
+//! One set of VMs out of sources that do not wait for each other: what is reported of each VM, whatever comes first.
+//! Time is made up: nothing sleeps.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, mpsc},
-    thread,
-    time::Instant,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use kvmeter::{
-    counters::DiskIo,
+    counters::{ImageSlot, VmSlot},
     inventory::{
-        AdminState, Assembly, AutoStart, Change,
+        AdminState, AutoStart,
         ChangeEvent::{self, Deleted, State},
-        DiskSize, Domain, DomainDisk, Hypervisor, Memory,
+        Connection, Core, CoreConfig, CountedBy, CountingReport, DiskQuery, DiskSize, Domain,
+        DomainDisk, DomainFact, DomainNic, Fact, Fence, Inventory, Memory, NicNumbers, Now,
         OperState::{self, Migrating, Running, Shutdown, Shuttingdown, Unknown},
-        Persistence, Registry, StorageAccess, StorageMedia, StorageSource, Submission, VmProcess,
-        VmUuid,
+        Output, Persistence, SavedIndexes, SourceId, StorageAccess, StorageMedia, StorageSource,
+        Submission, VmProcess, VmUuid,
     },
+    probe::Method,
 };
 
 const UUID: VmUuid = VmUuid::of_bytes([9; 16]);
+const QEMU: SourceId = SourceId(0);
+const SECOND: SourceId = SourceId(1);
 
 struct Host {
-    assembly: Assembly,
-    registry: Arc<Registry>,
-    changes: mpsc::Receiver<Change>,
-    _state: tempfile::TempDir,
+    core: Core,
+    now: Now,
+    view: Inventory,
+    changes: Vec<(u32, OperState, ChangeEvent)>,
+    queries: Vec<DiskQuery>,
+    others: Vec<Output>,
 }
 
 impl Host {
-    /// Both sources have told that there is nothing.
+    /// A libvirt connection and procfs have reported that there is nothing.
     fn new() -> Self {
-        let state = tempfile::tempdir().unwrap();
-        let (tell, changes) = mpsc::channel();
-        let registry = Arc::new(Registry::new(Hypervisor::default(), 0));
-        let tell = Box::new(move |change| tell.send(change).unwrap());
-        let assembly = Assembly::new(Arc::clone(&registry), true, state.path(), tell);
-        assembly.set_processes(Vec::new(), vec![0]);
-        assembly.set_domains(Vec::new());
-        Self { assembly, registry, changes, _state: state }
+        let mut host = Self::with(&[("qemu:///system", true)], SavedIndexes::default());
+        host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+        host
     }
 
-    fn processes(&self, processes: &[VmProcess]) {
-        self.assembly.set_processes(processes.to_vec(), vec![0]);
+    fn with(connections: &[(&str, bool)], indexes: SavedIndexes) -> Self {
+        let connections = connections
+            .iter()
+            .map(|&(uri, has_processes)| Connection { uri: uri.to_owned(), has_processes })
+            .collect();
+        let config = CoreConfig {
+            shows_processes: true,
+            counts: true,
+            connections,
+            ..CoreConfig::default()
+        };
+        let now = Now { instant: Instant::now(), since_boot_ns: 1_000 };
+        let core = Core::new(config, indexes, now);
+        let view = core.view();
+        let mut host =
+            Self { core, now, view, changes: Vec::new(), queries: Vec::new(), others: Vec::new() };
+        host.fact(Fact::ProcessesListed);
+        host
+    }
+
+    fn fact(&mut self, fact: Fact) {
+        self.core.handle(fact, self.now);
+        self.drain();
+    }
+
+    /// Takes the outputs. A change never comes before the view that has it.
+    fn drain(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Publish(view) => {
+                    self.view = (*view).clone();
+                }
+                Output::Changed(change) => {
+                    assert_eq!(self.view.vms, self.core.view().vms, "the view comes first");
+                    self.changes.push((change.index.0, change.before, change.event));
+                }
+                Output::QueryDisks(_, query) => self.queries.push(query),
+                other => self.others.push(other),
+            }
+        }
+        assert_eq!(self.view.vms, self.core.view().vms);
+    }
+
+    fn start(&mut self, pid: u32) {
+        self.fact(Fact::Process(Arc::new(process(pid))));
+    }
+
+    fn end(&mut self, pid: u32) {
+        self.fact(Fact::ProcessGone { pid, killed: false });
+    }
+
+    fn libvirt_of(&mut self, source: SourceId, fact: DomainFact) {
+        self.fact(Fact::Libvirt(source, fact));
     }
 
     /// libvirt's events led through these states, and then this is found.
-    fn libvirt(&self, states: &[OperState], found: Option<OperState>) {
-        let happened: Vec<_> = states.iter().map(|state| (UUID, State(*state))).collect();
-        self.assembly.update_domains(BTreeMap::from([(UUID, found.map(domain))]), &happened);
+    fn libvirt(&mut self, states: &[OperState], found: Option<OperState>) {
+        let events = states.iter().map(|state| (UUID, State(*state))).collect();
+        let domains = BTreeMap::from([(UUID, found.map(domain))]);
+        self.libvirt_of(QEMU, DomainFact::Changed { domains, events });
     }
 
-    /// Lets pass what is waited for.
-    fn settle(&self) {
-        while let Some(due) = self.assembly.due() {
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            self.assembly.settle();
+    /// Lets pass what is awaited.
+    fn settle(&mut self) {
+        while let Some(due) = self.core.poll_timeout() {
+            self.now.instant = self.now.instant.max(due);
+            self.core.handle_timeout(self.now);
+            self.drain();
         }
     }
 
-    fn told(&self) -> Vec<(OperState, ChangeEvent)> {
-        self.changes.try_iter().map(|change| (change.before, change.event)).collect()
+    fn told(&mut self) -> Vec<(OperState, ChangeEvent)> {
+        self.changes.drain(..).map(|(_, before, event)| (before, event)).collect()
     }
 
     fn states(&self) -> Vec<OperState> {
-        self.registry.view().vms.iter().map(|vm| vm.oper_state).collect()
+        self.view.vms.iter().map(|vm| vm.oper_state).collect()
     }
 
-    fn reads(&self) -> Option<u64> {
-        self.registry.view().vms[0].disks[0].totals.as_ref().map(|totals| totals.read().reads)
+    /// vmIndex, vmName and whether there is a vmUUID.
+    fn rows(&self) -> Vec<(u32, &str, bool)> {
+        let row = |vm: &'_ kvmeter::inventory::Vm| (vm.index.0, vm.uuid.is_some());
+        self.view
+            .vms
+            .iter()
+            .map(|vm| {
+                let (index, has_uuid) = row(vm);
+                (index, vm.name.as_str(), has_uuid)
+            })
+            .collect()
     }
 }
 
@@ -102,7 +165,11 @@ fn domain(state: OperState) -> Domain {
             chain_is_in_image: false,
             submission: Submission::Unknown,
         }],
-        nics: Vec::new(),
+        nics: vec![DomainNic {
+            mac: vec![2, 0, 0, 0, 0, 1],
+            device: Some("vnet0".to_owned()),
+            model: "virtio".to_owned(),
+        }],
     }
 }
 
@@ -115,15 +182,16 @@ fn process(pid: u32) -> VmProcess {
         uuid: Some(UUID),
         cpus: 1,
         max_cpus: 1,
+        slot: Some(VmSlot(u16::try_from(pid).unwrap())),
         has_kvm: true,
         ..VmProcess::default()
     }
 }
 
 #[test]
-fn a_domain_whose_process_is_seen_first_is_told_as_libvirt_has_it() {
-    let host = Host::new();
-    host.processes(&[process(1)]);
+fn a_domain_whose_process_is_seen_first_is_reported_as_libvirt_has_it() {
+    let mut host = Host::new();
+    host.start(1);
     assert_eq!(host.states(), [Running], "it is there at once");
     host.libvirt(&[Migrating], Some(Migrating));
     host.libvirt(&[Running], Some(Running));
@@ -132,38 +200,39 @@ fn a_domain_whose_process_is_seen_first_is_told_as_libvirt_has_it() {
 
     // And at the end: libvirt is first.
     host.libvirt(&[Shuttingdown, Shutdown], None);
-    host.processes(&[]);
+    host.end(1);
     host.settle();
     let end =
         [(Running, State(Shuttingdown)), (Shuttingdown, State(Shutdown)), (Shutdown, Deleted)];
     assert_eq!(host.told(), end);
+    assert!(host.view.vms.is_empty());
 }
 
 #[test]
-fn a_process_that_libvirt_does_not_know_is_told_in_the_end() {
-    let host = Host::new();
-    host.processes(&[process(1)]);
+fn a_process_that_libvirt_does_not_know_is_reported_in_the_end() {
+    let mut host = Host::new();
+    host.start(1);
     assert_eq!(host.told(), []);
     host.settle();
     assert_eq!(host.told(), [(Shutdown, State(Running))]);
-    host.processes(&[]);
+    host.end(1);
     host.settle();
     assert_eq!(host.told(), [(Running, State(Shutdown)), (Shutdown, Deleted)]);
-    // Without libvirt there is nobody to wait for.
-    host.assembly.libvirt_is_gone();
-    host.processes(&[process(2)]);
+    // Without libvirt no event is to come.
+    host.libvirt_of(QEMU, DomainFact::Lost);
+    host.start(2);
     assert_eq!(host.told(), [(Shutdown, State(Running))]);
 }
 
 #[test]
 fn events_of_a_libvirt_that_says_no_more_are_believed() {
-    let host = Host::new();
-    host.processes(&[process(1)]);
+    let mut host = Host::new();
+    host.start(1);
     host.libvirt(&[Running], Some(Running));
-    let last = [(UUID, State(Shuttingdown)), (UUID, State(Shutdown))];
-    host.assembly.update_domains(BTreeMap::new(), &last);
-    host.processes(&[]);
-    host.assembly.libvirt_is_gone();
+    let last = vec![(UUID, State(Shuttingdown)), (UUID, State(Shutdown))];
+    host.libvirt_of(QEMU, DomainFact::Changed { domains: BTreeMap::new(), events: last });
+    host.end(1);
+    host.libvirt_of(QEMU, DomainFact::Lost);
     host.settle();
     assert_eq!(host.states(), [Shutdown]);
     assert_eq!(
@@ -177,71 +246,228 @@ fn events_of_a_libvirt_that_says_no_more_are_believed() {
 }
 
 #[test]
-fn what_changed_while_libvirt_was_away_is_told_once() {
-    let host = Host::new();
-    host.processes(&[process(1)]);
+fn what_changed_while_libvirt_was_away_is_reported_once() {
+    let mut host = Host::new();
+    host.start(1);
     host.libvirt(&[Running], Some(Running));
-    host.assembly.libvirt_is_gone();
-    // The list is newer than events that it sends now.
-    host.assembly.set_domains(vec![domain(Shutdown)]);
+    host.libvirt_of(QEMU, DomainFact::Lost);
+    // The list is newer than events that libvirt sends now.
+    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Shutdown)]));
     host.libvirt(&[Shuttingdown], Some(Shutdown));
     host.libvirt(&[Shutdown], Some(Shutdown));
     host.settle();
     let stopped = [(Running, State(Shuttingdown)), (Shuttingdown, State(Shutdown))];
     assert_eq!(host.told()[1..], stopped);
     // Here it sends none.
-    host.processes(&[]);
-    host.assembly.libvirt_is_gone();
-    host.assembly.set_domains(vec![domain(Running)]);
+    host.end(1);
+    host.libvirt_of(QEMU, DomainFact::Lost);
+    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Running)]));
     assert_eq!(host.told(), []);
     host.settle();
     assert_eq!(host.told(), [(Shutdown, State(Running))]);
 }
 
 #[test]
-fn who_is_never_seen_takes_no_index() {
-    let host = Host::new();
+fn what_is_under_way_is_awaited_past_the_deadline() {
+    let mut host = Host::new();
+    host.start(1);
+    host.libvirt(&[Running], Some(Running));
+    assert_eq!(host.told().len(), 1);
+    host.libvirt(&[], Some(Shutdown));
+    let due = host.core.poll_timeout().unwrap();
+    assert!(due <= host.now.instant + Duration::from_secs(1));
+    // The event has come, and libvirt takes long to describe the domain.
+    host.libvirt_of(QEMU, DomainFact::EventsUnderWay(BTreeSet::from([UUID])));
+    host.now.instant = due + Duration::from_secs(5);
+    host.core.handle_timeout(host.now);
+    host.drain();
+    assert_eq!(host.told(), []);
+    host.libvirt(&[Shuttingdown, Shutdown], Some(Shutdown));
+    let stopped = [(Running, State(Shuttingdown)), (Shuttingdown, State(Shutdown))];
+    assert_eq!(host.told(), stopped);
+}
+
+#[test]
+fn a_vm_that_is_never_seen_takes_no_index() {
+    let mut host = Host::new();
     host.libvirt(&[Running, Shutdown], None);
     host.settle();
-    host.processes(&[VmProcess { uuid: Some(VmUuid::of_bytes([1; 16])), ..process(1) }]);
-    assert_eq!(host.registry.view().vms[0].index.0, 1);
+    let other = VmProcess { uuid: Some(VmUuid::of_bytes([1; 16])), ..process(1) };
+    host.fact(Fact::Process(Arc::new(other)));
+    assert_eq!(host.view.vms.iter().next().unwrap().index.0, 1);
 }
 
 #[test]
 fn a_libvirt_that_hangs_while_a_process_ends_is_not_believed_for_ever() {
-    let host = Host::new();
-    host.processes(&[process(1)]);
+    let mut host = Host::new();
+    host.start(1);
     host.libvirt(&[Running], Some(Running));
-    host.processes(&[]);
-    assert_eq!(host.states(), [Running], "its word may only be late");
-    assert!(host.assembly.due().is_some(), "but it is not waited for without an end");
+    host.end(1);
+    assert_eq!(host.states(), [Running], "its report may only be late");
+    assert!(host.core.poll_timeout().is_some(), "but it is not waited for without an end");
     host.settle();
     assert_eq!(host.states(), [Unknown]);
 }
 
 #[test]
-fn counts_of_disks_begin_anew_with_the_vm() {
-    let host = Host::new();
-    let io = |reads| [("vda".to_owned(), DiskIo { reads, ..DiskIo::default() })];
-    host.processes(&[process(1)]);
+fn a_process_that_was_killed_has_crashed() {
+    let mut host = Host::with(&[], SavedIndexes::default());
+    host.start(1);
+    assert_eq!(host.told(), [(Shutdown, State(Running))]);
+    host.fact(Fact::ProcessGone { pid: 1, killed: true });
+    assert_eq!(host.told(), [(Running, State(OperState::Crashed)), (OperState::Crashed, Deleted)]);
+}
+
+#[test]
+fn each_run_of_a_vm_has_a_number_of_its_own() {
+    let mut host = Host::new();
+    let run = |host: &Host| host.view.vms.iter().next().unwrap().run;
+    host.start(1);
     host.libvirt(&[Running], Some(Running));
-    host.assembly.note_io(UUID, &io(100));
-    host.assembly.publish_disks();
-    assert_eq!(host.reads(), Some(100));
-    host.assembly.note_io(UUID, &io(120));
-    assert_eq!(host.reads(), Some(120), "without a new view");
-    // Off and on again before anybody looks.
-    host.processes(&[process(2)]);
+    let first = run(&host);
+    // Off and on again before it was described.
+    host.end(1);
+    host.start(2);
     host.libvirt(&[Shutdown, Running], Some(Running));
-    assert_eq!(host.reads(), None);
-    host.assembly.note_io(UUID, &io(150));
-    host.assembly.publish_disks();
-    assert_eq!(host.reads(), Some(150));
-    // The same where libvirt was away.
-    host.assembly.libvirt_is_gone();
-    host.processes(&[process(3)]);
-    host.assembly.set_domains(vec![domain(Running)]);
-    host.assembly.note_io(UUID, &io(160));
-    host.assembly.publish_disks();
-    assert_eq!(host.reads(), Some(160));
+    let second = run(&host);
+    assert_ne!(first, second);
+    // The same while libvirt was away.
+    host.libvirt_of(QEMU, DomainFact::Lost);
+    host.end(2);
+    host.start(3);
+    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Running)]));
+    let third = run(&host);
+    assert!(![first, second].contains(&third));
+    let query = host.queries.last().unwrap();
+    assert_eq!((query.run, query.wants_io, query.is_active), (third, true, true));
+}
+
+#[test]
+fn how_a_disk_is_counted_comes_back_as_a_fact() {
+    let mut host = Host::new();
+    let counted_by = |host: &Host| host.view.vms.iter().next().unwrap().disks[0].counted_by.clone();
+    let plans = |host: &mut Host| -> Vec<bool> {
+        let plans = host.others.drain(..).filter_map(|output| match output {
+            Output::Count(plan) => Some(plan.is_of_domain),
+            _ => None,
+        });
+        plans.collect()
+    };
+    host.start(1);
+    assert_eq!(plans(&mut host), [false]);
+    host.libvirt(&[Running], Some(Running));
+    assert_eq!(plans(&mut host), [true], "with the domain's disks");
+    assert_eq!(counted_by(&host), CountedBy::Pending);
+    let kernel = CountedBy::Kernel([ImageSlot(3)].into(), Method::Dio, "test");
+    let report = |pid, counted_by: &CountedBy| CountingReport {
+        pid,
+        vm: VmSlot(u16::try_from(pid).unwrap()),
+        disks: vec![(1, counted_by.clone())],
+        has_unidentified: false,
+    };
+    assert!(host.queries.last().unwrap().wants_io);
+    host.fact(Fact::Counted(report(1, &kernel)));
+    assert_eq!(counted_by(&host), kernel);
+    assert!(!host.queries.last().unwrap().wants_io, "QEMU's counts are not needed");
+    // A report about a process that is gone is of no use.
+    host.fact(Fact::Counted(report(2, &CountedBy::Pending)));
+    assert_eq!(counted_by(&host), kernel);
+    host.fact(Fact::ImageTaken(1));
+    assert_eq!(plans(&mut host), [true], "once more, with the new image");
+    host.end(1);
+    assert!(host.others.iter().any(|it| matches!(it, Output::EndCount(VmSlot(1)))));
+    assert!(matches!(counted_by(&host), CountedBy::Uncounted(_)));
+}
+
+#[test]
+fn a_fence_comes_back_after_the_view_without_the_process() {
+    let mut host = Host::with(&[], SavedIndexes::default());
+    host.start(1);
+    host.core.handle(Fact::ProcessGone { pid: 1, killed: false }, host.now);
+    host.core.handle(Fact::Fence(Fence::Procfs(7)), host.now);
+    let mut is_published = false;
+    while let Some(output) = host.core.poll_output() {
+        match output {
+            Output::Publish(view) => is_published = view.vms.is_empty(),
+            Output::Reached(fence) => {
+                assert!(is_published);
+                assert_eq!(fence, Fence::Procfs(7));
+                return;
+            }
+            _ => {}
+        }
+    }
+    panic!("the fence did not come back");
+}
+
+#[test]
+fn an_interface_of_the_host_changes_the_rows_that_use_it() {
+    let mut host = Host::new();
+    host.start(1);
+    host.libvirt(&[Running], Some(Running));
+    let numbers = |host: &Host| {
+        let nic = host.view.vms.iter().next().unwrap().nics[0].clone();
+        (nic.if_index, nic.parent_if_index)
+    };
+    assert_eq!(numbers(&host), (0, 0));
+    let known = NicNumbers { if_index: 7, parent_if_index: 2 };
+    host.fact(Fact::HostNic("vnet0".to_owned(), Some(known)));
+    assert_eq!(numbers(&host), (7, 2));
+    host.fact(Fact::HostNic("vnet0".to_owned(), None));
+    assert_eq!(numbers(&host), (0, 0));
+}
+
+#[test]
+fn a_change_shares_all_other_rows_with_the_view_before() {
+    let mut host = Host::with(&[], SavedIndexes::default());
+    for pid in 1..=100 {
+        let name = format!("vm{pid}");
+        host.fact(Fact::Process(Arc::new(VmProcess { uuid: None, name, ..process(pid) })));
+    }
+    let before = host.view.clone();
+    host.fact(Fact::Process(Arc::new(VmProcess { uuid: None, cpus: 5, ..process(50) })));
+    let shared = before.vms.iter().zip(host.view.vms.iter()).filter(|(a, b)| std::ptr::eq(*a, *b));
+    assert_eq!(shared.count(), 99);
+    assert_eq!(before.last_change_ns, host.view.last_change_ns, "no row came or went");
+}
+
+#[test]
+fn two_connections_with_one_uuid_are_two_vms_whatever_comes_first_and_whoever_goes() {
+    let connections = [("qemu:///system", true), ("test:///default", false)];
+    let listed = || DomainFact::Listed(vec![domain(Running)]);
+    let mut host = Host::with(&connections, SavedIndexes::default());
+    host.start(1);
+    host.libvirt_of(SECOND, listed());
+    host.libvirt_of(QEMU, listed());
+    let rows = [(1, "vm", true), (2, "vm", false)];
+    assert_eq!(host.rows(), rows);
+    // The driver that has processes has this one.
+    let pids = |host: &Host| host.view.vms.iter().map(|vm| vm.pid).collect::<Vec<_>>();
+    let has_process = pids(&host);
+    assert_eq!(has_process.iter().flatten().count(), 1);
+    // One goes and comes back, and each keeps its row.
+    host.told();
+    for source in [QEMU, SECOND] {
+        host.libvirt_of(source, DomainFact::Lost);
+        assert_eq!(host.rows(), rows);
+        assert_eq!(host.states(), [Running; 2], "what it reported last stays");
+        host.libvirt_of(source, listed());
+        host.settle();
+        assert_eq!(host.told(), []);
+        assert_eq!(host.rows(), rows);
+    }
+    assert_eq!(pids(&host), has_process);
+    // The other agent that starts now hears them in another order.
+    let saved = host.core.saved_indexes();
+    let mut again = Host::with(&connections, saved);
+    again.libvirt_of(QEMU, listed());
+    again.libvirt_of(SECOND, listed());
+    let source = |host: &Host| host.view.vms.iter().map(|vm| vm.source).collect::<Vec<_>>();
+    assert_eq!(again.rows(), rows);
+    assert_eq!(source(&again), source(&host));
+    // A change of one is none of the other.
+    let paused = BTreeMap::from([(UUID, Some(domain(OperState::Paused)))]);
+    let events = vec![(UUID, State(OperState::Paused))];
+    host.libvirt_of(QEMU, DomainFact::Changed { domains: paused, events });
+    assert_eq!(host.told(), [(Running, State(OperState::Paused))]);
 }

@@ -144,7 +144,7 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
         ),
         (
             "[inventory]\nlibvirt = \"system\"\n",
-            "2: inventory.libvirt: invalid value: string \"system\", expected a libvirt URI such as \"qemu:///system\", or \"\" for none",
+            "2: inventory.libvirt: invalid value: string \"system\", expected a libvirt URI such as \"qemu:///system\", a list of up to 16 of them, or \"\" for none",
         ),
         (
             "[inventory]\nhv_object_id = \"enterprises.1\"\n",

@@ -12,13 +12,18 @@ use kvmeter::{
     agentx::{Lookup, Objects as _},
     counters::NoCounters,
     inventory::{
-        Assembly, Change, ChangeEvent, Hypervisor,
+        Change, ChangeEvent, CoreConfig,
         OperState::{self, Paused, Running, Shutdown, Suspended},
-        Registry,
+        Registry, SourceId,
     },
     mib,
+    run::{
+        self,
+        inventory::{Outlets, Setup},
+    },
     snmp::{Oid, Value},
-    sources::libvirt,
+    sources::{Source as _, libvirt},
+    values::Moment,
 };
 use virt::{connect::Connect, sys};
 use xtask::lab::{PATIENCE, wait_until};
@@ -29,32 +34,39 @@ const SOON: Duration = Duration::from_millis(100);
 struct Host {
     connection: Connect,
     registry: Arc<Registry>,
-    statistics: Arc<libvirt::Statistics>,
+    source: Arc<libvirt::Handle>,
     changes: mpsc::Receiver<Change>,
+    _inventory: run::inventory::Inventory,
     _state: tempfile::TempDir,
 }
 
 impl Host {
     fn new() -> Self {
+        const URI: &str = "test:///default";
         let state = tempfile::tempdir().unwrap();
-        let (tell, changes) = mpsc::channel();
-        let registry = Arc::new(Registry::new(Hypervisor::default(), 0));
-        let assembly = Arc::new(Assembly::new(
-            Arc::clone(&registry),
-            false,
-            state.path(),
-            Box::new(move |change| drop(tell.send(change))),
-        ));
-        let statistics = libvirt::start("test:///default".to_owned(), None, assembly).unwrap();
+        let (sender, changes) = mpsc::channel();
+        let config =
+            CoreConfig { connections: vec![libvirt::connection(URI)], ..CoreConfig::default() };
+        let setup = Setup::new(config, state.path());
+        let registry = Arc::clone(&setup.registry);
+        let (facts, slow) = (setup.facts.clone(), Arc::clone(&setup.slow));
+        let source = libvirt::start(SourceId(0), URI.to_owned(), None, facts, slow).unwrap();
+        let outlets = Outlets {
+            sources: vec![Arc::<libvirt::Handle>::clone(&source)],
+            counting: None,
+            on_change: Box::new(move |change| drop(sender.send(change))),
+        };
+        let (inventory, _) = setup.start(outlets).unwrap();
         let host = Self {
-            connection: Connect::open(Some("test:///default")).unwrap(),
+            connection: Connect::open(Some(URI)).unwrap(),
             registry,
-            statistics,
+            source,
             changes,
+            _inventory: inventory,
             _state: state,
         };
         wait_until(PATIENCE, "libvirt is live", || {
-            (host.statistics.health().state == "live").then_some(())
+            (host.source.health().state == "live").then_some(())
         })
         .unwrap();
         host
@@ -63,7 +75,7 @@ impl Host {
     /// The integer at vmObjects.`parts`, as a GET finds it.
     fn integer(&self, parts: &[u32]) -> Option<i32> {
         let inventory = self.registry.view();
-        let view = mib::View::new(&inventory, &NoCounters);
+        let view = mib::View::new(Moment::new(&inventory, &NoCounters));
         let name = Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
         match view.get(&name) {
             Lookup::Found(Value::Integer(number)) => Some(number),
@@ -74,7 +86,7 @@ impl Host {
     /// The same with a text.
     fn text(&self, parts: &[u32]) -> Option<String> {
         let inventory = self.registry.view();
-        let view = mib::View::new(&inventory, &NoCounters);
+        let view = mib::View::new(Moment::new(&inventory, &NoCounters));
         let name = Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
         match view.get(&name) {
             Lookup::Found(Value::OctetString(text)) => String::from_utf8(text.to_vec()).ok(),
@@ -229,5 +241,5 @@ fn each_change_of_a_domain_is_seen_soon() {
     for pair in storm.chunks(2) {
         assert_eq!(pair, [(Running, to(Paused)), (Paused, to(Running))]);
     }
-    assert_eq!(host.statistics.health().state, "live");
+    assert_eq!(host.source.health().state, "live");
 }

@@ -73,6 +73,7 @@ fn report() -> Report {
         },
         sources: vec![SourceState {
             name: "procfs".into(),
+            uri: None,
             state: "live".into(),
             stale_since: None,
             vms: 2,
@@ -92,16 +93,21 @@ fn report() -> Report {
                     target: "vda".into(),
                     counted_by: Some("dio".into()),
                     why: None,
+                    age_ms: None,
                     read: Some(DiskRequests {
                         requests: 1200,
                         octets: 4_915_200,
-                        errors: 0,
+                        errors: Some(0),
                         latency_ns: 96_000_000,
-                        p50_us: 71,
-                        p99_us: 480,
-                        p999_us: 1900,
+                        p50_us: Some(71),
+                        p99_us: Some(480),
+                        p999_us: Some(1900),
                     }),
-                    write: Some(DiskRequests { requests: 7, errors: 2, ..DiskRequests::default() }),
+                    write: Some(DiskRequests {
+                        requests: 7,
+                        errors: Some(2),
+                        ..DiskRequests::default()
+                    }),
                 }],
             },
             Vm {
@@ -272,7 +278,7 @@ VM  VCPU   TID   CPU-S  WAIT-S  SWITCHES  PREEMPTIONS
  1     1     -       -       -         -            -
 
 VM  DISK  TARGET  COUNTED-BY  READS  P50-US  P99-US  P99.9-US  WRITES  P50-US  P99-US  P99.9-US
- 1     1  vda     dio          1200      71     480      1900       7       0       0         0
+ 1     1  vda     dio          1200      71     480      1900       7       -       -         -
 vda of VM 1: 0 reads and 2 writes have failed
 ";
     assert_eq!(Summary(&report()).to_string(), expected);

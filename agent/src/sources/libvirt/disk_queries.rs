@@ -11,21 +11,21 @@ use std::{
 use tracing::{debug, warn};
 use virt::{connect::Connect, domain::Domain as Handle, error::Error};
 
-use super::{block_statistics, events::is_migrating};
-use crate::inventory::{Assembly, DiskSize, VmUuid};
+use super::{block_statistics, events::is_migrating, shared::Shared};
+use crate::{
+    counters::{DiskKey, DiskSize},
+    inventory::{DiskQuery, VmUuid},
+};
 
-/// So many domains may hang before the disks of others have to wait.
+/// Worker threads: up to this many domains whose QEMU hangs delay no other.
 const THREADS: usize = 8;
-
-/// Of a host with many domains the sizes of so many are shown together.
-const TOGETHER: usize = 64;
 
 /// What is asked of the disks of a domain.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Question {
     pub(super) sizes: bool,
     pub(super) io: bool,
-    /// Not of the disks, but as little known without QEMU: whether the domain is on its way to another host.
+    /// Not about the disks, but only QEMU knows it, too: whether the domain is migrated to another host.
     pub(super) migration: bool,
 }
 
@@ -45,128 +45,119 @@ impl Question {
     }
 }
 
-/// Asks for the disks of domains in the background.
-pub(super) struct Blocks {
-    shared: Arc<Shared>,
+/// Asks about the disks of domains in the background.
+#[derive(Debug)]
+pub(super) struct DiskQueries {
+    workers: Arc<Workers>,
 }
 
-struct Shared {
-    uri: String,
-    assembly: Arc<Assembly>,
-    load: Mutex<Load>,
-    /// Told when there is something in the queue.
+#[derive(Debug)]
+struct Workers {
+    shared: Arc<Shared>,
+    queue: Mutex<Queue>,
+    /// Notified when there is something in the queue.
     more: Condvar,
 }
 
-#[derive(Default)]
-struct Load {
+#[derive(Debug, Default)]
+struct Queue {
     threads: usize,
     idle: usize,
-    /// Domains that are to be asked, once each.
-    queue: VecDeque<VmUuid>,
-    /// What of them, and of those that are being asked, is wanted: a storm of events is one question.
+    /// Domains to be asked about, once each.
+    domains: VecDeque<VmUuid>,
+    /// What is to be asked about them, and about those that are being asked about: a storm of events is one question.
     wanted: HashMap<VmUuid, Question>,
-    /// Being answered: a domain that hangs takes one thread.
+    /// Being asked about: a domain that hangs occupies one thread.
     busy: HashSet<VmUuid>,
 }
 
-impl Blocks {
-    pub(super) fn new(uri: String, assembly: Arc<Assembly>) -> Self {
-        let (load, more) = (Mutex::default(), Condvar::new());
-        Self { shared: Arc::new(Shared { uri, assembly, load, more }) }
+impl DiskQueries {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let (queue, more) = (Mutex::default(), Condvar::new());
+        Self { workers: Arc::new(Workers { shared, queue, more }) }
     }
 
-    /// Asks this of the domain's disks, soon.
+    /// Asks this about the domain, soon. Never waits.
     pub(super) fn ask(&self, uuid: VmUuid, question: Question) {
-        let mut load = self.shared.load();
-        let is_new = !load.wanted.contains_key(&uuid);
-        load.wanted.entry(uuid).or_default().merge(question);
-        // Whoever is with the domain sees what is wanted.
-        if is_new && !load.busy.contains(&uuid) {
-            load.queue.push_back(uuid);
+        let mut queue = self.workers.queue();
+        let is_new = !queue.wanted.contains_key(&uuid);
+        queue.wanted.entry(uuid).or_default().merge(question);
+        // The thread that is busy with the domain sees what is wanted.
+        if is_new && !queue.busy.contains(&uuid) {
+            queue.domains.push_back(uuid);
         }
         // Each idle thread takes one.
-        if load.queue.len() > load.idle && load.threads < THREADS {
-            let shared = Arc::clone(&self.shared);
-            let started =
-                thread::Builder::new().name("libvirt disks".to_owned()).spawn(move || shared.run());
+        if queue.domains.len() > queue.idle && queue.threads < THREADS {
+            let workers = Arc::clone(&self.workers);
+            let started = thread::Builder::new()
+                .name("libvirt disks".to_owned())
+                .spawn(move || workers.run());
             match started {
-                Ok(_) => load.threads += 1,
+                Ok(_) => queue.threads += 1,
                 Err(error) => warn!("No thread for the disks of domains: {error}"),
             }
         }
-        drop(load);
-        self.shared.more.notify_one();
+        drop(queue);
+        self.workers.more.notify_one();
     }
 }
 
-impl Shared {
-    fn load(&self) -> MutexGuard<'_, Load> {
-        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+impl Workers {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self) {
         let mut connection = None;
-        let mut answered = 0_usize;
         loop {
             let uuid = self.take();
-            answered += 1;
             while let Some(question) = self.next(uuid) {
                 self.answer(&mut connection, uuid, question);
-            }
-            // A publication costs as much as there are domains.
-            if answered.is_multiple_of(TOGETHER) {
-                self.assembly.publish_disks();
             }
         }
     }
 
     /// The next domain of the queue, as soon as there is one.
     fn take(&self) -> VmUuid {
-        if self.load().queue.is_empty() {
-            // Before it waits: what was noted is not kept from readers by another thread that hangs.
-            self.assembly.publish_disks();
-        }
-        let mut load = self.load();
+        let mut queue = self.queue();
         loop {
-            if let Some(uuid) = load.queue.pop_front() {
-                // From here on it is asked for by this thread.
-                load.busy.insert(uuid);
+            if let Some(uuid) = queue.domains.pop_front() {
+                queue.busy.insert(uuid);
                 return uuid;
             }
-            load.idle += 1;
-            load = self.more.wait(load).unwrap_or_else(PoisonError::into_inner);
-            load.idle -= 1;
+            queue.idle += 1;
+            queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
         }
     }
 
-    /// What is wanted of the domain; with `None` somebody else may come to it.
+    /// What is to be asked about the domain; after `None` another thread may take it.
     fn next(&self, uuid: VmUuid) -> Option<Question> {
-        let mut load = self.load();
-        let question = load.wanted.remove(&uuid);
+        let mut queue = self.queue();
+        let question = queue.wanted.remove(&uuid);
         if question.is_none() {
-            load.busy.remove(&uuid);
+            queue.busy.remove(&uuid);
         }
         question
     }
 
     fn answer(&self, connection: &mut Option<Connect>, uuid: VmUuid, mut question: Question) {
         let is_old = connection.is_some();
-        let mut answer = self.look(connection, uuid, &mut question);
+        let mut answer = self.ask(connection, uuid, &mut question);
         if answer.is_err() {
             *connection = None;
             if is_old {
-                // The daemon may have been started anew since.
-                answer = self.look(connection, uuid, &mut question);
+                // The daemon may have been restarted since.
+                answer = self.ask(connection, uuid, &mut question);
             }
         }
         if let Err(error) = answer {
-            debug!(uuid = %uuid, "its disks are not known: {}", error.message());
+            debug!(%uuid, "nothing is known about its disks: {}", error.message());
         }
     }
 
-    /// Answers, and notes what is answered.
-    fn look(
+    /// Asks, and stores the answers.
+    fn ask(
         &self,
         connection: &mut Option<Connect>,
         uuid: VmUuid,
@@ -174,36 +165,40 @@ impl Shared {
     ) -> Result<(), Error> {
         let connection = match connection {
             Some(connection) => connection,
-            None => connection.insert(Connect::open_read_only(Some(&self.uri))?),
+            None => connection.insert(Connect::open_read_only(Some(&self.shared.uri))?),
         };
         let domain = connection.lookup_domain_by_uuid(uuid.to_uuid())?;
         if mem::take(&mut question.migration) {
             let is_migrating = is_migrating(&domain);
-            debug!(uuid = %uuid, is_migrating, "its memory is copied");
-            self.assembly.set_migrating(uuid, is_migrating);
+            debug!(%uuid, is_migrating, "its memory is copied");
+            self.shared.set_migrating(uuid, is_migrating);
         }
+        let Some(query) = self.shared.query(uuid) else { return Ok(()) };
         if mem::take(&mut question.sizes) {
-            let targets = self.assembly.sized_disks(uuid);
-            self.assembly.note_sizes(uuid, &targets, sizes(&domain, &targets));
+            self.take_sizes(&domain, &query);
         }
-        if question.io {
-            self.assembly.note_io(uuid, &block_statistics::query(&domain)?);
+        if question.io && query.is_active {
+            for (target, io) in block_statistics::query(&domain)? {
+                if let Some((_, storage)) = query.disks.iter().find(|(of, _)| *of == target) {
+                    let disk = DiskKey { vm: query.vm.0, storage: *storage };
+                    self.shared.slow.observe_disk_io(disk, query.run, io);
+                }
+            }
         }
         Ok(())
     }
-}
 
-fn sizes(domain: &Handle, targets: &[String]) -> Vec<(String, DiskSize)> {
-    let mut sizes = Vec::with_capacity(targets.len());
-    for target in targets {
-        match domain.block_info(target, 0) {
-            Ok(info) => {
-                let size =
-                    DiskSize { defined: Some(info.capacity), allocated: Some(info.allocation) };
-                sizes.push((target.clone(), size));
+    fn take_sizes(&self, domain: &Handle, query: &DiskQuery) {
+        for (target, storage) in query.disks.iter() {
+            match domain.block_info(target, 0) {
+                Ok(info) => {
+                    let size =
+                        DiskSize { defined: Some(info.capacity), allocated: Some(info.allocation) };
+                    let disk = DiskKey { vm: query.vm.0, storage: *storage };
+                    self.shared.slow.set_disk_size(disk, Some(size));
+                }
+                Err(error) => debug!(disk = target, "no size: {}", error.message()),
             }
-            Err(error) => debug!(disk = target, "no size: {}", error.message()),
         }
     }
-    sizes
 }

@@ -39,6 +39,8 @@ pub(super) enum Event {
     Closed,
     /// Not from libvirt: the set of domains that start with the host has changed.
     AutoStart,
+    /// Not of libvirt: what is to be polled has changed.
+    Polled,
     /// Not of libvirt: somebody wants to know whether it answers.
     Ping(Sender<()>),
 }

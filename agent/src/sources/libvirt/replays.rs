@@ -1,12 +1,7 @@
 //! Replays of recorded domain lives: libvirt's events, the state found after each (libvirt 9.0, QEMU 7.2, KVM), and the
 //! notifications that they must lead to, whether events come one by one or in one batch, and the state is found in time or late.
 
-use std::{
-    collections::BTreeMap,
-    ffi::c_int,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, ffi::c_int, time::Instant};
 
 use virt::{
     domain::{
@@ -17,11 +12,9 @@ use virt::{
 };
 
 use super::{state, transitions::Transitions};
-use crate::{
-    inventory::{Assembly, AutoStart, Domain, Hypervisor, Memory, Persistence, Registry, VmUuid},
-    mib::Switches,
-    notify,
-    snmp::{Oid, OwnedValue},
+use crate::inventory::{
+    AutoStart, Change, ChangeEvent, Connection, Core, CoreConfig, Domain, DomainFact, Fact, Memory,
+    Now, OperState, Output, Persistence, SavedIndexes, SourceId, VmUuid,
 };
 
 const DOMAIN: VmUuid = VmUuid::of_bytes([7; 16]);
@@ -194,76 +187,72 @@ const ARRIVAL: Life = Life {
     expected: &[(8, 11), (1, 9)],
 };
 
-#[tokio::test(start_paused = true)]
-async fn recorded_lives_are_told_as_they_were() {
+#[test]
+fn recorded_lives_are_told_as_they_were() {
     for life in LIVES {
-        expect(life.name, &BOOT, life.steps, &[&[BOOTED], life.expected].concat()).await;
+        expect(life.name, &BOOT, life.steps, &[&[BOOTED], life.expected].concat());
     }
     // Also who is not known before.
-    expect(ARRIVAL.name, &[], ARRIVAL.steps, ARRIVAL.expected).await;
+    expect(ARRIVAL.name, &[], ARRIVAL.steps, ARRIVAL.expected);
 }
 
 /// `steps` one by one, and all at once.
-async fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Notified]) {
+fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Notified]) {
     let owned = |steps: &[Step]| -> Vec<(Vec<_>, Snapshot)> {
         steps.iter().map(|(events, found)| (events.to_vec(), *found)).collect()
     };
     let all = steps.iter().flat_map(|(events, _)| events.to_vec()).collect();
     let at_once = vec![(all, steps.last().unwrap().1)];
-    assert_eq!(told(&[owned(before), owned(steps)].concat()).await, expected, "{name}");
-    assert_eq!(told(&[owned(before), at_once].concat()).await, expected, "{name}, at once");
+    assert_eq!(told(&[owned(before), owned(steps)].concat()), expected, "{name}");
+    assert_eq!(told(&[owned(before), at_once].concat()), expected, "{name}, at once");
     // What a pause is the beginning of cannot be seen by who comes late; all else can.
     if expected.iter().all(|(number, _)| matches!(number, 1..=4 | 10)) {
         let late = steps.iter().map(|(events, _)| (events.to_vec(), steps.last().unwrap().1));
         let all = [owned(before), late.collect()].concat();
-        assert_eq!(told(&all).await, expected, "{name}, found ahead of its events");
+        assert_eq!(told(&all), expected, "{name}, found ahead of its events");
     }
 }
 
 /// The notifications that steps lead to.
-async fn told(steps: &[(Vec<(c_int, c_int)>, Snapshot)]) -> Vec<Notified> {
-    let (sink, notifier, mut notices, _) = notify::pipeline(Duration::from_secs(1));
-    let switches: &'static Switches = Box::leak(Box::new(Switches::new(true, false)));
-    let running = tokio::spawn(notifier.run(switches));
-    let state_dir = tempfile::tempdir().unwrap();
-    let sink = Mutex::new(Some(sink));
-    let sink = Arc::new(sink);
-    let of_assembly = Arc::clone(&sink);
-    let assembly = Assembly::new(
-        Arc::new(Registry::new(Hypervisor::default(), 0)),
-        false,
-        state_dir.path(),
-        Box::new(move |change| {
-            if let Some(sink) = &*of_assembly.lock().unwrap() {
-                sink.note(change);
-            }
-        }),
-    );
-    // There is nothing at first.
-    assembly.set_domains(Vec::new());
+fn told(steps: &[(Vec<(c_int, c_int)>, Snapshot)]) -> Vec<Notified> {
+    let now = Now { instant: Instant::now(), since_boot_ns: 1 };
+    let config = CoreConfig {
+        connections: vec![Connection { uri: "qemu:///system".to_owned(), has_processes: true }],
+        ..CoreConfig::default()
+    };
+    let mut core = Core::new(config, SavedIndexes::default(), now);
+    let mut report = |fact| core.handle(Fact::Libvirt(SourceId(0), fact), now);
+    report(DomainFact::Listed(Vec::new()));
     let mut transitions = Transitions::default();
     for (events, found) in steps {
         let mut domain = domain(*found);
-        let states = transitions.apply(DOMAIN, events, domain.as_mut());
-        let states: Vec<_> = states.into_iter().map(|state| (DOMAIN, state)).collect();
-        assembly.update_domains(BTreeMap::from([(DOMAIN, domain)]), &states);
+        let changes = transitions.apply(DOMAIN, events, domain.as_mut());
+        let events = changes.into_iter().map(|change| (DOMAIN, change)).collect();
+        report(DomainFact::Changed { domains: BTreeMap::from([(DOMAIN, domain)]), events });
     }
-    sink.lock().unwrap().take();
-    running.await.unwrap();
-    let mut told = Vec::new();
-    while let Some(notice) = notices.recv().await {
-        let number = match &notice.bindings[0].1 {
-            OwnedValue::ObjectIdentifier(name) => *name.parts().last().unwrap(),
-            other => panic!("{other:?}"),
-        };
-        let before = match notice.bindings[3] {
-            (_, OwnedValue::Integer(before)) => before,
-            ref other => panic!("{other:?}"),
-        };
-        assert!(Oid::of(&[1, 3, 6, 1, 6, 3, 1, 1, 4, 1, 0]) == notice.bindings[0].0);
-        told.push((number, before));
+    let change = |output| match output {
+        Output::Changed(change) => Some(change),
+        _ => None,
+    };
+    let outputs = std::iter::from_fn(|| core.poll_output());
+    outputs.filter_map(change).map(|change| (number(&change), change.before as i32)).collect()
+}
+
+/// The place of the notification below vmNotifications.
+fn number(change: &Change) -> u32 {
+    match change.event {
+        ChangeEvent::State(OperState::Running) => 1,
+        ChangeEvent::State(OperState::Shuttingdown) => 2,
+        ChangeEvent::State(OperState::Shutdown) => 3,
+        ChangeEvent::State(OperState::Paused) => 4,
+        ChangeEvent::State(OperState::Suspending) => 5,
+        ChangeEvent::State(OperState::Suspended) => 6,
+        ChangeEvent::State(OperState::Resuming) => 7,
+        ChangeEvent::State(OperState::Migrating) => 8,
+        ChangeEvent::State(OperState::Crashed) => 9,
+        ChangeEvent::Deleted => 10,
+        ChangeEvent::State(other) => panic!("{other:?} has no notification"),
     }
-    told
 }
 
 fn domain(found: Snapshot) -> Option<Domain> {

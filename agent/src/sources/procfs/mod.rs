@@ -27,17 +27,18 @@ mod uevent;
 mod vcpus;
 
 use std::{
+    collections::BTreeSet,
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use kvmeter_common::EventKind;
 use thiserror::Error;
 use tracing::{debug, error, warn};
@@ -46,10 +47,17 @@ use self::{
     image_headers::HeaderScanner,
     poller::{Poller, Ready},
     schedule::Schedule,
-    tracked::{Found, Machines},
+    tracked::{ScanOutcome, TrackedProcesses},
     uevent::Uevent,
 };
-use crate::{counters::Records, counting::Tracker, inventory::Assembly, probe::Events};
+use super::{Command, Health};
+use crate::{
+    counters::Records,
+    counting::Tracker,
+    inventory::{Fact, SourceId},
+    probe::Events,
+    worker::{Facts, Heartbeat},
+};
 
 /// Has VMs counted.
 pub type SharedTracker = Arc<dyn Tracker + Send + Sync>;
@@ -57,8 +65,11 @@ pub type SharedTracker = Arc<dyn Tracker + Send + Sync>;
 /// Events that were lost are found by a look at everything, but not more often than this.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
+/// A turn of this source's thread scans the processes for which there was an event.
+const DEADLINE: Duration = Duration::from_secs(30);
+
 /// The probes, as this source needs them.
-pub struct Counted {
+pub struct ProbeHandles {
     /// What they tell.
     pub events: Events,
     /// Whether they could not tell all.
@@ -67,13 +78,15 @@ pub struct Counted {
     pub tracker: SharedTracker,
 }
 
-/// What this source has done, for the status.
-#[derive(Debug, Default)]
-pub struct Statistics {
-    /// Looks at all processes.
-    pub scans: AtomicU64,
-    /// Whether the source's thread has ended.
-    pub ended: AtomicBool,
+/// The source as others see it: commands go in, its health comes out.
+#[derive(Debug)]
+pub struct Handle {
+    commands: Sender<Command>,
+    wake: OwnedFd,
+    heartbeat: Arc<Heartbeat>,
+    scans: AtomicU64,
+    /// Whether VMs that belong to no domain are shown.
+    shows_processes: bool,
 }
 
 /// Why this source cannot work.
@@ -97,74 +110,114 @@ pub enum ProcfsError {
 pub struct Procfs {
     stop: OwnedFd,
     thread: Option<JoinHandle<()>>,
-    statistics: Arc<Statistics>,
+    handle: Arc<Handle>,
 }
 
 impl Procfs {
-    /// Looks at all processes, publishes the VMs among them, and goes on with that on a thread of its own.
-    /// Without probes the VMs are listed but not counted, and those without KVM are found only at the start.
+    /// Scans all processes, reports the VMs among them, and goes on with that on a thread of its own. Without probes
+    /// the VMs are listed but not counted, and those without KVM are found only at the start. `shows_processes` says
+    /// whether VMs that belong to no domain are shown.
     ///
     /// # Errors
     ///
     /// [`ProcfsError`]
-    pub fn start(assembly: Arc<Assembly>, counted: Option<Counted>) -> Result<Self, ProcfsError> {
+    pub fn start(
+        facts: Facts,
+        probes: Option<ProbeHandles>,
+        shows_processes: bool,
+    ) -> Result<Self, ProcfsError> {
         let failed = |what| move |source| ProcfsError::Watch { what, source };
-        let watch = Poller::new().map_err(failed("epoll"))?;
-        let stop = watch.stop_handle().map_err(failed("eventfd"))?;
-        let (sender, asked) = crossbeam_channel::unbounded();
-        let wake = watch.wake_handle().map_err(failed("eventfd"))?;
-        assembly.look_by(move |pid| {
-            if sender.send(pid).is_ok() {
-                // Any number but 0 wakes it; it fails only for a counter that is full, and then it is awake.
-                let _ = rustix::io::write(&wake, &[1; 8]);
-            }
+        let poller = Poller::new().map_err(failed("epoll"))?;
+        let stop = poller.stop_handle().map_err(failed("eventfd"))?;
+        let (sender, commands) = crossbeam_channel::unbounded();
+        let handle = Arc::new(Handle {
+            commands: sender,
+            wake: poller.wake_handle().map_err(failed("eventfd"))?,
+            heartbeat: Arc::new(Heartbeat::new("procfs", DEADLINE)),
+            scans: AtomicU64::new(0),
+            shows_processes,
         });
-        let wake = watch.wake_handle().map_err(failed("eventfd"))?;
-        let (headers, told) = HeaderScanner::new(wake);
+        let wake = poller.wake_handle().map_err(failed("eventfd"))?;
+        let (headers, header_reports) = HeaderScanner::new(wake);
         let uevents = uevent::open().map_err(failed("the netlink socket of uevents"))?;
-        watch.add(uevents.as_fd(), Ready::Uevents).map_err(failed("uevents"))?;
-        let (events, records, tracker) = match counted {
-            Some(Counted { events, records, tracker }) => {
+        poller.add(uevents.as_fd(), Ready::Uevents).map_err(failed("uevents"))?;
+        let (events, records, tracker) = match probes {
+            Some(ProbeHandles { events, records, tracker }) => {
                 (Some(events), Some(records), Some(tracker))
             }
             None => (None, None, None),
         };
         if let Some(events) = &events {
-            watch.add(events.as_fd(), Ready::Events).map_err(failed("the programs' events"))?;
+            poller.add(events.as_fd(), Ready::Events).map_err(failed("the programs' events"))?;
         }
-        let statistics = Arc::new(Statistics::default());
-        let mut source = Source {
-            assembly,
-            watch,
-            asked,
-            told,
+        let mut worker = Worker {
+            facts,
+            handle: Arc::clone(&handle),
+            poller,
+            commands,
+            header_reports,
             uevents,
             events,
             records,
-            machines: Machines::new(tracker, headers),
+            processes: TrackedProcesses::new(tracker, headers),
             schedule: Schedule::default(),
-            statistics: Arc::clone(&statistics),
-            cpus: Machines::cpus(),
             lost: 0,
             full_due: None,
             full_last: Instant::now(),
-            image_taken: false,
+            images_taken: BTreeSet::new(),
         };
-        source.lost = source.events_lost();
-        source.look_at_all().map_err(ProcfsError::Procfs)?;
-        source.machines.retire_unknown();
-        source.publish();
+        worker.lost = worker.events_lost();
+        worker.scan_all().map_err(ProcfsError::Procfs)?;
+        worker.processes.retire_unknown();
+        worker.report();
+        worker.facts.send(Fact::ProcessesListed);
         let thread = std::thread::Builder::new()
-            .name("inventory".to_owned())
-            .spawn(move || source.run())
+            .name("procfs".to_owned())
+            .spawn(move || worker.run())
             .map_err(failed("a thread"))?;
-        Ok(Self { stop, thread: Some(thread), statistics })
+        Ok(Self { stop, thread: Some(thread), handle })
     }
 
-    /// What it has done so far.
+    /// Where commands go.
     #[must_use]
-    pub fn statistics(&self) -> Arc<Statistics> {
-        Arc::clone(&self.statistics)
+    pub fn handle(&self) -> Arc<Handle> {
+        Arc::clone(&self.handle)
+    }
+}
+
+impl super::Source for Handle {
+    fn name(&self) -> &'static str {
+        "procfs"
+    }
+
+    fn connection(&self) -> Option<(SourceId, &str)> {
+        None
+    }
+
+    fn command(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            // Any number but 0 wakes the thread; it fails only for a counter that is full, and then the thread is awake.
+            let _ = rustix::io::write(&self.wake, &[1; 8]);
+        }
+    }
+
+    fn health(&self) -> Health {
+        let state = match (self.heartbeat.overdue(), self.heartbeat.has_ended()) {
+            (Some(busy), _) => format!("busy for {} s", busy.as_secs()),
+            (None, true) => "ended".to_owned(),
+            (None, false) if self.shows_processes => "live".to_owned(),
+            (None, false) => "for libvirt's domains only".to_owned(),
+        };
+        let since = self.heartbeat.overdue().map(|busy| std::time::SystemTime::now() - busy);
+        Health { state, stale_since: since }
+    }
+
+    fn scans(&self) -> u64 {
+        self.scans.load(Relaxed)
+    }
+
+    fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
+        Some(Arc::clone(&self.heartbeat))
     }
 }
 
@@ -175,7 +228,7 @@ impl Drop for Procfs {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            error!("the thread of the inventory had panicked");
+            error!("the thread that scans processes had panicked");
         }
     }
 }
@@ -190,42 +243,42 @@ pub fn read_image(octets: &[u8]) {
     image_headers::interpret(octets);
 }
 
-struct Source {
-    assembly: Arc<Assembly>,
-    watch: Poller,
-    /// Processes that somebody wants looked at.
-    asked: Receiver<u32>,
-    /// What images tell of themselves.
-    told: Receiver<image_headers::HeaderReport>,
+struct Worker {
+    facts: Facts,
+    handle: Arc<Handle>,
+    poller: Poller,
+    commands: Receiver<Command>,
+    /// What the headers of images say.
+    header_reports: Receiver<image_headers::HeaderReport>,
     uevents: OwnedFd,
     events: Option<Events>,
     records: Option<Arc<Records>>,
-    machines: Machines,
+    processes: TrackedProcesses,
     schedule: Schedule,
-    statistics: Arc<Statistics>,
-    cpus: Vec<u32>,
+    /// Events of the programs that were lost so far.
     lost: u64,
     full_due: Option<Instant>,
     full_last: Instant,
-    /// There are images of which nobody has been told.
-    image_taken: bool,
+    /// Processes whose I/O on a new image the kernel has begun to count.
+    images_taken: BTreeSet<u32>,
 }
 
-impl Source {
+impl Worker {
     fn run(mut self) {
+        let _end = self.facts.end_guard("procfs");
+        let heartbeat = Arc::clone(&self.handle.heartbeat);
         loop {
-            let settle = self.assembly.due();
-            let next = [self.schedule.next(), self.full_due, settle].into_iter().flatten().min();
+            let next = self.schedule.next().into_iter().chain(self.full_due).min();
             let limit = next.map(|at| at.saturating_duration_since(Instant::now()));
-            let ready = match self.watch.wait(limit) {
+            heartbeat.rest();
+            let ready = match self.poller.wait(limit) {
                 Ok(ready) => ready,
                 Err(error) => {
-                    error!(
-                        "Cannot wait for events of VMs: {error}; the VMs stay as they are known"
-                    );
+                    self.facts.fail(format!("Cannot wait for events of processes: {error}"));
                     break;
                 }
             };
+            heartbeat.work();
             if ready.contains(&Ready::Stop) {
                 break;
             }
@@ -234,20 +287,15 @@ impl Source {
                     Ready::Events => self.take_events(),
                     Ready::Uevents => self.take_uevents(),
                     Ready::Exited(pid) => self.end(pid),
-                    Ready::Woken => self.take_asked(),
+                    Ready::Woken => self.take_commands(),
                     Ready::Stop => {}
                 }
             }
-            self.look_at_due();
-            self.publish();
-            if std::mem::take(&mut self.image_taken) {
-                self.assembly.image_taken();
-            }
-            if settle.is_some_and(|settle| settle <= Instant::now()) {
-                self.assembly.settle();
-            }
+            self.scan_due();
+            self.report();
         }
-        self.statistics.ended.store(true, Relaxed);
+        heartbeat.rest();
+        heartbeat.end();
     }
 
     fn take_events(&mut self) {
@@ -256,14 +304,11 @@ impl Source {
             debug!(kind = event.kind, tgid = event.tgid, tid = event.tid, "event of the programs");
             match EventKind::from_u32(event.kind) {
                 Some(EventKind::Exec) => self.schedule.born(event.tgid, now),
-                Some(EventKind::VmExit) => self.machines.begin_end(event.tgid),
-                Some(EventKind::VmKilled) => {
-                    self.machines.begin_end(event.tgid);
-                    self.assembly.crashed(event.tgid);
-                }
+                Some(EventKind::VmExit) => self.processes.begin_end(event.tgid, false),
+                Some(EventKind::VmKilled) => self.processes.begin_end(event.tgid, true),
                 Some(EventKind::ImageClaimed) => {
                     self.schedule.urgent(event.tgid, now);
-                    self.image_taken = true;
+                    self.images_taken.insert(event.tgid);
                 }
                 Some(EventKind::ThreadsChanged) => self.schedule.changed(event.tgid, now),
                 Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
@@ -275,18 +320,22 @@ impl Source {
         let lost = self.events_lost();
         if lost != self.lost {
             self.lost = lost;
-            self.look_at_all_soon(now);
+            self.scan_all_soon(now);
         }
     }
 
-    fn take_asked(&mut self) {
-        self.watch.clear_wake();
+    fn take_commands(&mut self) {
+        self.poller.clear_wake();
         let now = Instant::now();
-        for pid in self.asked.try_iter() {
-            self.schedule.born(pid, now);
+        for command in self.commands.try_iter() {
+            match command {
+                Command::Rescan(pid) => self.schedule.born(pid, now),
+                Command::Reached(fence) => self.processes.untrack_retired(fence),
+                Command::Describe(_) | Command::QueryDisks(_) => {}
+            }
         }
-        for told in self.told.try_iter() {
-            for pid in self.machines.take_headers(told) {
+        for report in self.header_reports.try_iter() {
+            for pid in self.processes.take_headers(report) {
                 self.schedule.urgent(pid, now);
             }
         }
@@ -300,22 +349,22 @@ impl Source {
             match next {
                 // It is the thread that made the VM, and that may be gone by the end.
                 Ok(Some(Uevent::VmCreated(tid))) => {
-                    self.schedule.born(self.machines.process_of(tid).unwrap_or(tid), now);
+                    self.schedule.born(self.processes.process_of(tid).unwrap_or(tid), now);
                 }
-                Ok(Some(Uevent::VmDestroyed(tid))) => match self.machines.process_of(tid) {
+                Ok(Some(Uevent::VmDestroyed(tid))) => match self.processes.process_of(tid) {
                     Some(pid) => self.schedule.urgent(pid, now),
                     None => {
-                        for pid in self.machines.pids() {
+                        for pid in self.processes.pids() {
                             self.schedule.urgent(pid, now);
                         }
                     }
                 },
-                Ok(Some(Uevent::Cpus)) => self.cpus = Machines::cpus(),
+                Ok(Some(Uevent::Cpus)) => self.report_cpus(),
                 Ok(None) => return,
                 Err(error) => {
                     // ENOBUFS is one error for all that was lost.
                     warn!("Uevents of KVM were lost ({error}); looking at all processes");
-                    self.look_at_all_soon(now);
+                    self.scan_all_soon(now);
                     return;
                 }
             }
@@ -324,47 +373,47 @@ impl Source {
 
     fn end(&mut self, pid: u32) {
         self.schedule.forget(pid);
-        self.machines.end(pid);
+        self.processes.end(pid);
         // The id may have a new owner already.
-        self.look(pid);
+        self.scan(pid);
     }
 
-    fn look_at_due(&mut self) {
+    fn scan_due(&mut self) {
         let now = Instant::now();
         if self.full_due.is_some_and(|due| due <= now) {
             self.full_due = None;
-            if let Err(error) = self.look_at_all() {
+            if let Err(error) = self.scan_all() {
                 warn!("Cannot look at all processes: {error}");
             }
         }
         for pid in self.schedule.take_due(now) {
-            self.look(pid);
+            self.scan(pid);
         }
     }
 
-    fn look_at_all_soon(&mut self, now: Instant) {
+    fn scan_all_soon(&mut self, now: Instant) {
         self.full_due = Some(now.max(self.full_last + FULL_PAUSE));
     }
 
-    fn look_at_all(&mut self) -> io::Result<()> {
-        self.statistics.scans.fetch_add(1, Relaxed);
+    fn scan_all(&mut self) -> io::Result<()> {
+        self.handle.scans.fetch_add(1, Relaxed);
         self.full_last = Instant::now();
-        self.cpus = Machines::cpus();
-        let mut pids = self.machines.processes()?;
-        pids.extend(self.machines.pids());
+        self.report_cpus();
+        let mut pids = self.processes.processes()?;
+        pids.extend(self.processes.pids());
         pids.sort_unstable();
         pids.dedup();
         for pid in pids {
-            self.look(pid);
+            self.scan(pid);
         }
         Ok(())
     }
 
-    fn look(&mut self, pid: u32) {
-        match self.machines.look(pid) {
-            Found::Vm { is_new, is_moving } => {
-                if let Some(pidfd) = self.machines.pidfd(pid).filter(|_| is_new)
-                    && let Err(error) = self.watch.add(pidfd, Ready::Exited(pid))
+    fn scan(&mut self, pid: u32) {
+        match self.processes.scan(pid) {
+            ScanOutcome::Vm { is_new, is_moving } => {
+                if let Some(pidfd) = self.processes.pidfd(pid).filter(|_| is_new)
+                    && let Err(error) = self.poller.add(pidfd, Ready::Exited(pid))
                 {
                     warn!(pid, "Cannot watch for the end of a VM: {error}");
                 }
@@ -372,14 +421,22 @@ impl Source {
                     self.schedule.changed(pid, Instant::now());
                 }
             }
-            Found::Nothing => self.schedule.settle(pid),
+            ScanOutcome::Nothing => self.schedule.settle(pid),
         }
     }
 
-    /// Readers see the new view before the slots of what is gone are free for others.
-    fn publish(&mut self) {
-        self.assembly.set_processes(self.machines.vms(), self.cpus.clone());
-        self.machines.untrack_retired();
+    fn report(&mut self) {
+        for fact in self.processes.take_facts() {
+            self.facts.send(fact);
+        }
+        // After the facts: the files that the process has open are known.
+        for pid in std::mem::take(&mut self.images_taken) {
+            self.facts.send(Fact::ImageTaken(pid));
+        }
+    }
+
+    fn report_cpus(&self) {
+        self.facts.send(Fact::Cpus(TrackedProcesses::cpus()));
     }
 
     fn events_lost(&self) -> u64 {
@@ -387,8 +444,8 @@ impl Source {
     }
 }
 
-impl fmt::Debug for Counted {
+impl fmt::Debug for ProbeHandles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Counted").field("events", &self.events).finish_non_exhaustive()
+        f.debug_struct("ProbeHandles").field("events", &self.events).finish_non_exhaustive()
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot},
     counting::{HeldThread, TrackError},
-    inventory::{FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Questions},
+    inventory::{Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Backoff},
 };
 
 /// After so long a VMM has its memory.
@@ -39,20 +40,23 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const PASSES: usize = 8;
 
 /// The VMs of this host that are processes.
-pub(super) struct Machines {
+pub(super) struct TrackedProcesses {
     roots: Roots,
     tracker: Option<SharedTracker>,
-    known: BTreeMap<u32, Machine>,
+    known: BTreeMap<u32, TrackedProcess>,
     /// Images that are of no disk and not open: of which process, and since when.
     closed: HashMap<ImageSlot, (u32, Instant)>,
-    /// Slots of VMs that are gone. A view that is still in use may show them.
-    retired: Vec<VmSlot>,
+    /// Slots of VMs that are gone, each with the fence after which no view shows it.
+    retired: Vec<(u64, VmSlot)>,
+    fences: u64,
+    /// What has changed since the last report.
+    facts: Vec<Fact>,
     headers: HeaderScanner,
     /// VMs whose images are to be looked at once a look at those of others has ended.
     waiting: BTreeSet<u32>,
 }
 
-struct Machine {
+struct TrackedProcess {
     vm: VmProcess,
     described: Description,
     found: Instant,
@@ -69,25 +73,25 @@ struct Machine {
     /// They have not told yet.
     is_asked: bool,
     /// To be asked again with these files open, as long as there is one of which it is not known what it is.
-    questions: Questions,
+    backoff: Backoff,
     /// Tells its end.
     pidfd: OwnedFd,
 }
 
 /// What a look at a process found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Found {
+pub(super) enum ScanOutcome {
     /// A VM. `is_new`: it was not known. `is_moving`: threads came during the look, and it should be looked at again.
     Vm { is_new: bool, is_moving: bool },
     /// No VM.
     Nothing,
 }
 
-impl Found {
+impl ScanOutcome {
     const KNOWN: Self = Self::Vm { is_new: false, is_moving: false };
 }
 
-impl Machines {
+impl TrackedProcesses {
     pub(super) fn new(tracker: Option<SharedTracker>, headers: HeaderScanner) -> Self {
         Self {
             headers,
@@ -97,6 +101,8 @@ impl Machines {
             known: BTreeMap::new(),
             closed: HashMap::new(),
             retired: Vec::new(),
+            fences: 0,
+            facts: Vec::new(),
         }
     }
 
@@ -120,9 +126,14 @@ impl Machines {
         self.known.keys().copied().collect()
     }
 
-    /// The VMs as they are known now.
-    pub(super) fn vms(&self) -> Vec<VmProcess> {
-        self.known.values().filter(|known| !known.ending).map(|known| known.vm.clone()).collect()
+    /// The facts since the last call. They end with a fence if a VM is gone: its record is freed when the fence comes back.
+    pub(super) fn take_facts(&mut self) -> Vec<Fact> {
+        let mut facts = std::mem::take(&mut self.facts);
+        if self.retired.iter().any(|(fence, _)| *fence > self.fences) {
+            self.fences += 1;
+            facts.push(Fact::Fence(Fence::Procfs(self.fences)));
+        }
+        facts
     }
 
     /// The VMs that an earlier agent counted and that are gone.
@@ -130,24 +141,26 @@ impl Machines {
         let Some(tracker) = &self.tracker else { return };
         for (slot, pid) in tracker.tracked_vms() {
             if !self.known.contains_key(&pid) {
-                self.retired.push(slot);
+                self.retired.push((self.fences + 1, slot));
             }
         }
     }
 
-    /// Ends the counting of VMs that are gone. To be called once no new reader sees them.
-    pub(super) fn untrack_retired(&mut self) {
-        for slot in self.retired.drain(..) {
+    /// Frees the records of VMs that no view shows any more: this fence has come back.
+    pub(super) fn untrack_retired(&mut self, reached: u64) {
+        for (_, slot) in self.retired.extract_if(.., |(fence, _)| *fence <= reached) {
             if let Some(tracker) = &self.tracker {
                 tracker.untrack_vm(slot);
             }
         }
     }
 
-    /// The last thread of a process has begun to exit.
-    pub(super) fn begin_end(&mut self, pid: u32) {
-        if let Some(known) = self.known.get_mut(&pid) {
-            known.ending = true;
+    /// The last thread of a process has begun to exit. `killed`: because of a signal.
+    pub(super) fn begin_end(&mut self, pid: u32, killed: bool) {
+        if let Some(known) = self.known.get_mut(&pid)
+            && !std::mem::replace(&mut known.ending, true)
+        {
+            self.facts.push(Fact::ProcessGone { pid, killed });
         }
     }
 
@@ -157,13 +170,16 @@ impl Machines {
         self.closed.retain(|_, (of, _)| *of != pid);
         self.waiting.remove(&pid);
         info!(vm = gone.vm.name, pid, "VM ended");
-        self.retired.extend(gone.vm.slot);
+        if !gone.ending {
+            self.facts.push(Fact::ProcessGone { pid, killed: false });
+        }
+        self.retired.extend(gone.vm.slot.map(|slot| (self.fences + 1, slot)));
     }
 
     /// Looks at a process and counts all that it has.
-    pub(super) fn look(&mut self, pid: u32) -> Found {
+    pub(super) fn scan(&mut self, pid: u32) -> ScanOutcome {
         if self.known.get(&pid).is_some_and(|known| known.ending) {
-            return Found::KNOWN;
+            return ScanOutcome::KNOWN;
         }
         // Before the look: what comes after it is an event again.
         let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
@@ -176,30 +192,30 @@ impl Machines {
             Ok(Some(scan)) => scan,
             Ok(None) => {
                 self.end(pid);
-                return Found::Nothing;
+                return ScanOutcome::Nothing;
             }
             Err(error) if !self.known.contains_key(&pid) => {
                 debug!(pid, "not looked at: {error}");
-                return Found::Nothing;
+                return ScanOutcome::Nothing;
             }
             // A lack of descriptors or memory is no end of a VM.
             Err(error) => {
                 warn!(pid, "Cannot look at a VM: {error}; it stays as it is known");
-                return Found::Vm { is_new: false, is_moving: true };
+                return ScanOutcome::Vm { is_new: false, is_moving: true };
             }
         };
         if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.vm.start_ticks) {
             // Another process with the same id. What the old one used must not become the new one's.
             self.end(pid);
-            self.untrack_retired();
-            return self.look(pid);
+            self.untrack_retired(u64::MAX);
+            return self.scan(pid);
         }
         let is_new = !self.known.contains_key(&pid);
         if is_new {
-            let Some(pidfd) = open_pidfd(pid) else { return Found::Nothing };
+            let Some(pidfd) = open_pidfd(pid) else { return ScanOutcome::Nothing };
             // What another process with this id has used must not become this one's.
-            self.untrack_retired();
-            let machine = Machine {
+            self.untrack_retired(u64::MAX);
+            let tracked = TrackedProcess {
                 vm: scan.vm.clone(),
                 described: Description::default(),
                 found: Instant::now(),
@@ -209,10 +225,10 @@ impl Machines {
                 headers: Vec::new(),
                 asked: Vec::new(),
                 is_asked: false,
-                questions: Questions::new(FIRST_PAUSE),
+                backoff: Backoff::new(FIRST_PAUSE, Instant::now()),
                 pidfd,
             };
-            self.known.insert(pid, machine);
+            self.known.insert(pid, tracked);
         }
         let slot = slot_before.or_else(|| self.track_vm(pid));
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
@@ -225,16 +241,19 @@ impl Machines {
         // A process may have two VMs, each with a vCPU 0.
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
         let waits = self.ask_for_headers(&vm, !loose.is_empty()) || waits;
-        let Some(known) = self.known.get_mut(&pid) else { return Found::Nothing };
+        let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
         vm.note_headers(&known.headers);
         if is_new {
             info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
         } else if known.vm != vm {
             debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
         }
+        if is_new || known.vm != vm {
+            self.facts.push(Fact::Process(Arc::new(vm.clone())));
+        }
         (known.vm, known.described) = (vm, described);
         known.is_settled = known.found.elapsed() > SETTLED;
-        Found::Vm { is_new, is_moving: is_moving || waits }
+        ScanOutcome::Vm { is_new, is_moving: is_moving || waits }
     }
 
     /// Forgets images of which it was not known before the look what they are, and that are not open in it: a VMM makes an
@@ -273,11 +292,11 @@ impl Machines {
             return false;
         }
         if known.asked != files {
-            known.questions = Questions::new(FIRST_PAUSE);
+            known.backoff = Backoff::new(FIRST_PAUSE, Instant::now());
         } else if !is_unassigned {
             return false;
         }
-        match known.questions.due() {
+        match known.backoff.due() {
             None => return false,
             // The VMM makes an image first, and says then what it is based on.
             Some(due) if due > Instant::now() => return true,
@@ -293,7 +312,7 @@ impl Machines {
             self.waiting.insert(vm.pid);
         } else {
             (known.asked, known.is_asked) = (files, true);
-            known.questions.ask();
+            known.backoff.attempt(Instant::now());
         }
         false
     }

@@ -78,5 +78,6 @@ pub(crate) fn running_vm(index: u32, vcpus: Vec<Vcpu>) -> Vm {
         vcpus,
         disks: Vec::new(),
         nics: Vec::new(),
+        ..Vm::default()
     }
 }

@@ -13,6 +13,7 @@ use kvmeter::{
     inventory::{Inventory, Vcpu},
     mib::{VM_MIB, View},
     snmp::{Oid, Value},
+    values::Moment,
 };
 
 use super::host::{FixedReadings, running_vm};
@@ -80,7 +81,7 @@ fn row(number: u32) -> [u32; 3] {
 fn any_of_four_million_rows_costs_one_reading_and_no_memory() {
     let inventory = host();
     let readings = FixedReadings::at(1);
-    let view = View::new(&inventory, &readings);
+    let view = View::new(Moment::new(&inventory, &readings));
     let rows = VMS * VCPUS * CPUS;
     let (before, mut seen) = (ALLOCATIONS.get(), 0_u64);
     // Steps of a prime length land on every VM, vCPU and CPU number.
@@ -99,7 +100,7 @@ fn any_of_four_million_rows_costs_one_reading_and_no_memory() {
 fn a_walk_across_the_table_allocates_nothing() {
     let inventory = host();
     let readings = FixedReadings::at(1);
-    let view = View::new(&inventory, &readings);
+    let view = View::new(Moment::new(&inventory, &readings));
     let before = ALLOCATIONS.get();
     let (mut at, mut count) = (Oid::empty(), 0_u32);
     // Through the scalars, vmTable and vmCpuTable into the first rows of the affinity.
@@ -121,7 +122,7 @@ fn a_walk_across_the_table_allocates_nothing() {
 fn the_last_row_is_followed_by_the_next_object() {
     let inventory = host();
     let readings = FixedReadings::at(1);
-    let view = View::new(&inventory, &readings);
+    let view = View::new(Moment::new(&inventory, &readings));
     let last = name(row(VMS * VCPUS * CPUS - 1));
     assert_eq!(last, name([VMS, VCPUS, 196_608 + CPUS - 1]));
     let (next, value) = view.get_next(&last, false, &Oid::empty()).unwrap();

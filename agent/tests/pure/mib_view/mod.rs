@@ -12,6 +12,7 @@ use kvmeter::{
     inventory::{Inventory, OperState, Vcpu, Vm},
     mib::{VM_MIB, View, schema::LEAVES},
     snmp::{Oid, OwnedValue, Value},
+    values::Moment,
 };
 use proptest::{collection, prelude::*, sample::Index};
 
@@ -74,7 +75,7 @@ proptest! {
     #[test]
     fn a_walk_gives_every_instance_once_and_in_order(inventory in inventory(), now: u64) {
         let readings = FixedReadings::at(now);
-        let view = View::new(&inventory, &readings);
+        let view = View::new(Moment::new(&inventory, &readings));
         let all = oracle(&inventory, &readings);
         let mut walk = Vec::new();
         let mut at = Oid::empty();
@@ -99,7 +100,7 @@ proptest! {
         probes in collection::vec((probe(), any::<bool>(), probe()), 32),
     ) {
         let readings = FixedReadings::at(now);
-        let view = View::new(&inventory, &readings);
+        let view = View::new(Moment::new(&inventory, &readings));
         let all = oracle(&inventory, &readings);
         for ((start, start_edits), include, (end, end_edits)) in probes {
             let start = edited(&start.get(&all).0, &start_edits);
@@ -121,7 +122,7 @@ proptest! {
         probes in collection::vec(probe(), 64),
     ) {
         let readings = FixedReadings::at(1);
-        let view = View::new(&inventory, &readings);
+        let view = View::new(Moment::new(&inventory, &readings));
         let all = oracle(&inventory, &readings);
         for (near, edits) in probes {
             let name = edited(&near.get(&all).0, &edits);
@@ -141,7 +142,7 @@ proptest! {
     #[test]
     fn values_obey_the_schema(inventory in inventory(), now: u64) {
         let readings = FixedReadings::at(now);
-        let view = View::new(&inventory, &readings);
+        let view = View::new(Moment::new(&inventory, &readings));
         for leaf in LEAVES {
             let mut at = name(leaf.suffix());
             while let Some((next, value)) = view.get_next(&at, false, &Oid::empty()) {
@@ -157,9 +158,12 @@ proptest! {
 
 #[test]
 fn what_may_not_be_read_is_no_such_object() {
-    let inventory = Inventory { vms: vec![running_vm(1, Vec::new())], ..Inventory::default() };
+    let inventory = Inventory {
+        vms: [running_vm(1, Vec::new())].into_iter().collect(),
+        ..Inventory::default()
+    };
     let readings = FixedReadings::at(0);
-    let view = View::new(&inventory, &readings);
+    let view = View::new(Moment::new(&inventory, &readings));
     for suffix in [
         &[][..],
         &[0, 1],           // a notification
@@ -194,7 +198,7 @@ fn what_may_not_be_read_is_no_such_object() {
 fn get_next_begins_before_the_module_and_ends_behind_it() {
     let inventory = Inventory::default();
     let readings = FixedReadings::at(0);
-    let view = View::new(&inventory, &readings);
+    let view = View::new(Moment::new(&inventory, &readings));
     let first = name(&[1, 1, 1, 0]);
     let next = |start: &[u32]| view.get_next(&Oid::of(start), false, &Oid::empty()).map(|(n, _)| n);
     for start in [&[][..], &[0], &[1, 3, 6, 1, 2, 1], &[1, 3, 6, 1, 2, 1, 235, u32::MAX]] {
@@ -211,9 +215,12 @@ fn get_next_begins_before_the_module_and_ends_behind_it() {
 
 #[test]
 fn a_name_of_128_parts_is_answered() {
-    let inventory = Inventory { vms: vec![running_vm(1, Vec::new())], ..Inventory::default() };
+    let inventory = Inventory {
+        vms: [running_vm(1, Vec::new())].into_iter().collect(),
+        ..Inventory::default()
+    };
     let readings = FixedReadings::at(0);
-    let view = View::new(&inventory, &readings);
+    let view = View::new(Moment::new(&inventory, &readings));
     let mut long = name(&[1, 4, 1, 2, 1]);
     while long.push(u32::MAX).is_ok() {}
     assert_eq!(view.get(&long), Lookup::NoSuchInstance);
@@ -232,9 +239,10 @@ fn rows_of_a_vm_that_is_down_stay_at_zero_and_those_without_a_probe_are_absent()
         slot: None,
         ..running_vm(2, vec![vcpu])
     };
-    let inventory = Inventory { vms: vec![unprobed, down], ..Inventory::default() };
+    let inventory =
+        Inventory { vms: [unprobed, down].into_iter().collect(), ..Inventory::default() };
     let readings = FixedReadings::at(5_000_000_000);
-    let view = View::new(&inventory, &readings);
+    let view = View::new(Moment::new(&inventory, &readings));
     let get = |suffix: &[u32]| view.get(&name(suffix));
     assert_eq!(get(&[1, 4, 1, 16, 1]), Lookup::Found(Value::TimeTicks(500)));
     assert_eq!(get(&[1, 4, 1, 17, 1]), Lookup::NoSuchInstance);

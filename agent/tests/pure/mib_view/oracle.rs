@@ -31,7 +31,7 @@ pub(crate) fn oracle(inventory: &Inventory, readings: &FixedReadings) -> Vec<(Oi
     put(&[1, 3, 0], ticks(inventory.last_change_ns));
     put(&[1, 9, 0], OwnedValue::Integer(2));
     put(&[1, 10, 0], OwnedValue::Integer(2));
-    for vm in &inventory.vms {
+    for vm in inventory.vms.iter() {
         let i = vm.index.0;
         for (column, value) in vm_columns(vm, readings) {
             put(&[1, 4, 1, column, i], value);
@@ -44,7 +44,7 @@ pub(crate) fn oracle(inventory: &Inventory, readings: &FixedReadings) -> Vec<(Oi
             if let Some(ns) = time {
                 put(&[1, 5, 1, 2, i, vcpu.id + 1], OwnedValue::Counter64(ns / 1000));
             }
-            for &cpu in &inventory.cpus {
+            for &cpu in inventory.cpus.iter() {
                 let affinity = match vcpu.slot.and_then(|slot| readings.may_run_on(slot, cpu)) {
                     None => 0,
                     Some(true) => 1,

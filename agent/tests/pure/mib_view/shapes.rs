@@ -1,6 +1,9 @@
 //! Inventories of every shape, at the borders of what they promise.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kvmeter::{
     counters::{ThreadSlot, VmSlot},
@@ -48,6 +51,7 @@ fn nics() -> impl Strategy<Value = Vec<Nic>> {
     collection::btree_map(index(), nic, 0..4).prop_map(|nics| {
         let nic = |(index, (if_index, parent_if_index, model, phys_address))| Nic {
             index,
+            device: None,
             if_index,
             parent_if_index,
             model,
@@ -100,6 +104,7 @@ fn vm() -> impl Strategy<Value = Vm> {
             vcpus: cpus.3,
             disks: Vec::new(),
             nics,
+            ..Vm::default()
         },
     )
 }
@@ -107,8 +112,9 @@ fn vm() -> impl Strategy<Value = Vm> {
 /// Any inventory that keeps the promises of [`Inventory`].
 pub(crate) fn inventory() -> impl Strategy<Value = Inventory> {
     let object_id = prop_oneof![Just(Oid::empty()), Just(Oid::of(&[1, 3, 6, 1, 4, 1, 2021]))];
-    let hypervisor = (text(), text(), object_id)
-        .prop_map(|(software, version, object_id)| Hypervisor { software, version, object_id });
+    let hypervisor = (text(), text(), object_id).prop_map(|(software, version, object_id)| {
+        Arc::new(Hypervisor { software, version, object_id })
+    });
     let vms = collection::btree_map(index(), vm(), 0..5).prop_map(|vms: BTreeMap<u32, Vm>| {
         vms.into_iter().map(|(index, vm)| Vm { index: VmIndex(index), ..vm }).collect()
     });

@@ -1,0 +1,331 @@
+//! How the disks of one VM are counted: which of its open files each disk is made of, by which method, and in which
+//! records.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use kvmeter_common::{ImageKey, Layer};
+
+use super::{
+    backing_files::{BackingFile, BackingFiles, identity_at},
+    method::{self, Choice},
+};
+use crate::{
+    counters::{ImageRecordInfo, ImageSlot, Records},
+    inventory::{
+        CountedBy, CountingReport, DomainDisk, Now, OpenFile, StorageSource, VmPlan, retry::Backoff,
+    },
+    probe::{ImageHooks, Method},
+};
+
+/// A younger VMM may not have opened its disks yet.
+const YOUNG: Duration = Duration::from_secs(3);
+
+/// Closed records of one disk that are kept apart; more are merged into one.
+const CLOSED: usize = 8;
+
+/// First pause before libvirt is asked again what a file is on which the VM does I/O: libvirt knows a new image only
+/// after QEMU has it.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The disks of one VM.
+#[derive(Debug)]
+pub(super) struct VmDisks {
+    pub(super) plan: VmPlan,
+    files: BackingFiles,
+    /// Images of no known disk, with the schedule by which libvirt is asked what they are.
+    unidentified: HashMap<ImageSlot, Backoff>,
+    /// When a VMM that has not opened a disk is not young any more.
+    grown_up: Option<Instant>,
+    /// The methods that count its disks.
+    pub(super) needed: BTreeSet<Method>,
+    /// What was reported last.
+    report: Option<CountingReport>,
+}
+
+/// A disk of the plan.
+#[derive(Clone, Copy, Debug)]
+struct Planned<'a> {
+    plan: &'a VmPlan,
+    storage: u32,
+    disk: &'a DomainDisk,
+}
+
+/// One count of all disks of a VM.
+struct Round<'a> {
+    records: &'a Records,
+    hooks: &'a ImageHooks,
+    now: Now,
+    /// The records of this VM.
+    taken: Vec<ImageRecordInfo>,
+    /// The disk to which an image was given.
+    given: HashMap<ImageKey, u32>,
+    needed: BTreeSet<Method>,
+    grown_up: Option<Instant>,
+    /// Records that are empty now and that no later view shows.
+    merged: Vec<ImageSlot>,
+}
+
+/// What came of a count.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// The report, if it differs from the last one.
+    pub(super) report: Option<CountingReport>,
+    /// Records to be freed once readers see the report.
+    pub(super) merged: Vec<ImageSlot>,
+}
+
+impl VmDisks {
+    pub(super) fn new(plan: VmPlan) -> Self {
+        Self {
+            plan,
+            files: BackingFiles::default(),
+            unidentified: HashMap::new(),
+            grown_up: None,
+            needed: BTreeSet::new(),
+            report: None,
+        }
+    }
+
+    /// Finds out how each disk is counted, and claims the records.
+    pub(super) fn count(&mut self, records: &Records, hooks: &ImageHooks, now: Now) -> Outcome {
+        let mut round = Round {
+            records,
+            hooks,
+            now,
+            taken: records.images_of_vm(self.plan.vm),
+            given: HashMap::new(),
+            needed: BTreeSet::new(),
+            grown_up: None,
+            merged: Vec::new(),
+        };
+        self.files.begin();
+        let mut disks = Vec::with_capacity(self.plan.disks.len());
+        for (storage, disk) in &self.plan.disks {
+            let planned = Planned { plan: &self.plan, storage: *storage, disk };
+            disks.push((*storage, round.count(planned, &mut self.files)));
+        }
+        let Round { taken, needed, grown_up, merged, .. } = round;
+        (self.needed, self.grown_up) = (needed, grown_up);
+        let has_unidentified = self.ask(&taken, now.instant);
+        let report = CountingReport {
+            pid: self.plan.process.pid,
+            vm: self.plan.vm,
+            disks,
+            has_unidentified,
+        };
+        let is_new = has_unidentified || self.report.as_ref() != Some(&report);
+        if is_new {
+            self.report = Some(report.clone());
+        }
+        Outcome { report: is_new.then_some(report), merged }
+    }
+
+    /// When the disks are to be counted again, whatever happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.unidentified.values().filter_map(Backoff::due).chain(self.grown_up).min()
+    }
+
+    /// Whether libvirt is to be asked now what a file is on which the VM does I/O.
+    fn ask(&mut self, taken: &[ImageRecordInfo], now: Instant) -> bool {
+        let slots: BTreeSet<_> =
+            taken.iter().filter(|image| image.is_unassigned()).map(|image| image.slot).collect();
+        self.unidentified.retain(|slot, _| slots.contains(slot));
+        let mut asks = false;
+        for slot in slots {
+            let backoff =
+                self.unidentified.entry(slot).or_insert_with(|| Backoff::new(FIRST_PAUSE, now));
+            if backoff.due().is_some_and(|due| due <= now) {
+                backoff.attempt(now);
+                asks = true;
+            }
+        }
+        asks
+    }
+}
+
+impl Round<'_> {
+    fn count(&mut self, planned: Planned<'_>, files: &mut BackingFiles) -> CountedBy {
+        let Planned { plan, storage, disk } = planned;
+        if disk.resource.is_empty() {
+            return CountedBy::Uncounted("the drive is empty".to_owned());
+        }
+        let (mut first, mut failure, mut slots) = (None, None, Vec::new());
+        for BackingFile { file, is_certain } in self.files_of(planned, files) {
+            match self.count_file(file, planned) {
+                Err(_) if !is_certain => {}
+                Ok((method, records)) => {
+                    first.get_or_insert(method);
+                    slots.extend(records);
+                }
+                Err(why) => {
+                    failure.get_or_insert(why);
+                }
+            }
+        }
+        if let Some(why) = failure {
+            // The counts of a part of the disk would be too low.
+            return CountedBy::Uncounted(why);
+        }
+        let Some((method, why)) = first else {
+            if self.expect(planned) {
+                return CountedBy::Pending;
+            }
+            return CountedBy::Uncounted(match disk.source {
+                StorageSource::Network => "it is reached by the network".to_owned(),
+                _ => "the VM's process does not have it open".to_owned(),
+            });
+        };
+        // Also the records of images that were part of the disk and are closed now.
+        slots.extend(self.former(plan, storage, &slots));
+        slots.sort_unstable();
+        slots.dedup();
+        CountedBy::Kernel(slots.into(), method, why)
+    }
+
+    /// The files of a disk that the process has open.
+    fn files_of<'a>(&self, planned: Planned<'a>, files: &mut BackingFiles) -> Vec<BackingFile<'a>> {
+        let Planned { plan, storage, disk } = planned;
+        let (vm, process) = (plan.vm, &*plan.process);
+        let is_used = |file: &OpenFile| {
+            let is_its = |image: &&ImageRecordInfo| image.key == file.key(vm);
+            let image = self.taken.iter().find(is_its);
+            image.is_some_and(|image| [0, storage].contains(&image.storage))
+        };
+        let mut its = files.of_disk(process, disk, plan.is_of_domain, is_used);
+        if plan.is_of_domain {
+            return its;
+        }
+        // What was the disk's own and is still open, though nothing refers to it any more, as after a commit of the
+        // image on top.
+        let is_own = |file: &&OpenFile| {
+            let is_it =
+                |image: &ImageRecordInfo| image.key == file.key(vm) && image.storage == storage;
+            self.taken.iter().any(is_it)
+                && its.iter().all(|known| known.file.identity != file.identity)
+        };
+        let own: Vec<_> = process.files.iter().filter(is_own).collect();
+        its.extend(own.into_iter().map(|file| BackingFile { file, is_certain: false }));
+        its
+    }
+
+    /// The records of images that a disk was made of and is not any more. `present` are those of its present images.
+    fn former(&mut self, plan: &VmPlan, storage: u32, present: &[ImageSlot]) -> Vec<ImageSlot> {
+        debug_assert!(self.taken.iter().all(|image| image.vm() == plan.vm));
+        let is_former =
+            |image: &&ImageRecordInfo| image.storage == storage && !present.contains(&image.slot);
+        let (mut former, mut closed) = (Vec::new(), Vec::new());
+        for image in self.taken.iter().filter(is_former) {
+            former.push(image.slot);
+            if image.is_open() {
+                self.records.close_image(image.slot);
+            } else {
+                closed.push(image.slot);
+            }
+        }
+        // Not at once: requests may be in flight on an image that was closed just now.
+        if let [into, others @ ..] = &closed[..]
+            && closed.len() > CLOSED
+        {
+            self.records.merge_images(*into, others);
+            self.taken.retain(|image| !others.contains(&image.slot));
+            former.retain(|slot| !others.contains(slot));
+            self.merged.extend_from_slice(others);
+        }
+        former
+    }
+
+    /// Has the first requests of a VMM counted that has just started and has not opened this disk yet. Whether it is
+    /// as young as that.
+    fn expect(&mut self, planned: Planned<'_>) -> bool {
+        let Planned { plan, disk, .. } = planned;
+        let age = self.now.since_boot_ns.saturating_sub(plan.process.started_ns);
+        let Some(rest) = YOUNG.checked_sub(Duration::from_nanos(age)) else { return false };
+        let is_block_device = match disk.source {
+            StorageSource::Raw | StorageSource::Sparse => false,
+            StorageSource::Block => true,
+            _ => return false,
+        };
+        let methods = method::of_new(self.hooks, is_block_device);
+        self.needed.extend(methods);
+        // The kernel creates records for files by itself; a block device must be registered.
+        if is_block_device
+            && let Ok(Some(device)) = identity_at(&disk.resource)
+            && device.is_block_device()
+        {
+            let key = ImageKey { vm: plan.vm.0, device: device.device, file: device.file };
+            self.claim(key, methods[0].layer(), planned);
+        }
+        let grown_up = self.now.instant + rest + Duration::from_millis(1);
+        self.grown_up = Some(self.grown_up.map_or(grown_up, |known| known.min(grown_up)));
+        true
+    }
+
+    /// Has a file counted: by which method and why, and in which records. The error says why it cannot be.
+    fn count_file(
+        &mut self,
+        file: &OpenFile,
+        planned: Planned<'_>,
+    ) -> Result<((Method, &'static str), Vec<ImageSlot>), String> {
+        let Planned { plan, storage, disk } = planned;
+        let process = &*plan.process;
+        let key = file.key(plan.vm);
+        let shares_number =
+            |other: &OpenFile| other.key(plan.vm) == key && other.identity != file.identity;
+        if process.files.iter().any(shares_number) {
+            return Err(
+                "the VM has a file of the same number open, in another subvolume".to_owned()
+            );
+        }
+        let availability = |method| self.hooks.availability(method);
+        let Choice { methods, layer, why } =
+            method::of_file(availability, file, process, disk.submission)?;
+        self.needed.extend(&methods);
+        let method = (methods[0], why);
+        // An image shared by two disks counts for the first one only.
+        if *self.given.entry(key).or_insert(storage) != storage {
+            return Ok((method, Vec::new()));
+        }
+        match self.claim(key, layer, planned) {
+            Some(slots) => Ok((method, slots)),
+            None => Err("no record is free for it".to_owned()),
+        }
+    }
+
+    /// Claims the records of an image for a disk; `None` = no record is free.
+    fn claim(
+        &mut self,
+        key: ImageKey,
+        layer: Layer,
+        planned: Planned<'_>,
+    ) -> Option<Vec<ImageSlot>> {
+        let Planned { plan, storage, .. } = planned;
+        let Self { records, taken, .. } = self;
+        let slots = || records.images_of(key).collect::<Vec<_>>();
+        if plan.may_be_of_domain {
+            // libvirt is about to report to which disk the image belongs.
+            return records.claim_image(key, layer).map(|_| slots());
+        }
+        let mut assign = |slot: ImageSlot| {
+            records.assign_image(slot, storage);
+            match taken.iter_mut().find(|image| image.slot == slot) {
+                Some(image) => image.storage = storage,
+                None => taken.push(ImageRecordInfo { slot, key, storage }),
+            }
+        };
+        for slot in slots() {
+            match records.storage_of_image(slot) {
+                of if of == 0 || of == storage => assign(slot),
+                // What was counted for another disk stays with that disk.
+                _ if plan.is_of_domain => records.close_image(slot),
+                _ => return Some(slots()),
+            }
+        }
+        records.claim_image(key, layer)?;
+        let slots = slots();
+        slots.iter().for_each(|&slot| assign(slot));
+        Some(slots)
+    }
+}

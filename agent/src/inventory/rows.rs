@@ -1,0 +1,302 @@
+//! The row of a VM, made of its domain and its process, and what follows from the row: what is to be counted, and what
+//! libvirt is to be asked about its disks.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, DomainNic, Memory,
+    Nic, NicNumbers, OperState, Output, Persistence, SourceId, StorageMedia, Vcpu, Vm, VmPlan,
+    VmProcess, VmUuid,
+    core::UNFOLLOWED,
+    indexes::{Identity, Part},
+    state::{Presence, VmState},
+};
+
+impl Core {
+    /// The row of a VM; `None` = it is none any more.
+    pub(super) fn row(&mut self, identity: Identity, vm: &mut VmState, now: Instant) -> Option<Vm> {
+        let process = vm.pid.and_then(|pid| self.processes.get(&pid));
+        let process = process.map(|(process, _)| Arc::clone(process));
+        if vm.domain.is_none() && process.is_none() {
+            return None;
+        }
+        let index = *vm.index.get_or_insert_with(|| self.indexes.assign(identity));
+        let disks = self.disks(identity, vm, process.as_deref());
+        let nics = self.nics(identity, vm, process.as_deref());
+        let of_process = process.as_deref();
+        let common = |name: &str, uuid, disks, nics| Vm {
+            index,
+            name: name.to_owned(),
+            uuid,
+            run: vm.run,
+            started_ns: of_process.map(|process| process.started_ns),
+            pid: of_process.map(|process| process.pid),
+            slot: of_process.and_then(|process| process.slot),
+            disks,
+            nics,
+            ..Vm::default()
+        };
+        match (&vm.domain, of_process) {
+            (Some((source, domain)), process) => {
+                let base = common(&domain.name, uuid_of(identity, domain.uuid), disks, nics);
+                let (admin_state, oper_state) = self.states(*source, domain, vm, now);
+                Some(of_domain(base, *source, domain, process, (admin_state, oper_state)))
+            }
+            (None, Some(process)) => {
+                let base = common(&process.name, process.uuid, disks, nics);
+                Some(of_process_alone(base, process))
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// vmAdminState and vmOperState of a domain: libvirt's word, unless libvirt cannot know better.
+    fn states(
+        &self,
+        source: SourceId,
+        domain: &Domain,
+        vm: &VmState,
+        now: Instant,
+    ) -> (AdminState, OperState) {
+        let at = usize::from(source.0);
+        let is_live = self.connections[at].is_live;
+        let is_lost = matches!(vm.presence, Presence::LostSince(at) if at + UNFOLLOWED <= now);
+        let is_followed = is_live && !is_lost;
+        let has_processes = self.config.connections[at].has_processes;
+        match vm.pid {
+            _ if is_followed || domain.is_active == vm.pid.is_some() || !has_processes => {
+                (domain.admin_state, vm.domain_state(domain))
+            }
+            // It was started, or it ended, while libvirt could not tell.
+            Some(_) => (AdminState::Running, OperState::Running),
+            None => (domain.admin_state, OperState::Unknown),
+        }
+    }
+
+    fn disks(
+        &mut self,
+        identity: Identity,
+        vm: &VmState,
+        process: Option<&VmProcess>,
+    ) -> Vec<Disk> {
+        let mut disks: Vec<Disk> = disks_of(vm, process)
+            .iter()
+            .map(|disk| {
+                let index = self.indexes.assign_part(identity, Part::Disk(&disk.target));
+                Disk {
+                    index,
+                    target: disk.target.clone(),
+                    source: disk.source,
+                    format: disk.format.clone(),
+                    resource: disk.resource.clone(),
+                    access: disk.access,
+                    media: disk.media,
+                    bus: disk.bus.clone(),
+                    size: disk.size,
+                    counted_by: self.counted_by(vm, process, index),
+                }
+            })
+            .collect();
+        disks.sort_by_key(|disk| disk.index);
+        // Names are unique, but they are only text.
+        disks.dedup_by_key(|disk| disk.index);
+        disks
+    }
+
+    fn counted_by(&self, vm: &VmState, process: Option<&VmProcess>, storage: u32) -> CountedBy {
+        let Some(process) = process else {
+            return CountedBy::Uncounted("the VM does not run".to_owned());
+        };
+        if !self.config.counts {
+            return CountedBy::Uncounted("there are no probes".to_owned());
+        }
+        if process.slot.is_none() {
+            return CountedBy::Uncounted("the VM is not counted".to_owned());
+        }
+        let counted = vm.counted.as_ref().filter(|(pid, _)| *pid == process.pid);
+        let counted = counted.and_then(|(_, disks)| disks.iter().find(|(of, _)| *of == storage));
+        counted.map_or(CountedBy::Pending, |(_, counted)| counted.clone())
+    }
+
+    fn nics(&mut self, identity: Identity, vm: &VmState, process: Option<&VmProcess>) -> Vec<Nic> {
+        let reported = match (&vm.domain, process) {
+            (Some((_, domain)), _) => &domain.nics[..],
+            (None, Some(process)) => &process.devices.nics[..],
+            (None, None) => &[],
+        };
+        self.note_nic_users(identity, vm.row.as_deref(), reported);
+        let mut nics: Vec<Nic> = reported
+            .iter()
+            .enumerate()
+            .map(|(at, nic)| {
+                let index = self.indexes.assign_part(identity, Part::Nic(&nic_key(at, nic)));
+                let numbers = nic.device.as_ref().and_then(|device| self.nics.get(device));
+                let NicNumbers { if_index, parent_if_index } = numbers.copied().unwrap_or_default();
+                Nic {
+                    index,
+                    device: nic.device.clone(),
+                    if_index,
+                    parent_if_index,
+                    model: nic.model.clone(),
+                    phys_address: nic.mac.clone(),
+                }
+            })
+            .collect();
+        nics.sort_by_key(|nic| nic.index);
+        nics.dedup_by_key(|nic| nic.index);
+        nics
+    }
+
+    /// Keeps the list of the VMs that use an interface of the host.
+    fn note_nic_users(&mut self, identity: Identity, before: Option<&Vm>, now: &[DomainNic]) {
+        let before = before.map_or(&[][..], |row| &row.nics);
+        for device in before.iter().filter_map(|nic| nic.device.as_ref()) {
+            if now.iter().all(|nic| nic.device.as_ref() != Some(device))
+                && let Some(users) = self.nic_users.get_mut(device)
+            {
+                users.remove(&identity);
+                if users.is_empty() {
+                    self.nic_users.remove(device);
+                }
+            }
+        }
+        for device in now.iter().filter_map(|nic| nic.device.as_ref()) {
+            if !self.nic_users.get(device).is_some_and(|users| users.contains(&identity)) {
+                self.nic_users.entry(device.clone()).or_default().insert(identity);
+            }
+        }
+    }
+
+    /// Has the disks counted if they, or what they are to be counted by, have changed.
+    pub(super) fn plan(&mut self, vm: &mut VmState) {
+        let process = vm.pid.and_then(|pid| self.processes.get(&pid));
+        let plan = process.filter(|_| self.config.counts).and_then(|(process, _)| {
+            let (slot, row) = (process.slot?, vm.row.as_deref()?);
+            let reported = disks_of(vm, Some(process));
+            let planned = row.disks.iter().filter_map(|disk| {
+                let reported = reported.iter().find(|of| of.target == disk.target)?;
+                Some((disk.index, reported.clone()))
+            });
+            let is_of_domain = vm.domain.is_some();
+            Some(VmPlan {
+                vm: slot,
+                process: Arc::clone(process),
+                disks: planned.collect(),
+                is_of_domain,
+                may_be_of_domain: !is_of_domain && process.uuid.is_some() && self.is_any_live(),
+            })
+        });
+        if plan == vm.plan {
+            return;
+        }
+        if let Some(old) = &vm.plan
+            && plan.as_ref().is_none_or(|plan| plan.vm != old.vm)
+        {
+            self.outputs.push_back(Output::EndCount(old.vm));
+        }
+        self.outputs.extend(plan.clone().map(Output::Count));
+        vm.plan = plan;
+    }
+
+    /// Has libvirt asked about the disks of a domain that it has reported again, or whose I/O only QEMU counts.
+    pub(super) fn query_disks(&mut self, vm: &mut VmState) {
+        let (Some((source, domain)), Some(row)) = (&vm.domain, &vm.row) else {
+            vm.wants_io = None;
+            return;
+        };
+        let is_counted = |disk: &Disk| matches!(disk.counted_by, CountedBy::Kernel(..));
+        let wants_io = domain.is_active && !row.disks.iter().all(is_counted);
+        if vm.wants_io == Some(wants_io) {
+            return;
+        }
+        // Sizes are the same where only the way of counting has changed.
+        let asks_now = wants_io || vm.wants_io.is_none();
+        vm.wants_io = Some(wants_io);
+        let has_size =
+            |disk: &&Disk| !disk.resource.is_empty() || disk.media == StorageMedia::HardDisk;
+        let disks = row.disks.iter().filter(has_size);
+        self.outputs.push_back(Output::QueryDisks(
+            *source,
+            DiskQuery {
+                uuid: domain.uuid,
+                vm: row.index,
+                run: vm.run,
+                disks: disks.map(|disk| (disk.target.clone(), disk.index)).collect(),
+                wants_io,
+                asks_now,
+                is_active: domain.is_active,
+            },
+        ));
+    }
+}
+
+/// The disks as they were reported: by libvirt, or by the process alone.
+fn disks_of<'a>(vm: &'a VmState, process: Option<&'a VmProcess>) -> &'a [DomainDisk] {
+    match (&vm.domain, process) {
+        (Some((_, domain)), _) => &domain.disks,
+        (None, Some(process)) => &process.devices.disks,
+        (None, None) => &[],
+    }
+}
+
+/// vmUUID of a domain: of two domains with one UUID, of two connections, only the first has it.
+fn uuid_of(identity: Identity, uuid: VmUuid) -> Option<VmUuid> {
+    (identity == Identity::Uuid(uuid)).then_some(uuid)
+}
+
+/// What a network interface keeps its index by. Addresses need not be unique in a domain, and may be missing.
+fn nic_key(at: usize, nic: &DomainNic) -> String {
+    match (&nic.mac[..], &nic.device) {
+        (&[], Some(device)) => device.clone(),
+        (&[], None) => format!("#{at}"),
+        (mac, _) => mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
+    }
+}
+
+fn of_domain(
+    base: Vm,
+    source: SourceId,
+    domain: &Domain,
+    process: Option<&VmProcess>,
+    (admin_state, oper_state): (AdminState, OperState),
+) -> Vm {
+    // libvirt has no event for a vCPU that is plugged in; the process shows it.
+    let seen = process.map(|process| process.cpus).filter(|&cpus| cpus > 0);
+    let cpu_number = seen.or(domain.cpus).unwrap_or(0);
+    let without_thread = |id| Vcpu { id, slot: None };
+    let vcpus = match process {
+        Some(process) => process.vcpus.clone(),
+        None if domain.vcpu_ids.is_empty() => (0..cpu_number).map(without_thread).collect(),
+        None => domain.vcpu_ids.iter().copied().map(without_thread).collect(),
+    };
+    Vm {
+        source: Some(source),
+        os_type: domain.os_type.clone(),
+        admin_state,
+        oper_state,
+        auto_start: domain.auto_start,
+        persistence: domain.persistence,
+        cpu_number,
+        max_cpu_number: domain.max_cpus.or_else(|| process.map(|process| process.max_cpus)),
+        memory: match process {
+            Some(process) if domain.memory == Memory::default() => process.memory,
+            _ => domain.memory,
+        },
+        vcpus,
+        ..base
+    }
+}
+
+fn of_process_alone(base: Vm, process: &VmProcess) -> Vm {
+    Vm {
+        admin_state: AdminState::Running,
+        oper_state: OperState::Running,
+        auto_start: AutoStart::Unknown,
+        persistence: Persistence::Transient,
+        cpu_number: process.cpus,
+        max_cpu_number: Some(process.max_cpus),
+        memory: process.memory,
+        vcpus: process.vcpus.clone(),
+        ..base
+    }
+}

@@ -1,0 +1,142 @@
+//! Everything that is known of one VM: what the sources reported, what was announced to managers, and its row.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use super::{
+    Change, ChangeEvent, CountedBy, Domain, OperState, SourceId, Vm, VmIndex, VmPlan,
+    change::Announced, messages::admin_state_after,
+};
+
+/// What is known of one VM. Removing it removes all.
+#[derive(Debug, Default)]
+pub(super) struct VmState {
+    /// vmIndex; given with the first row, or with the first state that libvirt reports.
+    pub(super) index: Option<VmIndex>,
+    /// The domain, as the libvirt connection has it.
+    pub(super) domain: Option<(SourceId, Domain)>,
+    /// The process.
+    pub(super) pid: Option<u32>,
+    /// What was known of the process of an active domain.
+    pub(super) presence: Presence,
+    /// Whether the domain is being migrated to another host; `None` = not known.
+    pub(super) is_migrating: Option<bool>,
+    /// Which run of the VM this is.
+    pub(super) run: u32,
+    /// Start of the last process that this VM had, in ns since boot.
+    pub(super) started_ns: Option<u64>,
+    /// How its disks are counted, by vmStorageIndex, and the process for which that holds.
+    pub(super) counted: Option<(u32, Vec<(u32, CountedBy)>)>,
+    /// What the counting was told last.
+    pub(super) plan: Option<VmPlan>,
+    /// Whether libvirt was asked last for QEMU's counts.
+    pub(super) wants_io: Option<bool>,
+    /// What managers know.
+    pub(super) announced: Option<Announced>,
+    /// States that it went through before its first row.
+    pub(super) early: Vec<OperState>,
+    /// It was found in a state to which no event has led yet; until then the event is awaited.
+    pub(super) awaited: Option<Instant>,
+    /// libvirt's events about it have come, and the report about them has not: the deadline does not count.
+    pub(super) is_under_way: bool,
+    /// The deadline that is in the core's list.
+    pub(super) deadline: Option<Instant>,
+    /// Its row in the view.
+    pub(super) row: Option<Arc<Vm>>,
+}
+
+/// Whether an active domain has a process.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum Presence {
+    /// It was not seen with one.
+    #[default]
+    NeverSeen,
+    /// It has one.
+    Present,
+    /// It has lost its process, and libvirt still reports the domain as active.
+    LostSince(Instant),
+}
+
+impl VmState {
+    /// vmOperState of the domain.
+    pub(super) fn domain_state(&self, domain: &Domain) -> OperState {
+        match domain.oper_state {
+            OperState::Running if self.is_migrating == Some(true) => OperState::Migrating,
+            state => state,
+        }
+    }
+
+    /// The VM went through a state that no row may have shown.
+    pub(super) fn note(&mut self, state: OperState, changes: &mut VecDeque<Change>) {
+        match (&mut self.announced, self.index) {
+            (Some(announced), Some(index)) => changes.extend(announced.go_to(index, state)),
+            _ => self.early.push(state),
+        }
+    }
+
+    /// A VM that was off was deleted, and another has its UUID now.
+    pub(super) fn note_deleted(&mut self, changes: &mut VecDeque<Change>) {
+        if let (Some(announced), Some(index)) = (&mut self.announced, self.index)
+            && is_down(announced.state)
+        {
+            let before = std::mem::replace(&mut announced.state, OperState::Shutdown);
+            changes.push_back(announced.change(index, before, ChangeEvent::Deleted));
+        }
+    }
+
+    /// Whether what was noted does not lead to the state in which the VM was found (`None` = it is gone): then
+    /// libvirt's events are awaited, for what is found may be ahead of them.
+    pub(super) fn is_ahead(&self, found: Option<OperState>) -> bool {
+        match (&self.announced, found) {
+            (Some(announced), Some(found)) => announced.state != found,
+            (Some(announced), None) => !is_down(announced.state),
+            (None, Some(found)) => *self.early.last().unwrap_or(&OperState::Shutdown) != found,
+            (None, None) => false,
+        }
+    }
+
+    /// Announces what the row shows, or that it is gone. `is_old`: the VM was like this before the agent knew it, which
+    /// is no change.
+    pub(super) fn announce_row(&mut self, is_old: bool, changes: &mut VecDeque<Change>) {
+        let early = std::mem::take(&mut self.early);
+        let Some(index) = self.index else { return };
+        let Some(row) = &self.row else {
+            if self.awaited.is_some() {
+                return;
+            }
+            if let Some(mut announced) = self.announced.take() {
+                if !is_down(announced.state) {
+                    changes.extend(announced.go_to(index, OperState::Shutdown));
+                }
+                changes.push_back(announced.change(index, announced.state, ChangeEvent::Deleted));
+            }
+            return;
+        };
+        // A VM that was not known was not running.
+        let known = self.announced.take().map_or(OperState::Shutdown, |announced| announced.state);
+        let mut announced = Announced {
+            name: row.name.clone(),
+            uuid: row.uuid,
+            persistence: row.persistence,
+            state: if is_old { row.oper_state } else { known },
+        };
+        let found = self.awaited.is_none().then_some(row.oper_state);
+        for state in early.into_iter().chain(found) {
+            changes.extend(announced.go_to(index, state));
+        }
+        self.announced = Some(announced);
+    }
+
+    /// libvirt reported only the event: the domain is what the event led to.
+    pub(super) fn follow_event(&mut self, state: OperState) {
+        if let Some((_, domain)) = &mut self.domain {
+            domain.oper_state = state;
+            domain.admin_state = admin_state_after(state);
+            domain.is_active = !is_down(state);
+        }
+    }
+}
+
+/// Whether a VM in this state may be deleted without having ended first.
+pub(super) const fn is_down(state: OperState) -> bool {
+    matches!(state, OperState::Shutdown | OperState::Suspended | OperState::Crashed)
+}

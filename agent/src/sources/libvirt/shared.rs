@@ -1,0 +1,230 @@
+//! What the threads of one libvirt connection share: how the connection is, and which domains it has.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::{super::Health, events::Event};
+use crate::{
+    counters::{DiskKey, SlowValues},
+    inventory::{DiskQuery, Domain, DomainFact, Fact, SourceId, VmUuid},
+    worker::Facts,
+};
+
+/// A call that takes longer hangs; so long does the status wait for an answer of libvirt.
+const SLOW: Duration = Duration::from_millis(500);
+
+/// One libvirt connection.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) id: SourceId,
+    pub(super) uri: String,
+    /// How often QEMU's counts of disks are polled; `None` = never.
+    pub(super) block_statistics: Option<Duration>,
+    facts: Facts,
+    pub(super) slow: Arc<SlowValues>,
+    scans: AtomicU64,
+    state: Mutex<State>,
+    domains: Mutex<Domains>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Why there is no connection.
+    error: Option<String>,
+    /// Since when there is none.
+    lost: Option<SystemTime>,
+    /// When a call was answered last.
+    answered: Option<SystemTime>,
+    /// Reaches the thread that follows events, while it does.
+    events: Option<Sender<Event>>,
+}
+
+/// The domains of the connection.
+#[derive(Debug, Default)]
+struct Domains {
+    names: BTreeMap<VmUuid, String>,
+    /// What is to be asked about their disks.
+    queries: HashMap<VmUuid, DiskQuery>,
+    /// Domains whose memory is being copied, and whether to another host.
+    migrating: HashMap<VmUuid, bool>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        id: SourceId,
+        uri: String,
+        block_statistics: Option<Duration>,
+        facts: Facts,
+        slow: Arc<SlowValues>,
+    ) -> Self {
+        let state = State { lost: Some(SystemTime::now()), ..State::default() };
+        Self {
+            id,
+            uri,
+            block_statistics,
+            facts,
+            slow,
+            scans: AtomicU64::new(0),
+            state: Mutex::new(state),
+            domains: Mutex::default(),
+        }
+    }
+
+    pub(super) const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Reports a fact about this connection's domains.
+    pub(super) fn report(&self, fact: DomainFact) {
+        self.facts.send(Fact::Libvirt(self.id, fact));
+    }
+
+    /// How the connection is now. Asks libvirt whether it answers, and waits half a second for that at most.
+    pub(super) fn health(&self) -> Health {
+        let mut answers = true;
+        if let Some(events) = self.events() {
+            let (reply, answer) = bounded(1);
+            answers = events.send(Event::Ping(reply)).is_ok() && answer.recv_timeout(SLOW).is_ok();
+        }
+        let state = self.state();
+        // In a storm of events the ping may wait in the queue although libvirt answers; the time of the last answer tells
+        // the two apart.
+        let is_old = |at: &SystemTime| at.elapsed().is_ok_and(|age| age >= SLOW);
+        let hangs = state.answered.filter(|at| !answers && is_old(at));
+        let (text, stale_since) = match (&state.error, state.lost, hangs) {
+            (Some(error), since, _) => (error.clone(), since),
+            (None, _, Some(since)) => ("it does not answer".to_owned(), Some(since)),
+            (None, Some(since), None) => ("connecting".to_owned(), Some(since)),
+            (None, None, None) => ("live".to_owned(), None),
+        };
+        Health { state: text, stale_since }
+    }
+
+    /// Reaches the thread that follows events, while it does.
+    pub(super) fn events(&self) -> Option<Sender<Event>> {
+        self.state().events.clone()
+    }
+
+    pub(super) fn live(&self, events: Sender<Event>) {
+        let mut state = self.state();
+        (state.error, state.lost, state.events) = (None, None, Some(events));
+    }
+
+    pub(super) fn lost(&self, error: String) {
+        let mut state = self.state();
+        state.events = None;
+        state.error = Some(error);
+        state.lost.get_or_insert_with(SystemTime::now);
+    }
+
+    /// Makes a call to libvirt, and notes that it was answered.
+    pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> T {
+        let answer = call();
+        self.state().answered = Some(SystemTime::now());
+        answer
+    }
+
+    /// Lists of all domains that were read.
+    pub(super) fn scans(&self) -> u64 {
+        self.scans.load(Relaxed)
+    }
+
+    /// All domains have been read.
+    pub(super) fn list(&self, domains: &[Domain]) {
+        self.scans.fetch_add(1, Relaxed);
+        let mut known = self.domains();
+        known.names = domains.iter().map(|domain| (domain.uuid, domain.name.clone())).collect();
+        let Domains { names, queries, migrating } = &mut *known;
+        queries.retain(|uuid, _| names.contains_key(uuid));
+        migrating.clear();
+    }
+
+    /// These domains have been read; `None` = it is gone.
+    pub(super) fn update(&self, domains: &BTreeMap<VmUuid, Option<Domain>>) {
+        let mut known = self.domains();
+        for (uuid, domain) in domains {
+            match domain {
+                Some(domain) => drop(known.names.insert(*uuid, domain.name.clone())),
+                None => {
+                    known.names.remove(uuid);
+                    known.queries.remove(uuid);
+                    known.migrating.remove(uuid);
+                }
+            }
+        }
+    }
+
+    /// The domain with this name.
+    pub(super) fn domain_named(&self, name: &str) -> Option<VmUuid> {
+        self.domains().names.iter().find(|(_, of)| *of == name).map(|(uuid, _)| *uuid)
+    }
+
+    /// The number of domains.
+    pub(super) fn len(&self) -> usize {
+        self.domains().names.len()
+    }
+
+    /// Takes in what is to be asked about the disks of a domain. Sizes of disks that have none any more are forgotten.
+    pub(super) fn set_query(&self, query: &DiskQuery) {
+        let old = self.domains().queries.insert(query.uuid, query.clone());
+        let Some(old) = old.filter(|old| old.vm == query.vm) else { return };
+        for (_, storage) in old.disks.iter() {
+            if query.disks.iter().all(|(_, of)| of != storage) {
+                let disk = DiskKey { vm: query.vm.0, storage: *storage };
+                self.slow.set_disk_size(disk, None);
+            }
+        }
+    }
+
+    /// What is to be asked about the disks of a domain.
+    pub(super) fn query(&self, uuid: VmUuid) -> Option<DiskQuery> {
+        self.domains().queries.get(&uuid).cloned()
+    }
+
+    /// The active domains with disks, and whether QEMU's own counts are wanted.
+    pub(super) fn polled(&self) -> Vec<(VmUuid, bool)> {
+        let domains = self.domains();
+        let polled = domains.queries.values().filter(|it| it.is_active && !it.disks.is_empty());
+        polled.map(|query| (query.uuid, query.wants_io)).collect()
+    }
+
+    /// Whether there is an active domain with disks.
+    pub(super) fn polls(&self) -> bool {
+        self.domains().queries.values().any(|query| query.is_active && !query.disks.is_empty())
+    }
+
+    /// Reports whether a domain whose memory is copied is migrated.
+    pub(super) fn set_migrating(&self, uuid: VmUuid, is_migrating: bool) {
+        self.domains().migrating.insert(uuid, is_migrating);
+        self.report(DomainFact::Migrating(uuid, is_migrating));
+    }
+
+    /// Whether the copying of a domain's memory goes on as a migration, as far as it is known.
+    pub(super) fn may_be_migrating(&self, uuid: VmUuid) -> bool {
+        let domains = self.domains();
+        let is_active = domains.queries.get(&uuid).is_none_or(|query| query.is_active);
+        is_active && domains.migrating.get(&uuid) != Some(&false)
+    }
+
+    /// The memory of a domain is copied again: the answer about the last time does not hold.
+    pub(super) fn forget_migration(&self, uuid: VmUuid) {
+        self.domains().migrating.remove(&uuid);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked left the state whole: each change is one assignment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn domains(&self) -> MutexGuard<'_, Domains> {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
