@@ -1,6 +1,8 @@
 //! What an answer of the MIB takes on a large host: 1,000 VMs of 16 vCPUs, 256 CPUs. The counters are made
 //! up, so that the time is the MIB's own.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use kvmeter::{
     agentx::{Lookup, Objects as _},
@@ -8,9 +10,8 @@ use kvmeter::{
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex, VmUuid,
     },
-    mib::{VM_MIB, View},
+    mib::{self, Snapshot, VM_MIB, smi::Instances},
     snmp::Oid,
-    values::Moment,
 };
 
 use crate::measure::{Subject, compare, print};
@@ -32,28 +33,30 @@ const BULK: u32 = 64;
 
 /// Measures and prints.
 pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
-    let inventory = host()?;
-    let view = View::new(Moment::new(&inventory, &MadeUp));
+    let tree = mib::tree()?;
+    let inventory = Arc::new(host()?);
+    let snapshot = Snapshot::of_counters(inventory, Arc::new(MadeUp));
+    let instances = &tree.instances(snapshot);
     let mut subjects = Vec::new();
     for (table, suffix) in TABLES {
         let mut below = VM_MIB;
         for part in suffix {
             below.push(part)?;
         }
-        let names: Vec<Oid> = Walk { view, at: below }.step_by(STEP).take(NAMES).collect();
+        let names: Vec<Oid> = Walk { instances, at: below }.step_by(STEP).take(NAMES).collect();
         for name in &names {
-            let found = matches!(view.get(name), Lookup::Found(_));
+            let found = matches!(instances.get(name), Lookup::Found(_));
             anyhow::ensure!(found, "{name} is not there");
         }
         let (mut get, mut next) = (Cycle::new(names.clone())?, Cycle::new(names.clone())?);
         let mut bulk = Cycle::new(names)?;
         subjects.push(Subject::new(format!("get, {table}"), move || {
-            matches!(view.get(get.next()), Lookup::Found(_))
+            matches!(instances.get(get.next()), Lookup::Found(_))
         }));
         subjects.push(Subject::new(format!("get-next, {table}"), move || {
-            view.get_next(next.next(), false, &Oid::empty()).is_some()
+            instances.get_next(next.next(), false, &Oid::empty()).is_some()
         }));
-        let walk = move || (0..BULK).zip(Walk { view, at: *bulk.next() }).count();
+        let walk = move || (0..BULK).zip(Walk { instances, at: *bulk.next() }).count();
         subjects
             .push(Subject::new(format!("each of {BULK} in a row, {table}"), walk).of_parts(BULK));
     }
@@ -64,7 +67,7 @@ pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
 
 /// The names after one another.
 struct Walk<'a> {
-    view: View<'a>,
+    instances: &'a Instances<'a, Snapshot>,
     at: Oid,
 }
 
@@ -72,7 +75,7 @@ impl Iterator for Walk<'_> {
     type Item = Oid;
 
     fn next(&mut self) -> Option<Oid> {
-        let (name, _) = self.view.get_next(&self.at, false, &Oid::empty())?;
+        let (name, _) = self.instances.get_next(&self.at, false, &Oid::empty())?;
         self.at = name;
         Some(name)
     }

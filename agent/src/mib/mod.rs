@@ -1,26 +1,47 @@
-//! VM-MIB (RFC 7666): the schema, and get and get-next over it. Does no I/O.
+//! The MIB modules that the agent serves, and the engine under them. Does no I/O.
 //!
-//! Reading order: [`schema`] says what an object is and joins the tables, one file each ([`hypervisor`],
-//! [`vm`], [`vcpu`], [`affinity`], [`storage`], [`network`], [`notification`]); a line there is all that an
-//! object needs. [`convert`] turns the host's units into SNMP's, `rows` finds rows, [`View`] answers
-//! requests, [`text()`] prints the module.
+//! [`smi`] answers requests out of tables and knows nothing of VMs. Each module is a folder of tables ([`vm_mib`]);
+//! [`modules`] lists them. Their getters read a [`Snapshot`] ([`context`]).
 
-pub mod affinity;
-pub mod conformance;
-pub mod convention;
-pub mod convert;
-pub mod hypervisor;
-pub mod network;
-pub mod notification;
-mod rows;
-pub mod schema;
-pub mod storage;
-mod text;
-pub mod vcpu;
-mod view;
-pub mod vm;
+pub mod context;
+pub mod smi;
+pub mod vm_mib;
 
-pub use notification::Switches;
-pub use schema::VM_MIB;
-pub use text::text;
-pub use view::{Snapshot, View};
+pub use context::{NotificationSwitches, Snapshot};
+pub use vm_mib::ROOT as VM_MIB;
+
+use crate::snmp::Oid;
+use smi::{Module, Tree, TreeError};
+
+/// The modules, and where the root of each is.
+#[must_use]
+pub fn modules() -> Vec<(Oid, &'static Module<Snapshot>)> {
+    vec![(vm_mib::ROOT, &vm_mib::MODULE)]
+}
+
+/// The modules, ready to be served.
+///
+/// # Errors
+///
+/// [`TreeError`] where one is within another.
+pub fn tree() -> Result<Tree<Snapshot>, TreeError> {
+    Tree::new(modules())
+}
+
+/// The text of VM-MIB.
+#[must_use]
+pub fn text() -> String {
+    smi::text(&vm_mib::MODULE, &vm_mib::ROOT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_module_agrees_with_itself() {
+        for (root, module) in modules() {
+            smi::check(module, &root);
+        }
+    }
+}

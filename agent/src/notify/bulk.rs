@@ -1,26 +1,32 @@
-//! Changes that are told together: all of one kind within a window.
+//! Changes that are reported together: all of one kind within a window.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::notice::{TO_BULK, number, of_many};
-use crate::{agentx::Notice, inventory::Change};
+use super::notice::of_many;
+use crate::{
+    agentx::Notice,
+    inventory::Change,
+    mib::{smi::Notification, vm_mib::notification},
+};
 
-/// An index beyond would make a list that fits into no PDU; so many VMs no host has.
+/// The list of a larger index would fit into no PDU; no host has as many VMs.
 const LAST_INDEX: u32 = 8 * 60_000;
 
-/// The VMs that came to each kind of event in this window.
+/// The vmIndexes of the VMs of each notification in this window, by its number.
 #[derive(Debug, Default)]
 pub(super) struct Bulk {
-    affected: BTreeMap<u32, BTreeSet<u32>>,
+    affected: BTreeMap<u32, (&'static Notification, BTreeSet<u32>)>,
 }
 
 impl Bulk {
     /// Notes a change; whether there is a notification for it.
     pub(super) fn gather(&mut self, change: &Change) -> bool {
         let index = change.index.0;
-        match number(change.event) {
-            Some(number) if index <= LAST_INDEX => {
-                self.affected.entry(number + TO_BULK).or_default().insert(index);
+        match notification::bulk(change.event) {
+            Some(bulk) if index <= LAST_INDEX => {
+                let (_, affected) =
+                    self.affected.entry(bulk.number).or_insert((bulk, BTreeSet::new()));
+                affected.insert(index);
                 true
             }
             _ => false,
@@ -29,8 +35,8 @@ impl Bulk {
 
     /// One notification for each kind, and an empty window.
     pub(super) fn take(&mut self) -> Vec<Notice> {
-        let affected = std::mem::take(&mut self.affected);
-        affected.into_iter().map(|(number, indexes)| of_many(number, list(&indexes))).collect()
+        let affected = std::mem::take(&mut self.affected).into_values();
+        affected.filter_map(|(bulk, indexes)| of_many(bulk, list(&indexes))).collect()
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{agentx::Notice, inventory::Change, mib::Switches};
+use crate::{agentx::Notice, inventory::Change, mib::NotificationSwitches};
 use bulk::Bulk;
 
 /// Changes that may wait: 1,000 VMs that start, pause, go on and end at once.
@@ -79,7 +79,7 @@ pub fn pipeline(window: Duration) -> (Sink, Notifier, Receiver<Notice>, Arc<Stat
 
 impl Notifier {
     /// Runs until the last sink is gone. Sleeps while nothing changes.
-    pub async fn run(mut self, switches: &Switches) {
+    pub async fn run(mut self, switches: &NotificationSwitches) {
         let mut bulk = Bulk::default();
         let mut due: Option<Instant> = None;
         loop {
@@ -119,7 +119,10 @@ impl Notifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{ChangeEvent, OperState, Persistence, VmIndex, VmUuid};
+    use crate::{
+        inventory::{ChangeEvent, OperState, Persistence, VmIndex, VmUuid},
+        mib::vm_mib::notification,
+    };
 
     fn change(index: u32, before: OperState, event: ChangeEvent) -> Change {
         Change {
@@ -136,7 +139,8 @@ mod tests {
     async fn one_by_one_at_once_and_in_bulk_after_the_window() {
         use OperState::{Paused, Running, Shutdown};
         let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(500));
-        let switches: &'static Switches = Box::leak(Box::new(Switches::new(true, true)));
+        let switches: &'static NotificationSwitches =
+            Box::leak(Box::new(NotificationSwitches::new(true, true)));
         let running = tokio::spawn(notifier.run(switches));
         let start = Instant::now();
         for index in 1..=20 {
@@ -155,9 +159,12 @@ mod tests {
             bulk.push(notices.recv().await.unwrap());
             assert_eq!(start.elapsed().as_millis() / 10, 50, "in bulk after the window");
         }
-        assert_eq!(bulk[0], notice::of_many(11, vec![0xff, 0xff, 0xf0]));
-        assert_eq!(bulk[1], notice::of_many(14, vec![0x20]));
-        assert_eq!(bulk[2], notice::of_many(20, vec![0, 0x80]));
+        let of_many = |event, affected| {
+            notice::of_many(notification::bulk(event).unwrap(), affected).unwrap()
+        };
+        assert_eq!(bulk[0], of_many(ChangeEvent::State(Running), vec![0xff, 0xff, 0xf0]));
+        assert_eq!(bulk[1], of_many(ChangeEvent::State(Paused), vec![0x20]));
+        assert_eq!(bulk[2], of_many(ChangeEvent::Deleted, vec![0, 0x80]));
         drop(sink);
         running.await.unwrap();
         assert!(notices.recv().await.is_none(), "and nothing else");
@@ -178,7 +185,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_switched_off_is_not_sent() {
         let (sink, notifier, mut notices, _) = pipeline(Duration::from_millis(10));
-        let switches: &'static Switches = Box::leak(Box::new(Switches::new(false, false)));
+        let switches: &'static NotificationSwitches =
+            Box::leak(Box::new(NotificationSwitches::new(false, false)));
         let running = tokio::spawn(notifier.run(switches));
         sink.note(change(1, OperState::Running, ChangeEvent::Deleted));
         drop(sink);

@@ -26,7 +26,10 @@ use crate::{
     counters::Records,
     counting::{self, Registration, SharedHooks, self_test},
     inventory::{CoreConfig, Hypervisor},
-    mib::{self, Switches},
+    mib::{
+        self, NotificationSwitches, Snapshot,
+        smi::{Tree, TreeError},
+    },
     notify,
     privileges::{self, PrivilegeError},
     probe::{Events, HookState, Method, Probe, ProbeError, SCHED_HOOKS, with_causes},
@@ -44,9 +47,6 @@ const FIRST_VIEW: Duration = Duration::from_secs(10);
 
 /// How long the end may take that answers the status at the moment.
 const LAST_ANSWER: Duration = Duration::from_millis(500);
-
-/// What the master's sysORTable says of this agent.
-const CAPABILITIES: &str = "The MIB module of RFC 7666 for virtual machines on KVM";
 
 /// Why the agent cannot run. A lack of probes is no such reason: the VMs are served without counters then.
 #[derive(Debug, Error)]
@@ -66,6 +66,9 @@ pub enum RunError {
     /// A thread that the agent cannot do without cannot go on.
     #[error("{0}; the agent ends, so that the service manager starts it again")]
     Failed(String),
+    /// The modules cannot be served together.
+    #[error(transparent)]
+    Modules(#[from] TreeError),
     /// The runtime of the agent.
     #[error("Cannot start the runtime that serves the master")]
     Runtime(#[source] io::Error),
@@ -92,6 +95,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let (counting, events) = begin_to_count(&config.probe);
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 
+    let tree = mib::tree()?;
     let core = CoreConfig {
         shows_processes: config.inventory.procfs,
         counts: counting.records.is_some(),
@@ -151,7 +155,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     });
     let readings = reporter.readings();
     let records = reporter.counting.records.clone();
-    let switches = Arc::new(Switches::new(config.notifications.per_vm, config.notifications.bulk));
+    let switches =
+        Arc::new(NotificationSwitches::new(config.notifications.per_vm, config.notifications.bulk));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -182,10 +187,11 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             }
         };
         agentx::run(
-            transport(config),
+            transport(config, &tree),
             || {
-                let readings = Arc::clone(&readings);
-                mib::Snapshot::new(registry.view(), readings, Arc::clone(&slow), &*switches)
+                let (readings, slow) = (Arc::clone(&readings), Arc::clone(&slow));
+                let switches = Arc::clone(&switches);
+                tree.instances(Snapshot::new(registry.view(), readings, slow, switches))
             },
             notices,
             &statistics,
@@ -284,9 +290,10 @@ fn hypervisor(config: &Config) -> Hypervisor {
     }
 }
 
-fn transport(config: &Config) -> TransportConfig {
-    let mut session = agentx::Config::new(vec![mib::VM_MIB]);
-    session.capabilities = vec![(mib::VM_MIB, CAPABILITIES.to_owned())];
+fn transport(config: &Config, tree: &Tree<Snapshot>) -> TransportConfig {
+    let mut session = agentx::Config::new(tree.modules().map(|(root, _)| *root).collect());
+    session.capabilities =
+        tree.modules().map(|(root, module)| (*root, module.capabilities.to_owned())).collect();
     session.timeout = config.agentx.timeout;
     session.ping_interval = config.agentx.ping;
     let mut transport = TransportConfig::new(config.agentx.address.clone(), session);

@@ -72,6 +72,37 @@ impl Oid {
         Ok(Self::of(parts))
     }
 
+    /// These parts one after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`OidError::TooLong`] beyond 128 sub-identifiers together.
+    pub fn concat<const N: usize>(all: [&[u32]; N]) -> Result<Self, OidError> {
+        let mut oid = Self::empty();
+        oid.replace(all)?;
+        Ok(oid)
+    }
+
+    /// Becomes these parts one after the other; the identifier itself is not moved.
+    ///
+    /// # Errors
+    ///
+    /// [`OidError::TooLong`] beyond 128 sub-identifiers together; the identifier is empty then.
+    pub fn replace<const N: usize>(&mut self, all: [&[u32]; N]) -> Result<(), OidError> {
+        self.len = 0;
+        let mut len = 0;
+        for parts in all {
+            let end = len + parts.len();
+            self.parts.get_mut(len..end).ok_or(OidError::TooLong)?.copy_from_slice(parts);
+            len = end;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "at most 128")]
+        {
+            self.len = len as u8;
+        }
+        Ok(())
+    }
+
     /// Appends one sub-identifier.
     ///
     /// # Errors
@@ -190,5 +221,7 @@ mod tests {
         let mut oid = Oid::of(&[1; 128]);
         assert_eq!(oid.push(1), Err(OidError::TooLong));
         assert_eq!(Oid::try_of(&[1; 129]), Err(OidError::TooLong));
+        assert_eq!(Oid::concat([&[1; 127][..], &[2], &[]]).unwrap().len(), 128);
+        assert_eq!(Oid::concat([&[1; 127][..], &[2], &[3]]), Err(OidError::TooLong));
     }
 }

@@ -15,7 +15,7 @@ use kvmeter::{
     agentx::{self, TransportConfig},
     counters::NoCounters,
     inventory::{CoreConfig, SourceId},
-    mib::{self, Switches},
+    mib::{self, NotificationSwitches},
     notify,
     run::inventory::{Outlets, Setup},
     sources::{Source as _, libvirt},
@@ -59,16 +59,19 @@ fn each_change_is_told_once_and_in_bulk_none_is_missing() {
     transport.reconnect_max = Duration::from_secs(1);
     let (of_agent, of_session) = (Arc::clone(&registry), Arc::clone(&statistics));
     thread::spawn(move || {
-        let switches: &'static Switches = Box::leak(Box::new(Switches::new(true, true)));
+        let switches = Arc::new(NotificationSwitches::new(true, true));
+        let tree = mib::tree().unwrap();
         let readings: Arc<dyn kvmeter::counters::Readings> = Arc::new(NoCounters);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            tokio::spawn(notifier.run(switches));
-            let view = || {
+            let of_notifier = Arc::clone(&switches);
+            tokio::spawn(async move { notifier.run(&of_notifier).await });
+            let objects = || {
                 let (readings, slow) = (Arc::clone(&readings), Arc::clone(&slow));
-                mib::Snapshot::new(of_agent.view(), readings, slow, switches)
+                let switches = Arc::clone(&switches);
+                tree.instances(mib::Snapshot::new(of_agent.view(), readings, slow, switches))
             };
-            agentx::run(transport, view, notices, &of_session, std::future::pending()).await;
+            agentx::run(transport, objects, notices, &of_session, std::future::pending()).await;
         });
     });
     wait_until(PATIENCE, "libvirt is live and the session open", || {

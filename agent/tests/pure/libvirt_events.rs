@@ -23,7 +23,6 @@ use kvmeter::{
     },
     snmp::{Oid, Value},
     sources::{Source as _, libvirt},
-    values::Moment,
 };
 use virt::{connect::Connect, sys};
 use xtask::lab::{PATIENCE, wait_until};
@@ -74,10 +73,12 @@ impl Host {
 
     /// The integer at vmObjects.`parts`, as a GET finds it.
     fn integer(&self, parts: &[u32]) -> Option<i32> {
-        let inventory = self.registry.view();
-        let view = mib::View::new(Moment::new(&inventory, &NoCounters));
+        let tree = mib::tree().unwrap();
+        let snapshot =
+            mib::Snapshot::of_counters(Arc::clone(&self.registry.view()), Arc::new(NoCounters));
+        let served = tree.instances(snapshot);
         let name = Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
-        match view.get(&name) {
+        match served.get(&name) {
             Lookup::Found(Value::Integer(number)) => Some(number),
             _ => None,
         }
@@ -85,10 +86,12 @@ impl Host {
 
     /// The same with a text.
     fn text(&self, parts: &[u32]) -> Option<String> {
-        let inventory = self.registry.view();
-        let view = mib::View::new(Moment::new(&inventory, &NoCounters));
+        let tree = mib::tree().unwrap();
+        let snapshot =
+            mib::Snapshot::of_counters(Arc::clone(&self.registry.view()), Arc::new(NoCounters));
+        let served = tree.instances(snapshot);
         let name = Oid::of(&[&[1, 3, 6, 1, 2, 1, 236, 1], parts].concat());
-        match view.get(&name) {
+        match served.get(&name) {
             Lookup::Found(Value::OctetString(text)) => String::from_utf8(text.to_vec()).ok(),
             _ => None,
         }

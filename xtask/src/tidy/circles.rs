@@ -11,7 +11,6 @@ const CIRCLES: &[(&str, &str)] = &[
     ("agent/src/config", "the folder's file has the error, and makes it of a diagnostic"),
     ("agent/src/counters", "records are read, and made, by the same names"),
     ("agent/src/inventory", "views are composed out of the state that keeps them"),
-    ("agent/src/mib", "tables are in the schema, and made of its types"),
     ("agent/src/probe", "hooks of images are hooks"),
     ("agent/src/run", "the report is of what the folder's file runs"),
     ("agent/src/sources/libvirt", "the event loop is started by what it reports to"),

@@ -1,11 +1,35 @@
 //! A host that exists only in memory: its counters, and a VM on it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc, LazyLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use kvmeter::{
     counters::{DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot},
-    inventory::{AdminState, AutoStart, Memory, OperState, Persistence, Vcpu, Vm, VmIndex},
+    inventory::{
+        AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex,
+    },
+    mib::{
+        self, Snapshot,
+        smi::{Instances, Tree},
+    },
 };
+
+/// The modules of the agent.
+pub(crate) static TREE: LazyLock<Tree<Snapshot>> = LazyLock::new(|| mib::tree().unwrap());
+
+/// All instances of the agent's modules.
+pub(crate) fn instances(
+    inventory: &Arc<Inventory>,
+    readings: &Arc<FixedReadings>,
+) -> Instances<'static, Snapshot> {
+    TREE.instances(snapshot(inventory, readings))
+}
+
+pub(crate) fn snapshot(inventory: &Arc<Inventory>, readings: &Arc<FixedReadings>) -> Snapshot {
+    Snapshot::of_counters(Arc::clone(inventory), readings.clone())
+}
 
 /// Counters whose values follow from their slots.
 #[derive(Debug, Default)]
@@ -17,8 +41,8 @@ pub(crate) struct FixedReadings {
 }
 
 impl FixedReadings {
-    pub(crate) fn at(since_boot_ns: u64) -> Self {
-        Self { since_boot_ns, asked: AtomicU64::new(0) }
+    pub(crate) fn at(since_boot_ns: u64) -> Arc<Self> {
+        Arc::new(Self { since_boot_ns, asked: AtomicU64::new(0) })
     }
 
     fn count(&self) {

@@ -4,19 +4,18 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
 };
 
 use kvmeter::{
     agentx::{Lookup, Objects as _},
     counters::{Readings as _, ThreadSlot},
     inventory::{Inventory, Vcpu},
-    mib::{VM_MIB, View},
+    mib::VM_MIB,
     snmp::{Oid, Value},
-    values::Moment,
 };
 
-use super::host::{FixedReadings, running_vm};
+use super::host::{FixedReadings, instances, running_vm};
 
 const VMS: u32 = 1000;
 const VCPUS: u32 = 16;
@@ -52,15 +51,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn host() -> Inventory {
+fn host() -> Arc<Inventory> {
     let slot =
         |vm: u32, id: u32| ThreadSlot(u16::try_from((vm * VCPUS + id) % 65_535 + 1).unwrap());
     let vcpus = |vm| (0..VCPUS).map(|id| Vcpu { id, slot: Some(slot(vm, id)) }).collect();
-    Inventory {
+    Arc::new(Inventory {
         vms: (1..=VMS).map(|vm| running_vm(vm, vcpus(vm))).collect(),
         cpus: (0..CPUS).collect(),
         ..Inventory::default()
-    }
+    })
 }
 
 fn name(index: [u32; 3]) -> Oid {
@@ -81,14 +80,14 @@ fn row(number: u32) -> [u32; 3] {
 fn any_of_four_million_rows_costs_one_reading_and_no_memory() {
     let inventory = host();
     let readings = FixedReadings::at(1);
-    let view = View::new(Moment::new(&inventory, &readings));
+    let served = instances(&inventory, &readings);
     let rows = VMS * VCPUS * CPUS;
     let (before, mut seen) = (ALLOCATIONS.get(), 0_u64);
     // Steps of a prime length land on every VM, vCPU and CPU number.
     for number in (0..rows - 1).step_by(409) {
-        let (next, value) = view.get_next(&name(row(number)), false, &Oid::empty()).unwrap();
+        let (next, value) = served.get_next(&name(row(number)), false, &Oid::empty()).unwrap();
         assert_eq!(next, name(row(number + 1)));
-        assert_eq!(view.get(&next), Lookup::Found(value));
+        assert_eq!(served.get(&next), Lookup::Found(value));
         seen += 1;
     }
     let allocated = ALLOCATIONS.get() - before;
@@ -100,12 +99,12 @@ fn any_of_four_million_rows_costs_one_reading_and_no_memory() {
 fn a_walk_across_the_table_allocates_nothing() {
     let inventory = host();
     let readings = FixedReadings::at(1);
-    let view = View::new(Moment::new(&inventory, &readings));
+    let served = instances(&inventory, &readings);
     let before = ALLOCATIONS.get();
     let (mut at, mut count) = (Oid::empty(), 0_u32);
     // Through the scalars, vmTable and vmCpuTable into the first rows of the affinity.
-    while let Some((next, value)) = view.get_next(&at, false, &name([3, 1, 0])) {
-        assert!(at < next && view.get(&next) == Lookup::Found(value));
+    while let Some((next, value)) = served.get_next(&at, false, &name([3, 1, 0])) {
+        assert!(at < next && served.get(&next) == Lookup::Found(value));
         at = next;
         count += 1;
     }
@@ -122,10 +121,10 @@ fn a_walk_across_the_table_allocates_nothing() {
 fn the_last_row_is_followed_by_the_next_object() {
     let inventory = host();
     let readings = FixedReadings::at(1);
-    let view = View::new(Moment::new(&inventory, &readings));
+    let served = instances(&inventory, &readings);
     let last = name(row(VMS * VCPUS * CPUS - 1));
     assert_eq!(last, name([VMS, VCPUS, 196_608 + CPUS - 1]));
-    let (next, value) = view.get_next(&last, false, &Oid::empty()).unwrap();
+    let (next, value) = served.get_next(&last, false, &Oid::empty()).unwrap();
     assert_eq!(next.strip_prefix(VM_MIB.parts()), Some(&[1, 9, 0][..]));
     assert_eq!(value, Value::Integer(2));
 }

@@ -7,16 +7,16 @@ mod large;
 mod oracle;
 mod shapes;
 
+use std::sync::Arc;
+
 use kvmeter::{
     agentx::{Lookup, Objects as _},
     inventory::{Inventory, OperState, Vcpu, Vm},
-    mib::{VM_MIB, View, schema::LEAVES},
     snmp::{Oid, OwnedValue, Value},
-    values::Moment,
 };
 use proptest::{collection, prelude::*, sample::Index};
 
-use host::{FixedReadings, running_vm};
+use host::{FixedReadings, TREE, instances, running_vm};
 use oracle::{name, oracle};
 use shapes::inventory;
 
@@ -73,20 +73,20 @@ fn found(next: Option<(Oid, Value<'_>)>) -> Option<(Oid, OwnedValue)> {
 
 proptest! {
     #[test]
-    fn a_walk_gives_every_instance_once_and_in_order(inventory in inventory(), now: u64) {
+    fn a_walk_gives_every_instance_once_and_in_order(inventory in inventory().prop_map(Arc::new), now: u64) {
         let readings = FixedReadings::at(now);
-        let view = View::new(Moment::new(&inventory, &readings));
+        let served = instances(&inventory, &readings);
         let all = oracle(&inventory, &readings);
         let mut walk = Vec::new();
         let mut at = Oid::empty();
-        while let Some((name, value)) = view.get_next(&at, false, &Oid::empty()) {
+        while let Some((name, value)) = served.get_next(&at, false, &Oid::empty()) {
             prop_assert!(at < name, "{} after {}", name, at);
             walk.push((name, value.to_owned()));
             at = name;
         }
         prop_assert_eq!(&walk, &all);
         for (name, value) in &all {
-            match view.get(name) {
+            match served.get(name) {
                 Lookup::Found(got) => prop_assert_eq!(&got.to_owned(), value),
                 other => prop_assert!(false, "{} is {:?}", name, other),
             }
@@ -95,12 +95,12 @@ proptest! {
 
     #[test]
     fn get_next_gives_the_first_instance_in_the_range(
-        inventory in inventory(),
+        inventory in inventory().prop_map(Arc::new),
         now: u64,
         probes in collection::vec((probe(), any::<bool>(), probe()), 32),
     ) {
         let readings = FixedReadings::at(now);
-        let view = View::new(Moment::new(&inventory, &readings));
+        let served = instances(&inventory, &readings);
         let all = oracle(&inventory, &readings);
         for ((start, start_edits), include, (end, end_edits)) in probes {
             let start = edited(&start.get(&all).0, &start_edits);
@@ -110,7 +110,7 @@ proptest! {
                     .iter()
                     .find(|(name, _)| *name > start || (include && *name == start))
                     .filter(|(name, _)| end.is_empty() || *name < end);
-                let next = found(view.get_next(&start, include, &end));
+                let next = found(served.get_next(&start, include, &end));
                 prop_assert_eq!(next.as_ref(), first, "{} {} {}", start, include, end);
             }
         }
@@ -118,20 +118,18 @@ proptest! {
 
     #[test]
     fn get_tells_objects_and_instances_apart(
-        inventory in inventory(),
+        inventory in inventory().prop_map(Arc::new),
         probes in collection::vec(probe(), 64),
     ) {
         let readings = FixedReadings::at(1);
-        let view = View::new(Moment::new(&inventory, &readings));
+        let served = instances(&inventory, &readings);
         let all = oracle(&inventory, &readings);
         for (near, edits) in probes {
             let name = edited(&near.get(&all).0, &edits);
             let value = all.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
-            let suffix = name.strip_prefix(VM_MIB.parts());
-            let is_object = suffix.is_some_and(|suffix| {
-                LEAVES.iter().any(|leaf| suffix.starts_with(leaf.suffix()))
-            });
-            match view.get(&name) {
+            let is_object =
+                TREE.objects().any(|(object, _)| name.strip_prefix(object.parts()).is_some());
+            match served.get(&name) {
                 Lookup::Found(got) => prop_assert_eq!(Some(&got.to_owned()), value, "{}", name),
                 Lookup::NoSuchInstance => prop_assert!(is_object && value.is_none(), "{}", name),
                 Lookup::NoSuchObject => prop_assert!(!is_object, "{}", name),
@@ -140,16 +138,16 @@ proptest! {
     }
 
     #[test]
-    fn values_obey_the_schema(inventory in inventory(), now: u64) {
+    fn values_obey_their_syntax(inventory in inventory().prop_map(Arc::new), now: u64) {
         let readings = FixedReadings::at(now);
-        let view = View::new(Moment::new(&inventory, &readings));
-        for leaf in LEAVES {
-            let mut at = name(leaf.suffix());
-            while let Some((next, value)) = view.get_next(&at, false, &Oid::empty()) {
-                if next.strip_prefix(name(leaf.suffix()).parts()).is_none() {
+        let served = instances(&inventory, &readings);
+        for (object, object_type) in TREE.objects() {
+            let mut at = object;
+            while let Some((next, value)) = served.get_next(&at, false, &Oid::empty()) {
+                if next.strip_prefix(object.parts()).is_none() {
                     break;
                 }
-                prop_assert!(leaf.object.syntax.admits(&value), "{} {:?}", next, value);
+                prop_assert_eq!(object_type.syntax.check(value), Ok(()), "{} {:?}", next, value);
                 at = next;
             }
         }
@@ -158,12 +156,10 @@ proptest! {
 
 #[test]
 fn what_may_not_be_read_is_no_such_object() {
-    let inventory = Inventory {
-        vms: [running_vm(1, Vec::new())].into_iter().collect(),
-        ..Inventory::default()
-    };
+    let vms = [running_vm(1, Vec::new())].into_iter().collect();
+    let inventory = Arc::new(Inventory { vms, ..Inventory::default() });
     let readings = FixedReadings::at(0);
-    let view = View::new(Moment::new(&inventory, &readings));
+    let served = instances(&inventory, &readings);
     for suffix in [
         &[][..],
         &[0, 1],           // a notification
@@ -175,7 +171,7 @@ fn what_may_not_be_read_is_no_such_object() {
         &[1, 11, 0],       // vmAffectedVMs
         &[2, 2, 1],        // a group
     ] {
-        assert_eq!(view.get(&name(suffix)), Lookup::NoSuchObject, "{suffix:?}");
+        assert_eq!(served.get(&name(suffix)), Lookup::NoSuchObject, "{suffix:?}");
     }
     for suffix in [
         &[1, 2][..],                // vmNumber without an instance
@@ -188,19 +184,20 @@ fn what_may_not_be_read_is_no_such_object() {
         &[1, 4, 1, 2, 1, 0], // longer than the index
         &[1, 7, 1, 3, 1, 1], // vmStorageParent: no disks
     ] {
-        assert_eq!(view.get(&name(suffix)), Lookup::NoSuchInstance, "{suffix:?}");
+        assert_eq!(served.get(&name(suffix)), Lookup::NoSuchInstance, "{suffix:?}");
     }
-    assert_eq!(view.get(&Oid::empty()), Lookup::NoSuchObject);
-    assert_eq!(view.get(&Oid::of(&[1, 3, 6, 1, 2, 1, 237, 1, 2, 0])), Lookup::NoSuchObject);
+    assert_eq!(served.get(&Oid::empty()), Lookup::NoSuchObject);
+    assert_eq!(served.get(&Oid::of(&[1, 3, 6, 1, 2, 1, 237, 1, 2, 0])), Lookup::NoSuchObject);
 }
 
 #[test]
 fn get_next_begins_before_the_module_and_ends_behind_it() {
-    let inventory = Inventory::default();
+    let inventory = Arc::new(Inventory::default());
     let readings = FixedReadings::at(0);
-    let view = View::new(Moment::new(&inventory, &readings));
+    let served = instances(&inventory, &readings);
     let first = name(&[1, 1, 1, 0]);
-    let next = |start: &[u32]| view.get_next(&Oid::of(start), false, &Oid::empty()).map(|(n, _)| n);
+    let next =
+        |start: &[u32]| served.get_next(&Oid::of(start), false, &Oid::empty()).map(|(n, _)| n);
     for start in [&[][..], &[0], &[1, 3, 6, 1, 2, 1], &[1, 3, 6, 1, 2, 1, 235, u32::MAX]] {
         assert_eq!(next(start), Some(first), "{start:?}");
     }
@@ -209,22 +206,20 @@ fn get_next_begins_before_the_module_and_ends_behind_it() {
     for start in [&[1, 3, 6, 1, 2, 1, 237][..], &[2], &[u32::MAX; 128]] {
         assert_eq!(next(start), None, "{start:?}");
     }
-    let included = view.get_next(&first, true, &first);
+    let included = served.get_next(&first, true, &first);
     assert_eq!(included, None, "the end is not part of the range");
 }
 
 #[test]
 fn a_name_of_128_parts_is_answered() {
-    let inventory = Inventory {
-        vms: [running_vm(1, Vec::new())].into_iter().collect(),
-        ..Inventory::default()
-    };
+    let vms = [running_vm(1, Vec::new())].into_iter().collect();
+    let inventory = Arc::new(Inventory { vms, ..Inventory::default() });
     let readings = FixedReadings::at(0);
-    let view = View::new(Moment::new(&inventory, &readings));
+    let served = instances(&inventory, &readings);
     let mut long = name(&[1, 4, 1, 2, 1]);
     while long.push(u32::MAX).is_ok() {}
-    assert_eq!(view.get(&long), Lookup::NoSuchInstance);
-    let next = view.get_next(&long, true, &Oid::empty());
+    assert_eq!(served.get(&long), Lookup::NoSuchInstance);
+    let next = served.get_next(&long, true, &Oid::empty());
     assert_eq!(next.map(|(name, _)| name), Some(name(&[1, 4, 1, 3, 1])));
 }
 
@@ -240,16 +235,16 @@ fn rows_of_a_vm_that_is_down_stay_at_zero_and_those_without_a_probe_are_absent()
         ..running_vm(2, vec![vcpu])
     };
     let inventory =
-        Inventory { vms: [unprobed, down].into_iter().collect(), ..Inventory::default() };
+        Arc::new(Inventory { vms: [unprobed, down].into_iter().collect(), ..Inventory::default() });
     let readings = FixedReadings::at(5_000_000_000);
-    let view = View::new(Moment::new(&inventory, &readings));
-    let get = |suffix: &[u32]| view.get(&name(suffix));
+    let served = instances(&inventory, &readings);
+    let get = |suffix: &[u32]| served.get(&name(suffix));
     assert_eq!(get(&[1, 4, 1, 16, 1]), Lookup::Found(Value::TimeTicks(500)));
     assert_eq!(get(&[1, 4, 1, 17, 1]), Lookup::NoSuchInstance);
     assert_eq!(get(&[1, 5, 1, 2, 1, 1]), Lookup::NoSuchInstance);
     assert_eq!(get(&[1, 4, 1, 16, 2]), Lookup::Found(Value::TimeTicks(0)));
     assert_eq!(get(&[1, 4, 1, 17, 2]), Lookup::Found(Value::Counter64(0)));
     assert_eq!(get(&[1, 5, 1, 2, 2, 1]), Lookup::Found(Value::Counter64(0)));
-    let next = view.get_next(&name(&[1, 4, 1, 17]), false, &Oid::empty());
+    let next = served.get_next(&name(&[1, 4, 1, 17]), false, &Oid::empty());
     assert_eq!(next, Some((name(&[1, 4, 1, 17, 2]), Value::Counter64(0))));
 }

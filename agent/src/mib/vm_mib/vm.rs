@@ -3,171 +3,199 @@
 use crate::{snmp::Value, values};
 
 use super::{
+    super::{
+        context::{
+            Snapshot,
+            convert::{
+                SizeUnit, admin_string_cut, integer32_saturating, limit_saturating, microseconds,
+                time_ticks_wrapping,
+            },
+        },
+        smi::{
+            Indexed, Object, ObjectRef, Syntax, Table, TableType,
+            convention::{ADMIN_STRING, NON_NEGATIVE, NUMBER_OR_NONE, POSITIVE, UUID_OR_ZERO},
+        },
+    },
     convention::{
-        ADMIN_STRING, NUMBER, NUMBER_OR_NONE, UNIT, UUID_OR_ZERO, VIRTUAL_MACHINE_ADMIN_STATE,
-        VIRTUAL_MACHINE_AUTO_START, VIRTUAL_MACHINE_INDEX, VIRTUAL_MACHINE_OPER_STATE,
-        VIRTUAL_MACHINE_PERSISTENT,
+        VIRTUAL_MACHINE_ADMIN_STATE, VIRTUAL_MACHINE_AUTO_START, VIRTUAL_MACHINE_INDEX,
+        VIRTUAL_MACHINE_OPER_STATE, VIRTUAL_MACHINE_PERSISTENT,
     },
-    convert::{
-        SizeUnit, admin_string_cut, integer32_saturating, limit_saturating, microseconds,
-        time_ticks_wrapping,
-    },
-    schema::{Getter, Object, Syntax, Table},
+    nodes,
+    rows::Vms,
 };
 
 /// One row per VM.
-pub const TABLE: Table = Table {
-    name: "vmTable",
-    row: "vmEntry",
-    index: &["vmIndex"],
-    description: "The virtual machines that the hypervisor knows.",
-    row_description: "One virtual machine.",
+pub static TABLE: Table<Snapshot, Vms> = Table {
+    table_type: TableType {
+        parent: &nodes::OBJECTS,
+        number: 4,
+        name: "vmTable",
+        row: "vmEntry",
+        index: Indexed::Own,
+        description: "The virtual machines that the hypervisor knows.",
+        row_description: "One virtual machine.",
+    },
     columns: COLUMNS,
 };
 
-const COLUMNS: &[Object] = &[
-    Object::index(
+/// vmName.
+pub const NAME: ObjectRef = TABLE.column("vmName");
+
+/// vmUUID.
+pub const UUID: ObjectRef = TABLE.column("vmUUID");
+
+/// vmOperState.
+pub const OPER_STATE: ObjectRef = TABLE.column("vmOperState");
+
+/// vmPersistent.
+pub const PERSISTENT: ObjectRef = TABLE.column("vmPersistent");
+
+type Column = Object<Snapshot, Vms>;
+
+const COLUMNS: &[Column] = &[
+    Column::index(
         1,
         "vmIndex",
         Syntax::Convention(&VIRTUAL_MACHINE_INDEX),
         "The number of this virtual machine. It may be another one after the hypervisor was \
             initialised again: only vmUUID tells for good which virtual machine this is.",
     ),
-    Object::read_only(
+    Column::read_only(
         2,
         "vmName",
         ADMIN_STRING,
         "The name of the virtual machine. A longer name is cut after its last character that fits.",
-        Getter::Vm(|_, vm| Some(Value::OctetString(admin_string_cut(&vm.name)))),
+        |_, vm| Some(Value::OctetString(admin_string_cut(&vm.name))),
     ),
-    Object::read_only(
+    Column::read_only(
         3,
         "vmUUID",
         Syntax::Convention(&UUID_OR_ZERO),
         "The UUID of the virtual machine, by which a manager knows it again; no other virtual machine \
             of the administrative domain has the same. Of zero length where it is not known.",
-        Getter::Vm(|_, vm| {
+        |_, vm| {
             Some(Value::OctetString(vm.uuid.as_ref().map_or(&[], |uuid| uuid.as_bytes().as_slice())))
-        }),
+        },
     ),
-    Object::read_only(
+    Column::read_only(
         4,
         "vmOSType",
         ADMIN_STRING,
         "The operating system that the virtual machine is configured for, which need not be the one \
             that it runs. Empty where it is not known.",
-        Getter::Vm(|_, vm| Some(Value::OctetString(admin_string_cut(&vm.os_type)))),
+        |_, vm| Some(Value::OctetString(admin_string_cut(&vm.os_type))),
     ),
-    Object::read_only(
+    Column::read_only(
         5,
         "vmAdminState",
         Syntax::Convention(&VIRTUAL_MACHINE_ADMIN_STATE),
         "The state that the virtual machine is meant to be in.",
-        Getter::Vm(|_, vm| Some(Value::Integer(vm.admin_state as i32))),
+        |_, vm| Some(Value::Integer(vm.admin_state as i32)),
     ),
-    Object::read_only(
+    Column::read_only(
         6,
         "vmOperState",
         Syntax::Convention(&VIRTUAL_MACHINE_OPER_STATE),
         "The state that the virtual machine is in.",
-        Getter::Vm(|_, vm| Some(Value::Integer(vm.oper_state as i32))),
+        |_, vm| Some(Value::Integer(vm.oper_state as i32)),
     ),
-    Object::read_only(
+    Column::read_only(
         7,
         "vmAutoStart",
         Syntax::Convention(&VIRTUAL_MACHINE_AUTO_START),
         "Whether the virtual machine starts with the hypervisor.",
-        Getter::Vm(|_, vm| Some(Value::Integer(vm.auto_start as i32))),
+        |_, vm| Some(Value::Integer(vm.auto_start as i32)),
     ),
-    Object::read_only(
+    Column::read_only(
         8,
         "vmPersistent",
         Syntax::Convention(&VIRTUAL_MACHINE_PERSISTENT),
         "Whether the virtual machine stays defined once it is off.",
-        Getter::Vm(|_, vm| Some(Value::Integer(vm.persistence as i32))),
+        |_, vm| Some(Value::Integer(vm.persistence as i32)),
     ),
-    Object::read_only(
+    Column::read_only(
         9,
         "vmCurCpuNumber",
-        NUMBER,
+        NON_NEGATIVE,
         "How many virtual CPUs the virtual machine has now.",
-        Getter::Vm(|_, vm| Some(Value::Integer(integer32_saturating(vm.cpu_number)))),
+        |_, vm| Some(Value::Integer(integer32_saturating(vm.cpu_number))),
     ),
-    Object::read_only(
+    Column::read_only(
         10,
         "vmMinCpuNumber",
         NUMBER_OR_NONE,
         "The fewest virtual CPUs that the virtual machine can have; -1 where nothing sets a lower \
             bound.",
-        Getter::Vm(|_, vm| Some(Value::Integer(limit_saturating(vm.min_cpu_number)))),
+        |_, vm| Some(Value::Integer(limit_saturating(vm.min_cpu_number))),
     ),
-    Object::read_only(
+    Column::read_only(
         11,
         "vmMaxCpuNumber",
         NUMBER_OR_NONE,
         "The most virtual CPUs that the virtual machine can have; -1 where nothing sets a limit.",
-        Getter::Vm(|_, vm| Some(Value::Integer(limit_saturating(vm.max_cpu_number)))),
+        |_, vm| Some(Value::Integer(limit_saturating(vm.max_cpu_number))),
     ),
-    Object::read_only(
+    Column::read_only(
         12,
         "vmMemUnit",
-        UNIT,
+        POSITIVE,
         "How many octets one step of vmCurMem, vmMinMem and vmMaxMem of this row stands for: 1024, or \
             the next power of 1024 with which the largest of the three can be told.",
-        Getter::Vm(|_, vm| Some(Value::Integer(SizeUnit::for_memory(&vm.memory).octets()))),
+        |_, vm| Some(Value::Integer(SizeUnit::for_memory(&vm.memory).octets())),
     ),
-    Object::read_only(
+    Column::read_only(
         13,
         "vmCurMem",
-        NUMBER,
+        NON_NEGATIVE,
         "The memory that the virtual machine has now, in steps of vmMemUnit.",
-        Getter::Vm(|_, vm| {
+        |_, vm| {
             let unit = SizeUnit::for_memory(&vm.memory);
             vm.memory.current.map(|octets| Value::Integer(unit.count_saturating(octets)))
-        }),
+        },
     ),
-    Object::read_only(
+    Column::read_only(
         14,
         "vmMinMem",
         NUMBER_OR_NONE,
         "The least memory that the virtual machine is left with, in steps of vmMemUnit; -1 where \
             nothing sets a lower bound.",
-        Getter::Vm(|_, vm| {
+        |_, vm| {
             let unit = SizeUnit::for_memory(&vm.memory);
             Some(Value::Integer(unit.limit_saturating(vm.memory.min)))
-        }),
+        },
     ),
-    Object::read_only(
+    Column::read_only(
         15,
         "vmMaxMem",
         NUMBER_OR_NONE,
         "The most memory that the virtual machine can have, in steps of vmMemUnit; -1 where nothing \
             sets a limit.",
-        Getter::Vm(|_, vm| {
+        |_, vm| {
             let unit = SizeUnit::for_memory(&vm.memory);
             Some(Value::Integer(unit.limit_saturating(vm.memory.max)))
-        }),
+        },
     ),
-    Object::read_only(
+    Column::read_only(
         16,
         "vmUpTime",
         Syntax::TimeTicks,
         "The time since the virtual machine was started from shutdown(4); 0 while it is off.",
-        Getter::Vm(|view, vm| {
-            let up = values::vm_up_time_ns(view.moment(), vm)?;
+        |snapshot, vm| {
+            let up = values::vm_up_time_ns(snapshot.moment(), vm)?;
             Some(Value::TimeTicks(time_ticks_wrapping(up)))
-        }),
+        },
     ),
-    Object::read_only(
+    Column::read_only(
         17,
         "vmCpuTime",
         Syntax::Counter64,
         "The CPU time that the virtual machine has used in all: its virtual CPUs, and what else the \
             hypervisor does for it. With more than one CPU it can grow faster than time. The count can \
             begin anew when the hypervisor is initialised and when vmAdminState changes.",
-        Getter::Vm(|view, vm| {
-            values::vm_time_ns(view.moment(), vm).map(|ns| Value::Counter64(microseconds(ns)))
-        }),
+        |snapshot, vm| {
+            let ns = values::vm_time_ns(snapshot.moment(), vm)?;
+            Some(Value::Counter64(microseconds(ns)))
+        },
     )
     .in_units("microsecond"),
 ];

@@ -3,30 +3,44 @@
 use crate::snmp::{Oid, Value};
 
 use super::{
-    convention::{ADMIN_STRING, NUMBER},
-    convert::{admin_string_cut, integer32_saturating, time_ticks_wrapping},
-    schema::{Getter, Object, Syntax},
+    super::{
+        context::{
+            Snapshot,
+            convert::{admin_string_cut, integer32_saturating, time_ticks_wrapping},
+        },
+        smi::{
+            Object, Scalars, Single, Syntax,
+            convention::{ADMIN_STRING, NON_NEGATIVE},
+        },
+    },
+    nodes,
+    rows::vm_count,
 };
 
-/// vmHypervisor: what runs the VMs.
-pub const ABOUT: &[Object] = &[
+/// The hypervisor.
+pub static HYPERVISOR: Scalars<Snapshot> = Scalars { parent: &nodes::HYPERVISOR, objects: ABOUT };
+
+/// All VMs together.
+pub static TOTALS: Scalars<Snapshot> = Scalars { parent: &nodes::OBJECTS, objects: OF_ALL_VMS };
+
+const ABOUT: &[Object<Snapshot, Single>] = &[
     Object::read_only(
         1,
         "vmHvSoftware",
         ADMIN_STRING,
         "The name of the hypervisor software, without its version.",
-        Getter::Scalar(|view| {
-            Some(Value::OctetString(admin_string_cut(&view.inventory.hypervisor.software)))
-        }),
+        |snapshot, ()| {
+            Some(Value::OctetString(admin_string_cut(&snapshot.inventory().hypervisor.software)))
+        },
     ),
     Object::read_only(
         2,
         "vmHvVersion",
         ADMIN_STRING,
         "The version of the hypervisor software.",
-        Getter::Scalar(|view| {
-            Some(Value::OctetString(admin_string_cut(&view.inventory.hypervisor.version)))
-        }),
+        |snapshot, ()| {
+            Some(Value::OctetString(admin_string_cut(&snapshot.inventory().hypervisor.version)))
+        },
     ),
     Object::read_only(
         3,
@@ -35,10 +49,10 @@ pub const ABOUT: &[Object] = &[
         "The identification that the vendor gave to the hypervisor software, below enterprises \
             (1.3.6.1.4.1). It is not that of the managed system, which sysObjectID has. 0.0 where \
             there is none.",
-        Getter::Scalar(|view| {
-            let id = &view.inventory.hypervisor.object_id;
+        |snapshot, ()| {
+            let id = &snapshot.inventory().hypervisor.object_id;
             Some(Value::ObjectIdentifier(if id.is_empty() { &ZERO_DOT_ZERO } else { id }))
-        }),
+        },
     ),
     Object::read_only(
         4,
@@ -47,30 +61,29 @@ pub const ABOUT: &[Object] = &[
         "The time since the hypervisor was last initialised. KVM is part of the host's kernel, so \
             this is the time since the host booted. sysUpTime, for comparison, is that of the SNMP \
             agent.",
-        Getter::Scalar(|view| {
-            Some(Value::TimeTicks(time_ticks_wrapping(view.readings.since_boot_ns())))
-        }),
+        |snapshot, ()| {
+            Some(Value::TimeTicks(time_ticks_wrapping(snapshot.readings().since_boot_ns())))
+        },
     ),
 ];
 
-/// What is true of all VMs together.
-pub const TOTALS: &[Object] = &[
+const OF_ALL_VMS: &[Object<Snapshot, Single>] = &[
     Object::read_only(
         2,
         "vmNumber",
-        NUMBER,
+        NON_NEGATIVE,
         "How many virtual machines the hypervisor knows, in whatever state: the number of rows of \
             vmTable.",
-        Getter::Scalar(|view| Some(Value::Integer(integer32_saturating(view.inventory.vms.len())))),
+        |snapshot, ()| Some(Value::Integer(integer32_saturating(vm_count(snapshot.inventory())))),
     ),
     Object::read_only(
         3,
         "vmTableLastChange",
         Syntax::TimeTicks,
         "The value that vmHvUpTime had when a row last came to vmTable or left it.",
-        Getter::Scalar(|view| {
-            Some(Value::TimeTicks(time_ticks_wrapping(view.inventory.last_change_ns)))
-        }),
+        |snapshot, ()| {
+            Some(Value::TimeTicks(time_ticks_wrapping(snapshot.inventory().last_change_ns)))
+        },
     ),
 ];
 

@@ -1,24 +1,12 @@
-//! Textual conventions: VM-MIB's own, and those that it imports.
+//! Textual conventions that VM-MIB defines.
 
-use super::schema::{Convention, Syntax};
+use super::super::smi::{
+    Convention, Syntax,
+    convention::{NON_NEGATIVE, POSITIVE},
+};
 
-/// Integer32 from 1 on: what identifies a row.
-const INDEX: Syntax = Syntax::Integer32(&[(1, i32::MAX)]);
-
-/// Integer32 from 0 on.
-pub(super) const NUMBER: Syntax = Syntax::Integer32(&[(0, i32::MAX)]);
-
-/// A number, or -1 where there is none.
-pub(super) const NUMBER_OR_NONE: Syntax = Syntax::Integer32(&[(-1, -1), (0, i32::MAX)]);
-
-/// The factor of a size.
-pub(super) const UNIT: Syntax = Syntax::Integer32(&[(1, i32::MAX)]);
-
-/// SnmpAdminString with the size that VM-MIB repeats for each of its strings.
-pub(super) const ADMIN_STRING: Syntax = Syntax::Sized(&SNMP_ADMIN_STRING, &[(0, 255)]);
-
-/// The conventions that VM-MIB defines, in the order of the printed module.
-pub static OWN: &[&Convention] = &[
+/// All of them, in the order of the printed module.
+pub static VM_MIB_CONVENTIONS: &[&Convention] = &[
     &VIRTUAL_MACHINE_INDEX,
     &VIRTUAL_MACHINE_INDEX_OR_ZERO,
     &VIRTUAL_MACHINE_ADMIN_STATE,
@@ -38,7 +26,7 @@ pub static VIRTUAL_MACHINE_INDEX: Convention = Convention {
     name: "VirtualMachineIndex",
     module: None,
     hint: Some("d"),
-    syntax: INDEX,
+    syntax: POSITIVE,
     description: "The number of a virtual machine on its hypervisor. It does not change before the \
         hypervisor is initialised again.",
 };
@@ -48,7 +36,7 @@ pub static VIRTUAL_MACHINE_INDEX_OR_ZERO: Convention = Convention {
     name: "VirtualMachineIndexOrZero",
     module: None,
     hint: Some("d"),
-    syntax: NUMBER,
+    syntax: NON_NEGATIVE,
     description: "A VirtualMachineIndex, or 0. Each object of this type says what its 0 means.",
 };
 
@@ -121,7 +109,7 @@ pub static VIRTUAL_MACHINE_CPU_INDEX: Convention = Convention {
     name: "VirtualMachineCpuIndex",
     module: None,
     hint: Some("d"),
-    syntax: INDEX,
+    syntax: POSITIVE,
     description: "The number of a virtual CPU within its virtual machine. It does not change before \
         the hypervisor is initialised again.",
 };
@@ -131,7 +119,7 @@ pub static VIRTUAL_MACHINE_STORAGE_INDEX: Convention = Convention {
     name: "VirtualMachineStorageIndex",
     module: None,
     hint: Some("d"),
-    syntax: INDEX,
+    syntax: POSITIVE,
     description: "The number of a virtual disk within its virtual machine. It does not change before \
         the hypervisor is initialised again.",
 };
@@ -169,7 +157,7 @@ pub static VIRTUAL_MACHINE_NETWORK_INDEX: Convention = Convention {
     name: "VirtualMachineNetworkIndex",
     module: None,
     hint: Some("d"),
-    syntax: INDEX,
+    syntax: POSITIVE,
     description: "The number of a virtual network interface within its virtual machine. It does not \
         change before the hypervisor is initialised again.",
 };
@@ -183,66 +171,6 @@ pub static VIRTUAL_MACHINE_LIST: Convention = Convention {
     description: "A set of virtual machines as a bitmap of their vmIndex values. The most significant \
         bit of the first octet stands for vmIndex 1, its least significant bit for 8, the next octet \
         for 9 to 16, and so on. A bit that is 1 puts its virtual machine into the set.",
-};
-
-/// Of SNMP-FRAMEWORK-MIB.
-pub static SNMP_ADMIN_STRING: Convention = Convention {
-    name: "SnmpAdminString",
-    module: Some("SNMP-FRAMEWORK-MIB"),
-    hint: Some("255t"),
-    syntax: Syntax::OctetString(&[(0, 255)]),
-    description: "",
-};
-
-/// Of UUID-TC-MIB.
-pub static UUID_OR_ZERO: Convention = Convention {
-    name: "UUIDorZero",
-    module: Some("UUID-TC-MIB"),
-    hint: Some("4x-2x-2x-1x1x-6x"),
-    syntax: Syntax::OctetString(&[(0, 0), (16, 16)]),
-    description: "",
-};
-
-/// Of IF-MIB.
-pub static INTERFACE_INDEX_OR_ZERO: Convention = Convention {
-    name: "InterfaceIndexOrZero",
-    module: Some("IF-MIB"),
-    hint: Some("d"),
-    syntax: NUMBER,
-    description: "",
-};
-
-/// Of SNMPv2-TC.
-pub static PHYS_ADDRESS: Convention = Convention {
-    name: "PhysAddress",
-    module: Some("SNMPv2-TC"),
-    hint: Some("1x:"),
-    syntax: Syntax::OctetString(&[]),
-    description: "",
-};
-
-/// Of SNMPv2-TC.
-pub static TRUTH_VALUE: Convention = Convention {
-    name: "TruthValue",
-    module: Some("SNMPv2-TC"),
-    hint: None,
-    syntax: Syntax::Enumeration(&[("true", 1), ("false", 2)]),
-    description: "",
-};
-
-/// Of IANA-STORAGE-MEDIA-TYPE-MIB; other(1) does come before unknown(2).
-pub static IANA_STORAGE_MEDIA_TYPE: Convention = Convention {
-    name: "IANAStorageMediaType",
-    module: Some("IANA-STORAGE-MEDIA-TYPE-MIB"),
-    hint: None,
-    syntax: Syntax::Enumeration(&[
-        ("other", 1),
-        ("unknown", 2),
-        ("hardDisk", 3),
-        ("opticalDisk", 4),
-        ("floppyDisk", 5),
-    ]),
-    description: "",
 };
 
 #[cfg(test)]

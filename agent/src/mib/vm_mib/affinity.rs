@@ -2,15 +2,27 @@
 
 use crate::snmp::Value;
 
-use super::schema::{Getter, Object, Syntax, Table};
+use super::{
+    super::{
+        context::Snapshot,
+        smi::{Indexed, Object, Syntax, Table, TableType, convention::POSITIVE},
+    },
+    nodes,
+    rows::Affinities,
+    vcpu,
+};
 
 /// One row per vCPU and CPU of the host.
-pub const TABLE: Table = Table {
-    name: "vmCpuAffinityTable",
-    row: "vmCpuAffinityEntry",
-    index: &["vmIndex", "vmCpuIndex", "vmCpuPhysIndex"],
-    description: "Which CPUs of the host each virtual CPU may run on.",
-    row_description: "One virtual CPU and one CPU of the host.",
+pub static TABLE: Table<Snapshot, Affinities> = Table {
+    table_type: TableType {
+        parent: &nodes::OBJECTS,
+        number: 6,
+        name: "vmCpuAffinityTable",
+        row: "vmCpuAffinityEntry",
+        index: Indexed::Below(&vcpu::TABLE),
+        description: "Which CPUs of the host each virtual CPU may run on.",
+        row_description: "One virtual CPU and one CPU of the host.",
+    },
     columns: COLUMNS,
 };
 
@@ -18,27 +30,30 @@ const UNKNOWN: i32 = 0;
 const ENABLE: i32 = 1;
 const DISABLE: i32 = 2;
 
-const COLUMNS: &[Object] = &[
-    Object::index(
+type Column = Object<Snapshot, Affinities>;
+
+const COLUMNS: &[Column] = &[
+    Column::index(
         2,
         "vmCpuPhysIndex",
-        Syntax::Integer32(&[(1, i32::MAX)]),
+        POSITIVE,
         "The CPU of the host: the hrDeviceIndex of its row in hrProcessorTable of \
             HOST-RESOURCES-MIB.",
     ),
-    Object::read_only(
+    Column::read_only(
         3,
         "vmCpuAffinity",
         Syntax::Enumeration(&[("unknown", UNKNOWN), ("enable", ENABLE), ("disable", DISABLE)]),
         "Whether the virtual CPU may run on this CPU of the host: enable(1), it may; disable(2), it \
             may not; unknown(0) where that could not be learned.",
-        Getter::Affinity(|view, row| {
-            let may_run = row.vcpu.slot.and_then(|slot| view.readings.may_run_on(slot, row.cpu));
+        |snapshot, row| {
+            let may_run =
+                row.vcpu.slot.and_then(|slot| snapshot.readings().may_run_on(slot, row.cpu));
             Some(Value::Integer(match may_run {
                 None => UNKNOWN,
                 Some(true) => ENABLE,
                 Some(false) => DISABLE,
             }))
-        }),
+        },
     ),
 ];
