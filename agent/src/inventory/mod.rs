@@ -3,7 +3,7 @@
 //! [`Core`] takes in what the [`sources`](crate::sources) report and makes one set of VMs of it. [`Inventory`] is the view
 //! that readers see, and [`Registry`] where they find the present one.
 //!
-//! Reading order: [`facts`] and [`messages`] (what goes in and out), [`state`] (one VM), [`core`](self::core), [`merge`]
+//! Reading order: [`facts`] and [`messages`] (what goes in and out), [`state`] (one VM), [`core`], [`merge`]
 //! (which process and which domain are one VM), [`rows`], [`table`].
 
 mod change;
