@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: the whole way, from two guests to a manager's tables, in half a minute.
 
+mod guests;
+
 use std::{
     env, fs,
     io::Write as _,
@@ -14,10 +16,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use xtask::lab::{
-    Accelerator, Agent, Child, PATIENCE, Qemu, Snmpd, TinyGuest, missing, wait_until,
-};
+use xtask::lab::{Agent, PATIENCE, Snmpd, TinyGuest, missing, wait_until};
 
+use self::guests::Guests;
 use crate::{
     build,
     command::{as_root, root, step},
@@ -29,6 +30,9 @@ pub(crate) struct Options {
     /// Seconds between the two looks at the tables
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
+    /// Let QEMU run the guests without KVM, as on a machine that has none
+    #[arg(long)]
+    no_kvm: bool,
     /// Everything is installed and built: what runs as root when the demo was not started by root
     #[arg(long, hide = true)]
     prepared: bool,
@@ -37,12 +41,29 @@ pub(crate) struct Options {
     agent: Option<PathBuf>,
 }
 
-const CPU_TIME: &str = "VM-MIB::vmCpuCoreTime";
+const CPU_TIME: &str = "vmCpuCoreTime";
+
+/// Columns of requests and bytes, and the unit of each.
+const DISK_COLUMNS: [(&str, &str); 4] = [
+    ("vmStorageReadIOs", "reads"),
+    ("vmStorageReadOctets", "bytes"),
+    ("vmStorageWriteIOs", "writes"),
+    ("vmStorageWriteOctets", "bytes"),
+];
+
+const ON_KVM: &str =
+    "\"busy\" runs all the time, \"half\" half of it on one vCPU and halts on the other";
+
+const WITHOUT_KVM: &str =
+    "(without KVM: QEMU runs their firmware, and makes the requests on their disks)";
+
+/// Between two rounds of requests that QEMU makes.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Shows it. Everything that is started is ended, and everything that is written is removed, also on
 /// Ctrl-C.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let has_kvm = Path::new("/dev/kvm").exists();
+    let has_kvm = !options.no_kvm && Path::new("/dev/kvm").exists();
     if !options.prepared {
         setup::run_for_demo(has_kvm)?;
         build::run()?;
@@ -55,6 +76,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             again
                 .args(["demo", "--prepared", "--seconds", &seconds, "--agent"])
                 .arg(build::agent());
+            if options.no_kvm {
+                again.arg("--no-kvm");
+            }
             return step("Going on as root: programs are loaded into the kernel", &mut again);
         }
     }
@@ -85,31 +109,38 @@ fn show(
     say("Starting a private snmpd on a port of loopback");
     let snmpd = Snmpd::start(dir, "")?;
     say(
-        "Starting two guests: \"busy\" runs all the time, \"half\" half of it on one vCPU and halts on the other",
+        "Starting two guests, each with a disk of 1 MiB that is read; that of \"busy\" is written, too",
     );
-    let _guests = guests(has_kvm)?;
+    println!("{}", if has_kvm { ON_KVM } else { WITHOUT_KVM });
+    let mut guests = Guests::start(dir, has_kvm)?;
     say("Starting the agent");
     let mut agent = Agent::new(dir, &snmpd.agentx_address(), "[inventory]\nlibvirt = \"\"\n")?;
     agent.use_program(program);
     agent.start()?;
     let manager = Manager::new(dir, &agent, &snmpd)?;
-    wait_until(PATIENCE, "the guests' vCPUs are in vmCpuTable", || {
-        manager.times().ok().filter(|times| times.len() >= 3 || !has_kvm && times.len() >= 2)
+    let vcpus = if has_kvm { 3 } else { 2 };
+    let mut told = Ok(());
+    wait_until(PATIENCE, "the guests' vCPUs and disks have counters", || {
+        told = guests.request();
+        let has = |column, rows| Some(manager.column(column).ok()?.len() >= rows);
+        (told.is_err() || has(CPU_TIME, vcpus)? && has(DISK_COLUMNS[0].0, 2)?).then_some(())
     })?;
+    told?;
 
     say("The tables, as a manager sees them");
     manager.tables()?;
-    let before = manager.times()?;
+    let before = manager.numbers()?;
     let start = Instant::now();
     say(&format!("The same after {seconds} s"));
     while start.elapsed() < Duration::from_secs(seconds) {
         if interrupted.load(Ordering::Relaxed) {
             bail!("interrupted");
         }
-        std::thread::sleep(Duration::from_millis(100));
+        guests.request()?;
+        std::thread::sleep(PAUSE);
     }
     manager.tables()?;
-    let after = manager.times()?;
+    let after = manager.numbers()?;
     let elapsed = start.elapsed();
     say("What changed meanwhile");
     changes(&before, &after, elapsed);
@@ -123,21 +154,6 @@ fn show(
 
 fn say(what: &str) {
     println!("\n==> {what}");
-}
-
-/// Whatever runs the guests.
-fn guests(has_kvm: bool) -> anyhow::Result<Vec<Child>> {
-    if has_kvm {
-        let busy = TinyGuest::start(&["--name", "busy", "--duty", "busy"])?;
-        let half = TinyGuest::start(&["--name", "half", "--vcpus", "2", "--duty", "half,idle"])?;
-        return Ok(vec![busy.into_child(), half.into_child()]);
-    }
-    println!(
-        "(no /dev/kvm here: QEMU runs them without it, and what their firmware does is what is seen)"
-    );
-    let start =
-        |name| Ok::<_, xtask::lab::LabError>(Qemu::start(name, Accelerator::Tcg, &[])?.child);
-    Ok(vec![start("busy")?, start("half")?])
 }
 
 /// A manager: net-snmp's tools with the text of the MIB.
@@ -159,13 +175,13 @@ impl<'a> Manager<'a> {
 
     fn ask(&self, tool: &str, options: &[&str], name: &str) -> anyhow::Result<String> {
         let options = [&[self.mib_dirs.as_str(), "-mVM-MIB"], options].concat();
-        Ok(self.snmpd.ask(tool, &options, &[name])?)
+        Ok(self.snmpd.ask(tool, &options, &[&format!("VM-MIB::{name}")])?)
     }
 
     fn tables(&self) -> anyhow::Result<()> {
-        for table in ["VM-MIB::vmTable", "VM-MIB::vmCpuTable"] {
+        for table in ["vmTable", "vmCpuTable", "vmStorageTable"] {
             println!(
-                "$ snmptable -v2c -c public -m VM-MIB -Ci -Cb -Cw 110 127.0.0.1:{} {table}",
+                "$ snmptable -v2c -c public -m VM-MIB -Ci -Cb -Cw 110 127.0.0.1:{} VM-MIB::{table}",
                 self.snmpd.port()
             );
             println!("{}", self.ask("snmptable", &["-Ci", "-Cb", "-Cw", "110"], table)?.trim());
@@ -173,24 +189,40 @@ impl<'a> Manager<'a> {
         Ok(())
     }
 
-    /// vmCpuCoreTime in µs by its index.
-    fn times(&self) -> anyhow::Result<Vec<(String, u64)>> {
-        let lines = self.ask("snmpwalk", &["-OqUs"], CPU_TIME)?;
+    /// A column's values by its name and index.
+    fn column(&self, column: &str) -> anyhow::Result<Vec<(String, u64)>> {
+        let lines = self.ask("snmpwalk", &["-OqUs"], column)?;
         lines
             .lines()
             .map(|line| {
-                let (name, time) = line.split_once(' ').context("a line without a value")?;
-                Ok((name.to_owned(), time.trim().parse().context("no number")?))
+                let (name, value) = line.split_once(' ').context("a line without a value")?;
+                Ok((name.to_owned(), value.trim().parse().context("no number")?))
             })
             .collect()
     }
+
+    /// The columns that count, each with its unit.
+    fn numbers(&self) -> anyhow::Result<Numbers> {
+        let columns = std::iter::once((CPU_TIME, "µs")).chain(DISK_COLUMNS);
+        columns.map(|(column, unit)| Ok((unit, self.column(column)?))).collect()
+    }
 }
 
-fn changes(before: &[(String, u64)], after: &[(String, u64)], elapsed: Duration) {
-    for (name, time) in after {
-        let Some((_, old)) = before.iter().find(|(known, _)| known == name) else { continue };
-        let used = Duration::from_micros(time.saturating_sub(*old));
-        let share = used.as_secs_f64() / elapsed.as_secs_f64() * 100.0;
-        println!("{name:24} +{:>10} µs  {share:5.1} % of a CPU", used.as_micros());
+/// Unit, and values by name and index, of each column.
+type Numbers = Vec<(&'static str, Vec<(String, u64)>)>;
+
+fn changes(before: &Numbers, after: &Numbers, elapsed: Duration) {
+    for ((unit, before), (_, after)) in before.iter().zip(after) {
+        for (name, value) in after {
+            let Some((_, old)) = before.iter().find(|(known, _)| known == name) else { continue };
+            let grown = value.saturating_sub(*old);
+            print!("{name:28} +{grown:>10} {unit}");
+            if *unit == "µs" {
+                let share =
+                    Duration::from_micros(grown).as_secs_f64() / elapsed.as_secs_f64() * 100.0;
+                print!("  {share:5.1} % of a CPU");
+            }
+            println!();
+        }
     }
 }

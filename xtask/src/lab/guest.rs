@@ -3,6 +3,7 @@
 use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{ChildStdout, Command, Stdio},
     sync::OnceLock,
@@ -41,9 +42,18 @@ impl TinyGuest {
     ///
     /// [`LabError`]
     pub fn start(options: &[&str]) -> Result<Self, LabError> {
-        let program = program()?;
-        let mut command = Command::new(program);
-        command.args(options).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self::start_as("tiny-guest", options)
+    }
+
+    /// Starts it as [`start`](Self::start) does, with `name` as that of the program on its command line. With the name
+    /// and the options of another VMM it is taken for one.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn start_as(name: &str, options: &[&str]) -> Result<Self, LabError> {
+        let mut command = Command::new(program()?);
+        command.arg0(name).args(options).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = Child::start(&mut command)?;
         let said = child.process().stdout.take().map(BufReader::new);
         let Some(said) = said else { return Err(failed(&child, "it has no output")) };

@@ -1,27 +1,37 @@
 //! The smallest VM that is one: a few octets of real-mode code on KVM, for the demo, the tests and the
 //! benchmarks. It starts within milliseconds and uses as much CPU as it is told to.
 
+mod disk;
 mod duty;
 mod machine;
 
 use std::{
     io::{self, BufRead as _, Write as _},
+    num::NonZeroU32,
+    path::PathBuf,
     process, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use disk::Config;
 use duty::Duty;
 use machine::Machine;
 use rustix::process::Signal;
 
-/// A VM without devices, on KVM
+/// A VM without devices but disks, on KVM
 #[derive(Debug, Parser)]
 struct Options {
     /// Shown nowhere but in the command line
-    #[arg(long)]
+    #[arg(long, visible_alias = "id")]
     name: Option<String>,
+    /// Configuration file in Firecracker's format: its drives are the VM's disks
+    #[arg(long)]
+    config_file: Option<PathBuf>,
+    /// Rounds of requests on each disk in a second: a read of 4 KiB, and a write of 16 KiB if it is not read-only
+    #[arg(long, default_value_t = 0)]
+    requests: u32,
     /// vCPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: u32,
@@ -55,6 +65,9 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
+    // A VMM has its disks open before it makes the VM.
+    let config = options.config_file.as_deref().map(Config::read).transpose()?;
+    let disks = config.map(|config| config.open()).transpose()?.unwrap_or_default();
     let mut machine = Machine::new(usize::try_from(options.memory)? << 20, !options.unnamed)?;
     let last = *options.duty.last().context("--duty names nothing")?;
     for id in 0..options.vcpus {
@@ -64,6 +77,11 @@ fn run(options: &Options) -> anyhow::Result<()> {
     if options.churn > 0 {
         let pause = Duration::from_secs(1) / options.churn;
         thread::Builder::new().name("churn".to_owned()).spawn(move || churn(pause))?;
+    }
+    if let Some(rate) = NonZeroU32::new(options.requests) {
+        for disk in disks {
+            thread::Builder::new().name("disk".to_owned()).spawn(move || disk.serve(rate))?;
+        }
     }
     say("ready", &machine)?;
     for line in io::stdin().lock().lines() {
