@@ -260,28 +260,33 @@ impl Drop for NoDaemons {
 
 fn mounts(yes: bool) -> anyhow::Result<()> {
     let mounted = fs::read_to_string("/proc/self/mounts")?;
-    for (kind, place) in MOUNTS {
-        let is_there = mounted.lines().any(|line| {
+    let is_there = |kind, place| {
+        mounted.lines().any(|line| {
             let mut fields = line.split(' ').skip(1);
             fields.next() == Some(place) && fields.next() == Some(kind)
-        });
-        if !is_there {
-            ask(&format!("mount {kind} on {place}"), yes)?;
-            step(&format!("Mounting {place}"), as_root("mount").args(["-t", kind, kind, place]))?;
-        }
+        })
+    };
+    let missing: Vec<_> =
+        MOUNTS.into_iter().filter(|&(kind, place)| !is_there(kind, place)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|(kind, place)| format!("{kind} on {place}")).collect();
+    ask(&format!("mount {}", names.join(", ")), yes)?;
+    for (kind, place) in missing {
+        step(&format!("Mounting {place}"), as_root("mount").args(["-t", kind, kind, place]))?;
     }
     Ok(())
 }
 
-/// Asks before anything is done with `sudo`.
+/// Says what is about to be done as root, and asks where there is a terminal to answer at.
 fn ask(what: &str, yes: bool) -> anyhow::Result<()> {
-    if yes || rustix::process::geteuid().is_root() {
+    let by = if rustix::process::geteuid().is_root() { "" } else { " with sudo" };
+    if yes || !io::stdin().is_terminal() {
+        eprintln!("==> About to {what}{by}");
         return Ok(());
     }
-    if !io::stdin().is_terminal() {
-        bail!("Root is needed to {what}; run `cargo xtask setup` in a terminal, or with --yes");
-    }
-    eprint!("Use sudo to {what}? [y/N] ");
+    eprint!("About to {what}{by}. Go on? [y/N] ");
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
