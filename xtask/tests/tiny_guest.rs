@@ -154,6 +154,36 @@ fn short_lived_threads_come_and_go() {
 }
 
 #[test]
+fn requests_are_made_on_its_disks() {
+    require!("kvm");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (image, config) = (path("disk.img"), path("config.json"));
+    let drive = format!(r#"{{"drive_id":"a","path_on_host":"{image}","is_read_only":false}}"#);
+    fs::write(&config, format!(r#"{{"drives":[{drive}]}}"#)).unwrap();
+    let options = ["--id", "web", "--config-file", &config, "--requests", "200"];
+    let error = TinyGuest::start_as("firecracker", &options).unwrap_err();
+    assert!(error.to_string().contains("did not say which threads it has"), "{error}");
+
+    // Not a multiple of a request.
+    fs::write(&image, vec![7; 70_000]).unwrap();
+    let guest = TinyGuest::start_as("firecracker", &options).unwrap();
+    let line = fs::read(format!("/proc/{}/cmdline", guest.pid())).unwrap();
+    assert!(line.starts_with(b"firecracker\0--id\0web\0"), "{line:?}");
+    let bytes = |kind: &str| -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/io", guest.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(kind)).unwrap();
+        line.trim().parse().unwrap()
+    };
+    // More than once around the disk.
+    wait_until(PATIENCE, "20 rounds are made", || {
+        (bytes("rchar:") > 20 * 4096 && bytes("wchar:") > 20 * 16_384).then_some(())
+    })
+    .unwrap();
+    assert_eq!(fs::metadata(&image).unwrap().len(), 70_000, "the disk keeps its size");
+}
+
+#[test]
 fn a_stopped_guest_uses_no_cpu_and_goes_on() {
     require!("kvm");
     let guest = TinyGuest::start(&["--duty", "busy"]).unwrap();
