@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, io};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use kvmeter_common::ImageKey;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx,
+};
 
 use crate::inventory::{DomainDisk, FileIdentity, ImageHeader, OpenFile, VmProcess};
 
@@ -128,7 +131,22 @@ pub(super) fn identity_at(path: &str) -> io::Result<Option<FileIdentity>> {
     let found = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED)?;
     let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
-    Ok(FileIdentity::of(&found))
+    Ok(identity_of(&found))
+}
+
+/// The identity of a regular file or block device from statx(2) with `TYPE` and `INO`; `None` = it is neither.
+pub(crate) fn identity_of(found: &Statx) -> Option<FileIdentity> {
+    match FileType::from_raw_mode(found.stx_mode.into()) {
+        FileType::RegularFile => Some(FileIdentity {
+            device: FileIdentity::kernel_device(found.stx_dev_major, found.stx_dev_minor),
+            file: found.stx_ino,
+        }),
+        FileType::BlockDevice => Some(FileIdentity {
+            device: FileIdentity::kernel_device(found.stx_rdev_major, found.stx_rdev_minor),
+            file: ImageKey::NO_FILE,
+        }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod thread;
 mod tracker;
 mod vm_disks;
 
+pub(crate) use backing_files::identity_of;
 pub use registration::Registration;
 pub use self_test::self_test;
 pub use thread::{Command, Counting, SharedHooks};

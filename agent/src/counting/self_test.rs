@@ -22,6 +22,7 @@ use rustix::{
 use super::{HeldThread, Registration, RunState, Schedstat, TrackError, Tracker as _};
 use crate::{
     counters::{DiskIo, Records},
+    inventory::FileIdentity,
     probe::Method,
 };
 
@@ -59,8 +60,7 @@ pub fn self_test(records: &Arc<Records>, method: Method) -> Result<(), String> {
         let file = file().map_err(|error| format!("it cannot be tested: {error}"))?;
         let found = statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::INO);
         let found = found.map_err(|error| format!("it cannot be tested: {error}"))?;
-        // As the kernel keeps a device number.
-        let device = found.stx_dev_major << 20 | found.stx_dev_minor;
+        let device = FileIdentity::kernel_device(found.stx_dev_major, found.stx_dev_minor);
         let key = ImageKey { vm: vm.0, device, file: found.stx_ino };
         // What other methods see is not for this record.
         let taken = records.claim_image(key, method.layer());

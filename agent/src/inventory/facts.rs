@@ -1,7 +1,6 @@
 //! What the sources tell of VMs: processes, and domains of libvirt.
 
 use kvmeter_common::ImageKey;
-use rustix::fs::{FileType, Statx};
 
 use super::{
     AdminState, AutoStart, DiskSize, Memory, OperState, Persistence, StorageAccess, StorageMedia,
@@ -103,22 +102,6 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    /// A regular file or block device; `None` = it is neither.
-    #[must_use]
-    pub fn of(found: &Statx) -> Option<Self> {
-        match FileType::from_raw_mode(found.stx_mode.into()) {
-            FileType::RegularFile => Some(Self {
-                device: Self::kernel_device(found.stx_dev_major, found.stx_dev_minor),
-                file: found.stx_ino,
-            }),
-            FileType::BlockDevice => Some(Self {
-                device: Self::kernel_device(found.stx_rdev_major, found.stx_rdev_minor),
-                file: ImageKey::NO_FILE,
-            }),
-            _ => None,
-        }
-    }
-
     /// Whether it is a block device.
     #[must_use]
     pub const fn is_block_device(self) -> bool {

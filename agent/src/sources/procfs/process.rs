@@ -13,8 +13,10 @@ use rustix::fs::{
     openat2, readlinkat, statx,
 };
 
-use crate::counting::{HeldThread, RunState, Schedstat};
-use crate::inventory::{DiskSize, FileIdentity};
+use crate::{
+    counting::{HeldThread, RunState, Schedstat, identity_of},
+    inventory::{DiskSize, FileIdentity},
+};
 
 /// Bytes that are read of a file. The files of procfs that are read here are shorter; a longer command line is cut.
 const MAX_FILE: u64 = 256 * 1024;
@@ -142,7 +144,7 @@ impl Process {
         let wanted = StatxFlags::TYPE | StatxFlags::INO;
         let link = format!("fd/{fd}");
         let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
-        Ok(FileIdentity::of(&found))
+        Ok(identity_of(&found))
     }
 
     /// Opens a descriptor's file for reading, if it still is the file with the identity `expected`. Reading from it may block
@@ -152,7 +154,7 @@ impl Process {
         let found = openat(&self.dir, format!("fd/{fd}"), place, Mode::empty())?;
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
-        if FileIdentity::of(&stat) != Some(expected) {
+        if identity_of(&stat) != Some(expected) {
             return Err(io::ErrorKind::NotFound.into());
         }
         let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -169,7 +171,7 @@ impl Process {
         let found = openat2(&root, path, place, Mode::empty(), within)?;
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let wanted = StatxFlags::TYPE | StatxFlags::INO;
-        Ok(FileIdentity::of(&statx(&found, "", how, wanted)?))
+        Ok(identity_of(&statx(&found, "", how, wanted)?))
     }
 
     /// Open flags and mount of a descriptor.
