@@ -1,4 +1,4 @@
-//! Which hooks count the requests on an image.
+//! The methods that count a disk image: a table of rules, of which the first one that fits an image decides.
 
 use kvmeter_common::Layer;
 
@@ -7,85 +7,182 @@ use crate::{
     probe::{ImageHooks, Method},
 };
 
-/// The methods of an image, the one that the status names first, and the layer of its record.
+/// The methods that count an image, the one that the status names first, and the layer of the image's record.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Choice {
-    pub(super) methods: Vec<Method>,
+    pub(super) methods: &'static [Method],
     pub(super) layer: Layer,
-    /// For people.
+    /// Reason for the first method, shown by `kvmeter status`.
     pub(super) why: &'static str,
 }
 
-impl Choice {
-    fn of(methods: Vec<Method>, file: &OpenFile, process: &VmProcess) -> Self {
-        let why = match (methods.first(), file.is_direct) {
-            (Some(Method::Dio), _) => "past the page cache, on a filesystem with iomap",
-            (Some(Method::Bdev), _) => "a block device, past the page cache",
-            (Some(Method::IoUring), _) => "its requests go by io_uring",
-            (Some(Method::Aio), _) => "its requests go by io_submit(2)",
-            (Some(Method::Vfs), true) => "past the page cache, by calls of QEMU",
-            (Some(Method::Vfs), false) => "in the page cache, by calls of QEMU",
-            (_, true) => "past the page cache, where nothing else works",
-            (_, false) if process.has_positions => "in the page cache, and vfs does not work here",
-            (_, false) => "in the page cache, by any call",
-        };
-        let is_at_functions = |method: &Method| matches!(method, Method::Vfs | Method::Aio);
-        let layer = match methods.first() {
-            _ if methods.iter().any(is_at_functions) => Layer::Function,
-            Some(first) => first.layer(),
-            None => Layer::Call,
-        };
-        Self { methods, layer, why }
+/// What a rule asks of an image.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Condition {
+    /// The disk is configured for io_uring, and the VMM has a ring.
+    UsesRing,
+    /// The configuration is unknown and the VMM has a ring: requests may go through it.
+    MayUseRing,
+    /// The disk is configured for io_submit(2).
+    UsesAio,
+    /// io_submit(2) is possible, and `aio` works.
+    MayUseAio,
+    /// The file is open with `O_DIRECT`.
+    IsDirect,
+    /// Direct I/O on the file goes through iomap, and `dio` works.
+    HasDio,
+    /// The VMM uses positioned calls only (pread, pwrite).
+    HasPositions,
+    /// The VMM uses positioned calls only, and `vfs`, which hooks these, works.
+    HasVfs,
+    /// A block device open with `O_DIRECT` for which `bdev` works, while `vfs`, `aio` and `io_uring` would miss requests.
+    NeedsBdev,
+}
+
+/// A row of [`RULES`].
+#[derive(Debug)]
+struct Rule {
+    /// All have to hold.
+    conditions: &'static [Condition],
+    methods: &'static [Method],
+    why: &'static str,
+}
+
+const fn rule(
+    conditions: &'static [Condition],
+    methods: &'static [Method],
+    why: &'static str,
+) -> Rule {
+    Rule { conditions, methods, why }
+}
+
+const BY_RING: &str = "its requests go by io_uring";
+const BY_IOMAP: &str = "past the page cache, on a filesystem with iomap";
+const BY_BLOCK_LAYER: &str = "a block device, past the page cache";
+const BY_AIO: &str = "its requests go by io_submit(2)";
+const DIRECT_CALLS: &str = "past the page cache, by calls of QEMU";
+const CACHED_CALLS: &str = "in the page cache, by calls of QEMU";
+const NOTHING_ELSE: &str = "past the page cache, where nothing else works";
+const NO_VFS: &str = "in the page cache, and vfs does not work here";
+const ANY_CALL: &str = "in the page cache, by any call";
+
+/// The rules, in the order in which they are tried. The methods of a rule have to work all, or the image is not counted: a
+/// part of its requests would look like all of them.
+///
+/// Of the methods of a rule exactly one counts a request. `vfs`, `aio` and `io_uring` share a record; `syscall` sees the
+/// calls of io_submit(2), too, so `aio` is never beside it.
+#[rustfmt::skip]
+const RULES: &[Rule] = {
+    use Condition::*;
+    use Method::*;
+    &[
+        // QEMU hands a request with a misaligned buffer to a worker thread, so a ring is not enough for direct I/O.
+        rule(&[UsesRing, HasDio], &[IoUring, Dio], BY_RING),
+        rule(&[UsesRing, IsDirect, HasVfs], &[IoUring, Vfs], BY_RING),
+        rule(&[UsesRing], &[IoUring], BY_RING),
+        // One hook sees all direct I/O in iomap, however it was submitted.
+        rule(&[HasDio], &[Dio], BY_IOMAP),
+        // Last resort: the block layer sees large requests split, and completions in interrupts may be missed.
+        rule(&[NeedsBdev], &[Bdev], BY_BLOCK_LAYER),
+        rule(&[UsesAio], &[Aio, Vfs], BY_AIO),
+        rule(&[HasVfs, IsDirect, MayUseAio, MayUseRing], &[Vfs, Aio, IoUring], DIRECT_CALLS),
+        rule(&[HasVfs, IsDirect, MayUseAio], &[Vfs, Aio], DIRECT_CALLS),
+        rule(&[HasVfs, IsDirect, MayUseRing], &[Vfs, IoUring], DIRECT_CALLS),
+        rule(&[HasVfs, IsDirect], &[Vfs], DIRECT_CALLS),
+        rule(&[HasVfs, MayUseRing], &[Vfs, IoUring], CACHED_CALLS),
+        rule(&[HasVfs], &[Vfs], CACHED_CALLS),
+        // `syscall` slows down every system call of the host, so it comes after everything else.
+        rule(&[IsDirect, MayUseRing], &[Syscall, IoUring], NOTHING_ELSE),
+        rule(&[IsDirect], &[Syscall], NOTHING_ELSE),
+        rule(&[HasPositions, MayUseRing], &[Syscall, IoUring], NO_VFS),
+        rule(&[HasPositions], &[Syscall], NO_VFS),
+        rule(&[MayUseRing], &[Syscall, IoUring], ANY_CALL),
+        rule(&[], &[Syscall], ANY_CALL),
+    ]
+};
+
+impl Rule {
+    /// The layer in which the methods count together; they all count in records of this layer.
+    fn layer(&self) -> Layer {
+        let mut methods = self.methods.iter();
+        // Programs at functions and `io_uring` count in records of `Function`.
+        if methods.clone().any(|method| matches!(method, Method::Vfs | Method::Aio)) {
+            return Layer::Function;
+        }
+        methods.next().map_or(Layer::Call, |first| first.layer())
     }
 }
 
-/// How requests on a file are counted, or why they cannot be. `works` says whether a method works here, or why not.
-pub(super) fn of_file<'a>(
+/// An image for which methods are to be chosen.
+struct Image<'a, W> {
+    works: W,
+    file: &'a OpenFile,
+    process: &'a VmProcess,
+    submission: Submission,
+}
+
+impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
+    fn can(&self, method: Method) -> bool {
+        (self.works)(method).is_ok()
+    }
+
+    fn meets(&self, condition: Condition) -> bool {
+        let Self { file, process, submission, .. } = *self;
+        let is_block_device = file.identity.is_block_device();
+        match condition {
+            Condition::UsesRing => submission == Submission::IoUring && process.has_io_uring,
+            Condition::MayUseRing => submission == Submission::Unknown && process.has_io_uring,
+            Condition::UsesAio => submission == Submission::Native,
+            // Configured for io_uring without a ring: the VMM submits in another way.
+            Condition::MayUseAio => {
+                matches!(submission, Submission::Unknown | Submission::IoUring)
+                    && self.can(Method::Aio)
+            }
+            Condition::IsDirect => file.is_direct,
+            Condition::HasDio => {
+                file.is_direct && file.has_iomap && !is_block_device && self.can(Method::Dio)
+            }
+            Condition::HasPositions => process.has_positions,
+            Condition::HasVfs => process.has_positions && self.can(Method::Vfs),
+            Condition::NeedsBdev => {
+                let sees_all = self.meets(Condition::HasVfs)
+                    && match submission {
+                        Submission::Threads | Submission::IoUring => true,
+                        Submission::Native => self.can(Method::Aio),
+                        Submission::Unknown => {
+                            self.can(Method::Aio)
+                                && (!process.has_io_uring || self.can(Method::IoUring))
+                        }
+                    };
+                is_block_device && file.is_direct && !sees_all && self.can(Method::Bdev)
+            }
+        }
+    }
+}
+
+/// Chooses the methods that count the requests on a file. `works` returns whether a method works on this host, or why not.
+///
+/// # Errors
+///
+/// Why the file cannot be counted, for people.
+pub(super) fn choose<'a>(
     works: impl Fn(Method) -> Result<(), &'a str>,
-    file: &OpenFile,
-    process: &VmProcess,
+    file: &'a OpenFile,
+    process: &'a VmProcess,
     submission: Submission,
 ) -> Result<Choice, String> {
-    let can = |method| works(method).is_ok();
-    let calls =
-        if process.has_positions && can(Method::Vfs) { Method::Vfs } else { Method::Syscall };
-    let is_by_ring = submission == Submission::IoUring && process.has_io_uring;
-    let may_be_by_ring = process.has_io_uring && submission != Submission::Native;
-    let is_block_device = file.identity.is_block_device();
-    let has_dio = file.is_direct && file.has_iomap && !is_block_device && can(Method::Dio);
-    let methods = match submission {
-        // A request whose memory does not fit is made by a thread.
-        _ if is_by_ring && has_dio => vec![Method::IoUring, Method::Dio],
-        _ if is_by_ring && file.is_direct && calls == Method::Vfs => vec![Method::IoUring, calls],
-        _ if is_by_ring => vec![Method::IoUring],
-        _ if has_dio => vec![Method::Dio],
-        Submission::Native => vec![Method::Aio, Method::Vfs],
-        Submission::Threads => vec![calls],
-        Submission::IoUring | Submission::Unknown => {
-            // Those that see a call where it begins do not count where it is seen at its function.
-            let by_aio = file.is_direct && calls == Method::Vfs && can(Method::Aio);
-            let by_aio = by_aio.then_some(Method::Aio);
-            let by_ring = may_be_by_ring.then_some(Method::IoUring);
-            [Some(calls), by_aio, by_ring].into_iter().flatten().collect()
-        }
-    };
-    // Of large requests on a device the block layer sees parts, and their ends in interrupts: only where nothing else sees
-    // all of them.
-    let has_all = methods.iter().all(|method| can(*method))
-        && calls == Method::Vfs
-        && (submission != Submission::Unknown || can(Method::Aio));
-    if is_block_device && file.is_direct && !is_by_ring && !has_all && can(Method::Bdev) {
-        return Ok(Choice::of(vec![Method::Bdev], file, process));
-    }
-    for &method in &methods {
-        works(method)
+    let image = Image { works, file, process, submission };
+    let fits = |rule: &&Rule| rule.conditions.iter().all(|condition| image.meets(*condition));
+    let rule = RULES.iter().find(fits).unwrap_or(&RULES[RULES.len() - 1]);
+    for &method in rule.methods {
+        (image.works)(method)
             .map_err(|why| format!("it needs {}, which does not work: {why}", method.name()))?;
     }
-    Ok(Choice::of(methods, file, process))
+    Ok(Choice { methods: rule.methods, layer: rule.layer(), why: rule.why })
 }
 
-/// How requests are counted past the page cache on what is not open yet; all go by one layer.
-pub(super) fn of_new(hooks: &ImageHooks, is_block_device: bool) -> &'static [Method] {
+/// Chooses the methods for direct I/O on a file that the VMM has not opened yet. All of them count in one layer.
+pub(super) fn choose_for_new(hooks: &ImageHooks, is_block_device: bool) -> &'static [Method] {
     let can = |method| hooks.availability(method).is_ok();
     if !is_block_device && can(Method::Dio) {
         &[Method::Dio]
@@ -103,13 +200,24 @@ mod tests {
     use super::{Method::*, *};
     use crate::inventory::FileIdentity;
 
-    /// Of a VMM that says with each request where in the file.
+    /// The choice for a file on iomap, of a VMM that uses positioned calls.
     fn chosen(
         has: &[Method],
-        (is_direct, is_block_device): (bool, bool),
+        kind: (bool, bool),
         submission: Submission,
         has_io_uring: bool,
     ) -> Result<(Vec<Method>, Layer), String> {
+        let process = VmProcess { has_io_uring, has_positions: true, ..VmProcess::default() };
+        let choice = choice(has, kind, submission, &process);
+        choice.map(|choice| (choice.methods.to_vec(), choice.layer))
+    }
+
+    fn choice(
+        has: &[Method],
+        (is_direct, is_block_device): (bool, bool),
+        submission: Submission,
+        process: &VmProcess,
+    ) -> Result<Choice, String> {
         let file = OpenFile {
             path: "/image".to_owned(),
             identity: FileIdentity {
@@ -121,17 +229,15 @@ mod tests {
             is_direct,
             has_iomap: true,
         };
-        let process = VmProcess { has_io_uring, has_positions: true, ..VmProcess::default() };
         let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
-        let choice = of_file(works, &file, &process, submission);
-        choice.map(|choice| (choice.methods, choice.layer))
+        choose(works, &file, process, submission)
     }
 
     const CACHED_FILE: (bool, bool) = (false, false);
     const DIRECT_FILE: (bool, bool) = (true, false);
     const DIRECT_DEVICE: (bool, bool) = (true, true);
 
-    /// Programs of all of these methods count in a record of this layer.
+    /// The layer of the records in which all of these methods count.
     fn layer_of(methods: &[Method]) -> Layer {
         match methods {
             [Dio] => Layer::Direct,
@@ -144,10 +250,47 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_is_reached() {
+        use Submission::{IoUring as Ring, Native, Threads, Unknown};
+        let all = &Method::ALL[..];
+        let functions = &[Vfs, Aio, Bdev, Syscall, IoUring][..];
+        let no_aio = &[Vfs, Bdev, Syscall, IoUring][..];
+        let events = &[Bdev, Syscall, IoUring][..];
+        // One row for each rule, in its order. The last two: the VMM has a ring, and uses positioned calls only.
+        let rows = [
+            (all, DIRECT_FILE, Ring, true, true),
+            (functions, DIRECT_FILE, Ring, true, true),
+            (all, CACHED_FILE, Ring, true, true),
+            (all, DIRECT_FILE, Threads, false, true),
+            (events, DIRECT_DEVICE, Threads, false, true),
+            (functions, DIRECT_FILE, Native, false, true),
+            (functions, DIRECT_FILE, Unknown, true, true),
+            (functions, DIRECT_FILE, Unknown, false, true),
+            (no_aio, DIRECT_FILE, Unknown, true, true),
+            (functions, DIRECT_FILE, Threads, false, true),
+            (all, CACHED_FILE, Unknown, true, true),
+            (all, CACHED_FILE, Unknown, false, true),
+            (events, DIRECT_FILE, Unknown, true, true),
+            (events, DIRECT_FILE, Unknown, false, true),
+            (events, CACHED_FILE, Unknown, true, true),
+            (events, CACHED_FILE, Threads, false, true),
+            (all, CACHED_FILE, Unknown, true, false),
+            (all, CACHED_FILE, Threads, true, false),
+        ];
+        assert_eq!(rows.len(), RULES.len());
+        for (rule, (has, file, submission, has_io_uring, has_positions)) in RULES.iter().zip(rows) {
+            let process = VmProcess { has_io_uring, has_positions, ..VmProcess::default() };
+            let choice = choice(has, file, submission, &process).unwrap();
+            assert_eq!((choice.methods, choice.why), (rule.methods, rule.why), "{rule:?}");
+            assert_eq!(choice.layer, layer_of(rule.methods), "{rule:?}");
+        }
+    }
+
+    #[test]
     fn what_a_kernel_has_is_used_the_best_way_first() {
         use Submission::{IoUring as Ring, Native, Threads, Unknown};
         let all = &Method::ALL[..];
-        // One without programs at functions, and one without events of direct I/O.
+        // A kernel without fentry at functions, and one without the tracepoints of iomap.
         let events = &[Dio, Bdev, Syscall, IoUring][..];
         let functions = &[Vfs, Aio, Bdev, Syscall, IoUring][..];
         let bare = &[Bdev, Syscall, IoUring][..];
@@ -181,7 +324,7 @@ mod tests {
             (events, DIRECT_DEVICE, Ring, &[IoUring]),
             (all, CACHED_FILE, Unknown, &[Vfs, IoUring]),
             (all, DIRECT_DEVICE, Unknown, &[Vfs, Aio, IoUring]),
-            // Without events of io_uring nothing else sees all requests.
+            // Without the tracepoints of io_uring only the block layer sees all requests.
             (&[Vfs, Aio, Bdev, Syscall][..], DIRECT_DEVICE, Unknown, &[Bdev]),
         ] {
             let chosen = chosen(has, file, submission, true);

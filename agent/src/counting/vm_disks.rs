@@ -248,7 +248,7 @@ impl Round<'_> {
             StorageSource::Block => true,
             _ => return false,
         };
-        let methods = method::of_new(self.hooks, is_block_device);
+        let methods = method::choose_for_new(self.hooks, is_block_device);
         self.needed.extend(methods);
         // The kernel creates records for files by itself; a block device must be registered.
         if is_block_device
@@ -281,8 +281,8 @@ impl Round<'_> {
         }
         let availability = |method| self.hooks.availability(method);
         let Choice { methods, layer, why } =
-            method::of_file(availability, file, process, disk.submission)?;
-        self.needed.extend(&methods);
+            method::choose(availability, file, process, disk.submission)?;
+        self.needed.extend(methods);
         let method = (methods[0], why);
         // An image shared by two disks counts for the first one only.
         if *self.given.entry(key).or_insert(storage) != storage {
