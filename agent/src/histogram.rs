@@ -1,12 +1,12 @@
-//! Quantiles of a histogram of latencies with the buckets of [`kvmeter_common::image`]: four to each doubling, from
-//! 1 µs to 17 s. So what the BPF programs count and what the agent counts of itself are read in the same way.
+//! A histogram of latencies and its quantiles, with the buckets of [`kvmeter_common::image`]: four to each doubling, from
+//! 1 µs to 17 s. The BPF programs and the agent's own statistics use the same buckets.
 
 use kvmeter_common::image::{LATENCY_BUCKETS, bucket_start};
 
 /// End of the last bucket in ns: 34 s. Longer latencies count as this.
 const END_NS: u64 = 1 << 35;
 
-/// How many latencies fell into each bucket.
+/// Number of latencies in each bucket.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Histogram([u64; LATENCY_BUCKETS]);
 
@@ -24,14 +24,14 @@ impl Histogram {
         }
     }
 
-    /// Number of latencies.
+    /// Number of latencies in all buckets.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// The latency in ns that `per_mille` of 1000 do not exceed: 500 is the median, 990 the 99th percentile. It is the
-    /// middle of its bucket, so at most an eighth off. 0 where the histogram is empty.
+    /// The quantile of `per_mille` in ns: 500 is the median, 990 the 99th percentile. It is the middle of its bucket, so at
+    /// most an eighth off. 0 if the histogram is empty.
     #[must_use]
     pub fn quantile(&self, per_mille: u16) -> u64 {
         let rank = u128::from(self.count()) * u128::from(per_mille.min(1000));
@@ -46,7 +46,7 @@ impl Histogram {
     }
 }
 
-/// The latency in ns that stands for a bucket.
+/// Middle of a bucket in ns.
 fn middle_of(bucket: usize) -> u64 {
     let end = if bucket + 1 < LATENCY_BUCKETS { bucket_start(bucket + 1) } else { END_NS };
     u64::midpoint(bucket_start(bucket), end)

@@ -1,4 +1,4 @@
-//! The records of images: the files and devices behind virtual disks, and what VMs do on them.
+//! I/O counters of images, the files and block devices behind virtual disks.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -19,59 +19,58 @@ use crate::histogram::Histogram;
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ImageSlot(pub u16);
 
-/// A record that is in use.
+/// An image record in use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ImageRecordInfo {
-    /// Which.
+    /// Slot of the record.
     pub slot: ImageSlot,
-    /// What is counted in it, and for which VM.
+    /// The VM and the file whose requests it counts.
     pub key: ImageKey,
-    /// vmStorageIndex of the disk to which it belongs; 0 = none yet.
+    /// vmStorageIndex of the disk that the image belongs to; 0 = unassigned.
     pub storage: u32,
 }
 
 impl ImageRecordInfo {
-    /// The VM whose I/O is counted in it.
+    /// Slot of the VM whose I/O the record counts.
     #[must_use]
     pub const fn vm(&self) -> VmSlot {
         VmSlot(self.key.vm)
     }
 
-    /// Whether requests still lead to it.
+    /// Whether new requests are still counted here.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         self.key.file != 0
     }
 
-    /// Whether nobody knows yet of which disk it is.
+    /// Whether the record is open and not assigned to a disk yet.
     #[must_use]
     pub const fn is_unassigned(&self) -> bool {
         self.is_open() && self.storage == 0
     }
 }
 
-/// What is known of a disk's requests in one direction beside the numbers that SNMP serves.
+/// Errors and latencies of a disk's requests in one direction, which SNMP does not serve.
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
-    /// Requests that ended with an error.
+    /// Number of failed requests.
     pub errors: u64,
-    /// Latencies of the others.
+    /// Latencies of the successful requests.
     pub latencies: Histogram,
 }
 
-/// The disk of a record that was merged into another: none that a VM can have.
+/// Disk of a record that was merged into another one: above every vmStorageIndex.
 const MERGED: u32 = u32::MAX;
 
-/// How many times as often as for a word a reader tries again while counts are moved.
-const MOVES: usize = 64;
+/// Retries while counts are being merged, as a multiple of [`TRIES`].
+const MERGE_TRIES: usize = 64;
 
 impl Records {
-    /// What VMs did on these images, together. Each number is never less than it was before, as long as the images
-    /// are the same and their VM runs.
+    /// Sums the I/O of these images. No number decreases between two calls with the same images while their VM runs.
     #[must_use]
     pub fn image_io(&self, images: &[ImageSlot]) -> DiskIo {
         let mut io = DiskIo::default();
-        for attempt in 0..MOVES * TRIES {
+        for attempt in 0..MERGE_TRIES * TRIES {
             let before = self.merge_seq.load(Acquire);
             io = self.sum(images);
             fence(Acquire);
@@ -81,7 +80,7 @@ impl Records {
             if attempt < TRIES {
                 std::hint::spin_loop();
             } else {
-                // Whoever moves them lost its CPU meanwhile.
+                // The merging thread was preempted.
                 std::thread::yield_now();
             }
         }
@@ -102,8 +101,8 @@ impl Records {
         io
     }
 
-    /// Moves all counts of closed records into one of them. The others stay, empty and of no disk, until
-    /// [`free_merged`](Self::free_merged): a view may still show them. Only one thread may do this at a time.
+    /// Merges the counts of closed records into one of them. The others stay claimed, empty and without a disk, until
+    /// [`free_merged`](Self::free_merged), because a view may still refer to them. Only one thread at a time may call this.
     pub fn merge_images(&self, into: ImageSlot, others: &[ImageSlot]) {
         let Some(to) = self.image(into) else { return };
         self.merge_seq.fetch_add(1, AcqRel);
@@ -119,14 +118,14 @@ impl Records {
         self.merge_seq.fetch_add(1, AcqRel);
     }
 
-    /// Frees a record that was merged into another. Not one that has become another image's since.
+    /// Frees a record that was merged into another one, unless it was reused for another image since.
     pub(crate) fn free_merged(&self, slot: ImageSlot) {
         if self.storage_of_image(slot) == MERGED {
             self.free_image(slot);
         }
     }
 
-    /// Reads and writes on these images in more detail, for the status.
+    /// Errors and latencies of reads and of writes on these images, for `kvmeter status`.
     #[must_use]
     pub fn image_requests(&self, images: &[ImageSlot]) -> [Requests; 2] {
         let records = || images.iter().filter_map(|slot| self.image(*slot));
@@ -136,13 +135,13 @@ impl Records {
         ]
     }
 
-    /// Requests of images that could not be counted, since the maps were made.
+    /// Number of image requests that could not be counted, since the maps were created.
     #[must_use]
     pub fn uncounted_requests(&self) -> u64 {
         self.meta[0].uncounted.load(Relaxed)
     }
 
-    /// All records that are in use.
+    /// All image records in use.
     #[must_use]
     pub fn image_records(&self) -> Vec<ImageRecordInfo> {
         (0..)
@@ -158,7 +157,7 @@ impl Records {
             .collect()
     }
 
-    /// The records of one VM that are in use.
+    /// The image records of one VM.
     #[must_use]
     pub fn images_of_vm(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {
         let mut images = self.image_records();
@@ -166,23 +165,25 @@ impl Records {
         images
     }
 
-    /// The records of an image to which its requests lead. More than one after a race: the kernel counts in any.
+    /// The open records of an image. A race of two CPUs can create several; the kernel counts in any of them.
     pub fn images_of(&self, key: ImageKey) -> impl Iterator<Item = ImageSlot> {
-        probes(key).filter(move |slot| self.image(*slot).is_some_and(|record| leads(record, key)))
+        probes(key)
+            .filter(move |slot| self.image(*slot).is_some_and(|record| is_open_for(record, key)))
     }
 
-    /// Has an image counted by this layer. `None`: no record is free near its place.
+    /// Finds or claims a record for `key` on `layer`, and closes its records of other layers. `None` = no record is free
+    /// within the probe length.
     pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Option<ImageSlot> {
-        let mut taken = None;
+        let mut claimed = None;
         for slot in self.images_of(key) {
             if self.image(slot).is_some_and(|record| record.layer.load(Relaxed) == layer as u32) {
-                taken = Some(slot);
+                claimed = Some(slot);
             } else {
-                // What was counted by another way was counted; from now on it is by this one.
+                // It keeps what the other layer counted; new requests go to the record of this layer.
                 self.close_image(slot);
             }
         }
-        taken.or_else(|| {
+        claimed.or_else(|| {
             let free = probes(key).find(|slot| {
                 self.image(*slot).is_some_and(|record| {
                     record.owner.compare_exchange(0, key.owner(), AcqRel, Relaxed).is_ok()
@@ -195,27 +196,27 @@ impl Records {
         })
     }
 
-    /// The disk to which an image belongs; 0 = none that is known.
+    /// vmStorageIndex of the disk that an image belongs to; 0 = unassigned.
     #[must_use]
     pub fn storage_of_image(&self, slot: ImageSlot) -> u32 {
         self.image(slot).map_or(0, |record| record.storage.load(Relaxed))
     }
 
-    /// Notes to which disk an image belongs.
+    /// Assigns an image to a disk.
     pub fn assign_image(&self, slot: ImageSlot, storage: u32) {
         if let Some(record) = self.image(slot) {
             record.storage.store(storage, Relaxed);
         }
     }
 
-    /// Has the next requests of the image counted in another record, and keeps what this one has.
+    /// Closes a record: it keeps its counts, and later requests get a new record.
     pub fn close_image(&self, slot: ImageSlot) {
         if let Some(record) = self.image(slot) {
             record.file.store(0, Release);
         }
     }
 
-    /// Gives a record back with all that it has.
+    /// Resets a record and frees it.
     pub(crate) fn free_image(&self, slot: ImageSlot) {
         let Some(record) = self.image(slot) else { return };
         record.file.store(0, Release);
@@ -239,7 +240,7 @@ fn cells(direction: &SharedDirectionCounters) -> impl Iterator<Item = &AtomicU64
     numbers.into_iter().chain(&direction.buckets)
 }
 
-/// Where an image's record can be, in the order in which it is looked for.
+/// The slots in which an image's record can be, in probing order.
 fn probes(key: ImageKey) -> impl Iterator<Item = ImageSlot> {
     (0..PROBES).filter_map(move |step| {
         let slot = (key.home_slot() as usize + step) % IMAGES;
@@ -247,7 +248,7 @@ fn probes(key: ImageKey) -> impl Iterator<Item = ImageSlot> {
     })
 }
 
-fn leads(record: &SharedImageRecord, key: ImageKey) -> bool {
+fn is_open_for(record: &SharedImageRecord, key: ImageKey) -> bool {
     record.owner.load(Acquire) == key.owner() && record.file.load(Acquire) == key.file
 }
 

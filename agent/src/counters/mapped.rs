@@ -1,4 +1,4 @@
-//! The arrays of the BPF programs, mapped into this process.
+//! The array maps of the BPF programs, mapped into this process.
 
 #![expect(unsafe_code, reason = "memory that the kernel writes is reached through a mapping")]
 
@@ -20,7 +20,7 @@ use kvmeter_common::{
 };
 use memmap2::{MmapOptions, MmapRaw};
 
-/// A record in memory that the kernel writes at any time: any bytes are a value, and it is read and written atomically.
+/// A record in memory that the kernel writes at any time. Any bytes are a valid value, and all accesses are atomic.
 ///
 /// # Safety
 ///

@@ -1,6 +1,7 @@
-//! The records that the BPF programs write, as numbers. Knows no SNMP.
+//! Turns the records that the BPF programs write into numbers. Does not depend on SNMP.
 //!
-//! Reading order: [`Readings`] (what can be asked), [`Records`] (how it is read); [`ImageSlot`] for the images of disks, [`SlowValues`] for what the hypervisor counts.
+//! Reading order: [`Readings`] (the interface), [`Records`] (its implementation over mapped memory), [`ImageSlot`] (the
+//! images of disks), [`SlowValues`] (counters of the hypervisor).
 
 mod disk;
 mod images;

@@ -1,4 +1,4 @@
-//! What a reader can ask of the counters.
+//! The counters that a reader can read.
 
 use super::{DiskIo, ImageSlot};
 
@@ -10,21 +10,20 @@ pub struct ThreadSlot(pub u16);
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct VmSlot(pub u16);
 
-/// Values of this very moment. An implementation answers from memory, or by a system call that cannot
-/// block, and never allocates.
+/// Current values of the counters. An implementation reads memory or makes a system call that cannot block, and never
+/// allocates.
 pub trait Readings: Send + Sync {
-    /// CPU time of one vCPU in ns; never less than what was given out before. `None`: its probe is not
-    /// live.
+    /// CPU time of one vCPU in ns; never decreases. `None` = its probe is not live.
     fn vcpu_time_ns(&self, vcpu: ThreadSlot) -> Option<u64>;
 
-    /// CPU time of all threads of the VM's process in ns, those that have exited included; never less
-    /// than what was given out before. `None`: its probe is not live.
+    /// CPU time of all threads of the VM's process in ns, including exited ones; never decreases. `None` = its probe is
+    /// not live.
     fn vm_time_ns(&self, vm: VmSlot) -> Option<u64>;
 
-    /// Whether the scheduler may run this vCPU on the host's CPU number `cpu`. `None`: not known.
+    /// Whether the scheduler may run this vCPU on the host's CPU number `cpu`. `None` = not known.
     fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool>;
 
-    /// I/O of a disk whose images these are, all together. `None`: there is none that is counted.
+    /// The sum of the I/O of a disk's images. `None` = no image is counted.
     fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo>;
 
     /// Time since the host booted in ns (`CLOCK_BOOTTIME`).

@@ -1,4 +1,4 @@
-//! Reading the records.
+//! Reads the records that the BPF programs write.
 
 use std::{
     io,
@@ -18,8 +18,8 @@ use super::{
 };
 use crate::probe::Probe;
 
-/// How often a reader tries again when the writer comes in between. A thread would have to be switched that
-/// often within some hundred nanoseconds.
+/// Retries of a read that raced with a writer. A writer would have to switch a thread this often within some hundred
+/// nanoseconds.
 pub(super) const TRIES: usize = 64;
 
 /// The mapped records.
@@ -30,22 +30,22 @@ pub struct Records {
     pub(crate) vms: Mapped<SharedVmRecord>,
     pub(crate) meta: Mapped<SharedMeta>,
     pub(super) images: Mapped<SharedImageRecord>,
-    /// How often counts began to be moved from one image's record to another's, and how often they were.
+    /// Sequence counter of [`merge_images`](Self::merge_images) (a seqlock): odd while counts are being merged.
     pub(super) merge_seq: AtomicU64,
 }
 
-/// What is known of one thread beside its CPU time, for the status page.
+/// Scheduling counters of one thread, for `kvmeter status`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ThreadReading {
     /// Thread id.
     pub tid: u32,
     /// CPU time in ns; `None` = no event yet.
     pub run_ns: Option<u64>,
-    /// Time runnable but without a CPU in ns.
+    /// Time in ns that it was runnable and waited for a CPU.
     pub wait_ns: u64,
-    /// How often it got a CPU.
+    /// Number of times it was switched in.
     pub switches_in: u64,
-    /// How often it lost one while it still wanted to run.
+    /// Number of times it was switched out while runnable.
     pub preemptions: u64,
 }
 
@@ -67,19 +67,19 @@ impl Records {
         })
     }
 
-    /// Events that the kernel could not deliver, since the maps were made.
+    /// Number of events that the ring buffer had no room for, since the maps were created.
     #[must_use]
     pub fn events_lost(&self) -> u64 {
         self.meta[0].events_lost.load(Ordering::Relaxed)
     }
 
-    /// Threads that found no free record, since the maps were made.
+    /// Number of threads for which no record was free, since the maps were created.
     #[must_use]
     pub fn unrecorded(&self) -> u64 {
         self.meta[0].unrecorded.load(Ordering::Relaxed)
     }
 
-    /// Everything about one thread; `None` when the slot is free.
+    /// The counters of one thread; `None` = the slot is free.
     #[must_use]
     pub fn thread(&self, slot: ThreadSlot) -> Option<ThreadReading> {
         let record = self.threads.get(usize::from(slot.0))?;
@@ -93,13 +93,13 @@ impl Records {
         })
     }
 
-    /// Whether this record is that of a VM with this process id.
+    /// Whether the record belongs to the VM with this process id.
     #[must_use]
     pub fn is_vm(&self, slot: VmSlot, pid: u32) -> bool {
         self.vms.get(usize::from(slot.0)).is_some_and(|vm| vm.tgid.load(Ordering::Acquire) == pid)
     }
 
-    /// Where the slot of a thread id is kept; `None` beyond the `pid_max` of the time of loading.
+    /// The map entry with the slot of a thread id; `None` = the id is beyond the `pid_max` at load time.
     pub(crate) fn slot_entry(&self, tid: u32) -> Option<&std::sync::atomic::AtomicU16> {
         let tid = tid as usize;
         Some(&self.tid_slot.get(tid / SLOTS_PER_ELEMENT)?[tid % SLOTS_PER_ELEMENT])
@@ -118,7 +118,7 @@ impl Records {
         })
     }
 
-    /// The sum over a VM's live and gone threads at this moment, in ns.
+    /// CPU time in ns of a VM's live and exited threads, now.
     fn vm_sum(&self, vm: &SharedVmRecord) -> u64 {
         let mut sum = 0;
         for _ in 0..TRIES {
@@ -130,8 +130,7 @@ impl Records {
             let now = monotonic_ns();
             sum = vm.exited.load(Ordering::Acquire);
             for (_, thread) in self.threads_of(vm) {
-                // A thread that got its CPU after `now` shows some nanoseconds too little, which the larger
-                // value that was given out before covers.
+                // A thread that was switched in after `now` is some nanoseconds short; the high-water mark covers that.
                 sum = sum.wrapping_add(shows(thread.run.load(Ordering::Acquire), now));
             }
             fence(Ordering::Acquire);
@@ -142,7 +141,7 @@ impl Records {
         sum
     }
 
-    /// Whether programs still count in these records: `kvmeter detach` may end that while an agent runs.
+    /// Whether programs still count in these records. `kvmeter detach` clears the layout word while an agent may be running.
     #[must_use]
     pub fn are_counted(&self) -> bool {
         self.meta[0].layout.load(Ordering::Relaxed) == u64::from(LAYOUT)
@@ -182,7 +181,7 @@ impl Readings for Records {
     }
 }
 
-/// Where there are no probes: nothing is known but the time.
+/// Readings without a probe: only the time is known.
 #[derive(Clone, Copy, Debug)]
 pub struct NoCounters;
 
@@ -208,22 +207,22 @@ impl Readings for NoCounters {
     }
 }
 
-/// Time since the host booted in ns (`CLOCK_BOOTTIME`: sleep counts).
+/// Time since the host booted in ns (`CLOCK_BOOTTIME`, which includes suspend).
 #[must_use]
 pub fn since_boot_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Boottime))
 }
 
-/// Whose record it is; `None` = free.
+/// Owner of a record; `None` = the record is free.
 fn owner(record: &SharedThreadRecord) -> Option<Owner> {
     let owner = record.owner.load(Ordering::Acquire);
     (owner != 0).then_some(Owner(owner))
 }
 
-/// What a word shows at a moment at which it was in memory; `None` = nothing is known yet.
+/// The time that a word shows at a moment at which the word was in memory; `None` = no event yet.
 ///
-/// The clock is read between two loads of the same word: had it been read after a single load, a writer in
-/// between would have ended the time that is added.
+/// The clock is read between two loads of the same word. After a single load, a writer could end the running stretch
+/// before the clock is read, and the stretch would be counted too long.
 fn read(cell: &AtomicU64) -> Option<u64> {
     let mut before = cell.load(Ordering::Acquire);
     let mut now = monotonic_ns();
@@ -239,17 +238,18 @@ fn read(cell: &AtomicU64) -> Option<u64> {
     (before != word::UNKNOWN).then(|| shows(before, now))
 }
 
-/// What a word shows at `now`. Saturates at 0 where `now` is some nanoseconds before the clock was started.
+/// The time that a word shows at `now`. Saturates at 0 if `now` is some nanoseconds before the start of the stretch.
 fn shows(word: u64, now: u64) -> u64 {
     let ns = word::shows(word, now);
     if ns < 1 << 62 { ns } else { 0 }
 }
 
-/// Notes that `value` is given out, or gives the larger one that was given out before, for a counter never goes
-/// back. The larger one may be ahead of the kernel's by what its accounting clock leaves out of the present stretch
-/// on the CPU: some hundred nanoseconds at the switch, and the time that interrupts (`CONFIG_IRQ_TIME_ACCOUNTING`)
-/// or a hypervisor below (`CONFIG_PARAVIRT_TIME_ACCOUNTING`) took. It is right again as soon as the thread has run
-/// for as long.
+/// Clamps `value` to the largest value ever returned, so that a Counter64 never decreases.
+///
+/// The high-water mark may be ahead of the kernel's value by what the kernel's accounting clock leaves out of the
+/// current stretch on the CPU: some hundred nanoseconds at the switch, and the time taken by interrupts
+/// (`CONFIG_IRQ_TIME_ACCOUNTING`) or by an outer hypervisor (`CONFIG_PARAVIRT_TIME_ACCOUNTING`). The values agree again
+/// once the thread has run for that long.
 fn monotone(high_water: &AtomicU64, value: u64) -> u64 {
     high_water.fetch_max(value, Ordering::Relaxed).max(value)
 }
@@ -259,7 +259,7 @@ pub(super) fn monotonic_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Monotonic))
 }
 
-/// Saturates before the clock's zero, which these clocks never show.
+/// A time in ns. Negative times, which these clocks never return, become 0.
 fn nanoseconds(time: rustix::time::Timespec) -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
         + u64::try_from(time.tv_nsec).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Which of the files that a VM's process has open a disk is made of.
+//! Finds the files of a disk, including its backing chain, among the files that a VM's process has open.
 
 use std::{collections::HashMap, io};
 
@@ -13,27 +13,27 @@ use crate::inventory::{DomainDisk, FileIdentity, ImageHeader, OpenFile, VmProces
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BackingFile<'a> {
     pub(super) file: &'a OpenFile,
-    /// Not only by the header of a file that is not known to be an image.
+    /// Whether more than the header of an unassigned file makes it a file of the disk.
     pub(super) is_certain: bool,
 }
 
-/// Finds files by the names that disks have for them.
+/// Finds open files by the paths in the descriptions of disks.
 #[derive(Debug, Default)]
 pub(super) struct BackingFiles {
-    /// The files that paths lead to under which the process has no file open.
+    /// Resolved paths that differ from the path under which the process has the file open.
     paths: HashMap<String, FileIdentity>,
-    /// The same as of the count before.
+    /// `paths` of the previous round.
     paths_before: HashMap<String, FileIdentity>,
 }
 
 impl BackingFiles {
-    /// The disks of the VM are about to be counted again.
+    /// Begins a round over the disks of the VM.
     pub(super) fn begin(&mut self) {
         self.paths_before = std::mem::take(&mut self.paths);
     }
 
-    /// The files of a disk, the one that is named first before the others. `is_used` says of a file that is not known to
-    /// be any disk's whether the VMM does I/O on it as on one.
+    /// Returns the files of a disk, the one that its description names first at the start. `is_used` returns whether the
+    /// VMM does I/O on an unassigned file as on an image.
     pub(super) fn of_disk<'a>(
         &mut self,
         process: &'a VmProcess,
@@ -44,15 +44,15 @@ impl BackingFiles {
         let named = std::iter::once(&disk.resource).chain(&disk.others);
         let named = named.filter_map(|path| self.find(&process.files, path));
         let mut files: Vec<_> = named.map(|file| BackingFile { file, is_certain: true }).collect();
-        // libvirt tells of every image itself.
+        // libvirt reports every image of its disks.
         if !is_of_domain && !process.headers.is_empty() {
             self.add_stacked(process, &mut files, is_used);
         }
         files
     }
 
-    /// Adds the files on which these are based by their headers, and those that were put on top of them since the VMM
-    /// began.
+    /// Adds the backing files of `files` according to their headers, and overlays that were created since the VMM
+    /// started.
     fn add_stacked<'a>(
         &mut self,
         process: &'a VmProcess,
@@ -76,7 +76,7 @@ impl BackingFiles {
             };
             let has_header = |header: &&ImageHeader| !raw.contains(&header.image);
             let own = process.headers.iter().filter(has_header);
-            // An image with a disk of its own may be based on the same one.
+            // An image of another disk may share the backing file.
             let above = own.clone().filter(|header| {
                 header.below.contains(&file.identity) && !named.contains(&header.image)
             });
@@ -94,26 +94,27 @@ impl BackingFiles {
         }
     }
 
-    /// The file of this path. The process may have it by another name, or have its own root: then it is the one that
-    /// the path leads to here, or where it leads nowhere the only one with that last name.
+    /// Returns the open file with this path. The process may have opened it by another name, or in its own root: then the
+    /// path is resolved on the host, and if it does not exist there, the only open file with the same last component
+    /// matches.
     fn find<'a>(&mut self, files: &'a [OpenFile], path: &str) -> Option<&'a OpenFile> {
         if let Some(file) = files.iter().find(|file| file.path == path) {
             return Some(file);
         }
-        // Relative to what, only the process knows.
-        let leads_to = if path.starts_with('/') {
+        // The directory that a relative path starts from is known to the process only.
+        let resolved = if path.starts_with('/') {
             identity_at(path)
         } else {
             Err(io::ErrorKind::NotFound.into())
         };
-        let identity = match leads_to {
+        let identity = match resolved {
             Ok(identity) => identity?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
                 let mut same = files.iter().filter(|file| name(&file.path) == name(path));
                 return same.next().filter(|_| same.next().is_none());
             }
-            // The kernel has forgotten it, and would have to ask.
+            // The path is not in the kernel's dentry cache; resolving it could block.
             Err(_) => *self.paths_before.get(path)?,
         };
         self.paths.insert(path.to_owned(), identity);
@@ -121,11 +122,11 @@ impl BackingFiles {
     }
 }
 
-/// The file at a path, as far as the kernel knows it without asking a disk or a server; `None` = it is no file.
+/// Resolves a path from the kernel's dentry cache, without I/O; `None` = neither a regular file nor a block device.
 ///
 /// # Errors
 ///
-/// Those of openat2(2); `EAGAIN` where a disk or a server would have to be asked.
+/// Those of openat2(2); `EAGAIN` if a disk or a server would have to be accessed.
 pub(super) fn identity_at(path: &str) -> io::Result<Option<FileIdentity>> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let found = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED)?;
@@ -165,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_found_by_its_path_or_what_it_leads_to() {
+    fn a_file_is_found_by_its_path_or_its_target() {
         let dir = tempfile::tempdir().unwrap();
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         std::fs::write(&real, b"").unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        // It is among the names that the kernel knows.
+        // It was just created, so it is in the dentry cache.
         let identity = identity_at(&real.to_string_lossy()).unwrap().unwrap();
         let files = [
             file("/x/disk", 1),

@@ -1,6 +1,5 @@
-//! Has VMs, their threads and their disks counted: which process has which record, which file is which disk, and by
-//! which method its requests are counted. What is to be counted is the inventory's plan; this room executes it and
-//! reports back.
+//! Registers VMs, their threads and their disks for counting: assigns records to processes, finds the files of disks, and
+//! chooses the method that counts a file. Executes the inventory's plan and reports the result back.
 
 mod backing_files;
 mod method;

@@ -1,4 +1,4 @@
-//! Which threads are counted: the agent's side of the thread-id map and of the records' ownership.
+//! Registers VMs and threads: the agent's side of the thread-id map and of the ownership of records.
 
 use std::{
     collections::VecDeque,
@@ -21,16 +21,16 @@ use crate::counters::{
     mapped::{SharedThreadRecord, SharedVmRecord},
 };
 
-/// How often the sum of the threads that are gone is taken anew until nothing moved meanwhile.
+/// Attempts to compute the CPU time of exited threads while no thread is switched.
 const EXITED_TRIES: usize = 8;
 
-/// How long a thread id's former owner may take from its release to its last switch, in looks.
-const STALE_LOOKS: usize = 10_000;
+/// Attempts to read the entry of a reused thread id while its former owner is on its way to its last switch.
+const STALE_TRIES: usize = 10_000;
 
 /// Registers VMs and their threads in the records.
 ///
-/// What is free is kept in order of age, so that a slot that somebody still holds in an old view of the
-/// inventory is used again as late as can be.
+/// Free slots are reused in the order in which they were freed, so that a slot that an old view still refers to is reused
+/// as late as possible.
 #[derive(Debug)]
 pub struct Registration<R> {
     records: R,
@@ -44,8 +44,8 @@ struct Free {
 }
 
 impl<R: AsRef<Records>> Registration<R> {
-    /// Takes over what is registered in the records. The programs saw the end of every thread while no agent
-    /// ran, so a VM without a thread is gone, whoever has its process id now.
+    /// Adopts the registrations in the records. The programs saw the end of every thread while no agent ran, so a VM
+    /// without threads has ended, even if its process id is in use again.
     #[must_use]
     pub fn adopt(records: R) -> Self {
         let adopted = Self::take_over(records);
@@ -62,7 +62,7 @@ impl<R: AsRef<Records>> Registration<R> {
     fn take_over(records: R) -> Self {
         let maps = records.as_ref();
         let mut blocks = vec![false; THREADS / BLOCK_LEN];
-        // Block 0 holds slot 0, which stands for none.
+        // Block 0 contains slot 0, which means "no slot".
         blocks[0] = true;
         let mut vms = VecDeque::new();
         for (slot, vm) in (0..).zip(maps.vms.iter()).skip(1) {
@@ -86,17 +86,17 @@ impl<R: AsRef<Records>> Registration<R> {
     }
 
     fn free(&self) -> MutexGuard<'_, Free> {
-        // The lists are whole between any two statements.
+        // A panic cannot leave the lists inconsistent.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn vm(&self, slot: VmSlot) -> &SharedVmRecord {
-        // Slots come from `adopt` and `track_vm` only, which give out valid ones; 0 is a record nobody uses.
+        // Slots come from `adopt` and `track_vm` only, so they are valid; record 0 is unused.
         self.records().vms.get(usize::from(slot.0)).unwrap_or(&self.records().vms[0])
     }
 
-    /// Takes a free record of the VM, with a further block if it has none.
-    fn take_record(&self, vm_slot: VmSlot, tid: u32) -> Option<(u16, &SharedThreadRecord)> {
+    /// Claims a free record of the VM, and adds a block of records if all are in use.
+    fn claim_record(&self, vm_slot: VmSlot, tid: u32) -> Option<(u16, &SharedThreadRecord)> {
         let vm = self.vm(vm_slot);
         let owner = Owner::new(tid, vm_slot.0).0;
         loop {
@@ -104,7 +104,7 @@ impl<R: AsRef<Records>> Registration<R> {
                 record.owner.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             });
             if let Some((slot, record)) = taken {
-                // A program on another CPU that had found the record may have written after it was freed.
+                // A program on another CPU may have looked the record up before it was freed, and written after.
                 for cell in [&record.run, &record.wait, &record.start] {
                     cell.store(0, Ordering::Relaxed);
                 }
@@ -122,8 +122,8 @@ impl<R: AsRef<Records>> Registration<R> {
         Some(())
     }
 
-    /// Keeps a block's worth of records free, so that the kernel finds one for each thread that the VM
-    /// starts until the agent comes round again.
+    /// Keeps some records of the VM free, so that the kernel finds one for each thread that the VM starts before the next
+    /// scan.
     fn keep_spare(&self, vm: &SharedVmRecord) {
         let free = self
             .records()
@@ -137,16 +137,16 @@ impl<R: AsRef<Records>> Registration<R> {
     /// Undoes the registration of a thread that has no record to hand over.
     fn release(&self, tid: u32, slot: u16, record: &SharedThreadRecord) {
         if let Some(entry) = self.records().slot_entry(tid) {
-            // Fails when the kernel has given the id to another thread of a VM meanwhile.
+            // Fails if the id was reused for another thread of a VM.
             let _ = entry.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
         record.free();
     }
 
-    /// Seeds what the kernel has counted so far, unless an event has come first.
+    /// Seeds the record with the kernel's counters, unless an event came first.
     fn seed(record: &SharedThreadRecord, stat: Schedstat) {
         let unless_known = |cell: &AtomicU64, ns| {
-            // The program's store overwrites the seed, the exchange never overwrites the program's.
+            // The program's store overwrites the seed; the exchange never overwrites the program's store.
             let _ = cell.compare_exchange(
                 word::UNKNOWN,
                 word::at_rest(ns),
@@ -158,10 +158,9 @@ impl<R: AsRef<Records>> Registration<R> {
         unless_known(&record.run, stat.run_ns);
     }
 
-    /// Takes the CPU time of the threads that are gone from the difference between the process's clock and
-    /// its live threads. The kernel brings all of them up to date at the same events, so between two such
-    /// events the difference is exact.
-    fn reckon_exited(&self, vm: &SharedVmRecord, threads: &[&dyn HeldThread]) {
+    /// Seeds the CPU time of the exited threads: the process's CPU clock minus its live threads. The kernel updates all of
+    /// these at the same events, so between two events the difference is exact.
+    fn seed_exited(&self, vm: &SharedVmRecord, threads: &[&dyn HeldThread]) {
         let tgid = vm.tgid.load(Ordering::Relaxed);
         let Some(clock) = i32::try_from(tgid)
             .ok()
@@ -181,13 +180,13 @@ impl<R: AsRef<Records>> Registration<R> {
                 threads.iter().map(|thread| thread.schedstat().ok().map(|stat| stat.run_ns)).sum();
             let Some(live) = live else { return };
             let quiet = process_ns(clock) == Some(process) && begun == done && dying == 0;
-            // A process that is never quiet for the length of this loop gets a value that is at most the
-            // loop's time off; the kernel's own sum replaces it when the next thread ends.
+            // A process that is never quiet during the loop gets a value that is off by at most the duration of the
+            // loop; the kernel's own sum replaces it when the next thread ends.
             if (quiet || attempt + 1 == EXITED_TRIES) && state() == before {
-                let reckoned = process.saturating_sub(live);
+                let difference = process.saturating_sub(live);
                 let _ = vm.exited.compare_exchange(
                     exited,
-                    reckoned,
+                    difference,
                     Ordering::AcqRel,
                     Ordering::Relaxed,
                 );
@@ -206,7 +205,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         };
         let vm = self.vm(slot);
         vm.tgid.store(tgid, Ordering::Release);
-        // From here on the kernel reports new threads again: those that the scan after this does not see.
+        // The kernel reports new threads again, before the scan: it may miss later ones.
         vm.flags.fetch_and(!VmRecord::PENDING_THREADS, Ordering::AcqRel);
         Ok(slot)
     }
@@ -220,13 +219,13 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         let tid = thread.tid();
         let entry = self.records().slot_entry(tid).ok_or(TrackError::BeyondPidMax { tid })?;
         let mut known = entry.load(Ordering::Acquire);
-        for _ in 0..STALE_LOOKS {
+        for _ in 0..STALE_TRIES {
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
             if known == 0 || !owner.has(Owner::DYING) {
                 break;
             }
-            // The id's former owner is about to leave its CPU for the last time.
+            // The former owner of the id is about to be switched out for the last time.
             std::hint::spin_loop();
             known = entry.load(Ordering::Acquire);
         }
@@ -246,18 +245,19 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 let _ = entry.compare_exchange(known, 0, Ordering::AcqRel, Ordering::Relaxed);
             }
         }
-        let (slot, record) = self.take_record(vm, tid).ok_or(TrackError::TooManyThreads { tid })?;
+        let (slot, record) =
+            self.claim_record(vm, tid).ok_or(TrackError::TooManyThreads { tid })?;
         if let Some(id) = vcpu {
             record.vcpu.store(id, Ordering::Relaxed);
             record.owner.fetch_or(Owner::VCPU, Ordering::AcqRel);
         }
         if entry.compare_exchange(0, slot, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            // The kernel was first: the thread was made after the scan began.
+            // The kernel was first: the thread was created after the scan began.
             record.free();
             return self.track_thread(vm, thread, vcpu);
         }
-        // From here on its end is seen. Had it ended before, the id may be another thread's by now; reading
-        // through the held thread tells.
+        // The programs see its end from here on. It may have ended before, and its id been reused: then reading through
+        // the held thread fails.
         let (Ok(state), Ok(stat)) = (thread.run_state(), thread.schedstat()) else {
             self.release(tid, slot, record);
             return Err(TrackError::Gone { tid });
@@ -292,7 +292,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         let vm = self.vm(vm);
         self.keep_spare(vm);
         if vm.exited.load(Ordering::Acquire) == 0 {
-            self.reckon_exited(vm, threads);
+            self.seed_exited(vm, threads);
         }
     }
 
@@ -332,8 +332,8 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
     }
 
     fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {
-        let taken = self.records().image_records().into_iter();
-        taken.filter(|image| image.vm() == vm && image.is_unassigned()).collect()
+        let images = self.records().image_records().into_iter();
+        images.filter(|image| image.vm() == vm && image.is_unassigned()).collect()
     }
 
     fn limit_images(&self, vm: VmSlot) {
@@ -366,9 +366,8 @@ fn process_ns(clock: ClockId) -> Option<u64> {
     Some(u64::try_from(time.tv_sec()).ok()? * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
 }
 
-/// Brings the calling thread to the CPUs of others: the switch that this makes there is the event that tells
-/// how long a thread that never sleeps has run. The CPUs that the calling thread may use are as before when
-/// this is dropped.
+/// Moves the calling thread to the CPUs of other threads. The switch there is an event that brings the CPU time of a thread
+/// that never sleeps. Restores the affinity of the calling thread when dropped.
 struct CpuVisit {
     home: Option<CpuSet>,
     moved: bool,
@@ -386,7 +385,7 @@ impl CpuVisit {
         }
         let mut there = CpuSet::new();
         there.set(cpu);
-        // Fails where a cpuset forbids that CPU: the value comes with the next switch then.
+        // Fails if a cpuset forbids that CPU; then the value comes with the next switch.
         if sched_setaffinity(None::<Pid>, &there).is_ok() {
             self.moved = true;
             sched_yield();

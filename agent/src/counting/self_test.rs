@@ -1,8 +1,7 @@
-//! Whether programs at functions of the kernel see the requests that they are there for: a compiler may have put such a
-//! function into its callers, and a kernel may go another way. The agent makes requests itself, counted as if it were
-//! a VM.
+//! Tests whether programs at kernel functions see the requests that they are attached for. A compiler may have inlined
+//! such a function, and a kernel may call another one. The agent makes requests itself and counts them as those of a VM.
 
-#![expect(unsafe_code, reason = "no library makes requests of io_submit(2)")]
+#![expect(unsafe_code, reason = "no library makes io_submit(2) requests")]
 
 use std::{
     fs::File,
@@ -26,10 +25,10 @@ use crate::{
     probe::Method,
 };
 
-/// Octets of a request.
+/// Length of a request in bytes.
 const LEN: usize = 512;
 
-/// This process's first thread, which is there until the end.
+/// The main thread of this process, which lives as long as the process.
 struct Leader;
 
 impl HeldThread for Leader {
@@ -46,12 +45,12 @@ impl HeldThread for Leader {
     }
 }
 
-/// Makes requests of each kind that `method`, which is attached, has to see, and looks whether it did. To be called
-/// before anybody else registers VMs in these records.
+/// Makes a request of each kind that `method`, which must be attached, has to see, and checks the counts. Must be called
+/// before anything else registers VMs in these records.
 ///
 /// # Errors
 ///
-/// What was not seen, for people.
+/// What was not counted, for people.
 pub fn self_test(records: &Arc<Records>, method: Method) -> Result<(), String> {
     let registration = Registration::adopt(Arc::clone(records));
     let failed = |error: TrackError| format!("it cannot be tested: {error}");
@@ -62,60 +61,60 @@ pub fn self_test(records: &Arc<Records>, method: Method) -> Result<(), String> {
         let found = found.map_err(|error| format!("it cannot be tested: {error}"))?;
         let device = FileIdentity::kernel_device(found.stx_dev_major, found.stx_dev_minor);
         let key = ImageKey { vm: vm.0, device, file: found.stx_ino };
-        // What other methods see is not for this record.
-        let taken = records.claim_image(key, method.layer());
-        taken.ok_or("it cannot be tested: no record is free")?;
-        let made = match method {
+        // Other methods do not count in a record of this layer.
+        let claimed = records.claim_image(key, method.layer());
+        claimed.ok_or("it cannot be tested: no record is free")?;
+        let expected = match method {
             Method::Aio => by_aio(&file),
             _ => by_calls(&file),
         };
-        let made = made.map_err(|error| format!("a request to test it failed: {error}"))?;
+        let expected = expected.map_err(|error| format!("a request to test it failed: {error}"))?;
         let seen = records.image_io(&records.images_of(key).collect::<Vec<_>>());
         let numbers = |io: DiskIo| [io.reads, io.writes, io.read_octets, io.write_octets];
-        if numbers(seen) == made {
+        if numbers(seen) == expected {
             Ok(())
         } else {
-            Err(format!("of {made:?} reads, writes and their octets it saw {:?}", numbers(seen)))
+            Err(format!("of {expected:?} reads, writes and their bytes it saw {:?}", numbers(seen)))
         }
     });
     registration.untrack_vm(vm);
     tested
 }
 
-/// One that no disk is needed for.
+/// A file in memory.
 fn file() -> io::Result<File> {
     let file = File::from(memfd_create("kvmeter", MemfdFlags::CLOEXEC)?);
     file.set_len(LEN as u64)?;
     Ok(file)
 }
 
-/// One request by each system call. How many reads and writes, and their octets.
+/// Makes one request with each system call. Returns the number of reads and of writes, and of bytes read and written.
 fn by_calls(file: &File) -> io::Result<[u64; 4]> {
-    let mut octets = [0; LEN];
-    file.read_exact_at(&mut octets, 0)?;
-    let read = preadv(file, &mut [IoSliceMut::new(&mut octets)], 0)?;
-    file.write_all_at(&octets, 0)?;
-    let slices = [IoSlice::new(&octets)];
+    let mut buffer = [0; LEN];
+    file.read_exact_at(&mut buffer, 0)?;
+    let read = preadv(file, &mut [IoSliceMut::new(&mut buffer)], 0)?;
+    file.write_all_at(&buffer, 0)?;
+    let slices = [IoSlice::new(&buffer)];
     let written = pwritev(file, &slices, 0)? + pwritev2(file, &slices, 0, ReadWriteFlags::DSYNC)?;
     Ok([2, 3, (LEN + read) as u64, (LEN + written) as u64])
 }
 
-/// Reads and writes by io_submit(2), in one part and in a list of parts.
+/// Reads and writes with io_submit(2), each with a plain buffer and with a vector.
 fn by_aio(file: &File) -> io::Result<[u64; 4]> {
     /// `IOCB_CMD_PREAD`, `PWRITE`, `PREADV` and `PWRITEV` of the kernel's aio_abi.h.
     const COMMANDS: [u16; 4] = [0, 1, 7, 8];
     let mut context: libc::c_ulong = 0;
-    let mut octets = [0_u8; LEN];
-    // SAFETY: the kernel writes a number to `context`, which is 0 as io_setup(2) wants it.
+    let mut bytes = [0_u8; LEN];
+    // SAFETY: the kernel writes a number to `context`, which is 0 as io_setup(2) requires.
     done(unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) })?;
     let made = COMMANDS.into_iter().try_for_each(|command| {
-        // SAFETY: a request of zeros is one without flags.
+        // SAFETY: all-zero bytes are a valid iocb, without flags.
         let mut request: libc::iocb = unsafe { std::mem::zeroed() };
         request.aio_lio_opcode = command;
         request.aio_fildes = u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
-        let part = libc::iovec { iov_base: octets.as_mut_ptr().cast(), iov_len: LEN };
+        let part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: LEN };
         let (buffer, len) = if command < 7 {
-            (ptr::from_mut(&mut octets).expose_provenance(), LEN)
+            (ptr::from_mut(&mut bytes).expose_provenance(), LEN)
         } else {
             (ptr::from_ref(&part).expose_provenance(), 1)
         };
@@ -123,17 +122,17 @@ fn by_aio(file: &File) -> io::Result<[u64; 4]> {
         let mut list = [&raw mut request];
         // `struct io_event`: data, request, result, second result
         let mut event = [0_u64; 4];
-        // SAFETY: the list has one request, whose buffer, or list of one, is as long as it says and stays until the event
-        // has come.
+        // SAFETY: the list has one request. Its buffer, or its vector of one buffer, has the given length and lives until
+        // the completion event has been read.
         done(unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) })?;
         let no_limit = ptr::null_mut::<libc::timespec>();
-        // SAFETY: there is room for the one event that is waited for.
+        // SAFETY: `event` has room for the one event that the call waits for.
         done(unsafe {
             libc::syscall(libc::SYS_io_getevents, context, 1, 1, event.as_mut_ptr(), no_limit)
         })?;
         if event[2] == LEN as u64 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     });
-    // SAFETY: it takes a number.
+    // SAFETY: the call takes a number and no pointer.
     done(unsafe { libc::syscall(libc::SYS_io_destroy, context) })?;
     made.map(|()| [2, 2, 2 * LEN as u64, 2 * LEN as u64])
 }

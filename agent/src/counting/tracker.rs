@@ -1,4 +1,4 @@
-//! What the inventory asks of the counters: to count a VM and its threads.
+//! The interface through which sources register VMs and their threads for counting.
 
 use std::io;
 
@@ -6,17 +6,16 @@ use thiserror::Error;
 
 use crate::counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot};
 
-/// A thread that is held, not only named: reading through it fails once the thread is gone, even when
-/// another thread has got its id since.
+/// A thread held by a descriptor: reading fails once the thread has ended, even if its id was reused.
 pub trait HeldThread {
     /// Thread id in the initial PID namespace.
     fn tid(&self) -> u32;
 
-    /// What the kernel itself has counted for the thread.
+    /// The kernel's own counters of the thread.
     ///
     /// # Errors
     ///
-    /// Any error of reading procfs; `ESRCH` or `ENOENT` when the thread is gone.
+    /// Any error of reading procfs; `ESRCH` or `ENOENT` if the thread has ended.
     fn schedstat(&self) -> io::Result<Schedstat>;
 
     /// Whether the thread is runnable (state `R`), and the host's CPU that it ran on last.
@@ -32,39 +31,38 @@ pub trait HeldThread {
 pub struct Schedstat {
     /// Time on a CPU in ns, as of the last tick or switch.
     pub run_ns: u64,
-    /// Time runnable but without a CPU in ns.
+    /// Time in ns that it was runnable and waited for a CPU.
     pub wait_ns: u64,
 }
 
-/// Where a thread stands.
+/// State of a thread in the scheduler.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RunState {
-    /// It runs or waits for a CPU.
+    /// Whether it runs or waits for a CPU.
     pub runnable: bool,
     /// Number of the CPU that it runs on, or ran on last.
     pub cpu: u32,
-    /// Its scheduling policy is one under which it may never leave that CPU to others.
+    /// Whether its scheduling policy lets it keep that CPU for ever.
     pub is_real_time: bool,
 }
 
-/// Begins and ends the counting of VMs. Slots stay valid until they are given back.
+/// Starts and stops the counting of VMs. A slot stays valid until it is freed.
 pub trait Tracker {
-    /// Begins to count the process `tgid` as a VM, or gives the slot that it has already (from before a
-    /// restart of the agent).
+    /// Starts to count the process `tgid` as a VM, or returns the slot that it already has, for instance from before a
+    /// restart of the agent.
     ///
     /// # Errors
     ///
     /// [`TrackError::TooManyVms`].
     fn track_vm(&self, tgid: u32) -> Result<VmSlot, TrackError>;
 
-    /// Begins to count a thread of that VM, or gives the slot that it has already. `vcpu` is the id that
-    /// KVM gives the vCPU that this thread runs; `None` for a thread that is no vCPU or not known to be
-    /// one. The slot may hold no value yet: the first event, or the seed from [`HeldThread::schedstat`],
-    /// brings it.
+    /// Starts to count a thread of that VM, or returns the slot that it already has. `vcpu` is KVM's id of the vCPU that
+    /// the thread runs; `None` = no vCPU, or not known to be one. The slot may have no value yet: it comes with the first
+    /// event, or with the seed from [`HeldThread::schedstat`].
     ///
     /// # Errors
     ///
-    /// [`TrackError::Gone`] when the thread ended meanwhile, the others when there is no room.
+    /// [`TrackError::Gone`] if the thread ended meanwhile, the others if there is no room.
     fn track_thread(
         &self,
         vm: VmSlot,
@@ -72,40 +70,39 @@ pub trait Tracker {
         vcpu: Option<u32>,
     ) -> Result<ThreadSlot, TrackError>;
 
-    /// To be called after the last [`Tracker::track_thread`] of a scan: what ran all the while without an
-    /// event gets its value, and the kernel reports new threads again. A thread that stays unknown has its
-    /// value at its next switch.
+    /// Completes a scan, after the last [`Tracker::track_thread`]: seeds threads that ran without an event since, and the
+    /// CPU time of exited threads. A thread that stays unknown gets its value at its next switch.
     fn settle(&self, vm: VmSlot, threads: &[&dyn HeldThread]);
 
-    /// Ends the counting of a VM and frees its slots.
+    /// Stops the counting of a VM and frees its slots.
     fn untrack_vm(&self, vm: VmSlot);
 
-    /// Images on which a VM does I/O and that belong to no disk yet.
+    /// The open image records of a VM that are not assigned to a disk.
     fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo>;
 
-    /// From now on the kernel takes no record for a file of this VM without being told to.
+    /// Stops the kernel from creating image records for this VM by itself.
     fn limit_images(&self, vm: VmSlot);
 
-    /// Forgets an image with all that was counted on it.
+    /// Frees an image record with its counts.
     fn free_image(&self, image: ImageSlot);
 
-    /// The VMs that are counted, with their process ids: after a restart, those to adopt or to end.
+    /// The VMs that are counted, with their process ids. After a restart, these are to be adopted or untracked.
     fn tracked_vms(&self) -> Vec<(VmSlot, u32)>;
 }
 
 /// Why a thread or VM cannot be counted.
 #[derive(Debug, Error)]
 pub enum TrackError {
-    /// All VM records are taken.
+    /// All VM records are in use.
     #[error("All {0} VM records are in use; VMs beyond that are listed but not counted")]
     TooManyVms(usize),
-    /// The VM has as many threads as it can, or all thread records are taken.
+    /// The VM has the maximum number of threads, or all thread records are in use.
     #[error("No thread record is free for thread {tid}; it is not counted")]
     TooManyThreads {
         /// The thread.
         tid: u32,
     },
-    /// Thread ids have grown past the size of the map, which is set when the probes are loaded.
+    /// The thread id is beyond the size of the map, which was set when the probes were loaded.
     #[error(
         "Thread id {tid} is beyond pid_max at the time the probes were loaded; run `kvmeter detach` and start again"
     )]

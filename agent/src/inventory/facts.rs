@@ -1,4 +1,4 @@
-//! What the sources tell of VMs: processes, and domains of libvirt.
+//! What the sources report about VMs: processes, and domains of libvirt.
 
 use kvmeter_common::ImageKey;
 
@@ -8,94 +8,94 @@ use super::{
 };
 use crate::counters::VmSlot;
 
-/// A VM as its process shows it.
+/// A VM as seen from its process.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct VmProcess {
     /// Process id.
     pub pid: u32,
     /// Start in clock ticks since boot.
     pub start_ticks: u64,
-    /// The same in ns.
+    /// Start in ns since boot.
     pub started_ns: u64,
-    /// By its command line, or made of its program and process id.
+    /// Name from the command line, or made of the program's name and the process id.
     pub name: String,
-    /// By its command line.
+    /// UUID from the command line.
     pub uuid: Option<VmUuid>,
-    /// vCPUs that it has.
+    /// Number of vCPUs.
     pub cpus: u32,
-    /// vCPUs that it can have.
+    /// Maximum number of vCPUs.
     pub max_cpus: u32,
-    /// By its command line, or estimated.
+    /// Memory from the command line, or estimated.
     pub memory: Memory,
     /// The record of its process; `None` = not counted.
     pub slot: Option<VmSlot>,
-    /// In ascending order of id, no id twice.
+    /// The vCPUs in ascending order of id, no id twice.
     pub vcpus: Vec<Vcpu>,
-    /// By its command line.
+    /// Devices from the command line.
     pub devices: Devices,
-    /// The regular files and block devices that it has open.
+    /// The regular files and block devices that the process has open.
     pub files: Vec<OpenFile>,
-    /// What is known of the images among them.
+    /// The headers of images among `files`.
     pub headers: Vec<ImageHeader>,
-    /// Whether it has a ring of io_uring.
+    /// Whether it has an io_uring ring.
     pub has_io_uring: bool,
-    /// Whether it says with each request where in the file, and does not go there before, as QEMU does.
+    /// Whether it uses positioned I/O only (pread and pwrite, as QEMU does), and never seeks before it reads or writes.
     pub has_positions: bool,
-    /// Whether it holds a VM of KVM.
+    /// Whether it has a KVM VM open.
     pub has_kvm: bool,
 }
 
 /// The devices of a VM, as its command line or configuration file lists them.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Devices {
-    /// In the order of the command line, no name twice.
+    /// Disks in the order of the command line, no name twice.
     pub disks: Vec<DomainDisk>,
-    /// In the order of the command line.
+    /// Network interfaces in the order of the command line.
     pub nics: Vec<DomainNic>,
 }
 
 /// A regular file or block device that a process has open.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct OpenFile {
-    /// As the kernel has it for the process.
+    /// Path as `/proc/PID/fd` shows it.
     pub path: String,
-    /// Which file it is, as stat(2) tells.
+    /// Identity from statx(2).
     pub identity: FileIdentity,
-    /// Number of the mount.
+    /// Mount id.
     pub mount: u64,
-    /// The device under which the kernel has it: of a block device its own, of a file that of its filesystem.
+    /// Device number in the kernel's records: of the block device itself, or of the file's filesystem.
     pub device: u32,
-    /// It is open with `O_DIRECT`.
+    /// Whether it is open with `O_DIRECT`.
     pub is_direct: bool,
-    /// Direct I/O on it is iomap's.
+    /// Whether direct I/O on it goes through iomap.
     pub has_iomap: bool,
 }
 
 impl OpenFile {
-    /// What the kernel counts a VM's I/O on it under.
+    /// Key of the image record in which the kernel counts a VM's I/O on this file.
     #[must_use]
     pub const fn key(&self, vm: VmSlot) -> ImageKey {
         ImageKey { vm: vm.0, device: self.device, file: self.identity.file }
     }
 }
 
-/// What an image with a format tells of itself.
+/// The header of an image.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ImageHeader {
-    /// The image.
+    /// Identity of the image.
     pub image: FileIdentity,
-    /// Octets of the disk that a guest sees.
+    /// Virtual size in bytes.
     pub size: u64,
-    /// The files on which it is based: one with what it does not have itself, and one with its data.
+    /// Its backing file and its external data file.
     pub below: Vec<FileIdentity>,
-    /// Those of them that are told to be raw, and have no header: what is there, a guest has written.
+    /// The files of `below` that are declared raw. Their start must not be parsed as a header: a guest controls these bytes.
     pub raw: Vec<FileIdentity>,
 }
 
-/// A file as stat(2) tells one from another: by what it is, not by its name.
+/// Identity of a regular file or block device, independent of its path.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct FileIdentity {
-    /// Of a block device its own number, of a file that of its filesystem, as [`kernel_device`](Self::kernel_device).
+    /// Device number of a block device, or of the filesystem of a file, encoded by [`kernel_device`](Self::kernel_device).
     pub device: u32,
     /// Inode number; of a block device [`ImageKey::NO_FILE`].
     pub file: u64,
@@ -108,7 +108,7 @@ impl FileIdentity {
         self.file == ImageKey::NO_FILE
     }
 
-    /// A device number as the kernel keeps it: `major << 20 | minor`.
+    /// Encodes a device number as the kernel does: `major << 20 | minor`.
     #[must_use]
     pub const fn kernel_device(major: u32, minor: u32) -> u32 {
         major << 20 | minor
@@ -122,31 +122,31 @@ pub struct Domain {
     pub uuid: VmUuid,
     /// Name.
     pub name: String,
-    /// libosinfo's id of the guest's system; empty = not known.
+    /// libosinfo's id of the guest's operating system; empty = not known.
     pub os_type: String,
     /// vmAdminState.
     pub admin_state: AdminState,
     /// vmOperState.
     pub oper_state: OperState,
-    /// It is paused and libvirt does not say why: it may be about to tell of a guest that has panicked.
+    /// Whether it is paused for an unknown reason; libvirt may report a guest panic next.
     pub is_unexplained: bool,
-    /// Whether it has a process, by libvirt's word.
+    /// Whether libvirt reports it as active.
     pub is_active: bool,
     /// vmAutoStart.
     pub auto_start: AutoStart,
     /// vmPersistent.
     pub persistence: Persistence,
-    /// vCPUs that are plugged in; `None` = not known.
+    /// Number of plugged-in vCPUs; `None` = not known.
     pub cpus: Option<u32>,
-    /// vCPUs that it can have; `None` = not known.
+    /// Maximum number of vCPUs; `None` = not known.
     pub max_cpus: Option<u32>,
-    /// Ids of the vCPUs, where the domain's description lists them.
+    /// Ids of the vCPUs; empty = the domain's XML does not list them.
     pub vcpu_ids: Vec<u32>,
     /// The memory columns.
     pub memory: Memory,
-    /// In the order of the description.
+    /// Disks in the order of the XML.
     pub disks: Vec<DomainDisk>,
-    /// In the order of the description.
+    /// Network interfaces in the order of the XML.
     pub nics: Vec<DomainNic>,
 }
 
@@ -162,16 +162,16 @@ pub struct DomainDisk {
     pub media: StorageMedia,
     pub bus: String,
     pub size: DiskSize,
-    /// Other images that belong to it: those below it in its backing chain, and one that it is copied to.
+    /// Further images of the disk: its backing chain, and the target of a block copy.
     pub others: Vec<String>,
-    /// There may be more, of which only the images themselves tell.
+    /// Whether the rest of the backing chain is known from the image headers only.
     pub chain_is_in_image: bool,
-    /// How its requests are handed to the kernel.
+    /// How the VMM submits its requests to the kernel.
     pub submission: Submission,
 }
 
 impl Domain {
-    /// Notes whether it starts with the host, where domains of its kind can. Whether that was not known.
+    /// Sets whether it starts with the host, unless its kind cannot. Returns whether the value changed.
     pub(super) fn set_auto_start(&mut self, starts: bool) -> bool {
         let now = if starts { AutoStart::Enabled } else { AutoStart::Disabled };
         let is_new = ![now, AutoStart::Unknown].contains(&self.auto_start);
@@ -183,19 +183,19 @@ impl Domain {
 }
 
 impl DomainDisk {
-    /// Of a disk that is told to be raw, the guest writes what stands in the place of a header.
+    /// Whether the image may be probed for a header. An explicitly raw image must not be: its guest controls those bytes.
     pub(crate) fn may_have_header(&self) -> bool {
         self.chain_is_in_image || self.format != "raw"
     }
 }
 
-/// How a VMM hands its requests to the kernel, where that was said.
+/// How a VMM is configured to submit its requests to the kernel.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Submission {
-    /// It was not said.
+    /// Not configured.
     #[default]
     Unknown,
-    /// By threads that make system calls.
+    /// System calls of worker threads.
     Threads,
     /// io_submit(2).
     Native,
@@ -204,7 +204,7 @@ pub enum Submission {
 }
 
 impl Submission {
-    /// By the word of QEMU and libvirt.
+    /// Parses the value of QEMU's `aio=` and libvirt's `io=`.
     #[must_use]
     pub fn of(word: &str) -> Self {
         match word {
@@ -221,21 +221,21 @@ impl Submission {
 pub struct DomainNic {
     /// Link-layer address.
     pub mac: Vec<u8>,
-    /// The host's interface.
+    /// Name of the host's interface.
     pub device: Option<String>,
-    /// What the guest sees.
+    /// Model of the device in the guest.
     pub model: String,
 }
 
 impl VmProcess {
-    /// The files of disks that are told to be raw.
+    /// The files of disks that are declared raw.
     pub(crate) fn raw_files(&self) -> impl Iterator<Item = FileIdentity> {
         let raw = self.devices.disks.iter().filter(|disk| !disk.may_have_header());
         let files = raw.flat_map(|disk| self.files.iter().filter(|f| f.path == disk.resource));
         files.map(|file| file.identity)
     }
 
-    /// Takes in what the headers of its images tell.
+    /// Completes the disks with the headers of their images.
     pub(crate) fn note_headers(&mut self, headers: &[ImageHeader]) {
         self.headers = headers.to_vec();
         for disk in &mut self.devices.disks {
@@ -258,7 +258,7 @@ impl VmProcess {
     }
 }
 
-/// Octets in hexadecimal with colons between them; nothing where one is none.
+/// Parses a link-layer address: hexadecimal octets with colons between them. Empty if the text is invalid.
 pub(crate) fn mac(text: &str) -> Vec<u8> {
     let octets: Option<Vec<u8>> = text
         .split(':')

@@ -1,5 +1,5 @@
-//! The immutable view of the VMs that readers see. A change makes a new one, which replaces the old
-//! one in one swap.
+//! The immutable view of the VMs that readers see. A change creates a new view, which replaces the old one in one atomic
+//! swap.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::{
     snmp::Oid,
 };
 
-/// Everything that is known of the VMs of this host at one moment.
+/// The VMs of this host at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
-    /// What runs the VMs.
+    /// The hypervisor.
     pub hypervisor: Arc<Hypervisor>,
-    /// Time since boot in ns (`CLOCK_BOOTTIME`) at which a VM last came or went.
+    /// Time since boot in ns (`CLOCK_BOOTTIME`) at which a VM was last added or removed.
     pub last_change_ns: u64,
     /// The VMs.
     pub vms: VmTable,
@@ -43,13 +43,13 @@ pub struct VmIndex(pub u32);
 pub struct Vm {
     /// vmIndex.
     pub index: VmIndex,
-    /// vmName, in full; what SNMP serves is cut at 255 octets.
+    /// vmName, in full; SNMP serves the first 255 octets.
     pub name: String,
     /// vmUUID in network byte order.
     pub uuid: Option<VmUuid>,
-    /// The libvirt connection that reports it; `None` = it is a process alone.
+    /// The libvirt connection that reports it; `None` = known from its process only.
     pub source: Option<SourceId>,
-    /// Which run of the VM this is: counts that were learned in another run do not hold.
+    /// Number of the run of the VM. Slow values of another run are invalid.
     pub run: u32,
     /// vmOSType; empty = not known.
     pub os_type: String,
@@ -83,8 +83,7 @@ pub struct Vm {
     pub nics: Vec<Nic>,
 }
 
-/// The memory of a VM in octets. A value that is not known makes its column absent, a limit that does
-/// not exist is served as -1.
+/// The memory of a VM in bytes. The column of an unknown value is absent; a limit that does not exist is served as -1.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Memory {
     /// vmCurMem; `None` = not known.
@@ -98,7 +97,7 @@ pub struct Memory {
 /// One virtual CPU.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Vcpu {
-    /// The id that KVM gives it; vmCpuIndex is one more.
+    /// KVM's id of the vCPU; vmCpuIndex is one more.
     pub id: u32,
     /// The record of its thread; `None` = its probe is not live, and the columns are absent.
     pub slot: Option<ThreadSlot>,
@@ -109,7 +108,7 @@ pub struct Vcpu {
 pub struct Disk {
     /// vmStorageIndex: 1 to 2^31 - 1.
     pub index: u32,
-    /// What the guest knows it by, such as `vda`.
+    /// Name in the guest, such as `vda`.
     pub target: String,
     /// vmStorageSourceType.
     pub source: StorageSource,
@@ -123,20 +122,20 @@ pub struct Disk {
     pub media: StorageMedia,
     /// vmStorageMediaTypeString.
     pub bus: String,
-    /// The size columns, as far as the description has them.
+    /// The sizes that the configuration contains.
     pub size: DiskSize,
-    /// Where the kernel counts its I/O, or why it does not.
+    /// Where its I/O is counted in the kernel, or why it is not.
     pub counted_by: CountedBy,
 }
 
 /// Where a disk's I/O is counted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum CountedBy {
-    /// By the kernel: the records of its images, the method of the first, and the reason for that.
+    /// In the kernel: the records of its images, the method of the first image, and the reason for the method.
     Kernel(Arc<[ImageSlot]>, Method, &'static str),
-    /// Not by the kernel, for this reason.
+    /// Not in the kernel, for this reason.
     Uncounted(String),
-    /// By the kernel, as soon as the VMM has opened it or the counting has found it.
+    /// In the kernel, once the VMM has opened its image and the image has been registered.
     Pending,
 }
 
@@ -145,7 +144,7 @@ pub enum CountedBy {
 pub struct Nic {
     /// vmNetworkIndex: 1 to 2^31 - 1.
     pub index: u32,
-    /// Name of the interface on the host's side.
+    /// Name of the host's interface.
     pub device: Option<String>,
     /// vmNetworkIfIndex; 0 = not in the host's interface table.
     pub if_index: u32,

@@ -19,7 +19,7 @@ pub(super) struct Bulk {
 }
 
 impl Bulk {
-    /// Notes a change; whether there is a notification for it.
+    /// Adds a change to the window. Returns whether there is a notification for it.
     pub(super) fn gather(&mut self, change: &Change) -> bool {
         let index = change.index.0;
         match notification::bulk(change.event) {
@@ -33,14 +33,15 @@ impl Bulk {
         }
     }
 
-    /// One notification for each kind, and an empty window.
+    /// Returns one notification for each kind, and empties the window.
     pub(super) fn take(&mut self) -> Vec<Notice> {
         let affected = std::mem::take(&mut self.affected).into_values();
         affected.filter_map(|(bulk, indexes)| of_many(bulk, list(&indexes))).collect()
     }
 }
 
-/// VirtualMachineList: the bit of vmIndex 1 is the first of the first octet. As short as the largest index allows.
+/// Encodes a VirtualMachineList: vmIndex 1 is the most significant bit of the first octet. As short as the largest index
+/// allows.
 fn list(indexes: &BTreeSet<u32>) -> Vec<u8> {
     let last = indexes.last().copied().unwrap_or(0);
     let mut octets = vec![0; usize::try_from(last.div_ceil(8)).unwrap_or(0)];

@@ -1,7 +1,7 @@
-//! Changes of state of VMs → the notifications of RFC 7666, one by one and in bulk.
+//! Turns changes of state of VMs into the notifications of RFC 7666, per VM and in bulk.
 //!
-//! A [`Change`] has everything that its notification carries: nothing is asked when it is sent. The queues are
-//! bounded; what finds one full is dropped and counted, never waited for.
+//! A [`Change`] contains everything that its notification carries, so nothing is looked up when it is sent. The queues are
+//! bounded. A change or notification that finds its queue full is dropped and counted; nothing waits for room.
 
 mod bulk;
 mod notice;
@@ -22,24 +22,24 @@ use tokio::{
 use crate::{agentx::Notice, inventory::Change, mib::NotificationSwitches};
 use bulk::Bulk;
 
-/// Changes that may wait: 1,000 VMs that start, pause, go on and end at once.
+/// Capacity of the queue of changes: room for 1,000 VMs that start, pause, resume and end at once.
 const QUEUE: usize = 8192;
 
-/// Notifications that may wait for the session, which takes them as fast as the master does.
+/// Capacity of the queue of notifications to the session, which sends as fast as the master accepts.
 const NOTICES: usize = 8192;
 
 /// Counts since the start of the agent.
 #[derive(Debug, Default)]
 pub struct Statistics {
-    /// Changes that VMs went through.
+    /// Changes reported.
     pub changes: AtomicU64,
-    /// Notifications that were given to the session.
+    /// Notifications queued for the session.
     pub notices: AtomicU64,
     /// Changes and notifications that found a queue full.
     pub dropped: AtomicU64,
 }
 
-/// Takes changes, from any thread.
+/// The input of the pipeline, for any thread.
 #[derive(Clone, Debug)]
 pub struct Sink {
     sender: Sender<Change>,
@@ -47,7 +47,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Notes a change. Never waits.
+    /// Queues a change. Never waits.
     pub fn note(&self, change: Change) {
         self.statistics.changes.fetch_add(1, Relaxed);
         if self.sender.try_send(change).is_err() {
@@ -56,7 +56,7 @@ impl Sink {
     }
 }
 
-/// Makes notifications out of changes.
+/// Turns changes into notifications.
 #[derive(Debug)]
 pub struct Notifier {
     changes: Receiver<Change>,
@@ -65,8 +65,8 @@ pub struct Notifier {
     statistics: Arc<Statistics>,
 }
 
-/// The way of a change: into the sink, through the notifier, to whoever sends the notices. Changes are gathered
-/// for `window` before they are told in bulk.
+/// Creates the pipeline of a change: the sink takes it, the notifier makes notices of it, and the receiver yields these.
+/// Bulk notifications gather changes for `window`.
 #[must_use]
 pub fn pipeline(window: Duration) -> (Sink, Notifier, Receiver<Notice>, Arc<Statistics>) {
     let statistics = Arc::new(Statistics::default());
@@ -78,7 +78,7 @@ pub fn pipeline(window: Duration) -> (Sink, Notifier, Receiver<Notice>, Arc<Stat
 }
 
 impl Notifier {
-    /// Runs until the last sink is gone. Sleeps while nothing changes.
+    /// Runs until the last sink is dropped. Sleeps while nothing changes.
     pub async fn run(mut self, switches: &NotificationSwitches) {
         let mut bulk = Bulk::default();
         let mut due: Option<Instant> = None;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_by_one_at_once_and_in_bulk_after_the_window() {
+    async fn per_vm_at_once_and_in_bulk_after_the_window() {
         use OperState::{Paused, Running, Shutdown};
         let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(500));
         let switches: &'static NotificationSwitches =
@@ -148,16 +148,16 @@ mod tests {
         }
         sink.note(change(3, Running, ChangeEvent::State(Paused)));
         sink.note(change(9, Running, ChangeEvent::Deleted));
-        // A state that no notification tells of.
+        // A state without a notification.
         sink.note(change(4, Running, ChangeEvent::State(OperState::Preparing)));
         for _ in 0..22 {
             notices.recv().await.unwrap();
-            assert_eq!(start.elapsed(), Duration::ZERO, "one by one they go at once");
+            assert_eq!(start.elapsed(), Duration::ZERO, "per VM, at once");
         }
         let mut bulk = Vec::new();
         for _ in 0..3 {
             bulk.push(notices.recv().await.unwrap());
-            assert_eq!(start.elapsed().as_millis() / 10, 50, "in bulk after the window");
+            assert_eq!(start.elapsed().as_millis() / 10, 50, "in bulk, after the window");
         }
         let of_many = |event, affected| {
             notice::of_many(notification::bulk(event).unwrap(), affected).unwrap()
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_finds_a_queue_full_is_counted() {
+    async fn a_change_that_finds_the_queue_full_is_counted() {
         let (sink, notifier, _notices, statistics) = pipeline(Duration::from_millis(1));
         for _ in 0..QUEUE + 5 {
             sink.note(change(1, OperState::Running, ChangeEvent::Deleted));
