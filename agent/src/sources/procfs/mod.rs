@@ -1,14 +1,13 @@
-//! VMs that show themselves in the kernel: every process that holds a KVM VM, and QEMU without KVM.
+//! Finds VMs by their processes: every process that has a KVM VM open, and QEMU without KVM.
 //!
-//! One look at all processes at the start, or when events were lost; from then on the kernel tells. A VM that
-//! is made is a uevent of KVM; a QEMU without KVM is an `exec` that the programs see; threads that come and
-//! go, and threads in `KVM_RUN` that nobody took for a vCPU, are events of the programs; an end is one of the
-//! programs' too, and a pidfd for when they are not there. Nothing is asked again and again: between events
-//! the thread of this source sleeps without a timer.
+//! All processes are scanned at the start and after events were lost; otherwise kernel events trigger the scan of a single
+//! process. KVM sends a uevent when a VM is created. The BPF programs report the `exec` of a QEMU without KVM, threads that
+//! start and end, threads in `KVM_RUN` that are not registered as vCPUs, and the end of a VM; a pidfd reports the end, too,
+//! for when there are no programs. Nothing is polled: between events the thread of this source sleeps without a timer.
 //!
-//! From the bottom up: [`process`] reads procfs, [`command_line`], [`blockdev_graph`], [`devices`], [`memory_estimate`], [`vcpus`] and
-//! [`scan`] make sense of it, [`image_headers`] looks into images, [`tracked`] keeps what is known and has it counted, [`schedule`] says when what is looked at,
-//! [`poller`] and [`uevent`] wake this up.
+//! From the bottom up: [`process`] reads procfs; [`command_line`], [`blockdev_graph`], [`devices`], [`memory_estimate`],
+//! [`vcpus`] and [`scan`] interpret it; [`image_headers`] reads the headers of images; [`tracked`] keeps the known VMs and
+//! registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events.
 
 mod blockdev_graph;
 mod command_line;
@@ -59,53 +58,53 @@ use crate::{
     worker::{Facts, Heartbeat},
 };
 
-/// Has VMs counted.
+/// The tracker, shared between threads.
 pub type SharedTracker = Arc<dyn Tracker + Send + Sync>;
 
-/// Events that were lost are found by a look at everything, but not more often than this.
-const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Shortest interval between two full scans after events were lost.
+const FULL_SCAN_PAUSE: Duration = Duration::from_secs(1);
 
-/// A turn of this source's thread scans the processes for which there was an event.
+/// Deadline for one turn of this source's thread, which scans the processes with an event.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The probes, as this source needs them.
+/// What this source needs of the probes.
 pub struct ProbeHandles {
-    /// What they tell.
+    /// Events of the programs.
     pub events: Events,
-    /// Whether they could not tell all.
+    /// The records, for the number of lost events.
     pub records: Arc<Records>,
-    /// Has VMs counted.
+    /// Registers VMs for counting.
     pub tracker: SharedTracker,
 }
 
-/// The source as others see it: commands go in, its health comes out.
+/// The interface of the source for other threads: commands and health.
 #[derive(Debug)]
 pub struct Handle {
     commands: Sender<Command>,
     wake: OwnedFd,
     heartbeat: Arc<Heartbeat>,
     scans: AtomicU64,
-    /// Whether VMs that belong to no domain are shown.
+    /// Whether VMs without a domain are shown.
     shows_processes: bool,
 }
 
-/// Why this source cannot work.
+/// Why this source cannot start.
 #[derive(Debug, Error)]
 pub enum ProcfsError {
-    /// A descriptor that it needs.
+    /// A descriptor or thread cannot be created.
     #[error("Cannot watch the host's processes: {what}")]
     Watch {
-        /// What was tried.
+        /// What could not be created.
         what: &'static str,
-        /// Why not.
+        /// Reason.
         source: io::Error,
     },
-    /// Procfs is the source itself.
+    /// Procfs cannot be read.
     #[error("Cannot read /proc; is it mounted, and may kvmeter see the processes of others?")]
     Procfs(#[source] io::Error),
 }
 
-/// The source at work. It ends when this is dropped.
+/// The running source. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Procfs {
     stop: OwnedFd,
@@ -114,9 +113,9 @@ pub struct Procfs {
 }
 
 impl Procfs {
-    /// Scans all processes, reports the VMs among them, and goes on with that on a thread of its own. Without probes
-    /// the VMs are listed but not counted, and those without KVM are found only at the start. `shows_processes` says
-    /// whether VMs that belong to no domain are shown.
+    /// Scans all processes, reports the VMs among them, and starts the thread of the source. Without probes, VMs are
+    /// listed but not counted, and VMs without KVM are found only at the start. `shows_processes` = VMs without a domain are
+    /// shown.
     ///
     /// # Errors
     ///
@@ -162,9 +161,9 @@ impl Procfs {
             processes: TrackedProcesses::new(tracker, headers),
             schedule: Schedule::default(),
             lost: 0,
-            full_due: None,
-            full_last: Instant::now(),
-            images_taken: BTreeSet::new(),
+            full_scan_due: None,
+            last_full_scan: Instant::now(),
+            images_claimed: BTreeSet::new(),
         };
         worker.lost = worker.events_lost();
         worker.scan_all().map_err(ProcfsError::Procfs)?;
@@ -178,7 +177,7 @@ impl Procfs {
         Ok(Self { stop, thread: Some(thread), handle })
     }
 
-    /// Where commands go.
+    /// The interface for other threads.
     #[must_use]
     pub fn handle(&self) -> Arc<Handle> {
         Arc::clone(&self.handle)
@@ -196,7 +195,7 @@ impl super::Source for Handle {
 
     fn command(&self, command: Command) {
         if self.commands.send(command).is_ok() {
-            // Any number but 0 wakes the thread; it fails only for a counter that is full, and then the thread is awake.
+            // Any number but 0 wakes the thread. Fails only if the counter is at its maximum; then the thread is awake.
             let _ = rustix::io::write(&self.wake, &[1; 8]);
         }
     }
@@ -223,7 +222,7 @@ impl super::Source for Handle {
 
 impl Drop for Procfs {
     fn drop(&mut self) {
-        // Any number but 0 makes the descriptor readable; it fails only for a counter that is full.
+        // Any number but 0 makes the eventfd readable. Fails only if the counter is at its maximum.
         let _ = rustix::io::write(&self.stop, &[1; 8]);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -233,14 +232,14 @@ impl Drop for Procfs {
     }
 }
 
-/// Reads a command line as `/proc/PID/cmdline` has it, for the fuzzer: any octets tell something or nothing.
-pub fn read_command_line(octets: &[u8]) {
-    drop(command_line::parse(octets));
+/// Parses the content of `/proc/PID/cmdline`, for the fuzzer: no bytes make it panic.
+pub fn read_command_line(bytes: &[u8]) {
+    drop(command_line::parse(bytes));
 }
 
-/// Reads what an image begins with, for the fuzzer: any octets tell something or nothing.
-pub fn read_image(octets: &[u8]) {
-    image_headers::interpret(octets);
+/// Parses the start of an image, for the fuzzer: no bytes make it panic.
+pub fn read_image(bytes: &[u8]) {
+    image_headers::interpret(bytes);
 }
 
 struct Worker {
@@ -248,19 +247,19 @@ struct Worker {
     handle: Arc<Handle>,
     poller: Poller,
     commands: Receiver<Command>,
-    /// What the headers of images say.
+    /// Results of header scans.
     header_reports: Receiver<image_headers::HeaderReport>,
     uevents: OwnedFd,
     events: Option<Events>,
     records: Option<Arc<Records>>,
     processes: TrackedProcesses,
     schedule: Schedule,
-    /// Events of the programs that were lost so far.
+    /// Number of lost events of the programs at the last check.
     lost: u64,
-    full_due: Option<Instant>,
-    full_last: Instant,
-    /// Processes whose I/O on a new image the kernel has begun to count.
-    images_taken: BTreeSet<u32>,
+    full_scan_due: Option<Instant>,
+    last_full_scan: Instant,
+    /// Processes for which the kernel created an image record since the last report.
+    images_claimed: BTreeSet<u32>,
 }
 
 impl Worker {
@@ -268,7 +267,7 @@ impl Worker {
         let _end = self.facts.end_guard("procfs");
         let heartbeat = Arc::clone(&self.handle.heartbeat);
         loop {
-            let next = self.schedule.next().into_iter().chain(self.full_due).min();
+            let next = self.schedule.next().into_iter().chain(self.full_scan_due).min();
             let limit = next.map(|at| at.saturating_duration_since(Instant::now()));
             heartbeat.rest();
             let ready = match self.poller.wait(limit) {
@@ -308,7 +307,7 @@ impl Worker {
                 Some(EventKind::VmKilled) => self.processes.begin_end(event.tgid, true),
                 Some(EventKind::ImageClaimed) => {
                     self.schedule.urgent(event.tgid, now);
-                    self.images_taken.insert(event.tgid);
+                    self.images_claimed.insert(event.tgid);
                 }
                 Some(EventKind::ThreadsChanged) => self.schedule.changed(event.tgid, now),
                 Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
@@ -347,7 +346,7 @@ impl Worker {
             let next = uevent::next(&self.uevents);
             debug!(?next, "uevent");
             match next {
-                // It is the thread that made the VM, and that may be gone by the end.
+                // The uevent has the id of the thread that created the VM, which may have exited since.
                 Ok(Some(Uevent::VmCreated(tid))) => {
                     self.schedule.born(self.processes.process_of(tid).unwrap_or(tid), now);
                 }
@@ -362,8 +361,8 @@ impl Worker {
                 Ok(Some(Uevent::Cpus)) => self.report_cpus(),
                 Ok(None) => return,
                 Err(error) => {
-                    // ENOBUFS is one error for all that was lost.
-                    warn!("Uevents of KVM were lost ({error}); looking at all processes");
+                    // ENOBUFS is one error for all lost uevents.
+                    warn!("Uevents of KVM were lost ({error}); scanning all processes");
                     self.scan_all_soon(now);
                     return;
                 }
@@ -374,16 +373,16 @@ impl Worker {
     fn end(&mut self, pid: u32) {
         self.schedule.forget(pid);
         self.processes.end(pid);
-        // The id may have a new owner already.
+        // The id may be in use again already.
         self.scan(pid);
     }
 
     fn scan_due(&mut self) {
         let now = Instant::now();
-        if self.full_due.is_some_and(|due| due <= now) {
-            self.full_due = None;
+        if self.full_scan_due.is_some_and(|due| due <= now) {
+            self.full_scan_due = None;
             if let Err(error) = self.scan_all() {
-                warn!("Cannot look at all processes: {error}");
+                warn!("Cannot scan all processes: {error}");
             }
         }
         for pid in self.schedule.take_due(now) {
@@ -392,12 +391,12 @@ impl Worker {
     }
 
     fn scan_all_soon(&mut self, now: Instant) {
-        self.full_due = Some(now.max(self.full_last + FULL_PAUSE));
+        self.full_scan_due = Some(now.max(self.last_full_scan + FULL_SCAN_PAUSE));
     }
 
     fn scan_all(&mut self) -> io::Result<()> {
         self.handle.scans.fetch_add(1, Relaxed);
-        self.full_last = Instant::now();
+        self.last_full_scan = Instant::now();
         self.report_cpus();
         let mut pids = self.processes.processes()?;
         pids.extend(self.processes.pids());
@@ -429,8 +428,8 @@ impl Worker {
         for fact in self.processes.take_facts() {
             self.facts.send(fact);
         }
-        // After the facts: the files that the process has open are known.
-        for pid in std::mem::take(&mut self.images_taken) {
+        // After the facts, which contain the open files of the process.
+        for pid in std::mem::take(&mut self.images_claimed) {
             self.facts.send(Fact::ImageTaken(pid));
         }
     }

@@ -1,4 +1,4 @@
-//! The processes that are VMs: looked at, counted, and described.
+//! The processes that are VMs: scans them, registers them for counting, and reports them as facts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -24,35 +24,36 @@ use crate::{
     inventory::{Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Backoff},
 };
 
-/// After so long a VMM has its memory.
+/// Age from which the description of a VM is final: its VMM has allocated the memory by then.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// A VM that uses more files of which nobody knows what they are than this is a file server.
-const LOOSE: usize = 64;
+/// With more unassigned images than this, the VM is taken for a file server (9p, virtiofs), and the kernel creates no image
+/// records for it by itself.
+const MAX_UNASSIGNED: usize = 64;
 
-/// An image that was closed so long ago is forgotten, if it is of no disk.
-const CLOSED: Duration = Duration::from_secs(5);
+/// Grace period after which the record of a closed, unassigned image is freed.
+const CLOSED_GRACE: Duration = Duration::from_secs(5);
 
-/// After headers were asked for the first time what an image is on which a VM does I/O.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// First retry delay for reading image headers.
+const FIRST_RETRY: Duration = Duration::from_millis(20);
 
-/// How often the threads of a process are listed until there is none that is not counted.
+/// Most listings of the threads of a process in one scan, until no new thread is found.
 const PASSES: usize = 8;
 
-/// The VMs of this host that are processes.
+/// The VM processes of this host.
 pub(super) struct TrackedProcesses {
     roots: Roots,
     tracker: Option<SharedTracker>,
     known: BTreeMap<u32, TrackedProcess>,
-    /// Images that are of no disk and not open: of which process, and since when.
+    /// Closed, unassigned images: process id, and when they were first seen closed.
     closed: HashMap<ImageSlot, (u32, Instant)>,
-    /// Slots of VMs that are gone, each with the fence after which no view shows it.
+    /// Slots of VMs that have ended, each with the fence after which no view refers to it.
     retired: Vec<(u64, VmSlot)>,
     fences: u64,
-    /// What has changed since the last report.
+    /// Facts since the last report.
     facts: Vec<Fact>,
     headers: HeaderScanner,
-    /// VMs whose images are to be looked at once a look at those of others has ended.
+    /// VMs whose header scan waits until another one ends.
     waiting: BTreeSet<u32>,
 }
 
@@ -60,30 +61,30 @@ struct TrackedProcess {
     vm: VmProcess,
     described: Description,
     found: Instant,
-    /// It was looked at when it was there for a while: what it was described by then stays.
+    /// Whether its command line was read after [`SETTLED`]; it is not read again then.
     is_settled: bool,
-    /// Its last thread has begun to exit: it is no VM any more, but its threads still run.
+    /// Whether its last thread has begun to exit. It is not a VM then, but its threads may still run.
     ending: bool,
-    /// A thread for which there is no record has been reported.
-    reported: bool,
-    /// What the headers of its images told.
+    /// Whether the log has a warning that a thread has no record.
+    has_warned: bool,
+    /// Headers of its images.
     headers: Vec<ImageHeader>,
-    /// The files that it had open when they were asked for last.
-    asked: Vec<FileIdentity>,
-    /// They have not told yet.
-    is_asked: bool,
-    /// To be asked again with these files open, as long as there is one of which it is not known what it is.
+    /// Open files at the last header scan.
+    scanned: Vec<FileIdentity>,
+    /// Whether a header scan is running.
+    is_scanning: bool,
+    /// Retries of the header scan with the same open files, while an image is unassigned.
     backoff: Backoff,
-    /// Tells its end.
+    /// Readable once it has ended.
     pidfd: OwnedFd,
 }
 
-/// What a look at a process found.
+/// Result of the scan of a process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum ScanOutcome {
-    /// A VM. `is_new`: it was not known. `is_moving`: threads came during the look, and it should be looked at again.
+    /// A VM. `is_new`: it was not known before. `is_moving`: another scan is needed.
     Vm { is_new: bool, is_moving: bool },
-    /// No VM.
+    /// Not a VM.
     Nothing,
 }
 
@@ -106,7 +107,7 @@ impl TrackedProcesses {
         }
     }
 
-    /// The ids of all processes that are there.
+    /// The ids of all processes.
     pub(super) fn processes(&self) -> std::io::Result<Vec<u32>> {
         process::pids(&self.roots.proc)
     }
@@ -126,7 +127,8 @@ impl TrackedProcesses {
         self.known.keys().copied().collect()
     }
 
-    /// The facts since the last call. They end with a fence if a VM is gone: its record is freed when the fence comes back.
+    /// Returns the facts since the last call. They end with a fence if a VM has ended: its record is freed when the fence
+    /// comes back.
     pub(super) fn take_facts(&mut self) -> Vec<Fact> {
         let mut facts = std::mem::take(&mut self.facts);
         if self.retired.iter().any(|(fence, _)| *fence > self.fences) {
@@ -136,7 +138,7 @@ impl TrackedProcesses {
         facts
     }
 
-    /// The VMs that an earlier agent counted and that are gone.
+    /// Retires the VMs that an earlier agent counted and that have ended.
     pub(super) fn retire_unknown(&mut self) {
         let Some(tracker) = &self.tracker else { return };
         for (slot, pid) in tracker.tracked_vms() {
@@ -146,7 +148,7 @@ impl TrackedProcesses {
         }
     }
 
-    /// Frees the records of VMs that no view shows any more: this fence has come back.
+    /// Frees the records of VMs to which no view refers: the fence `reached` has come back.
     pub(super) fn untrack_retired(&mut self, reached: u64) {
         for (_, slot) in self.retired.extract_if(.., |(fence, _)| *fence <= reached) {
             if let Some(tracker) = &self.tracker {
@@ -155,7 +157,7 @@ impl TrackedProcesses {
         }
     }
 
-    /// The last thread of a process has begun to exit. `killed`: because of a signal.
+    /// Handles that the last thread of a process has begun to exit. `killed` = because of a signal.
     pub(super) fn begin_end(&mut self, pid: u32, killed: bool) {
         if let Some(known) = self.known.get_mut(&pid)
             && !std::mem::replace(&mut known.ending, true)
@@ -164,7 +166,7 @@ impl TrackedProcesses {
         }
     }
 
-    /// A process has ended.
+    /// Handles the end of a process.
     pub(super) fn end(&mut self, pid: u32) {
         let Some(gone) = self.known.remove(&pid) else { return };
         self.closed.retain(|_, (of, _)| *of != pid);
@@ -176,36 +178,37 @@ impl TrackedProcesses {
         self.retired.extend(gone.vm.slot.map(|slot| (self.fences + 1, slot)));
     }
 
-    /// Looks at a process and counts all that it has.
+    /// Scans a process, and registers its threads for counting if it is a VM.
     pub(super) fn scan(&mut self, pid: u32) -> ScanOutcome {
         if self.known.get(&pid).is_some_and(|known| known.ending) {
             return ScanOutcome::KNOWN;
         }
-        // Before the look: what comes after it is an event again.
+        // Before the scan: the kernel reports later threads by events again.
         let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
         let settled = self.known.get(&pid).filter(|known| known.is_settled);
-        let told = settled.map(|known| (known.vm.start_ticks, &known.described));
+        let description = settled.map(|known| (known.vm.start_ticks, &known.described));
         let files = self.known.get(&pid).map_or(&[][..], |known| &known.vm.files);
-        let loose = slot_before.zip(self.tracker.as_ref());
-        let loose = loose.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
-        let scan = match scan::scan_process(&self.roots, pid, told, files) {
+        let unassigned = slot_before.zip(self.tracker.as_ref());
+        let unassigned =
+            unassigned.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
+        let scan = match scan::scan_process(&self.roots, pid, description, files) {
             Ok(Some(scan)) => scan,
             Ok(None) => {
                 self.end(pid);
                 return ScanOutcome::Nothing;
             }
             Err(error) if !self.known.contains_key(&pid) => {
-                debug!(pid, "not looked at: {error}");
+                debug!(pid, "not scanned: {error}");
                 return ScanOutcome::Nothing;
             }
-            // A lack of descriptors or memory is no end of a VM.
+            // The VM may still run: descriptors or memory may have run out.
             Err(error) => {
-                warn!(pid, "Cannot look at a VM: {error}; it stays as it is known");
+                warn!(pid, "Cannot scan a VM: {error}; its last known state is kept");
                 return ScanOutcome::Vm { is_new: false, is_moving: true };
             }
         };
         if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.vm.start_ticks) {
-            // Another process with the same id. What the old one used must not become the new one's.
+            // Another process with the same id, which must not inherit the old one's records.
             self.end(pid);
             self.untrack_retired(u64::MAX);
             return self.scan(pid);
@@ -213,7 +216,7 @@ impl TrackedProcesses {
         let is_new = !self.known.contains_key(&pid);
         if is_new {
             let Some(pidfd) = open_pidfd(pid) else { return ScanOutcome::Nothing };
-            // What another process with this id has used must not become this one's.
+            // The records of an earlier process with this id must not be inherited.
             self.untrack_retired(u64::MAX);
             let tracked = TrackedProcess {
                 vm: scan.vm.clone(),
@@ -221,26 +224,26 @@ impl TrackedProcesses {
                 found: Instant::now(),
                 is_settled: false,
                 ending: false,
-                reported: false,
+                has_warned: false,
                 headers: Vec::new(),
-                asked: Vec::new(),
-                is_asked: false,
-                backoff: Backoff::new(FIRST_PAUSE, Instant::now()),
+                scanned: Vec::new(),
+                is_scanning: false,
+                backoff: Backoff::new(FIRST_RETRY, Instant::now()),
                 pidfd,
             };
             self.known.insert(pid, tracked);
         }
         let slot = slot_before.or_else(|| self.track_vm(pid));
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
-        let waits = slot.is_some_and(|slot| self.forget_closed(slot, &scan.vm, &loose));
+        let waits = slot.is_some_and(|slot| self.free_closed(slot, &scan.vm, &unassigned));
         let Scan { mut vm, vcpus, described, .. } = scan;
         vm.slot = slot;
         vm.vcpus =
             vcpus.iter().map(|(tid, &id)| Vcpu { id, slot: slots.get(tid).copied() }).collect();
         vm.vcpus.sort_by_key(|vcpu| vcpu.id);
-        // A process may have two VMs, each with a vCPU 0.
+        // A process may run two VMs, each with a vCPU 0.
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
-        let waits = self.ask_for_headers(&vm, !loose.is_empty()) || waits;
+        let waits = self.scan_headers(&vm, !unassigned.is_empty()) || waits;
         let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
         vm.note_headers(&known.headers);
         if is_new {
@@ -256,22 +259,27 @@ impl TrackedProcesses {
         ScanOutcome::Vm { is_new, is_moving: is_moving || waits }
     }
 
-    /// Forgets images of which it was not known before the look what they are, and that are not open in it: a VMM makes an
-    /// image, closes it and opens it anew, so not at once. Whether it is to be looked at again for that.
-    fn forget_closed(&mut self, slot: VmSlot, vm: &VmProcess, loose: &[ImageRecordInfo]) -> bool {
+    /// Frees unassigned image records whose file is closed, after a grace period: a VMM creates an image, closes it and
+    /// reopens it. Returns whether another scan is needed.
+    fn free_closed(
+        &mut self,
+        slot: VmSlot,
+        vm: &VmProcess,
+        unassigned: &[ImageRecordInfo],
+    ) -> bool {
         let Some(tracker) = &self.tracker else { return false };
-        if loose.len() > LOOSE {
+        if unassigned.len() > MAX_UNASSIGNED {
             tracker.limit_images(slot);
         }
         let is_open =
             |image: &ImageRecordInfo| vm.files.iter().any(|file| file.key(slot) == image.key);
         let closed: Vec<_> =
-            loose.iter().filter(|image| !is_open(image)).map(|image| image.slot).collect();
+            unassigned.iter().filter(|image| !is_open(image)).map(|image| image.slot).collect();
         let now = Instant::now();
         self.closed.retain(|image, (of, _)| *of != vm.pid || closed.contains(image));
         for image in closed {
             let (_, since) = self.closed.entry(image).or_insert((vm.pid, now));
-            if since.elapsed() > CLOSED {
+            if since.elapsed() > CLOSED_GRACE {
                 tracker.free_image(image);
                 self.closed.remove(&image);
             }
@@ -279,64 +287,64 @@ impl TrackedProcesses {
         self.closed.values().any(|(of, _)| *of == vm.pid)
     }
 
-    /// Asks on which files a VM's images are based, where only they tell: a disk is given without that, or the VM does
-    /// I/O on a file of which it is not known what it is. Whether it is to be looked at again for that.
-    fn ask_for_headers(&mut self, vm: &VmProcess, is_unassigned: bool) -> bool {
+    /// Starts a header scan if the backing chain of a disk is known from its images only, or if the VM does I/O on an
+    /// unassigned image. Returns whether another scan of the process is needed.
+    fn scan_headers(&mut self, vm: &VmProcess, is_unassigned: bool) -> bool {
         let Some(known) = self.known.get_mut(&vm.pid) else { return false };
         if !is_unassigned && !vm.devices.disks.iter().any(|disk| disk.chain_is_in_image) {
             return false;
         }
         let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
-        // Who does not answer is not asked once more.
-        if known.is_asked {
+        // At most one header scan of a process at a time.
+        if known.is_scanning {
             return false;
         }
-        if known.asked != files {
-            known.backoff = Backoff::new(FIRST_PAUSE, Instant::now());
+        if known.scanned != files {
+            known.backoff = Backoff::new(FIRST_RETRY, Instant::now());
         } else if !is_unassigned {
             return false;
         }
         match known.backoff.due() {
             None => return false,
-            // The VMM makes an image first, and says then what it is based on.
+            // The VMM creates an image first, and writes the backing file into its header later.
             Some(due) if due > Instant::now() => return true,
             Some(_) => {}
         }
-        let subject = ScanTarget {
+        let target = ScanTarget {
             proc_root: self.roots.proc.clone(),
             pid: vm.pid,
             start_ticks: vm.start_ticks,
             raw: vm.raw_files().collect(),
         };
-        if self.headers.start_scan(subject) {
+        if self.headers.start_scan(target) {
             self.waiting.insert(vm.pid);
         } else {
-            (known.asked, known.is_asked) = (files, true);
+            (known.scanned, known.is_scanning) = (files, true);
             known.backoff.attempt(Instant::now());
         }
         false
     }
 
-    /// Takes in what headers told. The VMs that are to be looked at now.
-    pub(super) fn take_headers(&mut self, told: HeaderReport) -> BTreeSet<u32> {
-        let mut look = std::mem::take(&mut self.waiting);
-        if let Some(known) = self.known.get_mut(&told.pid)
-            && known.vm.start_ticks == told.start_ticks
+    /// Takes the result of a header scan. Returns the processes to be scanned now.
+    pub(super) fn take_headers(&mut self, report: HeaderReport) -> BTreeSet<u32> {
+        let mut to_scan = std::mem::take(&mut self.waiting);
+        if let Some(known) = self.known.get_mut(&report.pid)
+            && known.vm.start_ticks == report.start_ticks
         {
-            // One that could not be read this time, closed or not, is as it was.
+            // Keeps the known header of an open image that could not be read this time.
             let files = &known.vm.files;
             known.headers.retain(|old| {
                 files.iter().any(|file| file.identity == old.image)
-                    && told.headers.iter().all(|new| new.image != old.image)
+                    && report.headers.iter().all(|new| new.image != old.image)
             });
-            known.headers.extend(told.headers);
-            known.is_asked = false;
-            look.insert(told.pid);
+            known.headers.extend(report.headers);
+            known.is_scanning = false;
+            to_scan.insert(report.pid);
         }
-        look
+        to_scan
     }
 
-    /// What tells the end of a VM that is known.
+    /// The pidfd of a known VM.
     pub(super) fn pidfd(&self, pid: u32) -> Option<BorrowedFd<'_>> {
         self.known.get(&pid).map(|known| known.pidfd.as_fd())
     }
@@ -351,7 +359,7 @@ impl TrackedProcesses {
         }
     }
 
-    /// Counts every thread, and says which slot each has and whether threads came meanwhile.
+    /// Registers every thread. Returns the slots by thread id, and whether threads started meanwhile.
     fn track_threads(
         &mut self,
         pid: u32,
@@ -376,7 +384,7 @@ impl TrackedProcesses {
                     Err(error) => failure = Some(error),
                 }
             }
-            // A thread that an uncounted thread has started meanwhile is no event.
+            // There is no event for a thread that an unregistered thread started meanwhile.
             let known = |tid| scan.threads.iter().chain(&later).any(|thread| thread.tid() == tid);
             match scan.process.threads_except(known) {
                 Ok(more) if !more.is_empty() => later.extend(more),
@@ -387,7 +395,7 @@ impl TrackedProcesses {
             scan.threads.iter().chain(&later).map(|thread| thread as &dyn HeldThread).collect();
         tracker.settle(slot, &all);
         if let (Some(error), Some(known)) = (failure, self.known.get_mut(&pid))
-            && !std::mem::replace(&mut known.reported, true)
+            && !std::mem::replace(&mut known.has_warned, true)
         {
             warn!(vm = known.vm.name, pid, "{error}");
         }
