@@ -1,19 +1,22 @@
-//! kvmeter: VM-MIB (RFC 7666) for KVM hosts, answered from memory that eBPF programs keep.
+//! kvmeter: VM-MIB (RFC 7666) for KVM hosts, answered from memory that eBPF programs write.
 //!
-//! The rooms, in the order in which the data flows; read them in that order:
+//! The rooms, in reading order:
 //!
-//! 1. [`probe`] loads, attaches, pins and adopts the BPF programs; it knows kernels, not VMs.
+//! 1. [`probe`] loads, attaches, pins and adopts the BPF programs. It knows kernels, not VMs.
 //! 2. [`counters`] turns the records that the programs write into numbers.
-//! 3. [`sources`] report facts about VMs: processes, and domains of libvirt.
-//! 4. [`inventory`] makes one set of VMs of the facts, and a new immutable view at each change.
-//! 5. [`counting`] has the VMs' threads and disks counted, as 4 plans.
-//! 6. [`values`] are the numbers of a VM: what each is, and why it is absent.
-//! 7. [`mib`] answers get, get-next and SET over tables of modules, of which VM-MIB is one.
-//! 8. [`agentx`] speaks RFC 2741 with the SNMP master; it knows [`agentx::Objects`], not the MIB.
+//! 3. [`counting`] assigns records to VMs, threads and images, and chooses the hooks to attach.
+//! 4. [`worker`] contains what every thread that reports facts needs.
+//! 5. [`sources`] report facts about VMs: processes, and domains of libvirt.
+//! 6. [`inventory`] merges the facts into one immutable view, replaced at each change, and plans the counting.
+//! 7. [`values`] returns each number of a VM, or why it is absent.
+//! 8. [`mib`] answers get, get-next and SET over the tables of its modules, VM-MIB among them.
+//! 9. [`agentx`] speaks RFC 2741 with the SNMP master. It knows [`agentx::Objects`], not the MIB.
+//! 10. [`notify`] turns changes into notifications, which `agentx` sends.
+//! 11. [`status`] serves the report of `kvmeter status`.
+//! 12. [`check`] examines the host before the first start.
+//! 13. [`run`](mod@run) connects the rooms by threads and channels.
 //!
-//! [`notify`] makes notifications of changes in 4, and 8 sends them. [`run`](mod@run) puts the rooms together. [`snmp`] holds the
-//! types that 7 and 8 share, [`histogram`] the quantiles that 2 and 8 give out; both import nothing of the rooms. [`worker`] is
-//! what the threads of 3 and 5 share.
+//! [`snmp`] (types) and [`histogram`] (quantiles) are shared by several rooms and import none.
 //!
 //! `docs/architecture.md` has the invariants, the threads, and the way of a number and of an event.
 

@@ -17,7 +17,7 @@ use xtask::lab::Snmpd;
 
 const SUBTREE: &str = "1.3.6.1.2.1.236";
 
-/// One of net-snmp's tools with names relative to the subtree, written as numbers. Its lines, or its complaint.
+/// Runs one of net-snmp's tools with numeric names relative to the subtree. Returns its lines, or its error message.
 fn snmp(tool: &str, port: u16, community: &str, arguments: &[&str]) -> Result<Vec<String>, String> {
     let absolute = |argument: &&str| match argument.strip_prefix('+') {
         Some(suffix) => format!("{SUBTREE}.{suffix}"),
@@ -39,7 +39,7 @@ fn snmp(tool: &str, port: u16, community: &str, arguments: &[&str]) -> Result<Ve
         .collect())
 }
 
-/// Asks until the answer is there. Each attempt waits for snmpd, so that this is no busy loop.
+/// Repeats a get until it is answered. Each attempt waits for snmpd, so this is not a busy loop.
 fn wait_for(port: u16, name: &str, limit: Duration) -> Duration {
     let start = Instant::now();
     loop {

@@ -23,7 +23,7 @@ use kvmeter::{
 use kvmeter_common::LAYOUT;
 use xtask::lab::{PATIENCE, wait_until};
 
-/// A thread of this process, which outlives the test that names it.
+/// A thread of this process, which outlives the test.
 struct OwnThread(u32);
 
 impl OwnThread {
@@ -64,7 +64,7 @@ fn start(pins: &PinDir) -> (Arc<Records>, Registration<Arc<Records>>, Probe) {
     (Arc::clone(&records), Registration::adopt(records), probe)
 }
 
-/// A thread that burns CPU while `busy` is set and waits on a channel else.
+/// A thread that burns CPU while `busy` is set, and waits on a channel otherwise.
 struct Burner {
     tid: u32,
     busy: Arc<AtomicBool>,
@@ -94,7 +94,7 @@ impl Burner {
         self.wake.send(()).unwrap();
     }
 
-    /// Ends the burning and waits until the thread sleeps.
+    /// Stops the burning and waits until the thread sleeps.
     fn rest(&self) {
         self.busy.store(false, Ordering::Relaxed);
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -128,11 +128,11 @@ fn a_thread_at_rest_shows_exactly_what_the_kernel_shows() {
         while Instant::now() < until {
             records.vcpu_time_ns(slot);
         }
-        // Time that a hypervisor below or an interrupt took is given out as the thread's until its next switch;
-        // what it runs without being read makes up for that.
+        // Time taken by an outer hypervisor or by interrupts counts as the thread's until its next switch; running
+        // without being read makes up for that.
         thread::sleep(Duration::from_millis(2));
         burner.rest();
-        // A thread is said to sleep shortly before it leaves its CPU.
+        // The kernel reports a thread as sleeping shortly before it leaves its CPU.
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let kernel = held.schedstat().unwrap();
@@ -153,7 +153,7 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
     let pins = PinDir::new();
     let (records, registration, _probe) = start(&pins);
     let burner = Burner::start();
-    // It runs already when it is registered: only a visit to its CPU tells since when.
+    // It already runs when it is registered: its CPU time is known only after a switch on its CPU.
     burner.burn();
     let held = OwnThread(burner.tid);
     let vm = registration.track_vm(std::process::id()).unwrap();
@@ -163,10 +163,10 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let (start, before) = (Instant::now(), records.thread(slot).unwrap());
-        // Asleep, for a reader that ran would leave no CPU to whatever else wants one.
+        // Sleeps, because a running reader would take the CPU from other work.
         thread::sleep(Duration::from_millis(100));
         let (elapsed, after) = (start.elapsed(), records.thread(slot).unwrap());
-        // Only a stretch without a switch says something; on a loaded machine it takes some tries.
+        // Only a stretch without a switch is conclusive; on a loaded machine that takes some attempts.
         if before.switches_in == after.switches_in && before.preemptions == after.preemptions {
             let grown = Duration::from_nanos(after.run_ns.unwrap() - before.run_ns.unwrap());
             assert!(
@@ -225,7 +225,7 @@ fn no_counter_goes_back_while_threads_migrate() {
         }
     });
     burner.rest();
-    // What was given out is at most the kernel's lag at a switch ahead of the truth.
+    // The largest value returned is ahead of the exact one by at most the kernel's lag at a switch.
     let (ours, kernel) = (records.vcpu_time_ns(slot).unwrap(), held.schedstat().unwrap().run_ns);
     assert!(ours.abs_diff(kernel) < 100_000, "ours {ours}, the kernel's {kernel}");
     burner.end();
@@ -243,7 +243,7 @@ fn a_new_probe_adopts_what_an_old_one_counted() {
         let vm = registration.track_vm(std::process::id()).unwrap();
         (vm, registration.track_thread(vm, &held, Some(3)).unwrap())
     };
-    // Nobody has the maps open now but the kernel.
+    // Only the pins hold the maps now.
     burner.burn();
     thread::yield_now();
     burner.rest();

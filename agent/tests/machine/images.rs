@@ -1,4 +1,4 @@
-//! The I/O of images against what was asked for, with this very process as the VM.
+//! Compares the counted I/O of images with the requests made, with this process as the VM.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -21,18 +21,18 @@ use kvmeter_common::Layer;
 use rustix::fs::OFlags;
 use xtask::lab::{LoopDevice, PATIENCE, wait_until};
 
-/// A number of reads and of writes, with their octets.
+/// Reads, bytes read, writes, bytes written.
 fn numbers(io: DiskIo) -> [u64; 4] {
     [io.reads, io.read_octets, io.writes, io.write_octets]
 }
 
-/// On a host with other work, the caller's own clock has that in it, too: so often it is tried without.
+/// Attempts to measure latencies: on a host with other work, the caller's own clock includes that work.
 const TRIES: usize = 40;
 
-/// What takes long to read beside the way into the kernel and back.
+/// Pages of a request that takes long compared with entering and leaving the kernel.
 const PAGES: usize = 128;
 
-/// Octets at an address that `O_DIRECT` takes.
+/// A buffer that is aligned for `O_DIRECT`.
 #[repr(align(4096))]
 struct Page([u8; 65_536]);
 
@@ -59,7 +59,7 @@ fn exercise(file: &File, page: &mut Page) {
 
 const EXERCISED: [u64; 4] = [3, 77_824, 2, 20_480];
 
-/// This process, with the image counted by this method alone; nothing where the kernel does not have it.
+/// Counts this process's I/O on the image by this method alone; `None` = the kernel does not support it.
 fn counted_by(method: Method, path: &Path) -> Option<Counted> {
     let counted = Counted::by(&[method]);
     counted.probe.image_hooks.availability(method).ok()?;
@@ -77,7 +77,7 @@ fn files_past_the_page_cache_are_counted_in_each_way() {
         let mut page = Box::new(Page([7; 65_536]));
         exercise(&file, &mut page);
         assert_eq!(numbers(counted.io(&path)), EXERCISED, "{method:?}");
-        // Behind the end of the file there is nothing to read.
+        // Reads beyond the end of the file return nothing.
         assert_eq!(file.read_at(&mut page.0[..4096], 1 << 20).unwrap(), 0);
         file.sync_all().unwrap();
         assert_eq!(numbers(counted.io(&path))[2..], EXERCISED[2..], "{method:?}");
@@ -111,7 +111,7 @@ fn files_in_the_page_cache_are_counted_at_the_functions_of_their_calls() {
     assert!(File::open(&path).unwrap().write_at(&[0], 0).is_err());
     let [_, writes] = counted.records.image_requests(&counted.slots(&path));
     assert_eq!((writes.errors, counted.io(&path).writes), (1, EXERCISED[2]));
-    // The first request on another file is seen, too.
+    // The first request on another file is counted, too.
     let (other, file) = {
         let path = dir.path().join("other");
         (path.clone(), OpenOptions::new().create_new(true).write(true).open(&path).unwrap())
@@ -129,14 +129,14 @@ fn files_in_the_page_cache_are_counted_by_their_calls() {
     let mut page = Box::new(Page([7; 65_536]));
     exercise(&file, &mut page);
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
-    // One without a record is a file of the VM, and no image of it as long as it is read without a position.
+    // A file that is read without a position is not taken for an image.
     let other = dir.path().join("other");
     std::fs::write(&other, b"log").unwrap();
     assert_eq!(counted.slots(&other), []);
     std::fs::read(&path).unwrap();
     let now = counted.io(&path);
     assert!(now.reads > EXERCISED[0] && now.read_octets == EXERCISED[1] + (1 << 20));
-    // What fails is an error and nothing else.
+    // A failed request counts as an error only.
     let read_only = File::open(&path).unwrap();
     assert!(read_only.write_at(&[0], 0).is_err());
     assert_eq!(counted.io(&path).writes, EXERCISED[2]);
@@ -153,7 +153,7 @@ fn files_in_the_page_cache_are_counted_by_their_calls() {
 #[test]
 fn what_others_see_does_not_pass_the_test_of_programs_at_functions() {
     require!("ebpf");
-    // Which of them pass is printed.
+    // Prints which methods pass.
     let counted = Counted::by(&[Method::Vfs, Method::Aio, Method::Syscall, Method::IoUring]);
     assert_eq!(counted.records.image_records(), []);
     drop(counted);
@@ -176,7 +176,7 @@ fn block_devices_are_counted_where_the_agent_says_so() {
     exercise(&file, &mut page);
     assert_eq!(counted.slots(device.path()), []);
     counted.records.claim_image(counted.key(device.path()), Layer::Block).unwrap();
-    // The end of a request that was not seen is known when the next begins.
+    // A missed completion is noticed when the next request begins.
     let counts = |times: u64| {
         exercise(&file, &mut page);
         file.sync_all().unwrap();
@@ -184,7 +184,7 @@ fn block_devices_are_counted_where_the_agent_says_so() {
         (now == EXERCISED.map(|number| number * times)).then_some(now)
     };
     (1..100).find_map(counts).unwrap();
-    // Nothing is counted without its hooks, once the kernel has let them go; and the next record begins anew.
+    // Nothing is counted once the kernel has detached the hooks, and a new record starts at 0.
     counted.probe.image_hooks.set_attached(|_| false);
     wait_until(PATIENCE, "the hooks are gone", || {
         let before = numbers(counted.io(device.path()));
@@ -205,7 +205,7 @@ fn hooks_that_were_given_up_can_be_had_again_soon() {
         Method::ALL.into_iter().filter(|method| hooks.availability(*method).is_ok()).collect();
     for _ in 0..3 {
         hooks.set_attached(|_| false);
-        // The kernel lets them go some time later, and refuses them until then.
+        // The kernel detaches them asynchronously, and refuses to attach them again before.
         wait_until(PATIENCE, "they are attached", || {
             hooks.set_attached(|method| works.contains(&method)).then_some(())
         })
@@ -233,7 +233,7 @@ fn what_closed_images_had_is_kept_in_one_of_them() {
     assert_eq!(numbers(before), EXERCISED.map(|number| number * 3));
     let [reads, _] = counted.records.image_requests(&closed);
     counted.records.merge_images(closed[0], &closed[1..]);
-    // Also whoever still reads all three.
+    // A reader that still has all three gets the same sum.
     for slots in [&closed[..], &closed[..1]] {
         assert_eq!(counted.records.image_io(slots), before);
         let [now, _] = counted.records.image_requests(slots);
@@ -245,8 +245,8 @@ fn what_closed_images_had_is_kept_in_one_of_them() {
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
 }
 
-/// Has one large request after the other made of an image. How many were counted, their latencies as the kernel has them
-/// and as this process sees them.
+/// Makes large requests on an image, one after the other. Returns the number counted, and the sums of their latencies in the
+/// kernel and in this process.
 fn latencies(method: Method, path: &Path, flags: OFlags, pages: usize) -> (u64, [Duration; 2]) {
     let counted = counted_by(method, path).unwrap();
     let file = open(path, flags);
@@ -302,8 +302,8 @@ fn latencies_of_block_devices_are_a_little_less() {
     let path = dir.path().join("image");
     std::fs::write(&path, vec![7; 16 << 20]).unwrap();
     let device = LoopDevice::direct(&path).unwrap();
-    // The end of one in an interrupt may not have been seen; and the block layer has a request some microseconds later
-    // than the kernel, and its end sooner than the caller.
+    // A completion in an interrupt may be missed. The block layer sees a request some microseconds after the system call,
+    // and its completion before the caller does.
     let is_near = |(reads, [told, seen]): (u64, [Duration; 2])| {
         assert!(reads >= 60 && told <= seen.mul_f64(1.01), "{reads}, {told:?} of {seen:?}");
         told >= seen.mul_f64(0.85)

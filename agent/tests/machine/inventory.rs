@@ -1,4 +1,4 @@
-//! VMs that come, change and go, as a manager sees it.
+//! VMs that start, change and end, as a manager sees them.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use std::{
 use crate::lab::stage::{Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, VM_CUR_CPU_NUMBER, VM_NUMBER};
 use xtask::lab::{Accelerator, Agent, Qemu, TinyGuest, missing};
 
-/// A VM that starts or ends is seen so soon.
+/// Limit for a VM's start or end to be served.
 const SOON: Duration = Duration::from_millis(200);
 
 #[test]
@@ -25,7 +25,7 @@ fn a_vm_that_starts_or_ends_is_seen_soon() {
         let start = Instant::now();
         let mut guest = TinyGuest::start(&["--vcpus", "2", "--duty", "half"]).unwrap();
         stage.wait_for("the VM is there", VM_NUMBER, &[], |number| number == Some(1));
-        // The process has no UUID, so its index is free again for the next.
+        // The process has no UUID, so its index is not reserved and is assigned to the next VM.
         stage.wait_for("its vCPUs are there", VM_CPU_CORE_TIME, &[1, 2], |time| time.is_some());
         let seen = start.elapsed();
         assert!(seen < SOON, "round {round}: start seen after {seen:?}\n{}", stage.agent.log());
@@ -166,7 +166,7 @@ fn without_btf_vms_are_served_and_only_their_counters_are_absent() {
     stage.wait_for("the VM is gone", VM_NUMBER, &[], |number| number == Some(0));
 }
 
-/// Ends a process that is no child.
+/// Kills a process that is not a child when dropped.
 struct Kill(i32);
 
 impl Drop for Kill {
@@ -177,7 +177,7 @@ impl Drop for Kill {
     }
 }
 
-/// Voluntary context switches of the agent's threads: how often it woke up and went to sleep again.
+/// Voluntary context switches of the agent's threads: the number of wake-ups.
 fn wake_ups(agent: &Agent) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{}/task", agent.child().unwrap().pid())).unwrap();
     tasks
@@ -190,7 +190,7 @@ fn wake_ups(agent: &Agent) -> u64 {
         .sum()
 }
 
-/// How long the agent is watched; `KVMETER_IDLE_S` sets the seconds.
+/// Length of the measurement; `KVMETER_IDLE_S` sets it in seconds.
 fn idle() -> Duration {
     let seconds = env::var("KVMETER_IDLE_S").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(15))
@@ -202,13 +202,13 @@ fn an_idle_agent_sleeps() {
     let stage = Stage::new();
     let guest = TinyGuest::start(&["--vcpus", "2", "--duty", "idle"]).unwrap();
     stage.wait_for_vm(guest.pid(), 2);
-    // The last look at a VM that is new comes after 2 s; threads that answered the status end after 10 s.
+    // The last scan of a new VM is after 2 s; threads that answered a status request end after 10 s.
     thread::sleep(Duration::from_secs(13));
     let before = wake_ups(&stage.agent);
     thread::sleep(idle());
     let woken = wake_ups(&stage.agent) - before;
     println!("woken {woken} times in {:?}", idle());
-    // One ping a minute, asked and answered.
+    // One Ping a minute, with its response.
     let pings = 2 * (idle().as_secs() / 60 + 1);
     assert!(woken <= pings, "woken {woken} times in {:?}\n{}", idle(), stage.agent.log());
 }

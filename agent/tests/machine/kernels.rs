@@ -1,5 +1,5 @@
-//! What counts here counts on other kernels, too: those of Debian 12, the older of which has no event of direct I/O. Both
-//! take programs at functions of the kernel.
+//! Runs the counting tests on the kernels of Debian 12. The older one has no tracepoints of direct I/O in iomap; both
+//! support fentry programs.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,17 +15,17 @@ use xtask::{
     lab::{DebianKernel, Initramfs},
 };
 
-/// Modules of this program whose tests need nothing but a kernel's hooks.
+/// Modules of this program whose tests need only a kernel's hooks.
 const TESTS: [&str; 3] = ["counters", "images", "requests"];
 
-/// Without those that want a CPU to themselves: one of these may be taken away for milliseconds.
+/// Options of the test program. The skipped tests need a CPU of their own; a vCPU may be preempted for milliseconds.
 const OPTIONS: &str = "--test-threads=1 --nocapture --skip readers_clock --skip at_rest_shows \
     --skip latencies";
 
-/// A guest that QEMU runs without KVM is some ten times slower than its host.
+/// Limit for the tests in a guest: without KVM, QEMU is some ten times slower than its host.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// A disk with an ext4 in it.
+/// A disk image with an ext4 filesystem.
 fn disk(dir: &Path) -> PathBuf {
     let path = dir.join("disk");
     fs::File::create(&path).unwrap().set_len(256 << 20).unwrap();
@@ -39,7 +39,7 @@ fn disk(dir: &Path) -> PathBuf {
 fn the_programs_count_on_other_kernels() {
     require!("ebpf", "qemu", "kernels", "fio");
     let program = env::current_exe().unwrap();
-    // Each has a CPU of the host for itself, if that has two.
+    // The guests run in parallel, each on a CPU of the host if there are two.
     std::thread::scope(|scope| {
         for kernel in DebianKernel::all() {
             let program = &program;
@@ -64,7 +64,7 @@ fn test_on(kernel: &DebianKernel, program: &Path) {
     }
     let packed = files.pack(&script).unwrap();
     let said = kernel.run(&packed, Some(&disk(dir.path())), LIMIT).unwrap();
-    // Indented: to whoever counts results, these are no tests of this machine.
+    // Indented, so that the results are not counted as tests of this machine.
     let said = said.replace('\n', "\n    ");
     let release = &kernel.release;
     for test in TESTS {

@@ -1,5 +1,4 @@
-//! What remains of the domains of a real libvirtd, private to this test, when the daemon or a domain hangs or
-//! goes away.
+//! What is served about the domains of a private libvirtd while the daemon or a domain hangs or is gone.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ const MEDIA_TYPE: &[u32] = &[7, 1, 8];
 const READ_IOS: &[u32] = &[7, 1, 13];
 const VM_NETWORK_PARENT: &[u32] = &[8, 1, 3];
 
-/// libvirt is back, or its change is there.
+/// Limit for the agent to reconnect, or to serve a change.
 const SOON: Duration = Duration::from_secs(2);
 
 #[test]
@@ -57,7 +56,7 @@ fn a_libvirt_that_hangs_or_goes_away_costs_no_counter() {
     counts_on(&mut host);
     assert_eq!(host.index(&uuid(3)), index);
 
-    // Without the agent, too, the index stays; and the VM is found with its counters.
+    // The index and the counters survive a restart of the agent, too.
     let before = host.stage.number(VM_CPU_TIME, &[index]).unwrap();
     host.stage.agent.end().unwrap();
     host.stage.agent.start().unwrap();
@@ -77,7 +76,7 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     host.libvirtd.define(&domain("stuck", 4, "<vcpu>1</vcpu>", &disk)).unwrap();
     host.libvirtd.virsh(&["start", &uuid(4)]).unwrap();
     let stuck = host.index(&uuid(4));
-    // Asked together with the one that will hang, each time.
+    // Polled together with the domain that will hang.
     let image = host.image("fine.img", &["-f", "raw"], "4M");
     let fine =
         libvirt::disk("file", "disk", "raw", &format!("<source file='{image}'/>"), "vda", "");
@@ -88,7 +87,7 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     host.stage.wait_for("its I/O is counted", READ_IOS, &[stuck, 1], |reads| reads.is_some());
     let qemu = Pid::from_raw(host.libvirtd.pid("stuck").unwrap().cast_signed()).unwrap();
     kill_process(qemu, Signal::STOP).unwrap();
-    // A change of which libvirt tells, after which the sizes of the disks are asked for.
+    // A change with an event of libvirt, after which the disk sizes are refreshed.
     host.libvirtd.virsh(&["desc", &uuid(4), "--live", "--new-desc", "it hangs"]).unwrap();
     wait_until(PATIENCE, "a question for its disks waits", || {
         let control = host.libvirtd.virsh(&["domcontrol", &uuid(4)]).unwrap();
@@ -96,7 +95,7 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     })
     .unwrap();
 
-    // Meanwhile all is as ever: the disks and changes of others, and its own counters.
+    // Meanwhile the disks and changes of other domains, and the hung domain's own counters, are served as before.
     let before = host.stage.number(READ_IOS, &[fine, 1]);
     let request = "qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend \"aio_read 0 4k\"";
     host.libvirtd.virsh(&["qemu-monitor-command", &uuid(8), "--hmp", request]).unwrap();
@@ -112,7 +111,7 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     assert!(host.stage.number(VM_CPU_TIME, &[stuck]) > Some(0));
     host.wait_for_state(stuck, OperState::Running);
 
-    // Also for an agent that knows nothing of it yet.
+    // Also for an agent that starts now.
     let before = host.stage.number(READ_IOS, &[stuck, 1]);
     host.stage.agent.end().unwrap();
     host.stage.agent.start().unwrap();
@@ -128,7 +127,7 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
 }
 
 #[test]
-fn what_libvirt_tells_no_event_of_is_seen_in_its_files() {
+fn a_change_without_an_event_of_libvirt_is_seen_in_its_files() {
     require!("ebpf", "snmpd", "qemu", "libvirt");
     let mut host = Host::with_its_files();
     host.libvirtd.define(&domain("boots", 6, "<vcpu current='1'>3</vcpu>", "")).unwrap();
@@ -193,7 +192,7 @@ fn what_is_plugged_in_and_out_leaves_the_indexes_of_others() {
     change(&host, &["attach-device", &nic_file, "--live"]);
     host.stage.wait_for("the interface", VM_NETWORK_PARENT, &[vm, 2], there);
 
-    // Nobody in this guest answers a request to give a device back; it is QEMU that takes it away.
+    // This guest has no driver that would release a device, so QEMU removes it without the guest.
     change(&host, &["detach-disk", "vdb", "--config"]);
     change(&host, &["destroy"]);
     host.wait_for_state(vm, OperState::Shutdown);

@@ -1,5 +1,5 @@
-//! The life of real domains of libvirt as a manager is told of it: every way that net-snmp can send, each change
-//! once, in order, with the state before it.
+//! Notifications about real libvirt domains, in every way that net-snmp can send them: each change once, in order, with
+//! the state before it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ use std::io::Read as _;
 use crate::lab::{
     libvirt::{domain, uuid},
     stage::Stage,
-    traps::{told, wait_for},
+    traps::{notifications, wait_for},
 };
 use kvmeter::inventory::{
     OperState::{
@@ -22,11 +22,11 @@ use xtask::lab::{Libvirtd, PATIENCE, Snmptrapd, Way, wait_until};
 
 const PER_VM: &str = "[notifications]\nper_vm = true\n";
 
-/// Two agents on one host, of which each is to see only its own libvirt's domains.
+/// Configuration of two agents on one host, which must each see the domains of its own libvirt only.
 const ONLY_DOMAINS: &str = "procfs = false\n[notifications]\nper_vm = true\n";
 
 /// A host with one libvirt, its agent and manager.
-struct Told {
+struct Host {
     stage: Stage,
     snmptrapd: Snmptrapd,
     libvirtd: Libvirtd,
@@ -34,7 +34,7 @@ struct Told {
     _dir: tempfile::TempDir,
 }
 
-impl Told {
+impl Host {
     fn new(host: &str, ways: &[Way], config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let libvirtd = Libvirtd::start_as(dir.path(), host).unwrap();
@@ -52,16 +52,16 @@ impl Told {
         let uuid = uuid(number);
         arguments.insert(1, &uuid);
         self.libvirtd.virsh(&arguments).unwrap_or_else(|error| {
-            let told = told(&self.snmptrapd.received(self.ways[0]));
-            panic!("{error}\n{}\n{}", told.join("\n"), self.stage.agent.log());
+            let received = notifications(&self.snmptrapd.received(self.ways[0]));
+            panic!("{error}\n{}\n{}", received.join("\n"), self.stage.agent.log());
         });
     }
 
-    /// Lets the guest write to a port, until that has led to this state. Its firmware may have to come first.
+    /// Makes the guest write to a port, repeatedly until the domain is in this state: its firmware may have to run first.
     fn guest_writes(&self, number: u32, port: &str, state: &str) {
         let (uuid, command) = (uuid(number), format!("o {port}"));
         wait_until(PATIENCE, "what the guest writes has its effect", || {
-            // Where it has, there is nobody to be asked any more.
+            // Fails if the previous write has ended the domain.
             let _ = self.libvirtd.virsh(&["qemu-monitor-command", &uuid, "--hmp", &command]);
             let said = self.libvirtd.virsh(&["domstate", &uuid, "--reason"]).unwrap();
             said.starts_with(state).then_some(())
@@ -69,18 +69,18 @@ impl Told {
         .unwrap();
     }
 
-    /// Each way has told exactly this, in this order.
+    /// Asserts that each way delivered exactly these notifications, in this order.
     fn expect(&self, expected: &[String]) {
         for &way in &self.ways {
             let received = wait_for(&self.snmptrapd, way, expected.len(), &self.stage);
-            assert_eq!(told(&received), expected, "{way:?}");
+            assert_eq!(notifications(&received), expected, "{way:?}");
         }
     }
 
-    /// The first notification of this kind after so many, the first way.
+    /// Waits for a notification of this kind after the first `count` ones, on the first way.
     fn last_after(&self, count: usize, kind: &str) -> String {
-        wait_until(PATIENCE, "the change is told", || {
-            let all = told(&self.snmptrapd.received(self.ways[0]));
+        wait_until(PATIENCE, "the change is reported", || {
+            let all = notifications(&self.snmptrapd.received(self.ways[0]));
             all.into_iter().skip(count).find(|line| line.starts_with(kind))
         })
         .unwrap_or_else(|error| panic!("{error}\n{}", self.stage.agent.log()))
@@ -93,7 +93,7 @@ impl Told {
     }
 }
 
-/// A notification of one VM: its number, and the state before.
+/// The expected notification of one VM, with its number and the state before.
 fn one(number: u32, name: &str, index: u32, uuid_of: u32, before: OperState) -> String {
     let digits = uuid(uuid_of).replace('-', "").to_uppercase();
     let octets: Vec<&str> = (0..16).map(|at| &digits[2 * at..2 * at + 2]).collect();
@@ -108,14 +108,14 @@ fn one(number: u32, name: &str, index: u32, uuid_of: u32, before: OperState) -> 
 #[test]
 fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let host = Told::new("here", &Way::ALL, PER_VM);
+    let host = Host::new("here", &Way::ALL, PER_VM);
     let mut expected = Vec::new();
-    // A change is made when the one before has been told: what a manager sees is then what was done.
+    // Each change waits for the notification of the previous one, so that no change is merged.
     let mut then = |steps: &[(u32, OperState)], act: &dyn Fn()| {
         act();
         let mut steps = steps.to_vec();
         if let [(2, before), (3, Shuttingdown)] = steps[..] {
-            // Of a QEMU that is told to end, libvirt does not always hear that it does.
+            // For a destroyed QEMU, libvirt does not always send the shutdown event.
             let last = host.last_after(expected.len(), "3: ");
             if last == one(3, "life", 1, 1, before) {
                 steps = vec![(3, before)];
@@ -132,15 +132,15 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
     then(&[(1, Paused)], &|| host.virsh("resume", 1));
     then(&[(5, Running), (6, Suspending)], &|| host.virsh("managedsave", 1));
     then(&[(7, Suspended), (1, Resuming)], &|| host.virsh("start", 1));
-    // The guest switches itself off, by the port of the chip set (PM1a_CNT, SLP_EN).
+    // The guest powers off through a port of the chip set (PM1a_CNT, SLP_EN).
     then(&[(2, Running), (3, Shuttingdown)], &|| {
         host.guest_writes(1, "/w 0x604 0x2000", "shut off")
     });
     then(&[(1, Shutdown)], &|| host.virsh("start", 1));
-    // QEMU is told to end, and libvirt tells of that.
+    // QEMU quits on command, and libvirt sends an event.
     then(&[(2, Running), (3, Shuttingdown)], &|| host.virsh("destroy", 1));
     then(&[(1, Shutdown)], &|| host.virsh("start", 1));
-    // The guest panics, by the port of the panic device, and stays as it is.
+    // The guest panics through the port of the panic device, and is kept.
     then(&[(9, Running)], &|| host.guest_writes(1, "/b 0x505 1", "crashed"));
     then(&[(2, Crashed), (3, Shuttingdown)], &|| host.virsh("destroy", 1));
     then(&[(1, Shutdown)], &|| host.virsh("start", 1));
@@ -149,7 +149,7 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
         kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     });
     then(&[(1, Crashed)], &|| host.virsh("start", 1));
-    // Off and gone at once: what is transient is deleted by its end.
+    // Shut down and deleted at once: a transient domain is deleted when it ends.
     then(&[], &|| host.virsh("undefine", 1));
     then(&[(2, Running), (3, Shuttingdown)], &|| host.virsh("destroy", 1));
     expected.push(format!(
@@ -163,8 +163,8 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
 #[test]
 fn a_live_migration_is_told_on_both_sides() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let from = Told::new("here", &[Way::Trap], ONLY_DOMAINS);
-    let to = Told::new("there", &[Way::Trap], ONLY_DOMAINS);
+    let from = Host::new("here", &[Way::Trap], ONLY_DOMAINS);
+    let to = Host::new("there", &[Way::Trap], ONLY_DOMAINS);
     from.libvirtd.define(&domain("moves", 2, "<vcpu>1</vcpu>", "")).unwrap();
     from.virsh("start", 2);
     from.wait_for_states(1);
@@ -182,9 +182,9 @@ fn a_live_migration_is_told_on_both_sides() {
 #[test]
 fn a_storm_of_real_domains_is_told_once_each() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    // A process of QEMU each; a machine that has the memory and the time can take more.
+    // One QEMU process each; a machine with more memory and time can run more.
     let domains: u32 = std::env::var("KVMETER_STORM").map_or(12, |number| number.parse().unwrap());
-    let host = Told::new("here", &[Way::Trap], PER_VM);
+    let host = Host::new("here", &[Way::Trap], PER_VM);
     for number in 1..=domains {
         let name = format!("storm{number}");
         host.libvirtd.define(&domain(&name, number, "<vcpu>1</vcpu>", "")).unwrap();
@@ -200,13 +200,13 @@ fn a_storm_of_real_domains_is_told_once_each() {
         }
     });
     let all = wait_until(PATIENCE, "all have ended", || {
-        let all = told(&host.snmptrapd.received(Way::Trap));
+        let all = notifications(&host.snmptrapd.received(Way::Trap));
         let ended = all.iter().filter(|line| line.starts_with("3: ")).count();
         (ended >= domains as usize).then_some(all)
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", host.stage.agent.log()));
     let life = [(1, Shutdown), (4, Running), (1, Paused), (2, Running), (3, Shuttingdown)];
-    // Of a QEMU that is told to end, libvirt does not always hear that it does.
+    // For a destroyed QEMU, libvirt does not always send the shutdown event.
     let unheard = [(1, Shutdown), (4, Running), (1, Paused), (3, Running)];
     for number in 1..=domains {
         let name = format!("storm{number}");
@@ -216,7 +216,7 @@ fn a_storm_of_real_domains_is_told_once_each() {
         let index = index.parse().unwrap();
         let life = if its.len() == unheard.len() { &unheard[..] } else { &life };
         let expected: Vec<_> =
-            life.iter().map(|(told, before)| one(*told, &name, index, number, *before)).collect();
+            life.iter().map(|(kind, before)| one(*kind, &name, index, number, *before)).collect();
         assert_eq!(its, expected.iter().collect::<Vec<_>>());
     }
 }
@@ -224,10 +224,10 @@ fn a_storm_of_real_domains_is_told_once_each() {
 #[test]
 fn a_migration_that_is_given_up_is_told_from_its_beginning_to_its_end() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let from = Told::new("here", &[Way::Trap], ONLY_DOMAINS);
+    let from = Host::new("here", &[Way::Trap], ONLY_DOMAINS);
     let dir = tempfile::tempdir().unwrap();
     let to = Libvirtd::start_as(dir.path(), "there").unwrap();
-    // Memory that takes its time: random octets, 32 MiB of them at 1 MiB a second.
+    // Memory that migrates slowly: 32 MiB of random bytes at 1 MiB per second.
     let image = dir.path().join("random");
     let mut random = std::fs::File::open("/dev/urandom").unwrap().take(32 << 20);
     std::io::copy(&mut random, &mut std::fs::File::create(&image).unwrap()).unwrap();

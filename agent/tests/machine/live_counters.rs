@@ -1,4 +1,4 @@
-//! The counters through the whole way, from a guest on KVM to a manager, against the kernel's own.
+//! Compares the counters that a manager reads about a KVM guest with the kernel's own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,16 +12,16 @@ use crate::lab::stage::{
 };
 use xtask::lab::TinyGuest;
 
-/// How long the agent is away, and the guest runs on.
+/// How long the agent is stopped while the guest runs.
 const ABSENCE: Duration = Duration::from_secs(10);
 
-/// How long the guest runs between two comparisons; `KVMETER_SOAK_S` sets the seconds.
+/// How long the guest runs between two comparisons; `KVMETER_SOAK_S` sets it in seconds.
 fn soak() -> Duration {
     let seconds = env::var("KVMETER_SOAK_S").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(2))
 }
 
-/// With the guest stopped nothing moves, and what is served is what the kernel has, cut to microseconds.
+/// Compares the served values of a stopped guest with the kernel's, truncated to microseconds.
 fn compare(stage: &mut Stage, guest: &TinyGuest, index: u32, when: &str) {
     guest.child.stop().unwrap();
     for (vcpu, &tid) in (1..).zip(guest.tids()) {
@@ -93,7 +93,7 @@ fn two_gets_of_a_running_vcpu_differ_by_the_time_between_them() {
         }
         undisturbed += 1;
         let counted = second.values[0].unwrap() - first.values[0].unwrap();
-        // The counter was read at some moment between question and answer.
+        // The counter was read between request and response.
         let least = second.asked - first.answered;
         let most = second.answered - first.asked;
         let counted = Duration::from_micros(counted);

@@ -1,5 +1,5 @@
-//! Tests of the agent on a real machine: BPF programs, guests, daemons and the tools of SNMP. They run one after the
-//! other: what they use belongs to the whole machine, and many of them measure time.
+//! Tests of the agent on a real machine: BPF programs, guests, daemons and SNMP tools. They run one after the other,
+//! because their hooks are global to the machine and many of them measure time.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! net-snmp's own tools over the whole subtree, with the module that the agent prints.
+//! Reads and sets the whole subtree with net-snmp's tools and the module that the agent prints.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ use crate::lab::stage::Stage;
 use tempfile::TempDir;
 use xtask::lab::{Accelerator, Qemu, TinyGuest, missing};
 
-/// net-snmp's tools with the printed module in place of any that the host may have.
+/// net-snmp's tools with the printed module instead of one on the host.
 struct Manager {
     mibs: TempDir,
 }
@@ -29,7 +29,7 @@ impl Manager {
     }
 }
 
-/// Everything that may be read, but for what moves by itself.
+/// The lines of a walk without the values that change by themselves.
 fn without_what_moves(walk: &str) -> Vec<&str> {
     let moves = ["UpTime", "CpuTime", "CoreTime"];
     walk.lines().filter(|line| !moves.iter().any(|column| line.contains(column))).collect()
@@ -59,7 +59,7 @@ fn a_manager_sees_the_same_whatever_it_asks_with() {
     let ask = |tool, options: &[&str], names: &[&str]| manager.ask(&stage, tool, options, names);
 
     let walk = ask("snmpwalk", &[], &["VM-MIB::vmMIB"]);
-    // net-snmp's tools stop with "OID not increasing", and say "Wrong Type" where the module has another.
+    // net-snmp's tools stop with "OID not increasing", and print "Wrong Type" for a type that differs from the module's.
     assert!(!walk.contains("Wrong Type") && !walk.contains("not increasing"), "{walk}");
     assert!(walk.contains(&format!("VM-MIB::vmNumber.0 = INTEGER: {vms}")), "{walk}");
     assert_eq!(walk.lines().filter(|line| line.contains("vmName.")).count(), vms);
@@ -91,7 +91,7 @@ fn a_manager_sees_the_same_whatever_it_asks_with() {
     let all = names(&numeric);
     assert!(all.len() > 16 * vms);
     for (at, name) in all.iter().enumerate() {
-        // Each can be asked for by itself, and is the next of the one before.
+        // Each name can be read by get, and by get-next of the previous one.
         let got = ask("snmpget", &["-On"], &[name]);
         assert!(got.starts_with(&format!("{name} = ")) && !got.contains("No Such"), "{got}");
         if let Some(following) = all.get(at + 1) {
@@ -107,7 +107,7 @@ fn a_manager_sees_the_same_whatever_it_asks_with() {
     assert_eq!(rows, 12 + 2 * qemu.len(), "{vcpus}");
 }
 
-/// The names of a walk, which must ascend.
+/// The names of a walk. Asserts that they ascend.
 fn names(walk: &str) -> Vec<String> {
     let names: Vec<String> = walk
         .lines()
@@ -142,7 +142,7 @@ fn a_manager_sets_the_two_switches_and_nothing_else() {
     set(&stage, &[BULK, "i", "2"]).unwrap();
     assert_eq!(values(&mut stage), (1, 2));
 
-    // All or nothing: the second of each is refused, and the first does not change.
+    // All or nothing: the second variable of each request is refused, and the first does not change.
     for (arguments, reason) in [
         ([PER_VM, "i", "2", BULK, "i", "3"], "wrongValue"),
         ([PER_VM, "i", "2", BULK, "s", "x"], "wrongType"),
@@ -155,7 +155,7 @@ fn a_manager_sets_the_two_switches_and_nothing_else() {
         assert_eq!(values(&mut stage), (1, 2), "{arguments:?}");
     }
 
-    // What was set ends with the agent.
+    // A value set does not survive a restart of the agent.
     stage.agent.end().unwrap();
     stage.agent.start().unwrap();
     assert_eq!(values(&mut stage), (2, 2));

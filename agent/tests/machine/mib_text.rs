@@ -1,7 +1,7 @@
-//! The printed module against two MIB compilers and against the published module.
+//! Checks the printed module with two MIB compilers and against the published module.
 //!
-//! `imports/` has extracts of the modules that VM-MIB imports, so that the compiler can run on a machine
-//! that has none. The published module is looked for beside the workspace, in `../shared/mibs`.
+//! `imports/` has extracts of the modules that VM-MIB imports, for machines without them. The published module is read from
+//! `../shared/mibs` beside the workspace, if it is there.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -16,20 +16,20 @@ use crate::lab::module::{Module, WALK, bindings};
 use kvmeter::mib;
 
 #[test]
-fn a_mib_compiler_has_nothing_to_say() {
+fn a_mib_compiler_reports_nothing() {
     xtask::require!("smilint");
     let dir = tempfile::tempdir().unwrap();
     let module = dir.path().join("VM-MIB");
     fs::write(&module, mib::text()).unwrap();
     assert_eq!(smilint(dir.path(), &module), "", "smilint -l 3 on the printed module");
 
-    // What the silence is worth: the same module with one name misspelt is refused.
+    // The check is effective: the same module with a misspelt name is refused.
     fs::write(&module, mib::text().replace("SYNTAX       UUIDorZero", "SYNTAX       UUIDorNull"))
         .unwrap();
     assert!(smilint(dir.path(), &module).contains("UUIDorNull"));
 }
 
-/// What smilint says about the module up to severity 3.
+/// smilint's messages about the module up to severity 3.
 fn smilint(dir: &Path, module: &Path) -> String {
     let imports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mib_text/imports");
     let config = dir.join("smi.conf");
@@ -44,7 +44,7 @@ fn smilint(dir: &Path, module: &Path) -> String {
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-/// Also of what use the other compiler is to tests that have a walk checked.
+/// Also checks that this compiler finds wrong values in a walk.
 #[test]
 fn another_compiler_takes_it_and_finds_what_does_not_agree() {
     require!("pysmi");
@@ -108,8 +108,8 @@ fn published() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/mibs/VM-MIB.txt")
 }
 
-/// Each definition of an SMIv2 module as its words, by name. The words of descriptions, of the organisation
-/// and of the contact are left out: they bind nobody.
+/// The words of each definition of an SMIv2 module, by name. Without DESCRIPTION, ORGANIZATION and CONTACT-INFO, which
+/// are not normative.
 fn definitions(module: &str) -> BTreeMap<String, Vec<String>> {
     let words = words(module);
     let body = words.iter().position(|word| word == ";").unwrap() + 1;
@@ -144,7 +144,7 @@ fn end_of_braces(words: &[String], open: usize) -> usize {
     open + words[open..].iter().position(|word| word == "}").unwrap() + 1
 }
 
-/// The words, numbers, strings and signs of a module without its comments.
+/// The tokens of a module, without comments.
 fn words(module: &str) -> Vec<String> {
     const SIGNS: [&str; 12] = ["::=", "..", "{", "}", "(", ")", "[", "]", ",", ";", "|", ":"];
     let mut words: Vec<String> = Vec::new();

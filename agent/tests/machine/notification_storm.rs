@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::traps::told;
+use crate::lab::traps::notifications;
 use kvmeter::{
     agentx::{self, TransportConfig},
     counters::NoCounters,
@@ -28,11 +28,11 @@ const DOMAINS: u32 = 300;
 const THREADS: u32 = 4;
 const WINDOW: Duration = Duration::from_millis(200);
 
-/// Each domain starts, is paused, goes on, and is shut down: the number of the notification, and the state before.
+/// The notifications of each domain, which starts, is paused, resumes and is shut down: number, and state before.
 const LIFE: [(u32, &str); 4] = [(1, "11"), (4, "4"), (1, "8"), (3, "4")];
 
 #[test]
-fn each_change_is_told_once_and_in_bulk_none_is_missing() {
+fn each_change_is_sent_once_and_none_is_missing_in_bulk() {
     require!("snmpd", "snmptrapd");
     let dir = tempfile::tempdir().unwrap();
     let snmptrapd = Snmptrapd::start(dir.path()).unwrap();
@@ -127,16 +127,17 @@ fn each_change_is_told_once_and_in_bulk_none_is_missing() {
     // The first window begins with the first change; the last may end after the last.
     let windows = start.elapsed().as_millis() / WINDOW.as_millis() + 2;
     let count = DOMAINS as usize * LIFE.len();
-    let Told { lives, in_bulk } = wait_until(PATIENCE, "all is told", || {
-        let told = Told::of(&told(&snmptrapd.received(Way::Trap)));
-        let of_one: usize = told.lives.values().map(Vec::len).sum();
-        // The last ones in bulk come a window after the last change.
-        let is_all = |number| told.union(number).len() == DOMAINS as usize;
-        (of_one >= count && [11, 13, 14].into_iter().all(is_all)).then_some(told)
-    })
-    .unwrap_or_else(|error| {
-        panic!("{error}: {} of {count}, {notified:?}", snmptrapd.received(Way::Trap).len())
-    });
+    let Received { lives, in_bulk } =
+        wait_until(PATIENCE, "all notifications have been received", || {
+            let received = Received::of(&notifications(&snmptrapd.received(Way::Trap)));
+            let of_one: usize = received.lives.values().map(Vec::len).sum();
+            // The last bulk notifications come one window after the last change.
+            let is_all = |number| received.union(number).len() == DOMAINS as usize;
+            (of_one >= count && [11, 13, 14].into_iter().all(is_all)).then_some(received)
+        })
+        .unwrap_or_else(|error| {
+            panic!("{error}: {} of {count}, {notified:?}", snmptrapd.received(Way::Trap).len())
+        });
     assert_eq!(lives.len(), DOMAINS as usize);
     for (index, life) in &lives {
         let life: Vec<(u32, &str)> =
@@ -153,29 +154,29 @@ fn each_change_is_told_once_and_in_bulk_none_is_missing() {
     assert_eq!(notified.dropped.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
 
-/// Notifications by what they are of.
-struct Told {
-    /// By vmIndex: the number of each, and the state before.
+/// The notifications received.
+struct Received {
+    /// By vmIndex: number and state before of each notification, in order.
     lives: BTreeMap<u32, Vec<(u32, String)>>,
-    /// By the number: the VMs of each.
+    /// By number: the VMs of each bulk notification.
     in_bulk: BTreeMap<u32, Vec<BTreeSet<u32>>>,
 }
 
-impl Told {
+impl Received {
     fn of(lines: &[String]) -> Self {
-        let mut told = Self { lives: BTreeMap::new(), in_bulk: BTreeMap::new() };
+        let mut received = Self { lives: BTreeMap::new(), in_bulk: BTreeMap::new() };
         for line in lines {
             let (number, bindings) = line.split_once(": ").unwrap();
             let number: u32 = number.parse().unwrap();
             if let Some(octets) = bindings.split("1.11.0 = Hex-STRING: ").nth(1) {
-                told.in_bulk.entry(number).or_default().push(affected(octets));
+                received.in_bulk.entry(number).or_default().push(affected(octets));
             } else {
                 let (name, before) = bindings.rsplit_once(" = INTEGER: ").unwrap();
                 let index = name.rsplit('.').next().unwrap().parse().unwrap();
-                told.lives.entry(index).or_default().push((number, before.to_owned()));
+                received.lives.entry(index).or_default().push((number, before.to_owned()));
             }
         }
-        told
+        received
     }
 
     fn union(&self, number: u32) -> BTreeSet<u32> {

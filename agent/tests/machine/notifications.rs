@@ -2,7 +2,7 @@
 
 use crate::lab::{
     stage::{Stage, VM_NUMBER},
-    traps::{told, wait_for},
+    traps::{notifications, wait_for},
 };
 use rustix::process::Signal;
 use xtask::lab::{Snmptrapd, TinyGuest, Way};
@@ -22,7 +22,7 @@ fn a_vm_that_starts_and_ends_is_told_one_by_one_and_in_bulk() {
     assert_eq!(started[..], all[..2]);
     let of_vm = r#"1.4.1.2.1 = STRING: "told", 1.4.1.3.1 = """#;
     assert_eq!(
-        told(&all),
+        notifications(&all),
         [
             // running, from shutdown(11)
             format!("1: {of_vm}, 1.4.1.6.1 = INTEGER: 11"),
@@ -50,7 +50,7 @@ fn a_vm_whose_process_is_killed_has_crashed() {
     let guest = TinyGuest::start(&["--name", "killed", "--duty", "idle"]).unwrap();
     wait_for(&snmptrapd, Way::Trap, 2, &stage);
     guest.into_child().signal(Signal::KILL).unwrap();
-    let all = told(&wait_for(&snmptrapd, Way::Trap, 6, &stage));
+    let all = notifications(&wait_for(&snmptrapd, Way::Trap, 6, &stage));
     let of_vm = r#"1.4.1.2.1 = STRING: "killed", 1.4.1.3.1 = """#;
     assert_eq!(
         all[2..],
@@ -80,6 +80,9 @@ fn the_lines_for_snmpd_in_the_documentation_send() {
     let _guest = TinyGuest::start(&["--name", "told", "--duty", "idle"]).unwrap();
     for way in [Way::InformV3, Way::Trap, Way::Inform] {
         let received = wait_for(&snmptrapd, way, 1, &stage);
-        assert!(told(&received)[0].starts_with("1: 1.4.1.2.1 = STRING: \"told\""), "{way:?}");
+        assert!(
+            notifications(&received)[0].starts_with("1: 1.4.1.2.1 = STRING: \"told\""),
+            "{way:?}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! `kvmeter check` where something is missing.
+//! `kvmeter check` on a host that lacks something.
 
 use std::{fs, process::Command};
 

@@ -1,4 +1,4 @@
-//! What fio has counted and timed of its own requests, against what is counted of it as if it were a VM.
+//! Compares fio's own counts and latencies with those counted for fio as a VM.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ use kvmeter::{counters::DiskIo, probe::Method};
 use rustix::process::Signal;
 use xtask::lab::{Child, PATIENCE, wait_until};
 
-/// A way to make requests of a file.
+/// A way to make requests on a file.
 struct Way {
     engine: &'static str,
     direct: bool,
@@ -33,9 +33,9 @@ const WAYS: [Way; 9] = [
 ];
 
 impl Way {
-    /// fio as the VM, with this method; nothing where the kernel does not have it.
+    /// Counts fio as a VM by this method; `None` = the kernel does not support it.
     fn counts(&self, fio: &Fio, image: &Path) -> Option<Counted> {
-        // Beside io_uring, iomap's events are for requests that a thread makes.
+        // With io_uring, iomap's tracepoints count the requests that a worker thread makes.
         let beside = (self.method == Method::IoUring && self.direct).then_some(Method::Dio);
         let methods: Vec<_> = [Some(self.method), beside].into_iter().flatten().collect();
         let counted = Counted::process(fio.0.pid(), &methods);
@@ -50,7 +50,7 @@ struct Fio(Child);
 
 impl Fio {
     fn prepared(image: &Path, way: &Way, options: &[&str]) -> Self {
-        // It becomes fio, under the same id.
+        // The shell becomes fio, with the same process id.
         let mut shell = Command::new("sh");
         shell.args(["-c", "kill -STOP $$; exec fio \"$@\"", "fio", "--name=vm", "--thread"]);
         shell.args(["--output-format=json", "--allow_file_create=0"]);
@@ -69,20 +69,20 @@ impl Fio {
         Self(child)
     }
 
-    /// Its own numbers.
-    fn run(mut self) -> Told {
+    /// Runs it to its end. Returns its own statistics.
+    fn run(mut self) -> FioReport {
         self.0.signal(Signal::CONT).unwrap();
-        let mut told = String::new();
-        self.0.process().stdout.as_mut().unwrap().read_to_string(&mut told).unwrap();
-        let told = told.find("{\n").map_or("", |begin| &told[begin..]);
-        let told: serde_json::Value = serde_json::from_str(told).unwrap();
-        let job = &told["jobs"][0];
+        let mut output = String::new();
+        self.0.process().stdout.as_mut().unwrap().read_to_string(&mut output).unwrap();
+        let report = output.find("{\n").map_or("", |begin| &output[begin..]);
+        let report: serde_json::Value = serde_json::from_str(report).unwrap();
+        let job = &report["jobs"][0];
         assert_eq!(job["error"], 0, "{job}");
         let number = |kind: &str, name: &str| job[kind][name].as_u64().unwrap();
         let kinds = ["read", "write"];
         let requests = kinds.map(|kind| number(kind, "total_ios"));
         let means = kinds.map(|kind| job[kind]["lat_ns"]["mean"].as_f64().unwrap());
-        Told {
+        FioReport {
             numbers: [
                 requests[0],
                 requests[1],
@@ -94,12 +94,12 @@ impl Fio {
     }
 }
 
-/// What fio says of its requests.
+/// fio's statistics of its requests.
 #[derive(Debug)]
-struct Told {
-    /// Reads and writes, and their octets.
+struct FioReport {
+    /// Reads, writes, bytes read, bytes written.
     numbers: [u64; 4],
-    /// Sums of reads and of writes.
+    /// Sums over the reads and over the writes.
     latencies_ns: [f64; 2],
 }
 
@@ -115,7 +115,7 @@ fn image() -> (tempfile::TempDir, std::path::PathBuf) {
 }
 
 #[test]
-fn mixed_requests_of_every_size_are_counted_to_the_octet() {
+fn mixed_requests_of_every_size_are_counted_to_the_byte() {
     require!("ebpf", "fio");
     let sizes = "--bssplit=512/25:4k/25:64k/25:1m/25";
     // 320 requests each.
@@ -127,21 +127,21 @@ fn mixed_requests_of_every_size_are_counted_to_the_octet() {
             let options = [sizes, depth, "--rw=randrw", "--size=16m", &loops];
             let fio = Fio::prepared(&image, way, &options);
             let Some(counted) = way.counts(&fio, &image) else { continue };
-            let (told, seen) = (fio.run().numbers, numbers(counted.io(&image)));
+            let (reported, seen) = (fio.run().numbers, numbers(counted.io(&image)));
             println!("{} {:?} {depth}: {seen:?}", way.engine, way.method);
-            assert!(told[0] > 250 && told[1] > 250, "{told:?}");
+            assert!(reported[0] > 250 && reported[1] > 250, "{reported:?}");
             if way.engine == "libaio" && way.method == Method::Dio {
-                // The end of one in an interrupt may not have been seen.
-                let missed = told[0] + told[1] - seen[0] - seen[1];
-                assert!(missed <= (told[0] + told[1]) / 50, "{told:?} {seen:?}");
+                // A completion in an interrupt may be missed.
+                let missed = reported[0] + reported[1] - seen[0] - seen[1];
+                assert!(missed <= (reported[0] + reported[1]) / 50, "{reported:?} {seen:?}");
             } else {
-                assert_eq!(seen, told, "{} {depth}", way.engine);
+                assert_eq!(seen, reported, "{} {depth}", way.engine);
             }
         }
     }
 }
 
-/// On a host with other work, fio's own clock has that in it, too: so often it is tried without.
+/// Attempts to measure latencies: on a host with other work, fio's own clock includes that work.
 const TRIES: usize = 20;
 
 #[test]
@@ -151,24 +151,23 @@ fn latencies_are_within_5_percent_of_fios() {
         let (_dir, image) = image();
         let mut tries = (0..TRIES).map_while(|_| shares_of_fios(way, &image));
         let is_near = |[read, written]: [f64; 2]| read.min(written) >= 0.95;
-        // What the kernel does not have is not tried at all.
+        // Methods that the kernel does not support are skipped.
         assert!(tries.next().is_none_or(is_near) || tries.any(is_near), "{}", way.engine);
     }
 }
 
-/// The kernel's latencies of reads and of writes, as shares of those that fio has seen; nothing where the kernel does not
-/// have this way.
+/// The counted latencies of reads and of writes divided by fio's; `None` = the kernel does not support the method.
 fn shares_of_fios(way: &Way, image: &Path) -> Option<[f64; 2]> {
     let options = ["--bs=8m", "--rw=randrw", "--size=64m", "--loops=10"];
     let fio = Fio::prepared(image, way, &options);
     let counted = way.counts(&fio, image)?;
-    let Told { numbers: told, latencies_ns } = fio.run();
+    let FioReport { numbers: reported, latencies_ns } = fio.run();
     let seen = counted.io(image);
     let shares = [0, 1].map(|at| {
-        // Of one whose end was not seen nothing is known yet.
-        let counted = numbers(seen)[at] as f64 / told[at] as f64;
+        // The latency of a request whose completion was missed is not known yet.
+        let counted = numbers(seen)[at] as f64 / reported[at] as f64;
         let latency = [seen.read_ns, seen.write_ns][at] as f64 / counted / latencies_ns[at];
-        assert!(counted > 0.98 && latency <= 1.01, "{}: {seen:?} {told:?}", way.engine);
+        assert!(counted > 0.98 && latency <= 1.01, "{}: {seen:?} {reported:?}", way.engine);
         latency
     });
     println!("{} {:?}: {shares:?}", way.engine, way.method);

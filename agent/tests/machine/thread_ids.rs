@@ -1,4 +1,4 @@
-//! Thread ids that are given again: no VM ever gets the time of the one that had its ids before.
+//! Reused thread ids: no VM gets the CPU time of an earlier VM with the same ids.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,7 +11,8 @@ use xtask::lab::TinyGuest;
 
 const ROUNDS: u32 = 1000;
 
-/// The next process gets an id above this one (pid_namespaces(7)); so each guest has those of the one before.
+/// Sets the id after which the kernel assigns the next one (pid_namespaces(7)), so that each guest gets the ids of the
+/// previous one.
 fn begin_ids_at(last: u32) {
     fs::write("/proc/sys/kernel/ns_last_pid", last.to_string()).unwrap();
 }
@@ -26,7 +27,7 @@ fn no_time_is_booked_for_the_wrong_vm() {
     let (mut pids, mut tids) = (HashSet::new(), HashSet::<u32>::new());
     for round in 0..ROUNDS {
         begin_ids_at(first);
-        // One that burns, then one that halts and would show at once what it got from the other.
+        // A guest that burns CPU, then one that halts: time of the first would show in the second at once.
         let is_busy = round % 2 == 0;
         let duty = if is_busy { "busy" } else { "idle" };
         let mut guest = TinyGuest::start(&["--vcpus", "2", "--duty", duty]).unwrap();

@@ -1,4 +1,4 @@
-//! The agent, with directories and pins of its own.
+//! The agent, with private directories and pins.
 
 use std::{
     fs,
@@ -55,7 +55,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Another build of it than the one beside the program that runs this.
+    /// Uses another build of the agent than the one beside the running program.
     pub fn use_program(&mut self, program: PathBuf) {
         self.program = Some(program);
     }
@@ -65,19 +65,19 @@ impl Agent {
         self.environment.push((variable.to_owned(), value.to_owned()));
     }
 
-    /// Its configuration file.
+    /// Path of its configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {
         self.dir.join("kvmeter.toml")
     }
 
-    /// What it has logged.
+    /// Its log.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("kvmeter.log")).unwrap_or_default()
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts the agent and waits until it serves.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Agent {
         self.child = None;
     }
 
-    /// Runs `kvmeter NAME` with this configuration, and further arguments.
+    /// Runs `kvmeter NAME` with this configuration and further arguments.
     ///
     /// # Errors
     ///
@@ -157,14 +157,14 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.child = None;
-        // Without programs there is nothing to remove, and without its program nobody to do it.
+        // Without BPF programs there is no pin directory. `detach` fails if the agent was not built.
         if self.pin_dir.exists() {
             let _ = self.ask("detach", &[]);
         }
     }
 }
 
-/// The agent's program, built if need be.
+/// Path of the agent's program, which is built if necessary.
 fn program() -> Result<PathBuf, LabError> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     if let Some(program) = PROGRAM.get() {

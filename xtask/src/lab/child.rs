@@ -1,4 +1,4 @@
-//! A process that does not outlive the value.
+//! A process that is killed when its value is dropped.
 
 use std::{
     fs,
@@ -43,12 +43,12 @@ impl Child {
         &self.program
     }
 
-    /// Its pipes.
+    /// The process, for its pipes.
     pub const fn process(&mut self) -> &mut process::Child {
         &mut self.process
     }
 
-    /// The status with which it has ended; `None` = it runs.
+    /// Exit status; `None` = it runs.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().ok().flatten()
     }
@@ -64,7 +64,7 @@ impl Child {
         wait_until(super::PATIENCE, &what, || self.is_stopped().then_some(()))
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Resumes it (SIGCONT).
     ///
     /// # Errors
     ///
@@ -97,17 +97,17 @@ impl Child {
 
     /// Kills it and waits for its end.
     pub fn kill(&mut self) {
-        // Both fail only when it has ended by itself.
+        // Both fail only if it has ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 
-    /// Whether every thread of it has been stopped by a signal.
+    /// Whether all of its threads have been stopped by a signal.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
         tasks.flatten().all(|task| {
-            // A thread that has ended meanwhile does not run.
+            // A thread that has ended meanwhile counts as stopped.
             fs::read_to_string(task.path().join("stat")).map_or(true, |stat| {
                 let state =
                     stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());

@@ -1,4 +1,4 @@
-//! A manager of a few lines, for questions that are asked thousands of times or timed: SNMPv2c Get over UDP.
+//! A minimal SNMPv2c client over UDP, for gets that are repeated thousands of times or timed.
 
 use std::{
     io,
@@ -13,19 +13,19 @@ const OID: u8 = 0x06;
 const SEQUENCE: u8 = 0x30;
 const GET_REQUEST: u8 = 0xa0;
 
-/// An answer, and when it was made.
+/// A response and its time.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Answer {
-    /// The values in the order of the names: content octets as a number for integers, counters and time ticks;
-    /// `None` where there is no such instance, or no number.
+    /// The numbers in the order of the names, for integers, counters and time ticks; `None` = no such instance, or not a
+    /// number.
     pub values: Vec<Option<u64>>,
-    /// Before the request went out.
+    /// Before the request was sent.
     pub asked: Instant,
-    /// After the answer was there.
+    /// After the response was received.
     pub answered: Instant,
 }
 
-/// Asks one agent, over one socket.
+/// A client of one agent, over one socket.
 #[derive(Debug)]
 pub struct Client {
     socket: UdpSocket,
@@ -45,11 +45,11 @@ impl Client {
         Ok(Self { socket, last: 0 })
     }
 
-    /// The values of these names.
+    /// Gets the values of these names.
     ///
     /// # Errors
     ///
-    /// Those of the socket, no answer in 5 s included, and `InvalidData` for an answer that is none.
+    /// Those of the socket, including no response within 5 s, and `InvalidData` for a malformed response.
     pub fn get(&mut self, names: &[&[u32]]) -> io::Result<Answer> {
         self.last = self.last.wrapping_add(1) & 0x7f;
         let bindings: Vec<u8> = names
@@ -77,7 +77,7 @@ impl Client {
         Ok(Answer { values, asked, answered })
     }
 
-    /// The number that one name has.
+    /// Gets the number of one name.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ fn oid(parts: &[u32]) -> Vec<u8> {
     octets
 }
 
-/// Takes one element: its tag, its content, and what follows.
+/// Splits off one element. Returns its tag, its content, and the rest.
 fn take(octets: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = octets.split_first()?;
     let (&first, rest) = rest.split_first()?;

@@ -1,4 +1,4 @@
-//! Guests that boot a kernel of Debian's with nothing but what a test puts beside it.
+//! Guests that boot a Debian kernel with an initramfs made by a test.
 
 use std::{
     env, fs,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{Child, LabError, cache};
 
-/// What a guest needs for its disks and filesystems, and to run guests itself. What is not there is in the kernel.
+/// Modules for disks and filesystems, and for running guests in the guest. Missing ones are built into the kernel.
 const MODULES: [&str; 19] = [
     "crc16",
     "crc32c-intel",
@@ -35,7 +35,7 @@ const MODULES: [&str; 19] = [
     "virtio_ring",
 ];
 
-/// What every guest begins with. One module wants another; so often it is tried in the order of names.
+/// Start of the init script of every guest. Modules depend on each other, so loading all by name is repeated.
 const BEGIN: &str = "#!/bin/busybox sh
 export PATH=/bin:/sbin HOME=/
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
@@ -61,13 +61,13 @@ pub struct DebianKernel {
 }
 
 impl DebianKernel {
-    /// Where they are kept, each below its release.
+    /// Directory of the kernels, each in a directory named after its release.
     #[must_use]
     pub fn place() -> Option<PathBuf> {
         Some(cache()?.join("kernels"))
     }
 
-    /// All that are there, the oldest first.
+    /// The kernels that were fetched, oldest first.
     #[must_use]
     pub fn all() -> Vec<Self> {
         let dirs = Self::place().and_then(|place| fs::read_dir(place).ok());
@@ -107,7 +107,7 @@ impl DebianKernel {
         String::from_utf8_lossy(&found.stdout).lines().next().map(PathBuf::from)
     }
 
-    /// Boots it without KVM, and waits until it is off. What it said.
+    /// Boots it without KVM, and waits until the guest powers off. Returns its console output.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl DebianKernel {
         let file = |path: PathBuf| move |source| LabError::File { path, source };
         let output = fs::File::create(&said).map_err(file(said.clone()))?;
         let mut command = Command::new("setpriv");
-        // One thread for both vCPUs: a kernel that changes its own code while another one runs it stumbles at times.
+        // One thread for both vCPUs: kernels that patch their own code while another vCPU runs it crash at times under TCG.
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", "tcg,thread=single"]);
         command.args(["-cpu", "max", "-smp", "2", "-m", "2048", "-nodefaults", "-no-reboot"]);
         command.args(["-display", "none", "-serial", "stdio", "-append", Self::COMMAND_LINE]);
@@ -146,7 +146,7 @@ impl DebianKernel {
     pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1";
 }
 
-/// The files of a guest, which it has in memory.
+/// The initramfs of a guest.
 #[derive(Debug)]
 pub struct Initramfs {
     dir: TempDir,
@@ -154,7 +154,7 @@ pub struct Initramfs {
 }
 
 impl Initramfs {
-    /// One with busybox, the tools of loop devices, and the modules of a kernel.
+    /// Creates one with busybox, the tools for loop devices, and the modules of a kernel.
     ///
     /// # Errors
     ///
@@ -197,7 +197,7 @@ impl Initramfs {
             .map_err(|source| LabError::File { path: file.to_owned(), source })
     }
 
-    /// Copies a program into a directory of the guest, without what is for debuggers, and the libraries that it wants.
+    /// Copies a program, without debug information, and its shared libraries into a directory of the guest.
     ///
     /// # Errors
     ///
@@ -218,7 +218,7 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Packs all into one file. The guest does as the script says, and is off then.
+    /// Packs all into one file. The guest runs the script and powers off.
     ///
     /// # Errors
     ///

@@ -1,13 +1,13 @@
-//! What goes wrong in the lab.
+//! Errors of the lab.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 
-/// Why something of the lab does not work.
+/// Why a part of the lab failed.
 #[derive(Debug, Error)]
 pub enum LabError {
-    /// A program.
+    /// A program cannot be started.
     #[error("{program} cannot be started; `cargo xtask setup` installs what is missing")]
     Start {
         /// Its name.
@@ -15,7 +15,7 @@ pub enum LabError {
         /// Why.
         source: io::Error,
     },
-    /// A file.
+    /// A file cannot be read or written.
     #[error("{path} cannot be used", path = path.display())]
     File {
         /// The file.
@@ -23,20 +23,20 @@ pub enum LabError {
         /// Why.
         source: io::Error,
     },
-    /// A process did not do as it was told.
+    /// A command failed.
     #[error("{program} failed: {said}")]
     Failed {
         /// Its name.
         program: String,
-        /// What it said.
+        /// Its output.
         said: String,
     },
-    /// Something did not happen.
+    /// A wait timed out.
     #[error("Waited in vain for {limit:?}: {what}")]
     TooLate {
-        /// What was waited for.
+        /// The expected event.
         what: String,
-        /// How long.
+        /// Length of the wait.
         limit: Duration,
     },
 }

@@ -17,7 +17,7 @@ use rustix::{
 
 use super::{Child, LabError, PATIENCE};
 
-/// A VM of a few octets of code that uses as much CPU as it is told to.
+/// A VM of a few bytes of code that uses CPU on command.
 #[derive(Debug)]
 pub struct TinyGuest {
     /// Its process.
@@ -27,7 +27,7 @@ pub struct TinyGuest {
 }
 
 impl TinyGuest {
-    /// Builds it, if need be, without starting one.
+    /// Builds it, if necessary, without starting one.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl TinyGuest {
         self.child.pid()
     }
 
-    /// The process alone, which is all that is needed of a guest that gets no orders.
+    /// Returns the process alone, for a guest that needs no further commands.
     #[must_use]
     pub fn into_child(self) -> Child {
         self.child
@@ -124,8 +124,8 @@ impl TinyGuest {
         Ok(())
     }
 
-    /// Waits for an answer or the end of the output. The guest writes an answer at once, so that reading the
-    /// line then blocks no more.
+    /// Waits for a response or the end of the output. The guest writes a response in one piece, so reading the line does
+    /// not block.
     fn wait_for_output(&self) -> Result<(), LabError> {
         let start = Instant::now();
         loop {
@@ -153,7 +153,7 @@ fn failed(child: &Child, said: &str) -> LabError {
     LabError::Failed { program: child.program().to_owned(), said: said.to_owned() }
 }
 
-/// Builds the guest's program if need be; once for each process.
+/// Builds the guest's program if necessary, once per process.
 fn program() -> Result<PathBuf, LabError> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     if let Some(program) = PROGRAM.get() {
@@ -163,7 +163,7 @@ fn program() -> Result<PathBuf, LabError> {
     Ok(PROGRAM.get_or_init(|| program).clone())
 }
 
-/// A program of this workspace, built as the one that runs is.
+/// Path of a program of this workspace, of the same build as the running one.
 pub(super) fn built(name: &str, package: &[&str]) -> Result<PathBuf, LabError> {
     let own = env::current_exe()
         .map_err(|source| LabError::File { path: "/proc/self/exe".into(), source })?;
@@ -172,7 +172,7 @@ pub(super) fn built(name: &str, package: &[&str]) -> Result<PathBuf, LabError> {
     let up = if is_in("deps") || is_in("examples") { 2 } else { 1 };
     let profile = own.ancestors().nth(up).unwrap_or(&own).to_owned();
     let program = profile.join(name);
-    // Started by sudo, and not by cargo: whoever did that has built it.
+    // Started by sudo, not by cargo: it was built before.
     let Some(cargo) = env::var_os("CARGO") else { return Ok(program) };
     let mut cargo = Command::new(cargo);
     cargo.args(["build", "--quiet"]).args(package).current_dir(env!("CARGO_MANIFEST_DIR"));

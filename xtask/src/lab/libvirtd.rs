@@ -8,22 +8,22 @@ use std::{
 
 use super::{Child, LabError, PATIENCE, wait_until};
 
-/// The directories that a daemon of root has to itself, each replaced by one of this daemon's own.
+/// The directories of the system's daemon, each replaced by a private one.
 const DIRS: [&str; 5] =
     ["/etc/libvirt", "/run/libvirt", "/var/cache/libvirt", "/var/lib/libvirt", "/var/log/libvirt"];
 
-/// A running libvirtd in a mount namespace of its own, for QEMU as root. Domains that it started outlive it, as
-/// they do elsewhere; those that run when this is dropped are destroyed.
+/// A running libvirtd in a mount namespace of its own, with QEMU as root. Its domains outlive the daemon; domains that run
+/// when this is dropped are destroyed.
 #[derive(Debug)]
 pub struct Libvirtd {
     dir: PathBuf,
-    /// The name of the host that it believes to be on.
+    /// Its host name.
     host: Option<String>,
     child: Option<Child>,
 }
 
 impl Libvirtd {
-    /// Starts it with all its files below `dir`, and waits until it answers.
+    /// Starts it with all its files below `dir`, and waits until it responds.
     ///
     /// # Errors
     ///
@@ -32,7 +32,7 @@ impl Libvirtd {
         Self::start_on(dir, None)
     }
 
-    /// The same as if on another host of this name, so that domains can be migrated to it.
+    /// The same with another host name, so that domains can be migrated to it.
     ///
     /// # Errors
     ///
@@ -52,7 +52,7 @@ impl Libvirtd {
             "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nunix_sock_ro_perms = \"0777\"\n"
                 .to_owned();
         if let Some(host) = host {
-            // A UUID of its own, as another host has it.
+            // A host UUID of its own.
             let of_name =
                 host.bytes().fold(0_u64, |sum, octet| sum.wrapping_mul(31) + u64::from(octet));
             daemon.push_str(&format!(
@@ -86,7 +86,7 @@ impl Libvirtd {
             .iter()
             .map(|name| {
                 let own = own(&self.dir, name);
-                // A host that never had libvirt has no such directory.
+                // A host without libvirt has no such directory.
                 format!("mkdir -p {name} && mount --bind '{}' {name} && ", own.display())
             })
             .collect();
@@ -115,7 +115,7 @@ impl Libvirtd {
         Ok(())
     }
 
-    /// Kills it (SIGKILL). Its domains run on.
+    /// Kills it (SIGKILL). Its domains keep running.
     pub fn end(&mut self) {
         self.child = None;
     }
@@ -126,19 +126,19 @@ impl Libvirtd {
         self.child.as_ref()
     }
 
-    /// How it is reached by those who may only read.
+    /// URI of the read-only socket.
     #[must_use]
     pub fn uri_read_only(&self) -> String {
         self.uri("libvirt-sock-ro")
     }
 
-    /// How it is reached by those who may do everything.
+    /// URI of the read-write socket.
     #[must_use]
     pub fn uri_read_write(&self) -> String {
         self.uri("libvirt-sock")
     }
 
-    /// Where it notes the process ids of running domains, in files `NAME.pid`.
+    /// Directory with the process ids of running domains, in files `NAME.pid`.
     #[must_use]
     pub fn pid_dir(&self) -> PathBuf {
         own(&self.dir, "/run/libvirt").join("qemu")
@@ -151,11 +151,11 @@ impl Libvirtd {
         text.trim().parse().ok()
     }
 
-    /// Runs virsh against it. What it printed.
+    /// Runs virsh against it. Returns its output.
     ///
     /// # Errors
     ///
-    /// [`LabError::Failed`] with its complaint.
+    /// [`LabError::Failed`] with its error message.
     pub fn virsh(&self, arguments: &[&str]) -> Result<String, LabError> {
         let output = Command::new("virsh")
             .args(["-c", &self.uri_read_write()])
@@ -182,7 +182,7 @@ impl Libvirtd {
         self.with_xml("define", xml)
     }
 
-    /// Starts a domain that is gone when it ends.
+    /// Starts a transient domain.
     ///
     /// # Errors
     ///
@@ -209,7 +209,7 @@ impl Drop for Libvirtd {
             && let Ok(running) = self.virsh(&["-q", "list", "--uuid"])
         {
             for uuid in running.split_whitespace() {
-                // One that ended meanwhile is what is wanted.
+                // Fails if the domain has ended meanwhile.
                 let _ = self.virsh(&["-q", "destroy", uuid]);
             }
         }

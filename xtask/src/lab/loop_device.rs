@@ -1,4 +1,4 @@
-//! A block device made of a file.
+//! A loop device over a file.
 
 use std::{
     fs::File,
@@ -8,7 +8,7 @@ use std::{
 
 use super::LabError;
 
-/// A loop device, gone with this.
+/// A loop device, detached when dropped.
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
@@ -16,7 +16,7 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Takes a free one for this file.
+    /// Attaches a free loop device to a file.
     ///
     /// # Errors
     ///
@@ -25,7 +25,7 @@ impl LoopDevice {
         Self::made(file, &[])
     }
 
-    /// The same, past the page cache: as slow as the disk below.
+    /// The same with direct I/O: as slow as the disk below.
     ///
     /// # Errors
     ///
@@ -48,14 +48,14 @@ impl LoopDevice {
         }
         let path = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
         let held = File::open(&path);
-        // The kernel lets it go with the last who has it open, also where this process is killed.
+        // The kernel detaches it at the last close, even if this process is killed.
         let detached = Command::new("/sbin/losetup").arg("--detach").arg(&path).status();
         detached.map_err(|source| LabError::Start { program: program(), source })?;
         let held = held.map_err(|source| LabError::File { path: path.clone(), source })?;
         Ok(Self { path, _held: held })
     }
 
-    /// Where it is.
+    /// Path of the device.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

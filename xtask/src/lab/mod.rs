@@ -1,5 +1,5 @@
-//! Real guests, a real SNMP master, and the agent itself, each private to whoever starts it, and gone with the
-//! value that holds it.
+//! Real guests, daemons, an SNMP master and the agent itself, each private to its test and ended when its value is
+//! dropped.
 
 mod agent;
 mod child;
@@ -36,17 +36,17 @@ pub use qmp::Qmp;
 pub use snmpd::{Snmpd, snmp};
 pub use snmptrapd::{Snmptrapd, Way};
 
-/// How long is waited for something that takes milliseconds on a machine with nothing else to do.
+/// Limit for what takes milliseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Between two looks.
+/// Interval between two checks of a condition.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Looks until there is something to see.
+/// Repeats a check until it returns a value.
 ///
 /// # Errors
 ///
-/// [`LabError::TooLate`] when there is nothing until `limit`.
+/// [`LabError::TooLate`] if there is no value within `limit`.
 pub fn wait_until<T>(
     limit: Duration,
     what: &str,

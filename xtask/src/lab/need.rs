@@ -1,11 +1,11 @@
-//! What a test needs of the machine, and how it says that it is not there.
+//! Requirements of tests, and how a test reports a missing one.
 
 use std::{env, fs, path::Path};
 
 use super::{DebianKernel, find};
 
-/// Has the test shown as ignored, or fails it where the machine is known to have what is missing:
-/// `KVMETER_REQUIRE` names those things with commas between them.
+/// Reports the test as ignored if a requirement is missing, or fails it if `KVMETER_REQUIRE`, a comma-separated list,
+/// names the requirement.
 #[macro_export]
 macro_rules! require {
     ($($what:expr),+) => {
@@ -15,35 +15,35 @@ macro_rules! require {
     };
 }
 
-/// Whether the machine has `what`; else why not.
+/// Checks whether the machine has `what`.
 ///
 /// # Errors
 ///
-/// The reason.
+/// The reason why it is missing.
 ///
 /// # Panics
 ///
-/// When `KVMETER_REQUIRE` says that it has.
+/// If `KVMETER_REQUIRE` names it.
 pub fn need(what: &str) -> Result<(), String> {
     missing(what).map_or(Ok(()), |reason| lacks(what, reason))
 }
 
-/// Says that the machine does not have `what`.
+/// Reports that the machine does not have `what`.
 ///
 /// # Errors
 ///
-/// The reason.
+/// The reason why it is missing.
 ///
 /// # Panics
 ///
-/// When `KVMETER_REQUIRE` says that it has.
+/// If `KVMETER_REQUIRE` names it.
 pub fn lacks(what: &str, reason: &str) -> Result<(), String> {
     let required = env::var("KVMETER_REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|name| name == what), "{what} is required here, but {reason}");
     Err(reason.to_owned())
 }
 
-/// Why the machine does not have `what`; `None` = it has.
+/// Why the machine does not have `what`; `None` = it has it.
 #[must_use]
 pub fn missing(what: &str) -> Option<&'static str> {
     match what {

@@ -1,4 +1,4 @@
-//! Where programs are, and what was fetched.
+//! Paths of programs and of the cache.
 
 use std::{
     env,
@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where a program is, also among those for root.
+/// Path of a program, including those in sbin.
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path_with_sbin()).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-/// Where programs are looked for, with the directories of those for root.
+/// The search path, including the sbin directories.
 #[must_use]
 pub fn path_with_sbin() -> OsString {
     let mut path = env::var_os("PATH").unwrap_or_default();
@@ -20,7 +20,7 @@ pub fn path_with_sbin() -> OsString {
     path
 }
 
-/// Where what was fetched or built for this user is kept; `None` = he has no home.
+/// Cache directory of this user; `None` = there is no home directory.
 #[must_use]
 pub fn cache() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")

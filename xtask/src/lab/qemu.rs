@@ -1,19 +1,19 @@
-//! QEMU as it is started by hand.
+//! QEMU without libvirt.
 
 use std::process::{Command, Stdio};
 
 use super::{Child, LabError};
 
-/// What runs the guest's code.
+/// Accelerator.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Accelerator {
     /// `/dev/kvm`
     Kvm,
-    /// QEMU itself.
+    /// TCG, the emulator.
     Tcg,
 }
 
-/// A QEMU whose guest does what the firmware does without a disk.
+/// A QEMU whose guest runs only its firmware.
 #[derive(Debug)]
 pub struct Qemu {
     /// Its process.

@@ -1,4 +1,4 @@
-//! The monitor of a QEMU that was started by hand.
+//! The monitor of a QEMU without libvirt.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -13,7 +13,7 @@ use super::{LabError, PATIENCE, wait_until};
 pub struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
-    /// Connects, as soon as QEMU listens.
+    /// Connects once QEMU listens.
     ///
     /// # Errors
     ///
@@ -26,11 +26,11 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Has a command carried out. The line with its answer.
+    /// Executes a command. Returns the line with the response.
     ///
     /// # Errors
     ///
-    /// [`LabError::Failed`] with QEMU's own words.
+    /// [`LabError::Failed`] with QEMU's error.
     pub fn execute(&mut self, command: &str) -> Result<String, LabError> {
         writeln!(self.0.get_mut(), "{command}").map_err(|error| failed(&error.to_string()))?;
         loop {
@@ -48,7 +48,7 @@ impl Qmp {
         }
     }
 
-    /// Has a request made of a drive by QEMU's block layer, in the words of qemu-io, as `read 0 4k`.
+    /// Makes a request on a drive in QEMU's block layer, in qemu-io's syntax, such as `read 0 4k`.
     ///
     /// # Errors
     ///

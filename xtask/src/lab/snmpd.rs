@@ -20,7 +20,7 @@ pub struct Snmpd {
 }
 
 impl Snmpd {
-    /// Starts it with all its files below `dir` and waits until it answers. `more` is appended to its
+    /// Starts it with all its files below `dir` and waits until it responds. `more` is appended to its
     /// configuration.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Snmpd {
         self.port
     }
 
-    /// Where agents find it, as kvmeter's configuration has it.
+    /// Address of its AgentX socket, in the syntax of kvmeter's configuration.
     #[must_use]
     pub fn agentx_address(&self) -> String {
         format!("unix:{}/master", self.dir.display())
@@ -100,11 +100,11 @@ impl Snmpd {
     }
 }
 
-/// Runs one of net-snmp's tools against a port of loopback, with the community `public`. What it printed.
+/// Runs one of net-snmp's tools against a port of loopback, with the community `public`. Returns its output.
 ///
 /// # Errors
 ///
-/// [`LabError::Failed`] with its complaint.
+/// [`LabError::Failed`] with its error message.
 pub fn snmp(tool: &str, port: u16, options: &[&str], names: &[&str]) -> Result<String, LabError> {
     let output = Command::new(tool)
         .args(["-v2c", "-cpublic", "-r0", "-t3"])

@@ -9,12 +9,12 @@ use std::{
 
 use super::{Child, LabError, PATIENCE, path_with_sbin, wait_until};
 
-// SNMPv3 in these tests: user, keys, and the engine that sends.
+// SNMPv3 in these tests: user, keys, and engine id of the sender.
 const V3_USER: &str = "vmwatch";
 const V3_KEYS: &str = "SHA \"authentication\" AES \"encryption-key\"";
 const V3_ENGINE: &str = "0x8000000001020304";
 
-/// A way of a notification.
+/// A way to send a notification.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(missing_docs, reason = "the names are SNMP's")]
 pub enum Way {
@@ -28,7 +28,7 @@ impl Way {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Trap, Self::Inform, Self::TrapV3, Self::InformV3];
 
-    /// How snmptrapd's `%P` begins.
+    /// Start of snmptrapd's `%P`.
     const fn sign(self) -> &'static str {
         match self {
             Self::Trap => "TRAP2, SNMP v2c",
@@ -39,7 +39,7 @@ impl Way {
     }
 }
 
-/// A running snmptrapd on a port of loopback. It takes SNMPv2c and SNMPv3, traps and informs.
+/// A running snmptrapd on a port of loopback. It accepts SNMPv2c and SNMPv3, traps and informs.
 #[derive(Debug)]
 pub struct Snmptrapd {
     dir: PathBuf,
@@ -63,7 +63,7 @@ impl Snmptrapd {
         Ok(snmptrapd)
     }
 
-    /// The same without a wait, with what it receives in a pipe: a line as soon as it is there.
+    /// The same without waiting, and with its log in a pipe, line by line.
     ///
     /// # Errors
     ///
@@ -95,7 +95,7 @@ impl Snmptrapd {
         );
         fs::write(&path, text).map_err(file(&path))?;
         let mut command = Command::new("snmptrapd");
-        // Of its logs, only that on standard error is not buffered.
+        // Only its log on standard error is unbuffered.
         command.args(["-f", "-n", "-On", "-C", "-Le"]);
         command.arg("-c").arg(&path).arg(format!("udp:127.0.0.1:{port}"));
         command
@@ -130,13 +130,13 @@ impl Snmptrapd {
         ways.iter().map(line).collect()
     }
 
-    /// The notifications of VM-MIB that it has received this way, one line each, in order, as `-On` shows them.
+    /// The notifications of VM-MIB received on this way, one line each, in order, as `-On` prints them.
     #[must_use]
     pub fn received(&self, way: Way) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         for line in self.log().lines() {
             match all.last_mut() {
-                // A long octet string goes on in the next lines.
+                // A long octet string continues on the next lines.
                 Some(last) if !Way::ALL.iter().any(|way| line.starts_with(way.sign())) => {
                     last.push_str(line);
                 }
@@ -153,7 +153,7 @@ impl Snmptrapd {
         line.contains("= OID: .1.3.6.1.2.1.236.0.")
     }
 
-    /// All that it has logged.
+    /// Its whole log.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("snmptrapd.log")).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The counting of images, with any process as the VM.
+//! Counts the image I/O of any process as if the process were a VM.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use kvmeter_common::ImageKey;
 
 use super::PinDir;
 
-/// The first thread of a process, which is there until the end.
+/// The main thread of a process, which lives as long as the process.
 struct Leader(u32);
 
 impl HeldThread for Leader {
@@ -44,12 +44,12 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    /// This one, by those of these methods that this kernel has.
+    /// Counts this process by those of the methods that the kernel supports.
     pub(crate) fn by(methods: &[Method]) -> Self {
         Self::process(std::process::id(), methods)
     }
 
-    /// The same with the process of this id.
+    /// Counts the process with this id.
     pub(crate) fn process(pid: u32, methods: &[Method]) -> Self {
         let pins = PinDir::new();
         let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();

@@ -1,4 +1,4 @@
-//! A libvirtd and an agent that asks it, both private to one test.
+//! A libvirtd and an agent connected to it, both private to one test.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use super::stage::Stage;
 
 const VM_OPER_STATE: &[u32] = &[4, 1, 6];
 
-/// Dropped in this order: the agent before what it looks at.
+/// The fields are dropped in this order: the agent before the daemon.
 pub(crate) struct Host {
     pub(crate) stage: Stage,
     pub(crate) libvirtd: Libvirtd,
@@ -28,7 +28,7 @@ impl Host {
         Self::made(false)
     }
 
-    /// The same with an agent that sees the files of the daemon as if it were the host's own.
+    /// The same, with an agent that sees the daemon's files at the paths of the host's own daemon.
     pub(crate) fn with_its_files() -> Self {
         Self::made(true)
     }

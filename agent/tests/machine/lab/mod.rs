@@ -1,4 +1,4 @@
-//! What the tests need of the machine, and pins of their own.
+//! The requirements of the tests, and private pins.
 
 pub(crate) mod counted;
 #[cfg(feature = "libvirt")]
@@ -14,7 +14,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// As `xtask::require`, but programs that were not built are no programs.
+/// Like `xtask::require`; BPF programs that were not built count as missing.
 #[macro_export]
 macro_rules! require {
     ($($what:expr),+) => {
@@ -32,7 +32,7 @@ pub(crate) fn need(what: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A pin directory of its own, removed with all that it holds when this is dropped.
+/// A private pin directory, removed with its contents when dropped.
 pub(crate) struct PinDir(PathBuf);
 
 impl PinDir {

@@ -1,10 +1,10 @@
-//! A MIB module as a compiler that is not ours (pysmi) understands it, and whether what an agent says agrees with it.
+//! A MIB module as compiled by pysmi, and a check of an agent's values against it.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use serde_json::Value as Json;
 
-/// What one line of a walk has: a name, the type by its name in net-snmp's output, and the value.
+/// A line of a walk: name, type as net-snmp prints it, and value.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Binding {
     pub(crate) name: Vec<u32>,
@@ -20,11 +20,11 @@ pub(crate) enum Value {
     Other(String),
 }
 
-/// Reads what snmpbulkwalk prints with these options.
+/// Parses the output of snmpbulkwalk with these options.
 pub(crate) const WALK: [&str; 6] = ["-m", "", "-On", "-Oe", "-Ot", "-Ox"];
 
 pub(crate) fn bindings(walk: &str) -> Vec<Binding> {
-    // Long octet strings go on in the next lines.
+    // Long octet strings continue on the next lines.
     let mut lines: Vec<String> = Vec::new();
     for line in walk.lines() {
         match lines.last_mut() {
@@ -74,11 +74,11 @@ struct Object {
     name: String,
     is_readable: bool,
     syntax: Syntax,
-    /// Of a column, those of its index; of a scalar, none.
+    /// The columns of the index; empty for a scalar.
     indexes: Option<Vec<String>>,
 }
 
-/// A base type of SMIv2 with what is allowed of it.
+/// A base type of SMIv2 with its constraints.
 #[derive(Clone, Debug, Default)]
 struct Syntax {
     base: String,
@@ -98,7 +98,7 @@ impl Module {
         let output = Command::new("mibdump")
             .arg(format!("--mib-source=file://{}", dir.path().display()))
             .arg(format!("--mib-source=file://{}", imports.display()))
-            // Neither a searcher nor a borrower of the compiler's own: nothing is looked for in the network.
+            // No searcher or borrower, so that the compiler does not access the network.
             .args(["--mib-searcher=none", "--mib-stub=none", "--mib-borrower=none"])
             .args(["--destination-format=json", "--no-python-compile"])
             .arg(format!("--destination-directory={}", made.display()))
@@ -115,7 +115,7 @@ impl Module {
                 serde_json::from_slice(&fs::read(file.unwrap().path()).unwrap()).unwrap();
             let is_vm_mib = module.contains_key("vmMIB");
             for (name, definition) in module {
-                // What the others define may be known under the same name.
+                // Other modules may define the same name.
                 if is_vm_mib || !all.contains_key(&name) {
                     all.insert(name, definition);
                 }
@@ -126,7 +126,7 @@ impl Module {
         module
     }
 
-    /// How many objects can be read or told.
+    /// Number of objects that can be read or notified.
     pub(crate) fn len(&self) -> usize {
         self.objects.len()
     }
@@ -160,7 +160,7 @@ impl Module {
             .collect()
     }
 
-    /// A type, down to the base type; what is said nearer to the object holds.
+    /// Resolves a type down to its base type. Constraints nearer to the object take precedence.
     fn syntax(&self, told: &Json) -> Syntax {
         let name = text(&told["type"]);
         let mut syntax = match self.all.get(&name) {
@@ -186,7 +186,7 @@ impl Module {
         syntax
     }
 
-    /// What in a whole walk does not agree with the module.
+    /// The differences between a whole walk and the module.
     pub(crate) fn violations(&self, walk: &[Binding]) -> Vec<String> {
         let mut found: Vec<String> = walk
             .windows(2)

@@ -1,4 +1,4 @@
-//! A master, the agent and a manager, all private to one test.
+//! An SNMP master, the agent and a manager, all private to one test.
 
 use std::{
     fs,
@@ -10,13 +10,13 @@ use xtask::lab::{Agent, Client, PATIENCE, Snmpd, wait_until};
 
 const VM_MIB: [u32; 8] = [1, 3, 6, 1, 2, 1, 236, 1];
 
-/// Columns and scalars, below vmObjects.
+/// Columns and scalars below vmObjects.
 pub(crate) const VM_NUMBER: &[u32] = &[2, 0];
 pub(crate) const VM_CUR_CPU_NUMBER: &[u32] = &[4, 1, 9];
 pub(crate) const VM_CPU_TIME: &[u32] = &[4, 1, 17];
 pub(crate) const VM_CPU_CORE_TIME: &[u32] = &[5, 1, 2];
 
-/// Dropped in this order: the agent before its master.
+/// The fields are dropped in this order: the agent before its master.
 pub(crate) struct Stage {
     pub(crate) agent: Agent,
     pub(crate) snmpd: Snmpd,
@@ -25,17 +25,17 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Everything runs, and the agent serves.
+    /// Starts everything, and waits until the agent serves.
     pub(crate) fn new() -> Self {
         Self::with(|_| {})
     }
 
-    /// The same with lines for the configurations of the master and of the agent.
+    /// The same, with additional lines for the configurations of the master and of the agent.
     pub(crate) fn configured(uri: &str, snmpd: &str, agent: &str) -> Self {
         Self::made(uri, snmpd, agent, |_| {})
     }
 
-    /// The same with an agent that is prepared before its start.
+    /// The same, and prepares the agent before its start.
     pub(crate) fn with(prepare: impl FnOnce(&mut Agent)) -> Self {
         Self::made("", "", "", prepare)
     }
@@ -57,12 +57,12 @@ impl Stage {
         Self { agent, snmpd, client, _dir: dir }
     }
 
-    /// The number at vmObjects.`column`.`index` now.
+    /// Gets the number at vmObjects.`column`.`index`.
     pub(crate) fn number(&mut self, column: &[u32], index: &[u32]) -> Option<u64> {
         self.client.number(&name(column, index)).unwrap()
     }
 
-    /// Asks until the value is as wanted; how long that took.
+    /// Repeats a get until it returns the value. Returns how long that took.
     pub(crate) fn wait_for(
         &mut self,
         what: &str,
@@ -83,7 +83,7 @@ impl Stage {
         vm["index"].as_u64().and_then(|index| index.try_into().ok())
     }
 
-    /// What the status has of a VM's disk.
+    /// The JSON status of a VM's disk.
     pub(crate) fn disk(&self, index: u32, target: &str) -> serde_json::Value {
         let status = self.status();
         let vm = status["vms"].as_array().unwrap().iter().find(|vm| vm["index"] == index).unwrap();
@@ -91,7 +91,7 @@ impl Stage {
         disks.iter().find(|disk| disk["target"] == target).unwrap().clone()
     }
 
-    /// Waits until it lists this process with so many vCPUs that are counted.
+    /// Waits until the agent lists this process with this number of counted vCPUs.
     pub(crate) fn wait_for_vm(&self, pid: u32, vcpus: usize) -> u32 {
         wait_until(PATIENCE, "the VM and its vCPUs are listed", || {
             let vms = self.status()["vms"].as_array().unwrap().clone();
@@ -121,7 +121,7 @@ pub(crate) fn schedstat_ns(pid: u32, tid: u32) -> u64 {
     text.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// CPU time in ns of all threads of a process, those that are gone included, by its CPU-time clock.
+/// CPU time in ns of all threads of a process, including exited ones, from its CPU-time clock.
 pub(crate) fn process_clock_ns(pid: u32) -> u64 {
     let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
     let time = nix::time::clock_getcpuclockid(pid).unwrap().now().unwrap();

@@ -1,4 +1,4 @@
-//! What a process asks of its disks, as strace sees it: the independent count.
+//! Counts the requests of a process on its disks with strace, as an independent reference.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 use rustix::process::Signal;
 use xtask::lab::{Child, PATIENCE, wait_until};
 
-/// Calls that read and write at a place in a file.
+/// System calls that read and write at a position in a file.
 const CALLS: &str = "pread64,preadv,preadv2,pwrite64,pwritev,pwritev2,io_submit";
 
 /// strace on all threads of a process.
@@ -37,8 +37,8 @@ impl Strace {
         Self { child, log }
     }
 
-    /// Reads, writes, octets read and octets written of each file until now, by the end of its path. Calls that move nothing
-    /// are left out. Of io_submit(2) what was asked for is taken.
+    /// Reads, writes, bytes read and bytes written so far of each file, by the end of its path. Without calls that move
+    /// nothing. For io_submit(2), the requested bytes.
     pub(crate) fn counts(&self, of: &[&str]) -> BTreeMap<String, [u64; 4]> {
         let mut counts = BTreeMap::new();
         let mut note = |file: &str, is_write: bool, octets: u64| {
@@ -79,7 +79,7 @@ impl Strace {
         counts
     }
 
-    /// The same at the end.
+    /// The final counts.
     pub(crate) fn end(mut self, of: &[&str]) -> BTreeMap<String, [u64; 4]> {
         self.child.signal(Signal::INT).unwrap();
         self.child.wait(PATIENCE).unwrap();
@@ -87,7 +87,7 @@ impl Strace {
     }
 }
 
-/// File, direction and octets of each request: `{aio_data=…, aio_lio_opcode=IOCB_CMD_PREADV, aio_fildes=9</a/file>,
+/// Parses file, direction and bytes of each request: `{aio_data=…, aio_lio_opcode=IOCB_CMD_PREADV, aio_fildes=9</a/file>,
 /// aio_buf=[{iov_base=…, iov_len=512}, …], aio_offset=0}`
 fn submitted(call: &str) -> impl Iterator<Item = (&str, bool, u64)> {
     let number = |text: &str| {

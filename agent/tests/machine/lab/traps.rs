@@ -1,10 +1,10 @@
-//! Notifications as snmptrapd logs them.
+//! Notifications in the log of snmptrapd.
 
 use xtask::lab::{PATIENCE, Snmptrapd, Way, wait_until};
 
 use super::stage::Stage;
 
-/// What has come this way, as soon as it is so many.
+/// Waits for `count` notifications on this way, and returns those received.
 pub(crate) fn wait_for(
     snmptrapd: &Snmptrapd,
     way: Way,
@@ -21,7 +21,7 @@ pub(crate) fn wait_for(
 }
 
 /// `NUMBER: name = value, …`: the notification's number and its objects below vmMIB, without sysUpTime.
-pub(crate) fn told(lines: &[String]) -> Vec<String> {
+pub(crate) fn notifications(lines: &[String]) -> Vec<String> {
     const VM_MIB: &str = ".1.3.6.1.2.1.236.";
     let parts = |line: &String| {
         let trap = line
