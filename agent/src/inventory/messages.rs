@@ -165,14 +165,25 @@ pub struct DiskQuery {
     pub vm: VmIndex,
     /// Which run of the VM this is: what is learned about another run is of no use.
     pub run: u32,
-    /// Disks that have a size, as the guest knows them, with their vmStorageIndex. An empty drive has none.
-    pub disks: Arc<[(String, u32)]>,
+    /// Its disks.
+    pub disks: Arc<[QueriedDisk]>,
     /// The kernel does not count all of them: QEMU's own counts are wanted.
     pub wants_io: bool,
     /// The answer is wanted at once, not only with the next round.
     pub asks_now: bool,
     /// The domain runs.
     pub is_active: bool,
+}
+
+/// A disk of a domain.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct QueriedDisk {
+    /// Its name in the guest.
+    pub target: String,
+    /// vmStorageIndex.
+    pub storage: u32,
+    /// Whether it has a size: an empty drive has none.
+    pub has_size: bool,
 }
 
 /// vmAdminState of a domain that libvirt reported only by an event.

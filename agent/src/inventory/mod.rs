@@ -30,7 +30,8 @@ pub use facts::{
 };
 pub use indexes::{BadIndex, SavedIndexes};
 pub use messages::{
-    CountingReport, DiskQuery, DomainFact, Fact, Fence, NicNumbers, Now, Output, SourceId, VmPlan,
+    CountingReport, DiskQuery, DomainFact, Fact, Fence, NicNumbers, Now, Output, QueriedDisk,
+    SourceId, VmPlan,
 };
 pub use registry::Registry;
 pub use table::VmTable;

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, DomainNic, Memory,
-    Nic, NicNumbers, OperState, Output, Persistence, SourceId, StorageMedia, Vcpu, Vm, VmPlan,
-    VmProcess, VmUuid,
+    Nic, NicNumbers, OperState, Output, Persistence, QueriedDisk, SourceId, StorageMedia, Vcpu, Vm,
+    VmPlan, VmProcess, VmUuid,
     core::UNFOLLOWED,
     indexes::{Identity, Part},
     state::{Presence, VmState},
@@ -212,16 +212,18 @@ impl Core {
         // Sizes are the same where only the way of counting has changed.
         let asks_now = wants_io || vm.wants_io.is_none();
         vm.wants_io = Some(wants_io);
-        let has_size =
-            |disk: &&Disk| !disk.resource.is_empty() || disk.media == StorageMedia::HardDisk;
-        let disks = row.disks.iter().filter(has_size);
+        let queried = |disk: &Disk| QueriedDisk {
+            target: disk.target.clone(),
+            storage: disk.index,
+            has_size: !disk.resource.is_empty() || disk.media == StorageMedia::HardDisk,
+        };
         self.outputs.push_back(Output::QueryDisks(
             *source,
             DiskQuery {
                 uuid: domain.uuid,
                 vm: row.index,
                 run: vm.run,
-                disks: disks.map(|disk| (disk.target.clone(), disk.index)).collect(),
+                disks: row.disks.iter().map(queried).collect(),
                 wants_io,
                 asks_now,
                 is_active: domain.is_active,

@@ -16,6 +16,8 @@ mod images;
 mod inventory;
 mod kernels;
 #[cfg(feature = "libvirt")]
+mod libvirt_connections;
+#[cfg(feature = "libvirt")]
 mod libvirt_daemon;
 #[cfg(feature = "libvirt")]
 mod libvirt_disks;

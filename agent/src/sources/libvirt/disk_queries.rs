@@ -179,8 +179,8 @@ impl Workers {
         }
         if question.io && query.is_active {
             for (target, io) in block_statistics::query(&domain)? {
-                if let Some((_, storage)) = query.disks.iter().find(|(of, _)| *of == target) {
-                    let disk = DiskKey { vm: query.vm.0, storage: *storage };
+                if let Some(disk) = query.disks.iter().find(|disk| disk.target == target) {
+                    let disk = DiskKey { vm: query.vm.0, storage: disk.storage };
                     self.shared.slow.observe_disk_io(disk, query.run, io);
                 }
             }
@@ -189,15 +189,15 @@ impl Workers {
     }
 
     fn take_sizes(&self, domain: &Handle, query: &DiskQuery) {
-        for (target, storage) in query.disks.iter() {
-            match domain.block_info(target, 0) {
+        for disk in query.disks.iter().filter(|disk| disk.has_size) {
+            match domain.block_info(&disk.target, 0) {
                 Ok(info) => {
                     let size =
                         DiskSize { defined: Some(info.capacity), allocated: Some(info.allocation) };
-                    let disk = DiskKey { vm: query.vm.0, storage: *storage };
+                    let disk = DiskKey { vm: query.vm.0, storage: disk.storage };
                     self.shared.slow.set_disk_size(disk, Some(size));
                 }
-                Err(error) => debug!(disk = target, "no size: {}", error.message()),
+                Err(error) => debug!(disk = disk.target, "no size: {}", error.message()),
             }
         }
     }

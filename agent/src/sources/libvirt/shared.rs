@@ -176,9 +176,9 @@ impl Shared {
     pub(super) fn set_query(&self, query: &DiskQuery) {
         let old = self.domains().queries.insert(query.uuid, query.clone());
         let Some(old) = old.filter(|old| old.vm == query.vm) else { return };
-        for (_, storage) in old.disks.iter() {
-            if query.disks.iter().all(|(_, of)| of != storage) {
-                let disk = DiskKey { vm: query.vm.0, storage: *storage };
+        for disk in old.disks.iter().filter(|disk| disk.has_size) {
+            if query.disks.iter().all(|of| of.storage != disk.storage || !of.has_size) {
+                let disk = DiskKey { vm: query.vm.0, storage: disk.storage };
                 self.slow.set_disk_size(disk, None);
             }
         }

@@ -49,7 +49,10 @@ impl Stage {
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let snmpd = Snmpd::start(dir.path(), of_snmpd).unwrap();
-        let more = format!("[inventory]\nlibvirt = \"{libvirt}\"\n{of_agent}");
+        // A list stands as it is.
+        let libvirt =
+            if libvirt.starts_with('[') { libvirt.to_owned() } else { format!("\"{libvirt}\"") };
+        let more = format!("[inventory]\nlibvirt = {libvirt}\n{of_agent}");
         let mut agent = Agent::new(dir.path(), &snmpd.agentx_address(), &more).unwrap();
         prepare(&mut agent);
         agent.start().unwrap();
