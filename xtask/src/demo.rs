@@ -122,7 +122,7 @@ fn show(
     let mut told = Ok(());
     wait_until(PATIENCE, "the guests' vCPUs and disks have counters", || {
         told = guests.request();
-        let has = |column, rows| Some(manager.column(column).ok()?.len() >= rows);
+        let has = |column, rows| Some(manager.names(column).ok()?.len() >= rows);
         (told.is_err() || has(CPU_TIME, vcpus)? && has(DISK_COLUMNS[0].0, 2)?).then_some(())
     })?;
     told?;
@@ -173,9 +173,11 @@ impl<'a> Manager<'a> {
         Ok(Self { snmpd, mib_dirs: format!("-M{}:{}", own.display(), imports.display()) })
     }
 
-    fn ask(&self, tool: &str, options: &[&str], name: &str) -> anyhow::Result<String> {
+    fn ask(&self, tool: &str, options: &[&str], names: &[&str]) -> anyhow::Result<String> {
         let options = [&[self.mib_dirs.as_str(), "-mVM-MIB"], options].concat();
-        Ok(self.snmpd.ask(tool, &options, &[&format!("VM-MIB::{name}")])?)
+        let names: Vec<String> = names.iter().map(|name| format!("VM-MIB::{name}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Ok(self.snmpd.ask(tool, &options, &names)?)
     }
 
     fn tables(&self) -> anyhow::Result<()> {
@@ -184,45 +186,48 @@ impl<'a> Manager<'a> {
                 "$ snmptable -v2c -c public -m VM-MIB -Ci -Cb -Cw 110 127.0.0.1:{} VM-MIB::{table}",
                 self.snmpd.port()
             );
-            println!("{}", self.ask("snmptable", &["-Ci", "-Cb", "-Cw", "110"], table)?.trim());
+            println!("{}", self.ask("snmptable", &["-Ci", "-Cb", "-Cw", "110"], &[table])?.trim());
         }
         Ok(())
     }
 
-    /// A column's values by its name and index.
-    fn column(&self, column: &str) -> anyhow::Result<Vec<(String, u64)>> {
-        let lines = self.ask("snmpwalk", &["-OqUs"], column)?;
-        lines
-            .lines()
-            .map(|line| {
-                let (name, value) = line.split_once(' ').context("a line without a value")?;
-                Ok((name.to_owned(), value.trim().parse().context("no number")?))
-            })
-            .collect()
+    /// Name and index of each value in a column.
+    fn names(&self, column: &str) -> anyhow::Result<Vec<String>> {
+        let lines = self.ask("snmpwalk", &["-OqUs"], &[column])?;
+        Ok(lines.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
     }
 
-    /// The columns that count, each with its unit.
-    fn numbers(&self) -> anyhow::Result<Numbers> {
-        let columns = std::iter::once((CPU_TIME, "µs")).chain(DISK_COLUMNS);
-        columns.map(|(column, unit)| Ok((unit, self.column(column)?))).collect()
+    /// The columns that count. One request asks for all values, so that they are of one moment.
+    fn numbers(&self) -> anyhow::Result<Vec<Number>> {
+        let (mut names, mut units) = (Vec::new(), Vec::new());
+        for (column, unit) in std::iter::once((CPU_TIME, "µs")).chain(DISK_COLUMNS) {
+            names.extend(self.names(column)?);
+            units.resize(names.len(), unit);
+        }
+        let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+        let values = self.ask("snmpget", &["-OqvU"], &wanted)?;
+        let values = values.lines().map(|value| value.trim().parse().context("no number"));
+        let numbers = names.into_iter().zip(units).zip(values);
+        numbers.map(|((name, unit), value)| Ok(Number { name, unit, value: value? })).collect()
     }
 }
 
-/// Unit, and values by name and index, of each column.
-type Numbers = Vec<(&'static str, Vec<(String, u64)>)>;
+struct Number {
+    /// Column and index.
+    name: String,
+    unit: &'static str,
+    value: u64,
+}
 
-fn changes(before: &Numbers, after: &Numbers, elapsed: Duration) {
-    for ((unit, before), (_, after)) in before.iter().zip(after) {
-        for (name, value) in after {
-            let Some((_, old)) = before.iter().find(|(known, _)| known == name) else { continue };
-            let grown = value.saturating_sub(*old);
-            print!("{name:28} +{grown:>10} {unit}");
-            if *unit == "µs" {
-                let share =
-                    Duration::from_micros(grown).as_secs_f64() / elapsed.as_secs_f64() * 100.0;
-                print!("  {share:5.1} % of a CPU");
-            }
-            println!();
+fn changes(before: &[Number], after: &[Number], elapsed: Duration) {
+    for Number { name, unit, value } in after {
+        let Some(old) = before.iter().find(|known| known.name == *name) else { continue };
+        let grown = value.saturating_sub(old.value);
+        print!("{name:28} +{grown:>10} {unit}");
+        if *unit == "µs" {
+            let share = Duration::from_micros(grown).as_secs_f64() / elapsed.as_secs_f64() * 100.0;
+            print!("  {share:5.1} % of a CPU");
         }
+        println!();
     }
 }
