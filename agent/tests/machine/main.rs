@@ -36,6 +36,8 @@ mod notifications;
 mod objects;
 mod preflight;
 mod requests;
+#[path = "../second_mib/mod.rs"]
+mod second_mib;
 mod thread_ids;
 
 fn main() -> std::process::ExitCode {

@@ -12,8 +12,11 @@ use std::{
     process::Command,
 };
 
-use crate::lab::module::{Module, WALK, bindings};
-use kvmeter::mib;
+use crate::{
+    lab::module::{Module, WALK, bindings},
+    second_mib,
+};
+use kvmeter::{mib, snmp::Oid};
 
 #[test]
 fn a_mib_compiler_reports_nothing() {
@@ -29,11 +32,25 @@ fn a_mib_compiler_reports_nothing() {
     assert!(smilint(dir.path(), &module).contains("UUIDorNull"));
 }
 
+/// One that augments a table of VM-MIB, with a root of its own.
+#[test]
+fn a_mib_compiler_takes_a_second_module() {
+    xtask::require!("smilint");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("VM-MIB"), mib::text()).unwrap();
+    let module = dir.path().join("SECOND-MIB");
+    for root in [&[1, 3, 6, 1, 4, 1, 99_999, 7][..], &[1, 3, 6, 1, 3, 99]] {
+        let text = mib::smi::text(&second_mib::MODULE, &Oid::of(root));
+        fs::write(&module, &text).unwrap();
+        assert_eq!(smilint(dir.path(), &module), "", "{text}");
+    }
+}
+
 /// smilint's messages about the module up to severity 3.
 fn smilint(dir: &Path, module: &Path) -> String {
     let imports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mib_text/imports");
     let config = dir.join("smi.conf");
-    fs::write(&config, format!("path {}\n", imports.display())).unwrap();
+    fs::write(&config, format!("path {}:{}\n", imports.display(), dir.display())).unwrap();
     let output = Command::new("smilint")
         .arg("-c")
         .arg(&config)

@@ -14,6 +14,8 @@ mod fuzz_targets;
 #[cfg(feature = "libvirt")]
 mod libvirt_events;
 mod mib_view;
+#[path = "../second_mib/mod.rs"]
+mod second_mib;
 mod status_socket;
 mod systemd_unit;
 

@@ -244,7 +244,9 @@ impl<C: 'static, R: Rows<C>> Accessor<C> for Object<C, R> {
         let setter = self.set.as_ref().ok_or(SetError::NotWritable)?;
         let value = value.ok_or(SetError::WrongType)?;
         self.object_type.syntax.check(value)?;
+        // What has no value does not exist, and a setter creates nothing.
         let row = row::<C, R>(context, index).ok_or(SetError::NoCreation)?;
+        self.get.and_then(|get| get(context, row)).ok_or(SetError::NoCreation)?;
         (setter.test)(context, row, value)
     }
 

@@ -5,6 +5,7 @@
 mod host;
 mod large;
 mod oracle;
+mod second;
 mod shapes;
 
 use std::sync::Arc;
