@@ -3,8 +3,8 @@
 
 use crate::inventory::Memory;
 
-/// TimeTicks of a time in ns. Wraps after 497 days, as RFC 2578 section 7.1.8 has it: managers reckon with
-/// it.
+/// TimeTicks of a time in ns. Wraps after 497 days, as RFC 2578 section 7.1.8 has it: managers
+/// expect it.
 #[must_use]
 pub fn time_ticks_wrapping(ns: u64) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32 is what TimeTicks are")]
@@ -40,7 +40,7 @@ pub fn admin_string_cut(text: &str) -> &[u8] {
     &text.as_bytes()[..text.floor_char_boundary(255)]
 }
 
-/// vmMemUnit or vmStorageSizeUnit: the octets that one step of the columns beside it stands for.
+/// vmMemUnit or vmStorageSizeUnit: the unit of the columns beside it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SizeUnit(u32);
 
@@ -48,7 +48,7 @@ impl SizeUnit {
     /// The powers of 1024 that are Integer32 themselves.
     const UNITS: [u32; 3] = [1 << 10, 1 << 20, 1 << 30];
 
-    /// The smallest unit with which `largest` octets fit Integer32; the largest unit where none does
+    /// The smallest unit with which `largest` bytes fit Integer32; the largest unit where none does
     /// (from 2 EiB on), and then the value saturates.
     #[must_use]
     pub fn for_largest(largest: u64) -> Self {
@@ -56,29 +56,29 @@ impl SizeUnit {
         Self(Self::UNITS.into_iter().find(fits).unwrap_or(1 << 30))
     }
 
-    /// The unit for the memory columns of one VM: all three are told in the same one.
+    /// The unit for the memory columns of one VM: all three share it.
     #[must_use]
     pub fn for_memory(memory: &Memory) -> Self {
         let sizes = [memory.current, memory.min, memory.max];
         Self::for_largest(sizes.into_iter().flatten().max().unwrap_or(0))
     }
 
-    /// The unit itself in octets.
+    /// The unit itself in bytes.
     #[must_use]
-    pub fn octets(self) -> i32 {
+    pub fn bytes(self) -> i32 {
         integer32_saturating(self.0)
     }
 
-    /// A size in octets in this unit, rounded down, saturating.
+    /// A size in bytes, in this unit, rounded down, saturating.
     #[must_use]
-    pub fn count_saturating(self, octets: u64) -> i32 {
-        integer32_saturating(octets / u64::from(self.0))
+    pub fn count_saturating(self, bytes: u64) -> i32 {
+        integer32_saturating(bytes / u64::from(self.0))
     }
 
-    /// A limit in octets in this unit: -1 for none, else saturating.
+    /// A limit in bytes, in this unit: -1 for none, else saturating.
     #[must_use]
-    pub fn limit_saturating(self, octets: Option<u64>) -> i32 {
-        octets.map_or(NO_LIMIT, |octets| self.count_saturating(octets))
+    pub fn limit_saturating(self, bytes: Option<u64>) -> i32 {
+        bytes.map_or(NO_LIMIT, |bytes| self.count_saturating(bytes))
     }
 }
 
@@ -126,7 +126,7 @@ mod tests {
             (1024 * (last_kib + 1), 1 << 30),
             (u64::MAX, 1 << 30),
         ] {
-            assert_eq!(SizeUnit::for_largest(largest).octets(), unit, "{largest}");
+            assert_eq!(SizeUnit::for_largest(largest).bytes(), unit, "{largest}");
         }
         assert_eq!(SizeUnit::for_largest(u64::MAX).count_saturating(u64::MAX), i32::MAX);
     }
@@ -136,7 +136,7 @@ mod tests {
         let tib = 1 << 40;
         let memory = Memory { current: Some(1 << 30), min: None, max: Some(4 * tib) };
         let unit = SizeUnit::for_memory(&memory);
-        assert_eq!(unit.octets(), 1 << 20);
+        assert_eq!(unit.bytes(), 1 << 20);
         assert_eq!(unit.count_saturating(1 << 30), 1024);
         assert_eq!(unit.limit_saturating(memory.max), 4 << 20);
         assert_eq!(unit.limit_saturating(memory.min), -1);

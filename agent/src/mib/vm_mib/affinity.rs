@@ -45,7 +45,7 @@ const COLUMNS: &[Column] = &[
         "vmCpuAffinity",
         Syntax::Enumeration(&[("unknown", UNKNOWN), ("enable", ENABLE), ("disable", DISABLE)]),
         "Whether the virtual CPU may run on this CPU of the host: enable(1), it may; disable(2), it \
-            may not; unknown(0) where that could not be learned.",
+            may not; unknown(0) where that is not known.",
         |snapshot, row| {
             let may_run =
                 row.vcpu.slot.and_then(|slot| snapshot.readings().may_run_on(slot, row.cpu));

@@ -75,8 +75,8 @@ pub static VIRTUAL_MACHINE_OPER_STATE: Convention = Convention {
         ("shutdown", 11),
         ("crashed", 12),
     ]),
-    description: "The state that a virtual machine is in: unknown(1), the hypervisor did not tell; \
-        other(2), one that has no name here; preparing(3), being set up; running(4), executing; \
+    description: "The state that a virtual machine is in: unknown(1), not reported by the hypervisor; \
+        other(2), none of these; preparing(3), being set up; running(4), executing; \
         suspending(5), on its way from running(4) to suspended(6); suspended(6), saved to disk; \
         resuming(7), on its way back from suspended(6) to running(4); paused(8), in memory without CPU \
         time; migrating(9), on its way between two hypervisors; shuttingdown(10), on its way from \
@@ -91,7 +91,7 @@ pub static VIRTUAL_MACHINE_AUTO_START: Convention = Convention {
     hint: None,
     syntax: Syntax::Enumeration(&[("unknown", 1), ("enabled", 2), ("disabled", 3)]),
     description: "Whether the hypervisor starts a virtual machine by itself when it is initialised: \
-        enabled(2) or disabled(3); unknown(1) where that could not be learned.",
+        enabled(2) or disabled(3); unknown(1) where that is not known.",
 };
 
 /// vmPersistent.
@@ -101,7 +101,7 @@ pub static VIRTUAL_MACHINE_PERSISTENT: Convention = Convention {
     hint: None,
     syntax: Syntax::Enumeration(&[("unknown", 1), ("persistent", 2), ("transient", 3)]),
     description: "Whether a virtual machine is still defined once it is off: persistent(2), it is; \
-        transient(3), it is gone; unknown(1) where that could not be learned.",
+        transient(3), it is gone; unknown(1) where that is not known.",
 };
 
 /// vmCpuIndex.
@@ -139,7 +139,7 @@ pub static VIRTUAL_MACHINE_STORAGE_SOURCE_TYPE: Convention = Convention {
     ]),
     description: "What holds the data of a virtual disk: a block(3) device of the host, a file in \
         raw(4) format, a sparse(5) file that grows as it is written, or a service on the network(6); \
-        other(2) is none of these, unknown(1) could not be learned.",
+        other(2) is none of these, unknown(1) is not known.",
 };
 
 /// vmStorageAccess.
@@ -149,7 +149,7 @@ pub static VIRTUAL_MACHINE_STORAGE_ACCESS: Convention = Convention {
     hint: None,
     syntax: Syntax::Enumeration(&[("unknown", 1), ("readwrite", 2), ("readonly", 3)]),
     description: "What a virtual machine may do with a virtual disk: readwrite(2) or readonly(3); \
-        unknown(1) where that could not be learned.",
+        unknown(1) where that is not known.",
 };
 
 /// vmNetworkIndex.

@@ -46,7 +46,7 @@ const COLUMNS: &[Column] = &[
         2,
         "vmNetworkIfIndex",
         Syntax::Convention(&INTERFACE_INDEX_OR_ZERO),
-        "The ifIndex under which the host's ifTable has this virtual interface; 0 where it has not.",
+        "The ifIndex of this virtual interface in the host's ifTable; 0 where it has none.",
         |_, row| Some(Value::Integer(integer32_saturating(row.nic.if_index))),
     ),
     Column::read_only(

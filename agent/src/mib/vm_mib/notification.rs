@@ -93,11 +93,7 @@ macro_rules! of_one {
             $number,
             $name,
             OF_ONE,
-            concat!(
-                "A virtual machine ",
-                $event,
-                ". vmOperState is the state that it was in before."
-            ),
+            concat!("A virtual machine ", $event, ". vmOperState is its previous state."),
         )
     };
 }
@@ -117,7 +113,7 @@ macro_rules! of_many {
     };
 }
 
-/// What a VM went through, in the order of [`PER_VM`] and of [`BULK`].
+/// The events, in the order of [`PER_VM`] and of [`BULK`].
 const EVENTS: [ChangeEvent; 10] = [
     ChangeEvent::State(OperState::Running),
     ChangeEvent::State(OperState::Shuttingdown),
@@ -146,7 +142,7 @@ pub static PER_VM: [Notification; EVENTS.len()] = [
         10,
         "vmDeleted",
         OF_ONE_DELETED,
-        "A virtual machine has been deleted. vmOperState is the last state that it was in.",
+        "A virtual machine has been deleted. vmOperState is its last state.",
     ),
 ];
 

@@ -75,7 +75,7 @@ const COLUMNS: &[Column] = &[
         5,
         "vmStorageSourceTypeString",
         ADMIN_STRING,
-        "What vmStorageSourceType leaves open, the format of a sparse file for instance.",
+        "Detail on vmStorageSourceType, such as the image format.",
         |_, row| Some(Value::OctetString(admin_string_cut(&row.disk.format))),
     ),
     Column::read_only(
@@ -104,22 +104,21 @@ const COLUMNS: &[Column] = &[
         9,
         "vmStorageMediaTypeString",
         ADMIN_STRING,
-        "What vmStorageMediaType leaves open, the bus or the driver of the drive for instance.",
+        "Detail on vmStorageMediaType, such as the bus of the drive.",
         |_, row| Some(Value::OctetString(admin_string_cut(&row.disk.bus))),
     ),
     Column::read_only(
         10,
         "vmStorageSizeUnit",
         POSITIVE,
-        "How many octets one step of vmStorageDefinedSize and vmStorageAllocatedSize of this row \
-            stands for.",
-        |snapshot, row| Some(Value::Integer(sizes(snapshot, row).1.octets())),
+        "The unit of vmStorageDefinedSize and vmStorageAllocatedSize of this row, in octets.",
+        |snapshot, row| Some(Value::Integer(sizes(snapshot, row).1.bytes())),
     ),
     Column::read_only(
         11,
         "vmStorageDefinedSize",
         NUMBER_OR_NONE,
-        "The size of the disk as the virtual machine sees it, in steps of vmStorageSizeUnit; -1 \
+        "The size of the disk as the virtual machine sees it, in units of vmStorageSizeUnit; -1 \
             where it is not known.",
         |snapshot, row| {
             let (size, unit) = sizes(snapshot, row);
@@ -130,7 +129,7 @@ const COLUMNS: &[Column] = &[
         12,
         "vmStorageAllocatedSize",
         NUMBER_OR_NONE,
-        "The room that the disk takes on the host, in steps of vmStorageSizeUnit; the same as \
+        "The space that the disk takes on the host, in units of vmStorageSizeUnit; the same as \
             vmStorageDefinedSize for block(3) and raw(4); -1 where it is not known.",
         |snapshot, row| {
             let (size, unit) = sizes(snapshot, row);
@@ -141,50 +140,42 @@ const COLUMNS: &[Column] = &[
         13,
         "vmStorageReadIOs",
         Syntax::Counter64,
-        "How many read requests were made on this disk. The count can begin anew when the \
-            hypervisor is initialised and when vmAdminState changes.",
+        "The number of read requests completed on this disk. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| io(snapshot, row, |io| io.reads),
     ),
     Column::read_only(
         14,
         "vmStorageWriteIOs",
         Syntax::Counter64,
-        "How many write requests were made on this disk. The count can begin anew when the \
-            hypervisor is initialised and when vmAdminState changes.",
+        "The number of write requests completed on this disk. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| io(snapshot, row, |io| io.writes),
     ),
     Column::read_only(
         15,
         "vmStorageReadOctets",
         Syntax::Counter64,
-        "How many octets were read from this disk. The count can begin anew when the hypervisor \
-            is initialised and when vmAdminState changes.",
+        "The number of octets read from this disk. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| io(snapshot, row, |io| io.read_octets),
     ),
     Column::read_only(
         16,
         "vmStorageWriteOctets",
         Syntax::Counter64,
-        "How many octets were written to this disk. The count can begin anew when the hypervisor \
-            is initialised and when vmAdminState changes.",
+        "The number of octets written to this disk. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| io(snapshot, row, |io| io.write_octets),
     ),
     Column::read_only(
         17,
         "vmStorageReadLatency",
         Syntax::Counter64,
-        "The microseconds between the arrival and the end of each read request, summed over all \
-            of them. The count can begin anew when the hypervisor is initialised and when \
-            vmAdminState changes.",
+        "The time from submission to completion of read requests, in microseconds, summed over all of them. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| io(snapshot, row, |io| microseconds(io.read_ns)),
     ),
     Column::read_only(
         18,
         "vmStorageWriteLatency",
         Syntax::Counter64,
-        "The microseconds between the arrival and the end of each write request, summed over all \
-            of them. The count can begin anew when the hypervisor is initialised and when \
-            vmAdminState changes.",
+        "The time from submission to completion of write requests, in microseconds, summed over all of them. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| io(snapshot, row, |io| microseconds(io.write_ns)),
     ),
 ];

@@ -40,8 +40,7 @@ const COLUMNS: &[Column] = &[
         2,
         "vmCpuCoreTime",
         Syntax::Counter64,
-        "The CPU time that this virtual CPU has used. The count can begin anew when the hypervisor is \
-            initialised and when vmAdminState changes.",
+        "The CPU time that this virtual CPU has used. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| {
             let ns = values::vcpu_time_ns(snapshot.moment(), row.vm, row.vcpu)?;
             Some(Value::Counter64(microseconds(ns)))

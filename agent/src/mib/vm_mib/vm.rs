@@ -57,8 +57,7 @@ const COLUMNS: &[Column] = &[
         1,
         "vmIndex",
         Syntax::Convention(&VIRTUAL_MACHINE_INDEX),
-        "The number of this virtual machine. It may be another one after the hypervisor was \
-            initialised again: only vmUUID tells for good which virtual machine this is.",
+        "The number of this virtual machine. It may change when the hypervisor is initialised again: only vmUUID is a persistent identifier.",
     ),
     Column::read_only(
         2,
@@ -71,8 +70,7 @@ const COLUMNS: &[Column] = &[
         3,
         "vmUUID",
         Syntax::Convention(&UUID_OR_ZERO),
-        "The UUID of the virtual machine, by which a manager knows it again; no other virtual machine \
-            of the administrative domain has the same. Of zero length where it is not known.",
+        "The UUID of the virtual machine: its persistent identifier, unique within the administrative domain. Of zero length where it is not known.",
         |_, vm| {
             Some(Value::OctetString(vm.uuid.as_ref().map_or(&[], |uuid| uuid.as_bytes().as_slice())))
         },
@@ -139,25 +137,24 @@ const COLUMNS: &[Column] = &[
         12,
         "vmMemUnit",
         POSITIVE,
-        "How many octets one step of vmCurMem, vmMinMem and vmMaxMem of this row stands for: 1024, or \
-            the next power of 1024 with which the largest of the three can be told.",
-        |_, vm| Some(Value::Integer(SizeUnit::for_memory(&vm.memory).octets())),
+        "The unit of vmCurMem, vmMinMem and vmMaxMem of this row, in octets: 1024, or the next power of 1024 with which the largest of the three fits.",
+        |_, vm| Some(Value::Integer(SizeUnit::for_memory(&vm.memory).bytes())),
     ),
     Column::read_only(
         13,
         "vmCurMem",
         NON_NEGATIVE,
-        "The memory that the virtual machine has now, in steps of vmMemUnit.",
+        "The memory that the virtual machine has now, in units of vmMemUnit.",
         |_, vm| {
             let unit = SizeUnit::for_memory(&vm.memory);
-            vm.memory.current.map(|octets| Value::Integer(unit.count_saturating(octets)))
+            vm.memory.current.map(|bytes| Value::Integer(unit.count_saturating(bytes)))
         },
     ),
     Column::read_only(
         14,
         "vmMinMem",
         NUMBER_OR_NONE,
-        "The least memory that the virtual machine is left with, in steps of vmMemUnit; -1 where \
+        "The least memory that the virtual machine is left with, in units of vmMemUnit; -1 where \
             nothing sets a lower bound.",
         |_, vm| {
             let unit = SizeUnit::for_memory(&vm.memory);
@@ -168,7 +165,7 @@ const COLUMNS: &[Column] = &[
         15,
         "vmMaxMem",
         NUMBER_OR_NONE,
-        "The most memory that the virtual machine can have, in steps of vmMemUnit; -1 where nothing \
+        "The most memory that the virtual machine can have, in units of vmMemUnit; -1 where nothing \
             sets a limit.",
         |_, vm| {
             let unit = SizeUnit::for_memory(&vm.memory);
@@ -190,8 +187,7 @@ const COLUMNS: &[Column] = &[
         "vmCpuTime",
         Syntax::Counter64,
         "The CPU time that the virtual machine has used in all: its virtual CPUs, and what else the \
-            hypervisor does for it. With more than one CPU it can grow faster than time. The count can \
-            begin anew when the hypervisor is initialised and when vmAdminState changes.",
+            hypervisor does for it. With more than one CPU it can grow faster than time. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, vm| {
             let ns = values::vm_time_ns(snapshot.moment(), vm)?;
             Some(Value::Counter64(microseconds(ns)))
