@@ -5,10 +5,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use tracing::error;
 
 use super::vm_disks::{Outcome, VmDisks};
 use crate::{
@@ -39,11 +41,13 @@ pub enum Command {
     Then(Box<dyn FnOnce() + Send>),
 }
 
-/// The counting at work. It ends when all senders of commands are gone.
+/// The counting at work. To be dropped after all clones of [`commands`](Self::commands): it ends then, with no count half
+/// moved from one record to another.
 #[derive(Debug)]
 pub struct Counting {
     /// Where commands go.
-    pub commands: Sender<Command>,
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
     /// Whether the thread works.
     pub heartbeat: Arc<Heartbeat>,
 }
@@ -67,10 +71,27 @@ impl Counting {
             facts,
         };
         let of_thread = Arc::clone(&heartbeat);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("counting".to_owned())
             .spawn(move || disks.run(&receiver, &of_thread))?;
-        Ok(Self { commands, heartbeat })
+        Ok(Self { commands: Some(commands), thread: Some(thread), heartbeat })
+    }
+
+    /// Where commands go.
+    #[must_use]
+    pub fn commands(&self) -> Option<Sender<Command>> {
+        self.commands.clone()
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the thread that counts disks had panicked");
+        }
     }
 }
 
@@ -145,6 +166,7 @@ impl Disks {
             let Some(vm) = self.vms.get_mut(&slot) else { continue };
             // The process may have ended, and its record be another's, before this thread came to it.
             if !self.records.is_vm(slot, vm.plan.process.pid) {
+                self.vms.remove(&slot);
                 continue;
             }
             let Outcome { report, merged } = vm.count(&self.records, &hooks, now);

@@ -73,6 +73,8 @@ pub struct Core {
     /// The next view.
     hypervisor: Arc<Hypervisor>,
     last_change_ns: u64,
+    /// Runs of VMs so far.
+    pub(super) runs: u32,
     table: VmTable,
     cpus: Arc<[u32]>,
     view_is_new: bool,
@@ -109,6 +111,7 @@ impl Core {
             deadlines: BTreeSet::new(),
             dirty: BTreeSet::new(),
             last_change_ns: now.since_boot_ns,
+            runs: 0,
             table: VmTable::default(),
             cpus: Arc::default(),
             view_is_new: false,
@@ -175,9 +178,10 @@ impl Core {
             && at <= now.instant
         {
             self.deadlines.pop_first();
+            let is_under_way = self.is_under_way(identity);
             let Some(vm) = self.vms.get_mut(&identity) else { continue };
             vm.deadline = None;
-            if vm.awaited.is_some_and(|until| until <= now.instant) && !vm.is_under_way {
+            if vm.awaited.is_some_and(|until| until <= now.instant) && !is_under_way {
                 // No event has come: the VM is as it was found.
                 vm.awaited = None;
                 if let Some(state) = vm.row.as_ref().map(|row| row.oper_state) {
@@ -236,6 +240,7 @@ impl Core {
                 namesakes.pids.remove(&pid);
             }
             self.resolve(uuid);
+            self.forget_namesakes(uuid);
         }
     }
 
@@ -251,12 +256,10 @@ impl Core {
             DomainFact::EventsUnderWay(uuids) => {
                 self.end_under_way(source);
                 for uuid in uuids {
+                    // Also a domain that is not known yet: its process may be seen before it is described.
                     let identity = self.identity_of(source, uuid);
-                    if let Some(vm) = self.vms.get_mut(&identity) {
-                        vm.is_under_way = true;
-                        self.connection(source).under_way.insert(identity);
-                        self.dirty.insert(identity);
-                    }
+                    self.connection(source).under_way.insert(identity);
+                    self.dirty.insert(identity);
                 }
             }
             DomainFact::AutoStart(uuids) => self.auto_start(source, &uuids),
@@ -318,7 +321,8 @@ impl Core {
             };
             if is_down(state) {
                 // The next QEMU counts from 0.
-                vm.run = vm.run.wrapping_add(1);
+                self.runs = self.runs.checked_add(1).unwrap_or(1);
+                vm.run = self.runs;
             }
             // What follows the copying of the memory has events of its own.
             vm.is_migrating = None;
@@ -354,7 +358,8 @@ impl Core {
         }
         let was_active = vm.domain.as_ref().is_some_and(|(_, domain)| domain.is_active);
         if was_active && !domain.as_ref().is_some_and(|domain| domain.is_active) {
-            vm.run = vm.run.wrapping_add(1);
+            self.runs = self.runs.checked_add(1).unwrap_or(1);
+            vm.run = self.runs;
         }
         self.dirty.insert(identity);
         match domain {
@@ -378,6 +383,13 @@ impl Core {
             }
         }
         self.resolve(uuid);
+        self.forget_namesakes(uuid);
+    }
+
+    fn forget_namesakes(&mut self, uuid: VmUuid) {
+        if self.namesakes.get(&uuid).is_some_and(Namesakes::is_empty) {
+            self.namesakes.remove(&uuid);
+        }
     }
 
     fn auto_start(&mut self, source: SourceId, uuids: &BTreeSet<VmUuid>) {
@@ -409,12 +421,8 @@ impl Core {
     }
 
     fn end_under_way(&mut self, source: SourceId) {
-        for identity in std::mem::take(&mut self.connection(source).under_way) {
-            if let Some(vm) = self.vms.get_mut(&identity) {
-                vm.is_under_way = false;
-                self.dirty.insert(identity);
-            }
-        }
+        let ended = std::mem::take(&mut self.connection(source).under_way);
+        self.dirty.extend(ended);
     }
 
     /// The first connection in the configuration that reports a hypervisor names it.
@@ -467,10 +475,14 @@ impl Core {
 
     /// Makes the rows again of the VMs that may have changed.
     fn refresh(&mut self, is_old: bool, now: Now) {
+        // Last: a process that goes from one VM to another ends its counting first.
+        let mut plans = Vec::new();
         while let Some(identity) = self.dirty.pop_first() {
             let Some(mut vm) = self.vms.remove(&identity) else { continue };
             self.follow_presence(&mut vm, now.instant);
-            let index_before = vm.index;
+            if vm.run == 0 {
+                vm.run = self.next_run();
+            }
             let row = self.row(identity, &mut vm, now.instant);
             if vm.domain.is_none() && row.is_some() && self.is_any_live() && !is_old {
                 // The process may be that of a domain that libvirt is about to report, or whose end it has reported.
@@ -480,12 +492,12 @@ impl Core {
                     vm.awaited = Some(now.instant + LATE);
                 }
             }
-            self.put_row(&mut vm, row, now);
+            self.put_row(identity, &mut vm, row, now);
             vm.announce_row(is_old, &mut self.changes);
-            self.plan(&mut vm);
+            plans.extend(self.plan(&mut vm));
             self.query_disks(&mut vm);
             self.set_deadline(identity, &mut vm, now.instant);
-            if vm.index != index_before || self.indexes.take_is_new() {
+            if self.indexes.take_is_new() {
                 self.save_indexes();
             }
             if vm.domain.is_none() && vm.pid.is_none() && vm.awaited.is_none() {
@@ -494,6 +506,19 @@ impl Core {
                 self.vms.insert(identity, vm);
             }
         }
+        self.outputs.extend(plans.into_iter().map(Output::Count));
+    }
+
+    /// A number that no run of a VM has had: an answer about an earlier run is never taken for one about this run.
+    pub(super) fn next_run(&mut self) -> u32 {
+        // 0 stands for none; after 2^32 runs a number comes again.
+        self.runs = self.runs.checked_add(1).unwrap_or(1);
+        self.runs
+    }
+
+    /// Whether libvirt's events about a VM have come, and the report about them has not.
+    fn is_under_way(&self, identity: Identity) -> bool {
+        self.connections.iter().any(|connection| connection.under_way.contains(&identity))
     }
 
     fn follow_presence(&self, vm: &mut VmState, now: Instant) {
@@ -506,7 +531,7 @@ impl Core {
         };
     }
 
-    fn put_row(&mut self, vm: &mut VmState, row: Option<super::Vm>, now: Now) {
+    fn put_row(&mut self, identity: Identity, vm: &mut VmState, row: Option<super::Vm>, now: Now) {
         match row {
             Some(row) if vm.row.as_deref() == Some(&row) => {}
             Some(row) => {
@@ -521,6 +546,7 @@ impl Core {
             }
             None => {
                 if let Some(row) = vm.row.take() {
+                    self.note_nic_users(identity, Some(&row), &[]);
                     self.table.remove(row.index);
                     self.outputs.push_back(Output::ForgetDisks(row.index));
                     self.view_is_new = true;
@@ -531,7 +557,7 @@ impl Core {
     }
 
     fn set_deadline(&mut self, identity: Identity, vm: &mut VmState, now: Instant) {
-        let awaited = vm.awaited.filter(|_| !vm.is_under_way);
+        let awaited = vm.awaited.filter(|_| !self.is_under_way(identity));
         let unfollowed = match vm.presence {
             Presence::LostSince(at) => Some(at + UNFOLLOWED).filter(|at| *at > now),
             Presence::NeverSeen | Presence::Present => None,
@@ -557,11 +583,6 @@ impl Core {
         self.indexes.release(identity);
         if let Some(at) = vm.deadline {
             self.deadlines.remove(&(at, identity));
-        }
-        if let Identity::Uuid(uuid) = identity
-            && self.namesakes.get(&uuid).is_some_and(Namesakes::is_empty)
-        {
-            self.namesakes.remove(&uuid);
         }
     }
 

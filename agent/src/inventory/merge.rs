@@ -35,7 +35,14 @@ impl Core {
         let second = Identity::Uuid(uuid.of_domain_at(uri));
         let is_taken =
             namesakes.is_some_and(|namesakes| namesakes.domains.values().any(|it| *it == plain));
-        if is_taken || self.indexes.get(second).is_some() { second } else { plain }
+        // A domain that is no process here leaves the row to the process that has it.
+        let has_processes = self.config.connections[usize::from(source.0)].has_processes;
+        let is_of_process = self.vms.get(&plain).is_some_and(|vm| vm.pid.is_some());
+        if is_taken || self.indexes.get(second).is_some() || (!has_processes && is_of_process) {
+            second
+        } else {
+            plain
+        }
     }
 
     /// The UUIDs of a connection's domains. Costs as much as there are UUIDs.
@@ -54,7 +61,9 @@ impl Core {
         for (&source, &identity) in &namesakes.domains {
             let Some(vm) = self.vms.get(&identity) else { continue };
             let Some((_, domain)) = &vm.domain else { continue };
-            names.insert(domain.name.as_str());
+            if self.config.connections[usize::from(source.0)].has_processes {
+                names.insert(domain.name.as_str());
+            }
             let pid = self.process_of(source, domain, vm.pid, &free);
             free.retain(|free| Some(*free) != pid);
             given.push((identity, pid));
@@ -70,7 +79,10 @@ impl Core {
         if namesakes.domains.values().all(|identity| *identity != plain) {
             // Without a domain, the process that has the UUID's index keeps it.
             let holder = self.vms.get(&plain).and_then(|vm| vm.pid);
-            let pid = holder.filter(|pid| free.contains(pid)).or_else(|| free.first().copied());
+            let is_new = |pid: &&u32| self.processes.get(pid).is_some_and(|(_, of)| of.is_none());
+            let pid = holder
+                .filter(|pid| free.contains(pid))
+                .or_else(|| free.iter().find(is_new).copied());
             free.retain(|free| Some(*free) != pid);
             given.push((plain, pid));
         }
@@ -131,12 +143,14 @@ impl Core {
         if let Some((_, of)) = vm.pid.and_then(|pid| self.processes.get_mut(&pid)) {
             *of = None;
         }
-        vm.pid = pid;
+        // How another process was counted does not hold, though it had the same id.
+        (vm.pid, vm.counted) = (pid, None);
         if let Some((process, of)) = pid.and_then(|pid| self.processes.get_mut(&pid)) {
             *of = Some(identity);
             if vm.started_ns.is_some_and(|started| started != process.started_ns) {
                 // The next QEMU counts from 0.
-                vm.run = vm.run.wrapping_add(1);
+                self.runs = self.runs.checked_add(1).unwrap_or(1);
+                vm.run = self.runs;
             }
             vm.started_ns = Some(process.started_ns);
         }

@@ -148,7 +148,12 @@ impl Core {
     }
 
     /// Keeps the list of the VMs that use an interface of the host.
-    fn note_nic_users(&mut self, identity: Identity, before: Option<&Vm>, now: &[DomainNic]) {
+    pub(super) fn note_nic_users(
+        &mut self,
+        identity: Identity,
+        before: Option<&Vm>,
+        now: &[DomainNic],
+    ) {
         let before = before.map_or(&[][..], |row| &row.nics);
         for device in before.iter().filter_map(|nic| nic.device.as_ref()) {
             if now.iter().all(|nic| nic.device.as_ref() != Some(device))
@@ -167,8 +172,8 @@ impl Core {
         }
     }
 
-    /// Has the disks counted if they, or what they are to be counted by, have changed.
-    pub(super) fn plan(&mut self, vm: &mut VmState) {
+    /// What is to be counted, if the disks or the process have changed. Ends the counting of another process.
+    pub(super) fn plan(&mut self, vm: &mut VmState) -> Option<VmPlan> {
         let process = vm.pid.and_then(|pid| self.processes.get(&pid));
         let plan = process.filter(|_| self.config.counts).and_then(|(process, _)| {
             let (slot, row) = (process.slot?, vm.row.as_deref()?);
@@ -187,15 +192,15 @@ impl Core {
             })
         });
         if plan == vm.plan {
-            return;
+            return None;
         }
         if let Some(old) = &vm.plan
             && plan.as_ref().is_none_or(|plan| plan.vm != old.vm)
         {
             self.outputs.push_back(Output::EndCount(old.vm));
         }
-        self.outputs.extend(plan.clone().map(Output::Count));
-        vm.plan = plan;
+        vm.plan.clone_from(&plan);
+        plan
     }
 
     /// Has libvirt asked about the disks of a domain that it has reported again, or whose I/O only QEMU counts.
@@ -206,12 +211,13 @@ impl Core {
         };
         let is_counted = |disk: &Disk| matches!(disk.counted_by, CountedBy::Kernel(..));
         let wants_io = domain.is_active && !row.disks.iter().all(is_counted);
-        if vm.wants_io == Some(wants_io) {
+        let is_same_run = vm.wants_io.is_some_and(|(run, _)| run == vm.run);
+        if vm.wants_io == Some((vm.run, wants_io)) {
             return;
         }
         // Sizes are the same where only the way of counting has changed.
-        let asks_now = wants_io || vm.wants_io.is_none();
-        vm.wants_io = Some(wants_io);
+        let asks_now = wants_io || !is_same_run;
+        vm.wants_io = Some((vm.run, wants_io));
         let queried = |disk: &Disk| QueriedDisk {
             target: disk.target.clone(),
             storage: disk.index,

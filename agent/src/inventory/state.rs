@@ -20,7 +20,7 @@ pub(super) struct VmState {
     pub(super) presence: Presence,
     /// Whether the domain is being migrated to another host; `None` = not known.
     pub(super) is_migrating: Option<bool>,
-    /// Which run of the VM this is.
+    /// Which run of the VM this is; 0 = none yet.
     pub(super) run: u32,
     /// Start of the last process that this VM had, in ns since boot.
     pub(super) started_ns: Option<u64>,
@@ -28,16 +28,14 @@ pub(super) struct VmState {
     pub(super) counted: Option<(u32, Vec<(u32, CountedBy)>)>,
     /// What the counting was told last.
     pub(super) plan: Option<VmPlan>,
-    /// Whether libvirt was asked last for QEMU's counts.
-    pub(super) wants_io: Option<bool>,
+    /// In which run libvirt was asked last, and whether for QEMU's counts.
+    pub(super) wants_io: Option<(u32, bool)>,
     /// What managers know.
     pub(super) announced: Option<Announced>,
     /// States that it went through before its first row.
     pub(super) early: Vec<OperState>,
     /// It was found in a state to which no event has led yet; until then the event is awaited.
     pub(super) awaited: Option<Instant>,
-    /// libvirt's events about it have come, and the report about them has not: the deadline does not count.
-    pub(super) is_under_way: bool,
     /// The deadline that is in the core's list.
     pub(super) deadline: Option<Instant>,
     /// Its row in the view.
@@ -103,7 +101,7 @@ impl VmState {
             if self.awaited.is_some() {
                 return;
             }
-            if let Some(mut announced) = self.announced.take() {
+            if let Some(mut announced) = self.announced.take().filter(|_| !is_old) {
                 if !is_down(announced.state) {
                     changes.extend(announced.go_to(index, OperState::Shutdown));
                 }
@@ -117,7 +115,7 @@ impl VmState {
             name: row.name.clone(),
             uuid: row.uuid,
             persistence: row.persistence,
-            state: if is_old { row.oper_state } else { known },
+            state: if is_old && self.awaited.is_none() { row.oper_state } else { known },
         };
         let found = self.awaited.is_none().then_some(row.oper_state);
         for state in early.into_iter().chain(found) {

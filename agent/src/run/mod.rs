@@ -130,7 +130,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let (sink, notifier, notices, notified) = notify::pipeline(config.notifications.bulk_window);
     let outlets = Outlets {
         sources: sources.clone(),
-        counting: disks.as_ref().map(|disks| disks.commands.clone()),
+        counting: disks.as_ref().and_then(counting::Counting::commands),
         on_change: Box::new(move |change| sink.note(change)),
     };
     let (inventory, mut failures) = setup.start(outlets).map_err(RunError::Thread)?;

@@ -166,6 +166,8 @@ impl Reporter {
 impl Reporter {
     /// The report of this moment.
     pub(super) fn report(&self) -> Report {
+        // Before the view: a source may take half a second to answer.
+        let sources = self.sources();
         let inventory = self.registry.view();
         let readings = self.readings();
         let moment = Moment { inventory: &inventory, readings: &*readings, slow: &self.slow };
@@ -176,7 +178,7 @@ impl Reporter {
             agentx: self.agentx(),
             notifications: self.notifications(),
             probe: self.probe(),
-            sources: self.sources(),
+            sources,
             vms: inventory.vms.iter().map(|vm| self.vm(moment, vm)).collect(),
         }
     }

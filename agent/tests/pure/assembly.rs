@@ -471,3 +471,76 @@ fn two_connections_with_one_uuid_are_two_vms_whatever_comes_first_and_whoever_go
     host.libvirt_of(QEMU, DomainFact::Changed { domains: paused, events });
     assert_eq!(host.told(), [(Running, State(OperState::Paused))]);
 }
+
+/// Count and EndCount of one record, in the order in which they are carried out.
+fn counting(host: &mut Host) -> Vec<(&'static str, u16)> {
+    let step = |output| match output {
+        Output::Count(plan) => Some(("count", plan.vm.0)),
+        Output::EndCount(VmSlot(slot)) => Some(("end", slot)),
+        _ => None,
+    };
+    host.others.drain(..).filter_map(step).collect()
+}
+
+#[test]
+fn a_process_that_goes_from_one_vm_to_another_is_counted_in_the_end() {
+    let mut host = Host::new();
+    let other = VmProcess { name: "x".to_owned(), ..process(1) };
+    host.fact(Fact::Process(Arc::new(other)));
+    host.start(2);
+    counting(&mut host);
+    host.libvirt(&[Running], Some(Running));
+    let last = |slot: u16, steps: &[(&'static str, u16)]| {
+        steps.iter().rev().find(|(_, of)| *of == slot).map(|(step, _)| *step)
+    };
+    let steps = counting(&mut host);
+    assert_eq!((last(1, &steps), last(2, &steps)), (Some("count"), Some("count")), "{steps:?}");
+}
+
+#[test]
+fn a_live_process_keeps_its_row_when_another_with_its_uuid_ends() {
+    let mut host = Host::with(&[], SavedIndexes::default());
+    host.start(1);
+    host.start(2);
+    host.told();
+    host.end(1);
+    assert_eq!(host.told(), [(Running, State(Shutdown)), (Shutdown, Deleted)]);
+    assert_eq!(
+        host.view.vms.iter().map(|vm| (vm.index.0, vm.pid)).collect::<Vec<_>>(),
+        [(2, Some(2))]
+    );
+}
+
+#[test]
+fn the_first_list_of_another_connection_keeps_what_is_awaited() {
+    let connections = [("qemu:///system", true), ("test:///default", false)];
+    let mut host = Host::with(&connections, SavedIndexes::default());
+    host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+    host.start(1);
+    host.libvirt_of(SECOND, DomainFact::Listed(Vec::new()));
+    assert_eq!(host.told(), []);
+    host.settle();
+    assert_eq!(host.told(), [(Shutdown, State(Running))]);
+}
+
+#[test]
+fn events_that_are_under_way_before_the_process_is_seen_are_awaited() {
+    let mut host = Host::new();
+    host.libvirt_of(QEMU, DomainFact::EventsUnderWay(BTreeSet::from([UUID])));
+    host.start(1);
+    host.now.instant += Duration::from_secs(2);
+    host.core.handle_timeout(host.now);
+    host.drain();
+    host.libvirt(&[Migrating, Running], Some(Running));
+    assert_eq!(host.told(), [(Shutdown, State(Migrating)), (Migrating, State(Running))]);
+}
+
+#[test]
+fn a_domain_without_processes_hides_no_vm() {
+    let connections = [("qemu:///system", true), ("test:///default", false)];
+    let mut host = Host::with(&connections, SavedIndexes::default());
+    host.start(1);
+    host.libvirt_of(SECOND, DomainFact::Listed(vec![domain(Running)]));
+    assert_eq!(host.view.vms.len(), 2);
+    assert_eq!(host.view.vms.iter().filter(|vm| vm.pid == Some(1)).count(), 1);
+}

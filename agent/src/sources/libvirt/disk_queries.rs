@@ -108,6 +108,7 @@ impl Workers {
     }
 
     fn run(&self) {
+        let _end = self.shared.facts().end_guard("libvirt disks");
         let mut connection = None;
         loop {
             let uuid = self.take();

@@ -165,7 +165,8 @@ impl Worker {
     fn run(self) {
         let _end = self.shared.facts().end_guard("libvirt");
         if let Err(error) = run_event_loop() {
-            self.shared.facts().fail(format!("libvirt's event loop does not start: {error}"));
+            warn!("No domains of libvirt are served: its event loop does not start: {error}");
+            self.shared.lost(error);
             return;
         }
         let mut pause = FIRST_PAUSE;

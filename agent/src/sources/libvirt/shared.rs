@@ -174,7 +174,13 @@ impl Shared {
 
     /// Takes in what is to be asked about the disks of a domain. Sizes of disks that have none any more are forgotten.
     pub(super) fn set_query(&self, query: &DiskQuery) {
-        let old = self.domains().queries.insert(query.uuid, query.clone());
+        let mut domains = self.domains();
+        // The domain may have gone before the core knew.
+        if !domains.names.contains_key(&query.uuid) {
+            return;
+        }
+        let old = domains.queries.insert(query.uuid, query.clone());
+        drop(domains);
         let Some(old) = old.filter(|old| old.vm == query.vm) else { return };
         for disk in old.disks.iter().filter(|disk| disk.has_size) {
             if query.disks.iter().all(|of| of.storage != disk.storage || !of.has_size) {
@@ -211,7 +217,9 @@ impl Shared {
     pub(super) fn may_be_migrating(&self, uuid: VmUuid) -> bool {
         let domains = self.domains();
         let is_active = domains.queries.get(&uuid).is_none_or(|query| query.is_active);
-        is_active && domains.migrating.get(&uuid) != Some(&false)
+        domains.names.contains_key(&uuid)
+            && is_active
+            && domains.migrating.get(&uuid) != Some(&false)
     }
 
     /// The memory of a domain is copied again: the answer about the last time does not hold.

@@ -48,7 +48,7 @@ pub(super) struct TrackedProcesses {
     /// Closed, unassigned images: process id, and when they were first seen closed.
     closed: HashMap<ImageSlot, (u32, Instant)>,
     /// Slots of VMs that have ended, each with the fence after which no view refers to it.
-    retired: Vec<(u64, VmSlot)>,
+    retired: Vec<Retired>,
     fences: u64,
     /// Facts since the last report.
     facts: Vec<Fact>,
@@ -92,6 +92,14 @@ impl ScanOutcome {
     const KNOWN: Self = Self::Vm { is_new: false, is_moving: false };
 }
 
+/// The record of a VM that is gone.
+struct Retired {
+    /// After this fence no view shows it.
+    fence: u64,
+    pid: u32,
+    slot: VmSlot,
+}
+
 impl TrackedProcesses {
     pub(super) fn new(tracker: Option<SharedTracker>, headers: HeaderScanner) -> Self {
         Self {
@@ -131,7 +139,7 @@ impl TrackedProcesses {
     /// comes back.
     pub(super) fn take_facts(&mut self) -> Vec<Fact> {
         let mut facts = std::mem::take(&mut self.facts);
-        if self.retired.iter().any(|(fence, _)| *fence > self.fences) {
+        if self.retired.iter().any(|retired| retired.fence > self.fences) {
             self.fences += 1;
             facts.push(Fact::Fence(Fence::Procfs(self.fences)));
         }
@@ -143,14 +151,18 @@ impl TrackedProcesses {
         let Some(tracker) = &self.tracker else { return };
         for (slot, pid) in tracker.tracked_vms() {
             if !self.known.contains_key(&pid) {
-                self.retired.push((self.fences + 1, slot));
+                self.retired.push(Retired { fence: self.fences + 1, pid, slot });
             }
         }
     }
 
     /// Frees the records of VMs to which no view refers: the fence `reached` has come back.
     pub(super) fn untrack_retired(&mut self, reached: u64) {
-        for (_, slot) in self.retired.extract_if(.., |(fence, _)| *fence <= reached) {
+        self.untrack(|retired| retired.fence <= reached);
+    }
+
+    fn untrack(&mut self, is_free: impl Fn(&Retired) -> bool) {
+        for Retired { slot, .. } in self.retired.extract_if(.., |retired| is_free(retired)) {
             if let Some(tracker) = &self.tracker {
                 tracker.untrack_vm(slot);
             }
@@ -175,7 +187,8 @@ impl TrackedProcesses {
         if !gone.ending {
             self.facts.push(Fact::ProcessGone { pid, killed: false });
         }
-        self.retired.extend(gone.vm.slot.map(|slot| (self.fences + 1, slot)));
+        let fence = self.fences + 1;
+        self.retired.extend(gone.vm.slot.map(|slot| Retired { fence, pid, slot }));
     }
 
     /// Scans a process, and registers its threads for counting if it is a VM.
@@ -210,14 +223,14 @@ impl TrackedProcesses {
         if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.vm.start_ticks) {
             // Another process with the same id, which must not inherit the old one's records.
             self.end(pid);
-            self.untrack_retired(u64::MAX);
+            self.untrack(|retired| retired.pid == pid);
             return self.scan(pid);
         }
         let is_new = !self.known.contains_key(&pid);
         if is_new {
             let Some(pidfd) = open_pidfd(pid) else { return ScanOutcome::Nothing };
             // The records of an earlier process with this id must not be inherited.
-            self.untrack_retired(u64::MAX);
+            self.untrack(|retired| retired.pid == pid);
             let tracked = TrackedProcess {
                 vm: scan.vm.clone(),
                 described: Description::default(),
