@@ -79,8 +79,8 @@ impl Default for Agentx {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Inventory {
-    /// URIs of libvirt daemons, at most 16; none, written `""`, turns this source off. Of two VMs with one UUID the one of the
-    /// connection that comes first has it.
+    /// URIs of libvirt daemons, at most 16; none, written `""`, turns this source off. Of two domains with one
+    /// UUID, of two connections, the one that was known first has it, also after a restart.
     #[serde(with = "LibvirtUris")]
     pub libvirt: Vec<String>,
     /// Whether VMs that libvirt does not manage are served, too.

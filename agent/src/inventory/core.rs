@@ -386,12 +386,6 @@ impl Core {
         self.forget_namesakes(uuid);
     }
 
-    fn forget_namesakes(&mut self, uuid: VmUuid) {
-        if self.namesakes.get(&uuid).is_some_and(Namesakes::is_empty) {
-            self.namesakes.remove(&uuid);
-        }
-    }
-
     fn auto_start(&mut self, source: SourceId, uuids: &BTreeSet<VmUuid>) {
         for uuid in self.domains_of(source) {
             let identity = self.identity_of(source, uuid);

@@ -51,6 +51,13 @@ impl Core {
         its.map(|(uuid, _)| *uuid).collect()
     }
 
+    /// Forgets a UUID that nothing has.
+    pub(super) fn forget_namesakes(&mut self, uuid: VmUuid) {
+        if self.namesakes.get(&uuid).is_some_and(Namesakes::is_empty) {
+            self.namesakes.remove(&uuid);
+        }
+    }
+
     /// Gives each process with this UUID to the VM that it is.
     pub(super) fn resolve(&mut self, uuid: VmUuid) {
         let plain = Identity::Uuid(uuid);
