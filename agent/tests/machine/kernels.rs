@@ -23,7 +23,7 @@ const OPTIONS: &str = "--test-threads=1 --nocapture --skip readers_clock --skip 
     --skip latencies";
 
 /// Limit for the tests in a guest: without KVM, QEMU is some ten times slower than its host.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// A disk image with an ext4 filesystem.
 fn disk(dir: &Path) -> PathBuf {
