@@ -119,7 +119,7 @@ impl Records {
     }
 
     /// Frees a record that was merged into another one, unless it was reused for another image since.
-    pub(crate) fn free_merged(&self, slot: ImageSlot) {
+    pub fn free_merged(&self, slot: ImageSlot) {
         if self.storage_of_image(slot) == MERGED {
             self.free_image(slot);
         }
