@@ -3,7 +3,7 @@
 //!
 //! A crate of such tests has `harness = false` in its manifest, and in its root
 //!
-//! ```ignore
+//! ```text
 //! #[macro_use]
 //! extern crate xtask_test;
 //!

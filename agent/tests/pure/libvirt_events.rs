@@ -35,7 +35,7 @@ struct Host {
     registry: Arc<Registry>,
     source: Arc<libvirt::Handle>,
     changes: mpsc::Receiver<Change>,
-    _inventory: run::inventory::Inventory,
+    inventory: run::inventory::Inventory,
     _state: tempfile::TempDir,
 }
 
@@ -56,18 +56,20 @@ impl Host {
             on_change: Box::new(move |change| drop(sender.send(change))),
         };
         let (inventory, _) = setup.start(outlets).unwrap();
-        let host = Self {
+        let mut host = Self {
             connection: Connect::open(Some(URI)).unwrap(),
             registry,
             source,
             changes,
-            _inventory: inventory,
+            inventory,
             _state: state,
         };
         wait_until(PATIENCE, "libvirt is live", || {
             (host.source.health().state == "live").then_some(())
         })
         .unwrap();
+        // The source is live a moment before the view has what it reported.
+        assert!(host.inventory.flush(PATIENCE));
         host
     }
 
