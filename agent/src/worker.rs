@@ -2,15 +2,14 @@
 //! thread cannot go on.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::error;
 
 use crate::{counters::since_boot_ns, inventory::Fact};
 
@@ -112,8 +111,25 @@ impl Heartbeat {
     }
 }
 
-/// The heartbeats that the service manager's watchdog depends on.
-pub type Heartbeats = Vec<Arc<Heartbeat>>;
+/// The next message, or [`RecvTimeoutError::Timeout`] at this time; `None` = it is waited for without an end.
+pub(crate) fn recv_until<T>(
+    receiver: &Receiver<T>,
+    due: Option<Instant>,
+) -> Result<T, RecvTimeoutError> {
+    match due {
+        Some(due) => receiver.recv_deadline(due),
+        None => receiver.recv().map_err(RecvTimeoutError::from),
+    }
+}
+
+/// Waits for the end of a thread, and logs a panic: "the thread `which` had panicked".
+pub(crate) fn join(thread: &mut Option<JoinHandle<()>>, which: &str) {
+    if let Some(thread) = thread.take()
+        && thread.join().is_err()
+    {
+        error!("the thread {which} had panicked");
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -10,14 +10,13 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use tracing::error;
 
 use super::vm_disks::{Outcome, VmDisks};
 use crate::{
     counters::{ImageSlot, Records, VmSlot, since_boot_ns},
     inventory::{Fact, Fence, Now, VmPlan},
     probe::{ImageHooks, Method},
-    worker::{Facts, Heartbeat},
+    worker::{Facts, Heartbeat, join, recv_until},
 };
 
 /// Retry interval after a failed attach: the kernel refuses for a moment what was detached just now.
@@ -32,11 +31,11 @@ pub type SharedHooks = Arc<Mutex<ImageHooks>>;
 /// What the thread is to do.
 pub enum Command {
     /// The disks of a VM are to be counted.
-    Count(VmPlan),
+    Count(Arc<VmPlan>),
     /// A VM's process is gone.
     End(VmSlot),
-    /// The fence of the counting has come back: readers see every report before it.
-    Reached(Fence),
+    /// The fence with this number has come back: readers see every report before it.
+    Reached(u64),
     /// To be called after all commands before it.
     Then(Box<dyn FnOnce() + Send>),
 }
@@ -87,11 +86,7 @@ impl Counting {
 impl Drop for Counting {
     fn drop(&mut self) {
         self.commands = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("the thread that counts disks had panicked");
-        }
+        join(&mut self.thread, "that counts disks");
     }
 }
 
@@ -113,10 +108,7 @@ impl Disks {
         let _end = self.facts.end_guard("counting");
         loop {
             heartbeat.rest();
-            let command = match self.due() {
-                Some(due) => commands.recv_deadline(due),
-                None => commands.recv().map_err(RecvTimeoutError::from),
-            };
+            let command = recv_until(commands, self.due());
             heartbeat.work();
             let first = match command {
                 Ok(command) => Some(command),
@@ -136,8 +128,7 @@ impl Disks {
                         }
                     }
                     Command::End(slot) => drop(self.vms.remove(&slot)),
-                    Command::Reached(Fence::Counting(number)) => self.free(number),
-                    Command::Reached(_) => {}
+                    Command::Reached(number) => self.free(number),
                     Command::Then(call) => then.push(call),
                 }
             }
@@ -155,8 +146,7 @@ impl Disks {
         let now = Now { instant: Instant::now(), since_boot_ns: since_boot_ns() };
         let is_due = |vm: &VmDisks| vm.due().is_some_and(|due| due <= now.instant);
         changed.extend(self.vms.iter().filter(|(_, vm)| is_due(vm)).map(|(slot, _)| *slot));
-        let retries = self.retry_hooks.is_some_and(|due| due <= now.instant);
-        if retries {
+        if self.retry_hooks.is_some_and(|due| due <= now.instant) {
             // Another method may be the one that works now.
             changed.extend(self.vms.keys());
         }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -33,7 +34,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The disks of one VM.
 #[derive(Debug)]
 pub(super) struct VmDisks {
-    pub(super) plan: VmPlan,
+    pub(super) plan: Arc<VmPlan>,
     files: BackingFiles,
     /// Images of no known disk, with the schedule by which libvirt is asked what they are.
     unidentified: HashMap<ImageSlot, Backoff>,
@@ -78,7 +79,7 @@ pub(super) struct Outcome {
 }
 
 impl VmDisks {
-    pub(super) fn new(plan: VmPlan) -> Self {
+    pub(super) fn new(plan: Arc<VmPlan>) -> Self {
         Self {
             plan,
             files: BackingFiles::default(),

@@ -20,7 +20,7 @@ use super::{
     NicNumbers, Now, OperState, Output, SavedIndexes, SourceId, VmProcess, VmTable, VmUuid,
     indexes::{Identity, Indexes},
     merge::Namesakes,
-    state::{Presence, VmState, is_down},
+    state::{Presence, Runs, VmState},
 };
 
 /// What is found of a VM may be ahead of the events about it. After this time no event is expected any more.
@@ -73,8 +73,7 @@ pub struct Core {
     /// The next view.
     hypervisor: Arc<Hypervisor>,
     last_change_ns: u64,
-    /// Runs of VMs so far.
-    pub(super) runs: u32,
+    pub(super) runs: Runs,
     table: VmTable,
     cpus: Arc<[u32]>,
     view_is_new: bool,
@@ -111,7 +110,7 @@ impl Core {
             deadlines: BTreeSet::new(),
             dirty: BTreeSet::new(),
             last_change_ns: now.since_boot_ns,
-            runs: 0,
+            runs: Runs::default(),
             table: VmTable::default(),
             cpus: Arc::default(),
             view_is_new: false,
@@ -319,10 +318,9 @@ impl Core {
                 vm.note_deleted(&mut self.changes);
                 continue;
             };
-            if is_down(state) {
+            if state.is_down() {
                 // The next QEMU counts from 0.
-                self.runs = self.runs.checked_add(1).unwrap_or(1);
-                vm.run = self.runs;
+                vm.run = self.runs.next();
             }
             // What follows the copying of the memory has events of its own.
             vm.is_migrating = None;
@@ -358,8 +356,7 @@ impl Core {
         }
         let was_active = vm.domain.as_ref().is_some_and(|(_, domain)| domain.is_active);
         if was_active && !domain.as_ref().is_some_and(|domain| domain.is_active) {
-            self.runs = self.runs.checked_add(1).unwrap_or(1);
-            vm.run = self.runs;
+            vm.run = self.runs.next();
         }
         self.dirty.insert(identity);
         match domain {
@@ -458,7 +455,7 @@ impl Core {
         else {
             return;
         };
-        vm.counted = Some((report.pid, report.disks));
+        vm.counted = Some(report.disks);
         self.dirty.insert(*identity);
         if let Some((source, domain)) = vm.domain.as_ref().filter(|_| report.has_unidentified)
             && self.connections[usize::from(source.0)].is_live
@@ -475,7 +472,7 @@ impl Core {
             let Some(mut vm) = self.vms.remove(&identity) else { continue };
             self.follow_presence(&mut vm, now.instant);
             if vm.run == 0 {
-                vm.run = self.next_run();
+                vm.run = self.runs.next();
             }
             let row = self.row(identity, &mut vm, now.instant);
             if vm.domain.is_none() && row.is_some() && self.is_any_live() && !is_old {
@@ -491,9 +488,6 @@ impl Core {
             plans.extend(self.plan(&mut vm));
             self.query_disks(&mut vm);
             self.set_deadline(identity, &mut vm, now.instant);
-            if self.indexes.take_is_new() {
-                self.save_indexes();
-            }
             if vm.domain.is_none() && vm.pid.is_none() && vm.awaited.is_none() {
                 self.forget(identity, &vm);
             } else {
@@ -501,13 +495,9 @@ impl Core {
             }
         }
         self.outputs.extend(plans.into_iter().map(Output::Count));
-    }
-
-    /// A number that no run of a VM has had: an answer about an earlier run is never taken for one about this run.
-    pub(super) fn next_run(&mut self) -> u32 {
-        // 0 stands for none; after 2^32 runs a number comes again.
-        self.runs = self.runs.checked_add(1).unwrap_or(1);
-        self.runs
+        if self.indexes.take_is_new() {
+            self.outputs.push_back(Output::SaveIndexes);
+        }
     }
 
     /// Whether libvirt's events about a VM have come, and the report about them has not.
@@ -563,12 +553,6 @@ impl Core {
             }
             self.deadlines.extend(deadline.map(|at| (at, identity)));
             vm.deadline = deadline;
-        }
-    }
-
-    fn save_indexes(&mut self) {
-        if !self.outputs.iter().any(|output| matches!(output, Output::SaveIndexes)) {
-            self.outputs.push_back(Output::SaveIndexes);
         }
     }
 

@@ -156,8 +156,7 @@ impl Core {
             *of = Some(identity);
             if vm.started_ns.is_some_and(|started| started != process.started_ns) {
                 // The next QEMU counts from 0.
-                self.runs = self.runs.checked_add(1).unwrap_or(1);
-                vm.run = self.runs;
+                vm.run = self.runs.next();
             }
             vm.started_ns = Some(process.started_ns);
         }

@@ -124,7 +124,7 @@ pub enum Output {
     /// A VM went from one state to another.
     Changed(Change),
     /// The disks of a VM's process are to be counted.
-    Count(VmPlan),
+    Count(Arc<VmPlan>),
     /// A VM's process is gone; its disks are not counted any more.
     EndCount(VmSlot),
     /// A process is to be scanned again, since its disks have changed.
@@ -173,6 +173,14 @@ pub struct DiskQuery {
     pub asks_now: bool,
     /// The domain runs.
     pub is_active: bool,
+}
+
+impl DiskQuery {
+    /// Whether the domain runs and has disks.
+    #[must_use]
+    pub fn has_active_disks(&self) -> bool {
+        self.is_active && !self.disks.is_empty()
+    }
 }
 
 /// A disk of a domain.

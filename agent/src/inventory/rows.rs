@@ -113,8 +113,7 @@ impl Core {
         if process.slot.is_none() {
             return CountedBy::Uncounted("the VM is not counted".to_owned());
         }
-        let counted = vm.counted.as_ref().filter(|(pid, _)| *pid == process.pid);
-        let counted = counted.and_then(|(_, disks)| disks.iter().find(|(of, _)| *of == storage));
+        let counted = vm.counted.iter().flatten().find(|(of, _)| *of == storage);
         counted.map_or(CountedBy::Pending, |(_, counted)| counted.clone())
     }
 
@@ -173,7 +172,7 @@ impl Core {
     }
 
     /// What is to be counted, if the disks or the process have changed. Ends the counting of another process.
-    pub(super) fn plan(&mut self, vm: &mut VmState) -> Option<VmPlan> {
+    pub(super) fn plan(&mut self, vm: &mut VmState) -> Option<Arc<VmPlan>> {
         let process = vm.pid.and_then(|pid| self.processes.get(&pid));
         let plan = process.filter(|_| self.config.counts).and_then(|(process, _)| {
             let (slot, row) = (process.slot?, vm.row.as_deref()?);
@@ -191,7 +190,7 @@ impl Core {
                 may_be_of_domain: !is_of_domain && process.uuid.is_some() && self.is_any_live(),
             })
         });
-        if plan == vm.plan {
+        if plan.as_ref() == vm.plan.as_deref() {
             return None;
         }
         if let Some(old) = &vm.plan
@@ -199,8 +198,8 @@ impl Core {
         {
             self.outputs.push_back(Output::EndCount(old.vm));
         }
-        vm.plan.clone_from(&plan);
-        plan
+        vm.plan = plan.map(Arc::new);
+        vm.plan.clone()
     }
 
     /// Has libvirt asked about the disks of a domain that it has reported again, or whose I/O only QEMU counts.

@@ -10,7 +10,7 @@ use super::{
 /// What is known of one VM. Removing it removes all.
 #[derive(Debug, Default)]
 pub(super) struct VmState {
-    /// vmIndex; given with the first row, or with the first state that libvirt reports.
+    /// vmIndex; given with the first row.
     pub(super) index: Option<VmIndex>,
     /// The domain, as the libvirt connection has it.
     pub(super) domain: Option<(SourceId, Domain)>,
@@ -24,10 +24,10 @@ pub(super) struct VmState {
     pub(super) run: u32,
     /// Start of the last process that this VM had, in ns since boot.
     pub(super) started_ns: Option<u64>,
-    /// How its disks are counted, by vmStorageIndex, and the process for which that holds.
-    pub(super) counted: Option<(u32, Vec<(u32, CountedBy)>)>,
+    /// How the disks of its process are counted, by vmStorageIndex; `None` = not reported yet.
+    pub(super) counted: Option<Vec<(u32, CountedBy)>>,
     /// What the counting was told last.
-    pub(super) plan: Option<VmPlan>,
+    pub(super) plan: Option<Arc<VmPlan>>,
     /// In which run libvirt was asked last, and whether for QEMU's counts.
     pub(super) wants_io: Option<(u32, bool)>,
     /// What managers know.
@@ -54,6 +54,18 @@ pub(super) enum Presence {
     LostSince(Instant),
 }
 
+/// Gives each run of a VM a number that no run has had: an answer about an earlier run is never taken for one about this.
+#[derive(Debug, Default)]
+pub(super) struct Runs(u32);
+
+impl Runs {
+    /// The number of the next run. 0 stands for none; after 2^32 runs a number comes again.
+    pub(super) fn next(&mut self) -> u32 {
+        self.0 = self.0.checked_add(1).unwrap_or(1);
+        self.0
+    }
+}
+
 impl VmState {
     /// vmOperState of the domain.
     pub(super) fn domain_state(&self, domain: &Domain) -> OperState {
@@ -74,7 +86,7 @@ impl VmState {
     /// A VM that was off was deleted, and another has its UUID now.
     pub(super) fn note_deleted(&mut self, changes: &mut VecDeque<Change>) {
         if let (Some(announced), Some(index)) = (&mut self.announced, self.index)
-            && is_down(announced.state)
+            && announced.state.is_down()
         {
             let before = std::mem::replace(&mut announced.state, OperState::Shutdown);
             changes.push_back(announced.change(index, before, ChangeEvent::Deleted));
@@ -86,7 +98,7 @@ impl VmState {
     pub(super) fn is_ahead(&self, found: Option<OperState>) -> bool {
         match (&self.announced, found) {
             (Some(announced), Some(found)) => announced.state != found,
-            (Some(announced), None) => !is_down(announced.state),
+            (Some(announced), None) => !announced.state.is_down(),
             (None, Some(found)) => *self.early.last().unwrap_or(&OperState::Shutdown) != found,
             (None, None) => false,
         }
@@ -102,7 +114,7 @@ impl VmState {
                 return;
             }
             if let Some(mut announced) = self.announced.take().filter(|_| !is_old) {
-                if !is_down(announced.state) {
+                if !announced.state.is_down() {
                     changes.extend(announced.go_to(index, OperState::Shutdown));
                 }
                 changes.push_back(announced.change(index, announced.state, ChangeEvent::Deleted));
@@ -129,12 +141,7 @@ impl VmState {
         if let Some((_, domain)) = &mut self.domain {
             domain.oper_state = state;
             domain.admin_state = admin_state_after(state);
-            domain.is_active = !is_down(state);
+            domain.is_active = !state.is_down();
         }
     }
-}
-
-/// Whether a VM in this state may be deleted without having ended first.
-pub(super) const fn is_down(state: OperState) -> bool {
-    matches!(state, OperState::Shutdown | OperState::Suspended | OperState::Crashed)
 }

@@ -139,6 +139,18 @@ pub enum CountedBy {
     Pending,
 }
 
+impl CountedBy {
+    /// Why the kernel counts the disk by this method, or does not count it.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Kernel(_, _, why) => why,
+            Self::Uncounted(why) => why,
+            Self::Pending => "the VM has not opened it yet",
+        }
+    }
+}
+
 /// One virtual network interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Nic {
@@ -189,6 +201,12 @@ pub enum OperState {
 }
 
 impl OperState {
+    /// Whether a VM in this state has no process, so that it may be deleted without having ended first.
+    #[must_use]
+    pub const fn is_down(self) -> bool {
+        matches!(self, Self::Shutdown | Self::Suspended | Self::Crashed)
+    }
+
     /// The state's name in the MIB.
     #[must_use]
     pub const fn name(self) -> &'static str {

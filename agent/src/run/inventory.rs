@@ -4,17 +4,13 @@
 use std::{
     fmt, io,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tracing::error;
 
 use super::index_file::IndexFile;
 use crate::{
@@ -24,7 +20,7 @@ use crate::{
         Change, Core, CoreConfig, Fact, Fence, Now, Output, Registry, SavedIndexes, SourceId,
     },
     sources::{Command, Source},
-    worker::{Facts, Heartbeat},
+    worker::{Facts, Heartbeat, join, recv_until},
 };
 
 /// Facts that are handled before the outputs are drained: a storm of events does not keep readers from the newest view.
@@ -49,7 +45,7 @@ pub struct Setup {
     /// What query threads learn.
     pub slow: Arc<SlowValues>,
     /// Why a thread cannot go on: the agent ends then.
-    pub failures: UnboundedReceiver<String>,
+    failures: UnboundedReceiver<String>,
     sender: Sender<Fact>,
     receiver: Receiver<Fact>,
     core: Core,
@@ -71,7 +67,7 @@ pub struct Outlets {
 pub struct Inventory {
     facts: Sender<Fact>,
     reached: Receiver<u64>,
-    fences: AtomicU64,
+    fences: u64,
     thread: Option<JoinHandle<()>>,
     /// Whether the thread works.
     pub heartbeat: Arc<Heartbeat>,
@@ -121,30 +117,24 @@ impl Setup {
         let run = move || {
             let _end = facts.end_guard("inventory");
             owner.run(&of_thread);
-            if writer.join().is_err() {
-                error!("the thread that writes the indexes had panicked");
-            }
+            join(&mut Some(writer), "that writes the indexes");
         };
         let thread = std::thread::Builder::new().name("inventory".to_owned()).spawn(run)?;
-        let inventory = Inventory {
-            facts: sender,
-            reached,
-            fences: AtomicU64::new(0),
-            thread: Some(thread),
-            heartbeat,
-        };
+        let inventory =
+            Inventory { facts: sender, reached, fences: 0, thread: Some(thread), heartbeat };
         Ok((inventory, failures))
     }
 }
 
 impl Inventory {
     /// Waits until the view has all facts that have been reported so far, and how the disks in it are counted. Whether
-    /// that was so within `limit`. One thread at a time may call this.
-    pub fn flush(&self, limit: Duration) -> bool {
+    /// that was so within `limit`.
+    pub fn flush(&mut self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         // What the counting reports comes after the first fence.
         (0..2).all(|_| {
-            let fence = self.fences.fetch_add(1, Relaxed) + 1;
+            self.fences += 1;
+            let fence = self.fences;
             let _ = self.facts.send(Fact::Fence(Fence::Owner(fence)));
             loop {
                 match self.reached.recv_deadline(end) {
@@ -160,11 +150,7 @@ impl Inventory {
 impl Drop for Inventory {
     fn drop(&mut self) {
         let _ = self.facts.send(Fact::Fence(Fence::Owner(STOP)));
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("the thread of the inventory had panicked");
-        }
+        join(&mut self.thread, "of the inventory");
     }
 }
 
@@ -185,10 +171,7 @@ impl Owner {
         loop {
             heartbeat.rest();
             let due = self.core.poll_timeout().into_iter().chain(self.save_due).min();
-            let first = match due {
-                Some(due) => self.receiver.recv_deadline(due),
-                None => self.receiver.recv().map_err(RecvTimeoutError::from),
-            };
+            let first = recv_until(&self.receiver, due);
             heartbeat.work();
             if matches!(first, Err(RecvTimeoutError::Disconnected)) {
                 break;
@@ -228,11 +211,9 @@ impl Owner {
             Output::Changed(change) => (self.outlets.on_change)(change),
             Output::Count(plan) => self.count(counting::Command::Count(plan)),
             Output::EndCount(slot) => self.count(counting::Command::End(slot)),
-            Output::Rescan(pid) => self.to_procfs(&Command::Rescan(pid)),
-            Output::Describe(source, uuid) => self.to_libvirt(source, Command::Describe(uuid)),
-            Output::QueryDisks(source, query) => {
-                self.to_libvirt(source, Command::QueryDisks(query));
-            }
+            Output::Rescan(pid) => self.command(None, Command::Rescan(pid)),
+            Output::Describe(id, uuid) => self.command(Some(id), Command::Describe(uuid)),
+            Output::QueryDisks(id, query) => self.command(Some(id), Command::QueryDisks(query)),
             Output::ForgetDisks(vm) => self.slow.forget(vm.0),
             Output::SaveIndexes => {
                 self.save_due.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
@@ -244,14 +225,11 @@ impl Owner {
     /// A fence comes back after the counting has done everything before it, too: then nothing uses what is freed.
     fn pass_on(&self, fence: Fence) {
         match fence {
-            Fence::Counting(_) => self.count(counting::Command::Reached(fence)),
+            Fence::Counting(number) => self.count(counting::Command::Reached(number)),
             Fence::Procfs(number) => {
-                let sources = self.outlets.sources.clone();
-                self.after_counting(move || {
-                    for source in sources.iter().filter(|source| source.connection().is_none()) {
-                        source.command(Command::Reached(number));
-                    }
-                });
+                if let Some(procfs) = self.source(None).cloned() {
+                    self.after_counting(move || procfs.command(Command::Reached(number)));
+                }
             }
             Fence::Owner(number) => {
                 let reached = self.reached.clone();
@@ -277,17 +255,15 @@ impl Owner {
         }
     }
 
-    fn to_procfs(&self, command: &Command) {
-        for source in self.outlets.sources.iter().filter(|source| source.connection().is_none()) {
-            source.command(command.clone());
+    fn command(&self, id: Option<SourceId>, command: Command) {
+        if let Some(source) = self.source(id) {
+            source.command(command);
         }
     }
 
-    fn to_libvirt(&self, id: SourceId, command: Command) {
-        let is_it = |source: &&Arc<dyn Source>| source.connection().is_some_and(|it| it.0 == id);
-        if let Some(source) = self.outlets.sources.iter().find(is_it) {
-            source.command(command);
-        }
+    /// The source with this libvirt connection; with `None` that of processes.
+    fn source(&self, id: Option<SourceId>) -> Option<&Arc<dyn Source>> {
+        self.outlets.sources.iter().find(|source| source.connection().map(|(of, _)| of) == id)
     }
 }
 

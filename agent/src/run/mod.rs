@@ -133,7 +133,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         counting: disks.as_ref().and_then(counting::Counting::commands),
         on_change: Box::new(move |change| sink.note(change)),
     };
-    let (inventory, mut failures) = setup.start(outlets).map_err(RunError::Thread)?;
+    let (mut inventory, mut failures) = setup.start(outlets).map_err(RunError::Thread)?;
     // A manager that asks at once is to find the VMs that run.
     if !inventory.flush(FIRST_VIEW) {
         warn!("The first view of the VMs takes long; serving what is known");

@@ -191,17 +191,13 @@ fn disk(
     records: Option<&Records>,
 ) -> Disk {
     let numbers = values::disk_io(moment, vm, disk);
-    let (counted_by, why, age) = match (numbers, &disk.counted_by) {
-        (_, CountedBy::Kernel(_, method, why)) => (Some(method.name()), *why, None),
-        (DiskNumbers::Hypervisor(taken, why), _) => {
+    let (counted_by, age) = match (&disk.counted_by, numbers) {
+        (CountedBy::Kernel(_, method, _), _) => (Some(method.name()), None),
+        (_, DiskNumbers::Hypervisor(taken)) => {
             let age = moment.readings.since_boot_ns().saturating_sub(taken.at_ns);
-            (Some("hypervisor"), why, Some(age / 1_000_000))
+            (Some("hypervisor"), Some(age / 1_000_000))
         }
-        (DiskNumbers::Absent(why), _) => (None, why, None),
-        (DiskNumbers::Off | DiskNumbers::Kernel(_), CountedBy::Uncounted(why)) => {
-            (None, &**why, None)
-        }
-        (DiskNumbers::Off | DiskNumbers::Kernel(_), CountedBy::Pending) => (None, "", None),
+        _ => (None, None),
     };
     let more = match (&disk.counted_by, records) {
         (CountedBy::Kernel(images, ..), Some(records)) => Some(records.image_requests(images)),
@@ -214,7 +210,7 @@ fn disk(
         index: disk.index,
         target: disk.target.clone(),
         counted_by: counted_by.map(str::to_owned),
-        why: Some(why.to_owned()),
+        why: Some(disk.counted_by.why().to_owned()),
         age_ms: age,
         read: io.map(|io| requests(io.reads, io.read_octets, io.read_ns, more_read.as_ref())),
         write: io.map(|io| requests(io.writes, io.write_octets, io.write_ns, more_write.as_ref())),

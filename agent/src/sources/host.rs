@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv,
@@ -20,6 +20,7 @@ use rustix::{
 };
 use tracing::warn;
 
+use super::timespec;
 use crate::{
     inventory::{Fact, NicNumbers},
     worker::Facts,
@@ -147,10 +148,7 @@ enum Changed {
 }
 
 fn wait(socket: &OwnedFd, limit: Option<Duration>) -> Result<(), Errno> {
-    let limit = limit.map(|limit| Timespec {
-        tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: limit.subsec_nanos().into(),
-    });
+    let limit = limit.map(timespec);
     match poll(&mut [PollFd::new(socket, PollFlags::IN)], limit.as_ref()) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error),

@@ -9,7 +9,12 @@ pub mod host;
 pub mod libvirt;
 pub mod procfs;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustix::event::Timespec;
 
 use crate::{
     inventory::{DiskQuery, SourceId, VmUuid},
@@ -57,4 +62,12 @@ pub struct Health {
     pub state: String,
     /// Since when what it reported may be old.
     pub stale_since: Option<SystemTime>,
+}
+
+/// A limit as poll(2) and epoll_wait(2) take it. Saturates.
+fn timespec(limit: Duration) -> Timespec {
+    Timespec {
+        tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    }
 }

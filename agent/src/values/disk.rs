@@ -11,8 +11,8 @@ use crate::{
 pub enum DiskNumbers<'a> {
     /// The kernel, at this moment.
     Kernel(DiskIo),
-    /// The hypervisor, at the time given; and why the kernel does not count the disk.
-    Hypervisor(Taken<DiskIo>, &'a str),
+    /// The hypervisor, at the time given.
+    Hypervisor(Taken<DiskIo>),
     /// There was no I/O: the VM is off.
     Off,
     /// Not known, for this reason.
@@ -22,17 +22,10 @@ pub enum DiskNumbers<'a> {
 impl DiskNumbers<'_> {
     /// The numbers; `None` = not known.
     #[must_use]
-    pub const fn io(self) -> Option<DiskIo> {
+    pub fn io(self) -> Option<DiskIo> {
         match self {
-            Self::Kernel(io) | Self::Hypervisor(Taken { value: io, .. }, _) => Some(io),
-            Self::Off => Some(DiskIo {
-                reads: 0,
-                writes: 0,
-                read_octets: 0,
-                write_octets: 0,
-                read_ns: 0,
-                write_ns: 0,
-            }),
+            Self::Kernel(io) | Self::Hypervisor(Taken { value: io, .. }) => Some(io),
+            Self::Off => Some(DiskIo::default()),
             Self::Absent(_) => None,
         }
     }
@@ -46,9 +39,9 @@ pub fn disk_io<'a>(moment: Moment<'a>, vm: &'a Vm, disk: &'a Disk) -> DiskNumber
             .readings
             .disk_io(images)
             .map_or(DiskNumbers::Absent("the counting has ended"), DiskNumbers::Kernel),
-        CountedBy::Pending => DiskNumbers::Absent("the VM has not opened it yet"),
+        CountedBy::Pending => DiskNumbers::Absent(disk.counted_by.why()),
         CountedBy::Uncounted(why) => match moment.slow.disk_io(key(vm, disk), vm.run) {
-            Some(taken) => DiskNumbers::Hypervisor(taken, why),
+            Some(taken) => DiskNumbers::Hypervisor(taken),
             None if is_down(vm) => DiskNumbers::Off,
             None => DiskNumbers::Absent(why),
         },

@@ -7,8 +7,6 @@ mod time;
 pub use disk::{DiskNumbers, disk_io, disk_size};
 pub use time::{is_down, vcpu_time_ns, vm_time_ns, vm_up_time_ns};
 
-use std::sync::LazyLock;
-
 use crate::{
     counters::{Readings, SlowValues},
     inventory::Inventory,
@@ -23,15 +21,6 @@ pub struct Moment<'a> {
     pub readings: &'a dyn Readings,
     /// What was learned in the background.
     pub slow: &'a SlowValues,
-}
-
-impl<'a> Moment<'a> {
-    /// A moment at which nothing was learned in the background.
-    #[must_use]
-    pub fn new(inventory: &'a Inventory, readings: &'a dyn Readings) -> Self {
-        static NOTHING: LazyLock<SlowValues> = LazyLock::new(SlowValues::default);
-        Self { inventory, readings, slow: &NOTHING }
-    }
 }
 
 impl std::fmt::Debug for Moment<'_> {

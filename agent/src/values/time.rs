@@ -1,7 +1,7 @@
 //! The times of a VM and its vCPUs.
 
 use super::Moment;
-use crate::inventory::{OperState, Vcpu, Vm};
+use crate::inventory::{Vcpu, Vm};
 
 /// CPU time of all threads of the VM's process in ns, those that have exited included; 0 = the VM is off; `None` = it
 /// is not counted.
@@ -34,7 +34,5 @@ pub fn vm_up_time_ns(moment: Moment<'_>, vm: &Vm) -> Option<u64> {
 /// Whether the VM has no process that could be counted: its counters are 0, not unknown.
 #[must_use]
 pub fn is_down(vm: &Vm) -> bool {
-    vm.slot.is_none()
-        && vm.started_ns.is_none()
-        && matches!(vm.oper_state, OperState::Shutdown | OperState::Suspended | OperState::Crashed)
+    vm.slot.is_none() && vm.started_ns.is_none() && vm.oper_state.is_down()
 }

@@ -198,13 +198,13 @@ impl Shared {
     /// The active domains with disks, and whether QEMU's own counts are wanted.
     pub(super) fn polled(&self) -> Vec<(VmUuid, bool)> {
         let domains = self.domains();
-        let polled = domains.queries.values().filter(|it| it.is_active && !it.disks.is_empty());
+        let polled = domains.queries.values().filter(|query| query.has_active_disks());
         polled.map(|query| (query.uuid, query.wants_io)).collect()
     }
 
     /// Whether there is an active domain with disks.
     pub(super) fn polls(&self) -> bool {
-        self.domains().queries.values().any(|query| query.is_active && !query.disks.is_empty())
+        self.domains().queries.values().any(DiskQuery::has_active_disks)
     }
 
     /// Reports whether a domain whose memory is copied is migrated.

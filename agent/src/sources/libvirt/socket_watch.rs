@@ -3,9 +3,11 @@
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, poll},
     fs::inotify,
 };
+
+use crate::sources::timespec;
 
 /// Directory of the local daemons' sockets.
 const DIR: &str = "/run/libvirt";
@@ -41,10 +43,7 @@ impl SocketWatch {
     /// Waits until a file is created in the directory, at most for `limit`. Returns whether one was.
     pub(super) fn wait(self, limit: Duration) -> bool {
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        let limit = Timespec {
-            tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: limit.subsec_nanos().into(),
-        };
+        let limit = timespec(limit);
         let appeared = matches!(poll(&mut fds, Some(&limit)), Ok(ready) if ready > 0);
         if appeared {
             std::thread::sleep(LISTEN_DELAY);

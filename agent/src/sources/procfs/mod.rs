@@ -34,13 +34,13 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crossbeam_channel::{Receiver, Sender};
 use kvmeter_common::EventKind;
 use thiserror::Error;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use self::{
     image_headers::HeaderScanner,
@@ -55,7 +55,7 @@ use crate::{
     counting::Tracker,
     inventory::{Fact, SourceId},
     probe::Events,
-    worker::{Facts, Heartbeat},
+    worker::{Facts, Heartbeat, join},
 };
 
 /// The tracker, shared between threads.
@@ -201,14 +201,14 @@ impl super::Source for Handle {
     }
 
     fn health(&self) -> Health {
-        let state = match (self.heartbeat.overdue(), self.heartbeat.has_ended()) {
+        let overdue = self.heartbeat.overdue();
+        let state = match (overdue, self.heartbeat.has_ended()) {
             (Some(busy), _) => format!("busy for {} s", busy.as_secs()),
             (None, true) => "ended".to_owned(),
             (None, false) if self.shows_processes => "live".to_owned(),
             (None, false) => "for libvirt's domains only".to_owned(),
         };
-        let since = self.heartbeat.overdue().map(|busy| std::time::SystemTime::now() - busy);
-        Health { state, stale_since: since }
+        Health { state, stale_since: overdue.map(|busy| SystemTime::now() - busy) }
     }
 
     fn scans(&self) -> u64 {
@@ -224,11 +224,7 @@ impl Drop for Procfs {
     fn drop(&mut self) {
         // Any number but 0 makes the eventfd readable. Fails only if the counter is at its maximum.
         let _ = rustix::io::write(&self.stop, &[1; 8]);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("the thread that scans processes had panicked");
-        }
+        join(&mut self.thread, "that scans processes");
     }
 }
 

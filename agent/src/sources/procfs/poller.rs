@@ -9,9 +9,11 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    event::{EventfdFlags, Timespec, epoll, eventfd},
+    event::{EventfdFlags, epoll, eventfd},
     io::Errno,
 };
+
+use crate::sources::timespec;
 
 /// The kind of descriptor that became readable.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,10 +73,7 @@ impl Poller {
 
     /// Waits until a descriptor is readable, at most for `limit` (`None` = no limit).
     pub(super) fn wait(&self, limit: Option<Duration>) -> io::Result<Vec<Ready>> {
-        let limit = limit.map(|limit| Timespec {
-            tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: limit.subsec_nanos().into(),
-        });
+        let limit = limit.map(timespec);
         let mut events = Vec::with_capacity(64);
         match epoll::wait(&self.epoll, spare_capacity(&mut events), limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
