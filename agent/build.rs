@@ -18,7 +18,8 @@ use std::{
 };
 
 const BPF_LINKER: &str = "bpf-linker";
-const BPF_LINKER_VERSION: &str = "0.10.1";
+/// The manifest that says which version of the linker links with this compiler's LLVM.
+const BPF_MANIFEST: &str = include_str!("../ebpf/Cargo.toml");
 const TARGET: &str = "bpfel-unknown-none";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -58,10 +59,11 @@ fn toolchain() -> Result<PathBuf, String> {
         println!("cargo:rerun-if-changed={}", core.display());
         return Err("the rust-src component is not installed".to_owned());
     }
+    let version = linker_version().ok_or("ebpf/Cargo.toml names no version of bpf-linker")?;
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
-        .map(|cache| cache.join(format!("kvmeter/bpf-linker-{BPF_LINKER_VERSION}/bin")));
+        .map(|cache| cache.join(format!("kvmeter/bpf-linker-{version}/bin")));
     if let Some(cached) = &cache {
         println!("cargo:rerun-if-changed={}", cached.join(BPF_LINKER).display());
     }
@@ -70,16 +72,23 @@ fn toolchain() -> Result<PathBuf, String> {
         .map(PathBuf::from)
         .into_iter()
         .chain(cache.into_iter().chain(env::split_paths(&path)).map(|dir| dir.join(BPF_LINKER)))
-        .find(|linker| is_usable(linker))
-        .ok_or_else(|| format!("{BPF_LINKER} {BPF_LINKER_VERSION} is not installed"))
+        .find(|linker| is_usable(linker, version))
+        .ok_or_else(|| format!("{BPF_LINKER} {version} is not installed"))
 }
 
-/// Later versions link with another LLVM than this compiler's.
-fn is_usable(linker: &Path) -> bool {
+/// `None`: the manifest has no line of it.
+fn linker_version() -> Option<&'static str> {
+    // A parser of TOML would be built for this line alone.
+    let lines = BPF_MANIFEST.lines().filter_map(|line| line.split_once(" = "));
+    lines.filter(|(key, _)| *key == BPF_LINKER).map(|(_, version)| version.trim_matches('"')).next()
+}
+
+/// Whether it is that version: others link with another LLVM than this compiler's.
+fn is_usable(linker: &Path, version: &str) -> bool {
     Command::new(linker)
         .arg("--version")
         .output()
-        .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(BPF_LINKER_VERSION))
+        .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(version))
 }
 
 fn build(linker: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {

@@ -7,12 +7,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use serde::Deserialize;
 use xtask::lab::cache;
 
 use crate::command::{cargo, root, step};
-
-/// The last version that links with the LLVM of the pinned compiler itself; later ones want LLVM installed.
-const BPF_LINKER: &str = "0.10.1";
 
 /// The compiler's sources and the linker, for the BPF programs.
 pub(super) fn toolchain() -> anyhow::Result<()> {
@@ -24,10 +22,11 @@ pub(super) fn toolchain() -> anyhow::Result<()> {
             "The BPF programs are built with their own core library; install the component rust-src",
         )?;
     }
-    let linker_root = cache().context("HOME is not set")?.join(format!("bpf-linker-{BPF_LINKER}"));
+    let version = linker_version()?;
+    let linker_root = cache().context("HOME is not set")?.join(format!("bpf-linker-{version}"));
     if !linker_root.join("bin/bpf-linker").exists() {
-        let version = format!("bpf-linker@{BPF_LINKER}");
-        let mut install = cargo(["install", &version, "--locked", "--root"]);
+        let package = format!("bpf-linker@{version}");
+        let mut install = cargo(["install", &package, "--locked", "--root"]);
         // In the checkout, so that the pinned compiler builds it: it links with that compiler's LLVM.
         install.arg(&linker_root).current_dir(root());
         step("Building bpf-linker (about a minute, once)", &mut install)?;
@@ -43,6 +42,26 @@ fn core_sources() -> anyhow::Result<PathBuf> {
         .context("rustc cannot be started")?;
     let sysroot = String::from_utf8(rustc.stdout)?;
     Ok(Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml"))
+}
+
+/// The version of bpf-linker that links with the pinned compiler's LLVM.
+fn linker_version() -> anyhow::Result<String> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        package: Package,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Metadata {
+        bpf_linker: String,
+    }
+    let text = fs::read_to_string(root().join("ebpf/Cargo.toml"))?;
+    let manifest: Manifest = toml::from_str(&text).context("ebpf/Cargo.toml")?;
+    Ok(manifest.package.metadata.bpf_linker)
 }
 
 /// The pinned compiler.
