@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Let QEMU run the guests without KVM, as on a machine that has none
     #[arg(long)]
     no_kvm: bool,
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
     /// Everything is installed and built: what runs as root when the demo was not started by root
     #[arg(long, hide = true)]
     prepared: bool,
@@ -65,7 +68,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let has_kvm = !options.no_kvm && Path::new("/dev/kvm").exists();
     if !options.prepared {
-        setup::run_for_demo(has_kvm)?;
+        setup::run_for_demo(has_kvm, options.yes)?;
         build::run()?;
         if has_kvm {
             TinyGuest::build()?;

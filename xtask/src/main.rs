@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Install what building and testing need: packages, the compiler's sources, bpf-linker, mounts
+    /// Install what building and testing need: packages, the compiler's sources, bpf-linker, mounts, kernels
     Setup(setup::Options),
     /// Build the agent in release mode, with its BPF programs
     Build,

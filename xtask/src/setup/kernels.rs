@@ -1,67 +1,98 @@
-//! Kernels of Debian that guests of the tests boot.
+//! Kernels of Debian that guests of the tests boot. They are fetched, and not installed.
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use xtask::lab::{DebianKernel, find};
 
-use crate::command::{run, step};
+use crate::command::{as_root, run, step};
 
-/// Kernels that guests of the tests boot, as packages that depend on the newest one of their kind.
-const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
+/// Packages that depend on the newest kernel of their kind.
+const KINDS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
 
-/// Fetches the kernels for guests, which are not installed. Without them some tests are skipped.
-pub(super) fn kernels() -> anyhow::Result<()> {
+/// The lists of packages that apt-get has read.
+const LISTS: &str = "/var/lib/apt/lists";
+
+/// The kinds of which a newest kernel can be fetched, and is not there. Of all, while apt-get has read no lists.
+pub(super) fn missing() -> anyhow::Result<Vec<&'static str>> {
     let Some(place) = DebianKernel::place().filter(|_| find("apt-get").is_some()) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
-    let mut wanted = Vec::new();
-    for kind in KERNELS {
-        // Lists may be missing, or old enough to name what is there no more.
-        let mut fetched = fetch(kind, &place);
-        if !matches!(fetched, Ok(Some(_))) && rustix::process::geteuid().is_root() {
-            let update = &mut Command::new("apt-get");
-            fetched = step("Reading the lists of packages", update.args(["-q", "update"]))
-                .and_then(|()| fetch(kind, &place));
-        }
-        // Nothing is built with it.
-        match fetched {
-            Ok(Some(release)) => wanted.push(release),
-            Ok(None) => eprintln!("==> No package {kind}: what needs its kernel is not tested"),
-            Err(error) => eprintln!("==> {error:#}: what needs {kind} is not tested"),
+    let mut missing = Vec::new();
+    for kind in KINDS {
+        let is_missing = match newest(kind)? {
+            Some(release) => !place.join(release).exists(),
+            None => !has_lists(),
+        };
+        if is_missing {
+            missing.push(kind);
         }
     }
-    // Those that newer ones have replaced, if that is known of all.
+    Ok(missing)
+}
+
+/// The kinds of which there is no kernel.
+pub(super) fn absent() -> Vec<&'static str> {
+    let place = DebianKernel::place();
+    let is_there = |kind: &&str| {
+        let release = newest(kind).ok().flatten();
+        release.zip(place.as_ref()).is_some_and(|(release, place)| place.join(release).exists())
+    };
+    KINDS.into_iter().filter(|kind| !is_there(kind)).collect()
+}
+
+/// Fetches the newest kernel of each kind that is missing, and removes those that newer ones replace.
+pub(super) fn fetch(missing: &[&str]) -> anyhow::Result<()> {
+    let place = DebianKernel::place().context("HOME is not set")?;
+    for kind in missing {
+        // Lists may be missing, or old enough to name a package that the server has replaced.
+        if fetch_newest(kind, &place).is_err() {
+            let mut update = as_root("apt-get");
+            step("Reading the lists of packages", update.args(["-q", "update"]))?;
+            fetch_newest(kind, &place)?;
+        }
+    }
+    let mut wanted = Vec::new();
+    for kind in KINDS {
+        wanted.extend(newest(kind)?);
+    }
+    // Known to be replaced only if the newest of each kind is known.
     let is_old =
-        |kernel: &&DebianKernel| wanted.len() == KERNELS.len() && !wanted.contains(&kernel.release);
+        |kernel: &&DebianKernel| wanted.len() == KINDS.len() && !wanted.contains(&kernel.release);
     for kernel in DebianKernel::all().iter().filter(is_old) {
         fs::remove_dir_all(place.join(&kernel.release))?;
     }
     Ok(())
 }
 
-/// Fetches the newest kernel of a kind, if it is not there. Its release; `None` = there is no such kind.
-fn fetch(kind: &str, place: &Path) -> anyhow::Result<Option<String>> {
-    let Some(package) = newest(kind)? else { return Ok(None) };
-    let release = package.trim_start_matches("linux-image-").to_owned();
-    if !place.join(&release).exists() {
-        fs::create_dir_all(place)?;
-        let fetched = tempfile::tempdir_in(place)?;
-        let mut download = Command::new("apt-get");
-        download.args(["-q", "download", &package]).current_dir(&fetched);
-        step(&format!("Fetching {package}"), &mut download)?;
-        let file = fs::read_dir(&fetched)?.next().context("apt-get fetched nothing")??;
-        let unpacked = fetched.path().join("unpacked");
-        run(Command::new("dpkg-deb").arg("-x").arg(file.path()).arg(&unpacked))?;
-        fs::rename(unpacked, place.join(&release))?;
+fn fetch_newest(kind: &str, place: &Path) -> anyhow::Result<()> {
+    let Some(release) = newest(kind)? else { bail!("there is no package {kind}") };
+    if place.join(&release).exists() {
+        return Ok(());
     }
-    Ok(Some(release))
+    fs::create_dir_all(place)?;
+    let fetched = tempfile::tempdir_in(place)?;
+    let package = format!("{PREFIX}{release}");
+    let mut download = Command::new("apt-get");
+    download.args(["-q", "download", &package]).current_dir(&fetched);
+    step(&format!("Fetching {package}"), &mut download)?;
+    let file = fs::read_dir(&fetched)?.next().context("apt-get fetched nothing")??;
+    let unpacked = fetched.path().join("unpacked");
+    run(Command::new("dpkg-deb").arg("-x").arg(file.path()).arg(&unpacked))?;
+    Ok(fs::rename(unpacked, place.join(&release))?)
 }
 
-/// The package that one depends on which itself is empty.
+const PREFIX: &str = "linux-image-";
+
+/// The release of the newest kernel of a kind; `None`: the lists have no such kind.
 fn newest(kind: &str) -> anyhow::Result<Option<String>> {
     let told = Command::new("apt-cache").args(["depends", kind]).output()?;
     let told = String::from_utf8(told.stdout)?;
     let mut depends = told.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    Ok(depends.find(|name| name.starts_with("linux-image-")).map(str::to_owned))
+    Ok(depends.find_map(|name| name.strip_prefix(PREFIX)).map(str::to_owned))
+}
+
+fn has_lists() -> bool {
+    let lists = fs::read_dir(LISTS).into_iter().flatten().flatten();
+    lists.into_iter().any(|list| list.file_name().to_string_lossy().contains("_Packages"))
 }

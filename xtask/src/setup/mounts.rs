@@ -2,14 +2,16 @@
 
 use std::fs;
 
-use super::ask;
 use crate::command::{as_root, step};
 
-/// Filesystems of the kernel that the programs, the tests and the inventory use.
-const MOUNTS: [(&str, &str); 3] =
+/// Kind and place of a filesystem.
+pub(super) type Mount = (&'static str, &'static str);
+
+/// What the programs, the tests and the inventory use.
+const MOUNTS: [Mount; 3] =
     [("bpf", "/sys/fs/bpf"), ("tracefs", "/sys/kernel/tracing"), ("debugfs", "/sys/kernel/debug")];
 
-pub(super) fn mounts(yes: bool) -> anyhow::Result<()> {
+pub(super) fn missing() -> anyhow::Result<Vec<Mount>> {
     let mounted = fs::read_to_string("/proc/self/mounts")?;
     let is_there = |kind, place| {
         mounted.lines().any(|line| {
@@ -17,13 +19,10 @@ pub(super) fn mounts(yes: bool) -> anyhow::Result<()> {
             fields.next() == Some(place) && fields.next() == Some(kind)
         })
     };
-    let missing: Vec<_> =
-        MOUNTS.into_iter().filter(|&(kind, place)| !is_there(kind, place)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = missing.iter().map(|(kind, place)| format!("{kind} on {place}")).collect();
-    ask(&format!("mount {}", names.join(", ")), yes)?;
+    Ok(MOUNTS.into_iter().filter(|&(kind, place)| !is_there(kind, place)).collect())
+}
+
+pub(super) fn mount(missing: &[Mount]) -> anyhow::Result<()> {
     for (kind, place) in missing {
         step(&format!("Mounting {place}"), as_root("mount").args(["-t", kind, kind, place]))?;
     }

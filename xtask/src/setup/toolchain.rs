@@ -12,29 +12,33 @@ use xtask::lab::cache;
 
 use crate::command::{cargo, root, step};
 
-/// The compiler's sources and the linker, for the BPF programs.
-pub(super) fn toolchain() -> anyhow::Result<()> {
-    if !core_sources()?.exists() {
-        let channel = channel()?;
-        let mut rustup = Command::new("rustup");
-        rustup.args(["component", "add", "rust-src", "--toolchain", &channel]);
-        step("Installing the sources of Rust's core library", &mut rustup).context(
-            "The BPF programs are built with their own core library; install the component rust-src",
-        )?;
-    }
-    let version = linker_version()?;
-    let linker_root = cache().context("HOME is not set")?.join(format!("bpf-linker-{version}"));
-    if !linker_root.join("bin/bpf-linker").exists() {
-        let package = format!("bpf-linker@{version}");
-        let mut install = cargo(["install", &package, "--locked", "--root"]);
-        // In the checkout, so that the pinned compiler builds it: it links with that compiler's LLVM.
-        install.arg(&linker_root).current_dir(root());
-        step("Building bpf-linker (about a minute, once)", &mut install)?;
-    }
-    Ok(())
+pub(super) fn install_core_sources() -> anyhow::Result<()> {
+    let channel = channel()?;
+    let mut rustup = Command::new("rustup");
+    rustup.args(["component", "add", "rust-src", "--toolchain", &channel]);
+    step("Installing the sources of Rust's core library", &mut rustup).context(
+        "The BPF programs are built with their own core library; install the component rust-src",
+    )
 }
 
-fn core_sources() -> anyhow::Result<PathBuf> {
+pub(super) fn has_linker() -> anyhow::Result<bool> {
+    Ok(linker_root(&linker_version()?)?.join("bin/bpf-linker").exists())
+}
+
+pub(super) fn build_linker() -> anyhow::Result<()> {
+    let version = linker_version()?;
+    let package = format!("bpf-linker@{version}");
+    let mut install = cargo(["install", &package, "--locked", "--root"]);
+    // In the checkout, so that the pinned compiler builds it: it links with that compiler's LLVM.
+    install.arg(linker_root(&version)?).current_dir(root());
+    step(&format!("Building bpf-linker {version} (about a minute, once)"), &mut install)
+}
+
+fn linker_root(version: &str) -> anyhow::Result<PathBuf> {
+    Ok(cache().context("HOME is not set")?.join(format!("bpf-linker-{version}")))
+}
+
+pub(super) fn core_sources() -> anyhow::Result<PathBuf> {
     let rustc = Command::new("rustc")
         .args(["--print", "sysroot"])
         .current_dir(root())
