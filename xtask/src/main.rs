@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod deny;
 mod lints;
 mod setup;
 mod test;
@@ -23,7 +24,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Install what building and testing need: packages, the compiler's sources, bpf-linker, mounts, kernels
+    /// Install what building and testing need: packages, the compiler's sources, bpf-linker, mounts, kernels, tools
     Setup(setup::Options),
     /// Build the agent in release mode, with its BPF programs
     Build,
@@ -33,6 +34,8 @@ enum Chore {
     Test(test::Options),
     /// Check who imports whom, sizes of files, keys of the configuration, links between pages
     Tidy,
+    /// Check the dependencies: licences, sources, duplicates, advisories, unused ones
+    Deny,
     /// Measure: cost of a task switch, of a read, of a request
     Bench(bench::Options),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Chore::Demo(options) => demo::run(&options),
         Chore::Test(options) => test::run(&options),
         Chore::Tidy => tidy::run(),
+        Chore::Deny => deny::run(),
         Chore::Bench(options) => bench::run(&options),
     };
     match done {

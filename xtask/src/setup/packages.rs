@@ -26,6 +26,8 @@ enum Part {
     Program(&'static str),
     /// A library, by its name for pkg-config.
     Library(&'static str),
+    /// A module of Python.
+    Module(&'static str),
 }
 
 const fn program(name: &'static str, program: &'static str) -> Package {
@@ -54,6 +56,7 @@ pub(super) const TEST: &[Package] = &[
     program("libcap2-bin", "capsh"),
     program("libvirt-clients", "virsh"),
     program("libvirt-daemon-system", "libvirtd"),
+    Package { name: "python3-pip", part: Part::Module("pip") },
     program("python3-pysmi", "mibdump"),
     program(QEMU_TOOLS, "qemu-img"),
     program("smitools", "smilint"),
@@ -71,6 +74,9 @@ impl fmt::Display for Package {
         match self.part {
             Part::Program(program) => write!(f, "{program} ({} on Debian)", self.name),
             Part::Library(library) => write!(f, "the library {library} ({} on Debian)", self.name),
+            Part::Module(module) => {
+                write!(f, "Python's module {module} ({} on Debian)", self.name)
+            }
         }
     }
 }
@@ -87,6 +93,7 @@ impl Package {
         match self.part {
             Part::Program(program) => find(program).is_some(),
             Part::Library(library) => succeeds("pkg-config", &["--exists", library]),
+            Part::Module(module) => succeeds("python3", &["-c", &format!("import {module}")]),
         }
     }
 }
