@@ -75,6 +75,9 @@ pub struct Btf<'a> {
     strings: &'a [u8],
     /// Offset of type id `i + 1` in `types`; id 0 is void.
     starts: Vec<u32>,
+    /// Offsets in `types` of the structs and of the typedefs, which are the kinds that are looked up by name.
+    structs: Vec<u32>,
+    typedefs: Vec<u32>,
 }
 
 /// The three words that begin each type.
@@ -125,12 +128,23 @@ impl<'a> Btf<'a> {
                 .ok_or(BtfError::Truncated { at: data.len(), what: "section" })
         };
         let (types, strings) = (section(8)?, section(16)?);
-        let mut btf = Self { types, strings, starts: Vec::with_capacity(types.len() / 24) };
+        let mut btf = Self {
+            types,
+            strings,
+            starts: Vec::with_capacity(types.len() / 24),
+            structs: Vec::new(),
+            typedefs: Vec::new(),
+        };
         let mut at = 0;
         while at < types.len() {
             let start = u32::try_from(at).map_err(|_| BtfError::Truncated { at, what: "type" })?;
             btf.starts.push(start);
             let ty = btf.type_at(at)?;
+            match ty.kind() {
+                KIND_STRUCT => btf.structs.push(start),
+                KIND_TYPEDEF => btf.typedefs.push(start),
+                _ => {}
+            }
             at = ty.body + btf.body_len(ty)?;
         }
         Ok(btf)
@@ -173,11 +187,11 @@ impl<'a> Btf<'a> {
             .is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    fn find(&self, kind: u32, name: &str) -> Option<Type> {
-        self.starts
+    fn find(&self, starts: &[u32], name: &str) -> Option<Type> {
+        starts
             .iter()
             .filter_map(|&start| self.type_at(start as usize).ok())
-            .find(|ty| ty.kind() == kind && self.is_named(ty.name, name))
+            .find(|ty| self.is_named(ty.name, name))
     }
 
     /// The struct, union or other type behind typedefs and qualifiers.
@@ -235,7 +249,7 @@ impl<'a> Btf<'a> {
     pub fn field_offset(&self, name: &str, path: &str) -> Result<u64, BtfError> {
         let missing = || BtfError::Missing(format!("field {path} in struct {name}"));
         let mut ty = self
-            .find(KIND_STRUCT, name)
+            .find(&self.structs, name)
             .ok_or_else(|| BtfError::Missing(format!("struct {name}")))?;
         let mut bits = 0;
         let mut parts = path.split('.').peekable();
@@ -260,7 +274,8 @@ impl<'a> Btf<'a> {
     /// [`BtfError::Missing`] if the kernel has no such tracepoint.
     pub fn tracepoint_args(&self, name: &str) -> Result<usize, BtfError> {
         let missing = || BtfError::Missing(format!("tracepoint {name}"));
-        let typedef = self.find(KIND_TYPEDEF, &format!("btf_trace_{name}")).ok_or_else(missing)?;
+        let typedef =
+            self.find(&self.typedefs, &format!("btf_trace_{name}")).ok_or_else(missing)?;
         let pointer = self.resolve(typedef.size_or_type)?.ok_or_else(missing)?;
         let prototype = self.resolve(pointer.size_or_type)?.ok_or_else(missing)?;
         if pointer.kind() != KIND_PTR || prototype.kind() != KIND_FUNC_PROTO {
