@@ -1,8 +1,11 @@
 //! What VMs are described by, which whoever may start one can write.
 
-use kvmeter::sources::{libvirt, procfs};
+#[cfg(feature = "libvirt")]
+use kvmeter::sources::libvirt;
+use kvmeter::sources::procfs;
 
 /// The XML of a domain.
+#[cfg(feature = "libvirt")]
 pub fn run_xml(octets: &[u8]) {
     libvirt::read_xml(&String::from_utf8_lossy(octets));
 }

@@ -66,6 +66,7 @@ proptest! {
 
     #[test]
     fn descriptions(octets in vec(any::<u8>(), 0..256)) {
+        #[cfg(feature = "libvirt")]
         fuzz::descriptions::run_xml(&octets);
         fuzz::descriptions::run_command_line(&octets);
         fuzz::descriptions::run_image(&octets);

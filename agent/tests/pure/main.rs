@@ -9,7 +9,6 @@ mod assembly;
 mod btf;
 mod command_line;
 mod config_file;
-#[cfg(feature = "libvirt")]
 mod fuzz_targets;
 #[cfg(feature = "libvirt")]
 mod libvirt_events;
@@ -19,13 +18,7 @@ mod second_mib;
 mod status_socket;
 mod systemd_unit;
 
-#[cfg(feature = "libvirt")]
 #[path = "../../fuzz/src/lib.rs"]
 #[expect(unreachable_pub, clippy::expect_used, reason = "a crate of its own under the fuzzer")]
 mod fuzz;
-#[cfg(feature = "libvirt")]
 use fuzz::objects;
-#[cfg(not(feature = "libvirt"))]
-#[path = "../../fuzz/src/objects.rs"]
-#[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
-mod objects;
