@@ -21,6 +21,22 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> 
     cargo
 }
 
+/// The same command, but only on CPUs that others leave idle.
+pub(crate) fn on_idle_cpus(command: &Command) -> Command {
+    let mut idle = Command::new("chrt");
+    idle.args(["--idle", "0"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => idle.env(name, value),
+            None => idle.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        idle.current_dir(dir);
+    }
+    idle
+}
+
 /// git in the root of the checkout.
 pub(crate) fn git<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut git = Command::new("git");

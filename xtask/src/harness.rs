@@ -24,7 +24,7 @@ use std::{
 pub use inventory;
 use libtest_mimic::{Arguments, Completion, FormatSetting, Trial};
 
-/// Names modules, with commas between them: only the tests in these run.
+/// Names modules by their paths, with commas between them: only the tests that are directly in these run.
 pub const MODULES: &str = "KVMETER_TEST_MODULES";
 
 /// A test, as `#[test]` registers it.
@@ -73,7 +73,7 @@ impl Test {
     }
 
     fn is_in(&self, module: &str) -> bool {
-        self.path().strip_prefix(module).is_some_and(|rest| rest.starts_with("::"))
+        self.path().rsplit_once("::").is_some_and(|(path, _)| path == module)
     }
 
     fn trial(&'static self, is_for_programs: bool) -> Trial {
