@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::PinDir;
+use crate::lab::{PinDir, rounds};
 use kvmeter::{
     counters::{ImageSlot, Readings as _, Records},
     counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
@@ -197,12 +197,13 @@ fn no_counter_goes_back_while_threads_migrate() {
     let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
     registration.settle(vm, &[&held]);
     let cpus = thread::available_parallelism().unwrap().get();
+    let reads = rounds(250_000, 25_000);
     thread::scope(|scope| {
         let readers: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
                     let (mut vcpu, mut total) = (0, 0);
-                    for _ in 0..250_000 {
+                    for _ in 0..reads {
                         let next = records.vcpu_time_ns(slot).unwrap();
                         assert!(next >= vcpu, "the vCPU's time went from {vcpu} to {next}");
                         vcpu = next;

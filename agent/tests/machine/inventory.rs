@@ -3,14 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    env, fs,
+    fs,
     process::Command,
-    thread,
     time::{Duration, Instant},
 };
 
 use crate::lab::stage::{Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, VM_CUR_CPU_NUMBER, VM_NUMBER};
-use xtask::lab::{Accelerator, Agent, Qemu, TinyGuest, missing};
+use xtask::lab::{Accelerator, Qemu, TinyGuest, missing};
 
 /// Limit for a VM's start or end to be served.
 const SOON: Duration = Duration::from_millis(200);
@@ -175,60 +174,4 @@ impl Drop for Kill {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
-}
-
-/// Voluntary context switches of the agent's threads: the number of wake-ups.
-fn wake_ups(agent: &Agent) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{}/task", agent.child().unwrap().pid())).unwrap();
-    tasks
-        .flatten()
-        .map(|task| {
-            let status = fs::read_to_string(task.path().join("status")).unwrap();
-            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt")).unwrap();
-            line.split_whitespace().last().unwrap().parse::<u64>().unwrap()
-        })
-        .sum()
-}
-
-/// Length of the measurement; `KVMETER_IDLE_S` sets it in seconds.
-fn idle() -> Duration {
-    let seconds = env::var("KVMETER_IDLE_S").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(15))
-}
-
-#[test]
-fn an_idle_agent_sleeps() {
-    require!("ebpf", "kvm", "snmpd");
-    let stage = Stage::new();
-    let guest = TinyGuest::start(&["--vcpus", "2", "--duty", "idle"]).unwrap();
-    stage.wait_for_vm(guest.pid(), 2);
-    // The last scan of a new VM is after 2 s; threads that answered a status request end after 10 s.
-    thread::sleep(Duration::from_secs(13));
-    let before = wake_ups(&stage.agent);
-    thread::sleep(idle());
-    let woken = wake_ups(&stage.agent) - before;
-    println!("woken {woken} times in {:?}", idle());
-    // One Ping a minute, with its response.
-    let pings = 2 * (idle().as_secs() / 60 + 1);
-    assert!(woken <= pings, "woken {woken} times in {:?}\n{}", idle(), stage.agent.log());
-}
-
-#[test]
-fn processes_that_come_and_go_do_not_wake_the_agent() {
-    require!("ebpf", "kvm", "snmpd");
-    let stage = Stage::new();
-    let guest = TinyGuest::start(&["--duty", "idle"]).unwrap();
-    stage.wait_for_vm(guest.pid(), 1);
-    thread::sleep(Duration::from_secs(13));
-    let before = wake_ups(&stage.agent);
-    let start = Instant::now();
-    // The shell forks and waits for each.
-    let forks = 20_000;
-    let script = format!("i=0; while [ $i -lt {forks} ]; do (:); i=$((i+1)); done");
-    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
-    let elapsed = start.elapsed();
-    let woken = wake_ups(&stage.agent) - before;
-    println!("{:.0} forks a second", f64::from(forks) / elapsed.as_secs_f64());
-    let pings = 2 * (elapsed.as_secs() / 60 + 1);
-    assert!(woken <= pings, "woken {woken} times in {elapsed:?}\n{}", stage.agent.log());
 }

@@ -54,7 +54,7 @@ fn test_on(kernel: &DebianKernel, program: &Path) {
     let target = env!("CARGO_TARGET_TMPDIR");
     let mut script = format!(
         "mkdir -p {target}\nmount -t ext4 /dev/vda {target}\n\
-         export KVMETER_REQUIRE=ebpf,fio,loop KVMETER_LOOPS=2\n"
+         export KVMETER_REQUIRE=ebpf,fio,loop KVMETER_EMULATED=1\n"
     );
     files.add_program(Path::new("/usr/bin/fio"), "bin").unwrap();
     files.add_program(program, "bin").unwrap();

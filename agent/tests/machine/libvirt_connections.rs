@@ -58,8 +58,8 @@ impl Host {
         wait_until(PATIENCE, "both are served", || {
             let vms = self.stage.status()["vms"].as_array().unwrap().clone();
             let index = |has_uuid: bool| {
-                let vm = vms.iter().find(|vm| vm["uuid"].is_string() == has_uuid)?;
-                assert_eq!(vm["name"], "twin");
+                let mut twins = vms.iter().filter(|vm| vm["name"] == "twin");
+                let vm = twins.find(|vm| vm["uuid"].is_string() == has_uuid)?;
                 u32::try_from(vm["index"].as_u64()?).ok()
             };
             Some([index(true)?, index(false)?])
@@ -101,7 +101,7 @@ fn two_daemons_with_equal_names_and_uuids_do_not_disturb_each_other() {
     host.virsh(0, "suspend");
     host.wait_for_state(first, OperState::Paused);
     let start = Instant::now();
-    assert_eq!(host.stage.number(VM_NUMBER, &[]), Some(2));
+    assert!(host.stage.number(VM_NUMBER, &[]) >= Some(2));
     assert!(start.elapsed() < SOON);
     host.wait_for_state(second, OperState::Shutdown);
     host.daemons[1].child().unwrap().go_on().unwrap();

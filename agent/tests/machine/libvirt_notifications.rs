@@ -20,9 +20,7 @@ use kvmeter::inventory::{
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::lab::{Libvirtd, PATIENCE, Snmptrapd, Way, wait_until};
 
-const PER_VM: &str = "[notifications]\nper_vm = true\n";
-
-/// Configuration of two agents on one host, which must each see the domains of its own libvirt only.
+/// Configuration of an agent that sees the domains of its own libvirt only: no others are on the host.
 const ONLY_DOMAINS: &str = "procfs = false\n[notifications]\nper_vm = true\n";
 
 /// A host with one libvirt, its agent and manager.
@@ -108,7 +106,7 @@ fn one(number: u32, name: &str, index: u32, uuid_of: u32, before: OperState) -> 
 #[test]
 fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let host = Host::new("here", &Way::ALL, PER_VM);
+    let host = Host::new("here", &Way::ALL, ONLY_DOMAINS);
     let mut expected = Vec::new();
     // Each change waits for the notification of the previous one, so that no change is merged.
     let mut then = |steps: &[(u32, OperState)], act: &dyn Fn()| {
@@ -184,7 +182,7 @@ fn a_storm_of_real_domains_is_told_once_each() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
     // One QEMU process each; a machine with more memory and time can run more.
     let domains: u32 = std::env::var("KVMETER_STORM").map_or(12, |number| number.parse().unwrap());
-    let host = Host::new("here", &[Way::Trap], PER_VM);
+    let host = Host::new("here", &[Way::Trap], ONLY_DOMAINS);
     for number in 1..=domains {
         let name = format!("storm{number}");
         host.libvirtd.define(&domain(&name, number, "<vcpu>1</vcpu>", "")).unwrap();

@@ -58,8 +58,7 @@ impl Counted {
             probe.image_hooks.attach_for_test(*method, || self_test(&records, *method));
         }
         let registration = Registration::adopt(Arc::clone(&records));
-        let vm = registration.track_vm(pid).unwrap();
-        registration.track_thread(vm, &Leader(pid), None).unwrap();
+        let vm = track(&registration, pid);
         probe.image_hooks.set_attached(|method| methods.contains(&method));
         for method in methods {
             match probe.image_hooks.availability(*method) {
@@ -70,6 +69,12 @@ impl Counted {
             }
         }
         Self { records, registration, probe, vm, _pins: pins }
+    }
+
+    /// Counts the process with this id instead, by the same methods.
+    pub(crate) fn follow(&mut self, pid: u32) {
+        self.registration.untrack_vm(self.vm);
+        self.vm = track(&self.registration, pid);
     }
 
     pub(crate) fn key(&self, path: &Path) -> ImageKey {
@@ -90,6 +95,12 @@ impl Counted {
     pub(crate) fn io(&self, path: &Path) -> DiskIo {
         self.records.image_io(&self.slots(path))
     }
+}
+
+fn track(registration: &Registration<Arc<Records>>, pid: u32) -> VmSlot {
+    let vm = registration.track_vm(pid).unwrap();
+    registration.track_thread(vm, &Leader(pid), None).unwrap();
+    vm
 }
 
 fn is_block_device(found: &std::fs::Metadata) -> bool {

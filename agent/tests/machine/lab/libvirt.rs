@@ -99,8 +99,9 @@ impl Host {
     }
 }
 
+/// The UUID of a domain, whose number is its end. Domains of another program of tests have other UUIDs.
 pub(crate) fn uuid(number: u32) -> String {
-    format!("0a0a0a0a-0000-4000-8000-{number:012}")
+    format!("{:08x}-0000-4000-8000-{number:012}", std::process::id())
 }
 
 /// A domain of this name with these devices; KVM where the machine has it.

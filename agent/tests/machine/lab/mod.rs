@@ -9,6 +9,7 @@ pub(crate) mod strace;
 pub(crate) mod traps;
 
 use std::{
+    env,
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -30,6 +31,12 @@ pub(crate) fn need(what: &str) -> Result<(), String> {
         return xtask::lab::lacks(what, "this kvmeter was built without its BPF programs");
     }
     Ok(())
+}
+
+/// How often a test does what it repeats: `emulated` times where `KVMETER_EMULATED` is set, on a machine without KVM that
+/// is some thirty times slower.
+pub(crate) fn rounds(usual: u32, emulated: u32) -> u32 {
+    if env::var_os("KVMETER_EMULATED").is_some() { emulated } else { usual }
 }
 
 /// A private pin directory, removed with its contents when dropped.
