@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use kvmeter::{
     agentx::{Lookup, Objects as _},
-    counters::{DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot},
+    counters::{DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex, VmUuid,
     },
@@ -150,7 +150,15 @@ impl Readings for MadeUp {
         Some((u32::from(slot) + cpu).is_multiple_of(3))
     }
 
+    fn thread(&self, _: ThreadSlot) -> Option<ThreadReading> {
+        None
+    }
+
     fn disk_io(&self, _: &[ImageSlot]) -> Option<DiskIo> {
+        None
+    }
+
+    fn disk_requests(&self, _: &[ImageSlot]) -> Option<[Requests; 2]> {
         None
     }
 

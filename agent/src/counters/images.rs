@@ -50,7 +50,7 @@ impl ImageRecordInfo {
     }
 }
 
-/// Errors and latencies of a disk's requests in one direction, which SNMP does not serve.
+/// Errors and latencies of a disk's requests in one direction.
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
     /// Number of failed requests.
@@ -125,7 +125,7 @@ impl Records {
         }
     }
 
-    /// Errors and latencies of reads and of writes on these images, for `kvmeter status`.
+    /// Errors and latencies of reads and of writes on these images.
     #[must_use]
     pub fn image_requests(&self, images: &[ImageSlot]) -> [Requests; 2] {
         let records = || images.iter().filter_map(|slot| self.image(*slot));

@@ -11,7 +11,7 @@ use kvmeter_common::{
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot,
+    DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot,
     mapped::{
         Mapped, SharedImageRecord, SharedMeta, SharedSlots, SharedThreadRecord, SharedVmRecord,
     },
@@ -32,21 +32,6 @@ pub struct Records {
     pub(super) images: Mapped<SharedImageRecord>,
     /// Sequence counter of [`merge_images`](Self::merge_images) (a seqlock): odd while counts are being merged.
     pub(super) merge_seq: AtomicU64,
-}
-
-/// Scheduling counters of one thread, for `kvmeter status`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct ThreadReading {
-    /// Thread id.
-    pub tid: u32,
-    /// CPU time in ns; `None` = no event yet.
-    pub run_ns: Option<u64>,
-    /// Time in ns that it was runnable and waited for a CPU.
-    pub wait_ns: u64,
-    /// Number of times it was switched in.
-    pub switches_in: u64,
-    /// Number of times it was switched out while runnable.
-    pub preemptions: u64,
 }
 
 impl Records {
@@ -77,20 +62,6 @@ impl Records {
     #[must_use]
     pub fn unrecorded(&self) -> u64 {
         self.meta[0].unrecorded.load(Ordering::Relaxed)
-    }
-
-    /// The counters of one thread; `None` = the slot is free.
-    #[must_use]
-    pub fn thread(&self, slot: ThreadSlot) -> Option<ThreadReading> {
-        let record = self.threads.get(usize::from(slot.0))?;
-        let owner = owner(record)?;
-        Some(ThreadReading {
-            tid: owner.tid(),
-            run_ns: self.vcpu_time_ns(slot),
-            wait_ns: read(&record.wait).unwrap_or(0),
-            switches_in: record.switches_in.load(Ordering::Relaxed),
-            preemptions: record.preemptions.load(Ordering::Relaxed),
-        })
     }
 
     /// Whether the record belongs to the VM with this process id.
@@ -164,6 +135,16 @@ impl Readings for Records {
         Some(monotone(&record.high_water, self.vm_sum(record)))
     }
 
+    fn thread(&self, vcpu: ThreadSlot) -> Option<ThreadReading> {
+        let record = self.threads.get(usize::from(vcpu.0))?;
+        Some(ThreadReading {
+            tid: owner(record)?.tid(),
+            wait_ns: read(&record.wait),
+            switches_in: record.switches_in.load(Ordering::Relaxed),
+            preemptions: record.preemptions.load(Ordering::Relaxed),
+        })
+    }
+
     fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool> {
         let record = self.threads.get(usize::from(vcpu.0))?;
         let tid = rustix::process::Pid::from_raw(i32::try_from(owner(record)?.tid()).ok()?)?;
@@ -174,6 +155,10 @@ impl Readings for Records {
 
     fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo> {
         (!images.is_empty() && self.are_counted()).then(|| self.image_io(images))
+    }
+
+    fn disk_requests(&self, images: &[ImageSlot]) -> Option<[Requests; 2]> {
+        (!images.is_empty() && self.are_counted()).then(|| self.image_requests(images))
     }
 
     fn since_boot_ns(&self) -> u64 {
@@ -194,11 +179,19 @@ impl Readings for NoCounters {
         None
     }
 
+    fn thread(&self, _: ThreadSlot) -> Option<ThreadReading> {
+        None
+    }
+
     fn may_run_on(&self, _: ThreadSlot, _: u32) -> Option<bool> {
         None
     }
 
     fn disk_io(&self, _: &[ImageSlot]) -> Option<DiskIo> {
+        None
+    }
+
+    fn disk_requests(&self, _: &[ImageSlot]) -> Option<[Requests; 2]> {
         None
     }
 

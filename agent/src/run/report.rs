@@ -17,7 +17,7 @@ use crate::{
         Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report,
         Requests, SessionState, SourceState, Vcpu, Vm,
     },
-    values::{self, DiskNumbers, Moment},
+    values::{self, Moment, Number},
 };
 
 /// Knows everything that a report says.
@@ -156,8 +156,8 @@ impl Reporter {
             uuid: vm.uuid.map(|uuid| uuid.to_string()),
             pid: vm.pid,
             state: vm.oper_state.name().to_owned(),
-            cpu_ns: values::vm_time_ns(moment, vm).filter(|_| vm.slot.is_some()),
-            vcpus: vm.vcpus.iter().map(|vcpu| reading(*vcpu, records)).collect(),
+            cpu_ns: values::vm_time_ns(moment, vm).value().filter(|_| vm.slot.is_some()),
+            vcpus: vm.vcpus.iter().map(|of| vcpu(moment, vm, of)).collect(),
             disks: vm.disks.iter().map(|of| disk(moment, vm, of, records)).collect(),
         }
     }
@@ -193,7 +193,7 @@ fn disk(
     let numbers = values::disk_io(moment, vm, disk);
     let (counted_by, age) = match (&disk.counted_by, numbers) {
         (CountedBy::Kernel(_, method, _), _) => (Some(method.name()), None),
-        (_, DiskNumbers::Hypervisor(taken)) => {
+        (_, Number::Hypervisor(taken)) => {
             let age = moment.readings.since_boot_ns().saturating_sub(taken.at_ns);
             (Some("hypervisor"), Some(age / 1_000_000))
         }
@@ -205,7 +205,7 @@ fn disk(
     };
     let [more_read, more_write] = more.map_or([None, None], |more| more.map(Some));
     // Of a VM that is off there is nothing to show.
-    let io = numbers.io().filter(|_| numbers != DiskNumbers::Off);
+    let io = numbers.value().filter(|_| numbers != Number::Off);
     Disk {
         index: disk.index,
         target: disk.target.clone(),
@@ -235,16 +235,17 @@ fn requests(
     }
 }
 
-fn reading(vcpu: inventory::Vcpu, records: Option<&Records>) -> Vcpu {
-    let thread = vcpu.slot.and_then(|slot| records?.thread(slot));
+fn vcpu(moment: Moment<'_>, vm: &inventory::Vm, vcpu: &inventory::Vcpu) -> Vcpu {
+    let thread = vcpu.slot.and_then(|slot| moment.readings.thread(slot));
+    let cpu = values::vcpu_time_ns(moment, vm, vcpu);
     Vcpu {
         id: vcpu.id,
         tid: thread.map(|thread| thread.tid),
-        cpu_ns: thread.and_then(|thread| thread.run_ns),
-        wait_ns: thread.map(|thread| thread.wait_ns),
+        cpu_ns: cpu.value().filter(|_| vcpu.slot.is_some()),
+        wait_ns: thread.and_then(|thread| thread.wait_ns),
         switches: thread.map(|thread| thread.switches_in),
         preemptions: thread.map(|thread| thread.preemptions),
-        live: thread.is_some_and(|thread| thread.run_ns.is_some()),
+        live: matches!(cpu, Number::Kernel(_)),
     }
 }
 

@@ -1,38 +1,32 @@
-//! The times of a VM and its vCPUs.
+//! The times of a VM, in ns.
 
-use super::Moment;
-use crate::inventory::{Vcpu, Vm};
+use super::{Moment, Number, is_down};
+use crate::inventory::Vm;
 
-/// CPU time of all threads of the VM's process in ns, those that have exited included; 0 = the VM is off; `None` = it
-/// is not counted.
+/// CPU time of all threads of the VM's process in ns, those that have exited included. Never decreases while the VM runs.
 #[must_use]
-pub fn vm_time_ns(moment: Moment<'_>, vm: &Vm) -> Option<u64> {
+pub fn vm_time_ns(moment: Moment<'_>, vm: &Vm) -> Number<'static, u64> {
     match vm.slot {
-        Some(slot) => moment.readings.vm_time_ns(slot),
-        None => is_down(vm).then_some(0),
+        Some(slot) => Number::of_kernel(
+            moment.readings.vm_time_ns(slot),
+            "the process has exited, or the counting has ended",
+        ),
+        None if is_down(vm) => Number::Off,
+        None => Number::Absent(without_record(vm)),
     }
 }
 
-/// CPU time of a vCPU in ns; 0 = the VM is off; `None` = the vCPU is not counted.
+/// Time since the VM was started in ns.
 #[must_use]
-pub fn vcpu_time_ns(moment: Moment<'_>, vm: &Vm, vcpu: &Vcpu) -> Option<u64> {
-    match vcpu.slot {
-        Some(slot) => moment.readings.vcpu_time_ns(slot),
-        None => is_down(vm).then_some(0),
-    }
-}
-
-/// Time since the VM was started in ns; 0 = it is off; `None` = not known.
-#[must_use]
-pub fn vm_up_time_ns(moment: Moment<'_>, vm: &Vm) -> Option<u64> {
+pub fn vm_up_time_ns(moment: Moment<'_>, vm: &Vm) -> Number<'static, u64> {
     match vm.started_ns {
-        Some(started) => Some(moment.readings.since_boot_ns().saturating_sub(started)),
-        None => is_down(vm).then_some(0),
+        Some(started) => Number::Kernel(moment.readings.since_boot_ns().saturating_sub(started)),
+        None if is_down(vm) => Number::Off,
+        None => Number::Absent(without_record(vm)),
     }
 }
 
-/// Whether the VM has no process that could be counted: its counters are 0, not unknown.
-#[must_use]
-pub fn is_down(vm: &Vm) -> bool {
-    vm.slot.is_none() && vm.started_ns.is_none() && vm.oper_state.is_down()
+/// Why a VM that is not off has no record.
+pub(super) const fn without_record(vm: &Vm) -> &'static str {
+    if vm.pid.is_none() { "its process is not known" } else { "its process is not counted" }
 }

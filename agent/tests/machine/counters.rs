@@ -138,10 +138,11 @@ fn a_thread_at_rest_shows_exactly_what_the_kernel_shows() {
             let kernel = held.schedstat().unwrap();
             let ours = records.vcpu_time_ns(slot).unwrap();
             let wait = records.thread(slot).unwrap().wait_ns;
-            if ours.abs_diff(kernel.run_ns) < 1000 && wait.abs_diff(kernel.wait_ns) < 1000 {
+            let is_close = |wait: u64| wait.abs_diff(kernel.wait_ns) < 1000;
+            if ours.abs_diff(kernel.run_ns) < 1000 && wait.is_some_and(is_close) {
                 break;
             }
-            assert!(Instant::now() < deadline, "ours {ours} and {wait}, the kernel's {kernel:?}");
+            assert!(Instant::now() < deadline, "ours {ours} and {wait:?}, the kernel's {kernel:?}");
         }
     }
     burner.end();
@@ -162,13 +163,14 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
     assert!(records.vcpu_time_ns(slot).is_some(), "known without waiting for the next switch");
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let (start, before) = (Instant::now(), records.thread(slot).unwrap());
+        let reading = || (records.vcpu_time_ns(slot).unwrap(), records.thread(slot).unwrap());
+        let (start, (ran_before, before)) = (Instant::now(), reading());
         // Sleeps, because a running reader would take the CPU from other work.
         thread::sleep(Duration::from_millis(100));
-        let (elapsed, after) = (start.elapsed(), records.thread(slot).unwrap());
+        let (elapsed, (ran_after, after)) = (start.elapsed(), reading());
         // Only a stretch without a switch is conclusive; on a loaded machine that takes some attempts.
         if before.switches_in == after.switches_in && before.preemptions == after.preemptions {
-            let grown = Duration::from_nanos(after.run_ns.unwrap() - before.run_ns.unwrap());
+            let grown = Duration::from_nanos(ran_after - ran_before);
             assert!(
                 grown.abs_diff(elapsed) < Duration::from_micros(100),
                 "{grown:?} in {elapsed:?}"

@@ -1,8 +1,6 @@
 //! From the host's units and widths to SNMP's. Each name says whether a value that does not fit wraps,
 //! saturates or is cut.
 
-use crate::inventory::Memory;
-
 /// TimeTicks of a time in ns. Wraps after 497 days, as RFC 2578 section 7.1.8 has it: managers
 /// expect it.
 #[must_use]
@@ -34,6 +32,12 @@ pub fn limit_saturating(limit: Option<u32>) -> i32 {
 /// What the columns that have limits say where there is none.
 const NO_LIMIT: i32 = -1;
 
+/// An ifIndex as InterfaceIndexOrZero: 0 for none, else saturating.
+#[must_use]
+pub fn index_or_zero_saturating(if_index: Option<u32>) -> i32 {
+    if_index.map_or(0, integer32_saturating)
+}
+
 /// Text as SnmpAdminString (SIZE (0..255)): cut to the most whole characters that fit into 255 octets.
 #[must_use]
 pub fn admin_string_cut(text: &str) -> &[u8] {
@@ -56,11 +60,10 @@ impl SizeUnit {
         Self(Self::UNITS.into_iter().find(fits).unwrap_or(1 << 30))
     }
 
-    /// The unit for the memory columns of one VM: all three share it.
+    /// The unit that columns of one row share, for those of their sizes that are known.
     #[must_use]
-    pub fn for_memory(memory: &Memory) -> Self {
-        let sizes = [memory.current, memory.min, memory.max];
-        Self::for_largest(sizes.into_iter().flatten().max().unwrap_or(0))
+    pub fn shared_by(sizes: &[Option<u64>]) -> Self {
+        Self::for_largest(sizes.iter().copied().flatten().max().unwrap_or(0))
     }
 
     /// The unit itself in bytes.
@@ -103,6 +106,8 @@ mod tests {
         assert_eq!(integer32_saturating(usize::MAX), i32::MAX);
         assert_eq!(limit_saturating(None), -1);
         assert_eq!(limit_saturating(Some(u32::MAX)), i32::MAX);
+        assert_eq!(index_or_zero_saturating(None), 0);
+        assert_eq!(index_or_zero_saturating(Some(u32::MAX)), i32::MAX);
     }
 
     #[test]
@@ -132,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn all_memory_columns_share_the_unit_that_the_largest_needs() {
-        let tib = 1 << 40;
-        let memory = Memory { current: Some(1 << 30), min: None, max: Some(4 * tib) };
-        let unit = SizeUnit::for_memory(&memory);
+    fn columns_share_the_unit_that_the_largest_needs() {
+        let largest = Some(4 << 40);
+        let unit = SizeUnit::shared_by(&[Some(1 << 30), None, largest]);
         assert_eq!(unit.bytes(), 1 << 20);
         assert_eq!(unit.count_saturating(1 << 30), 1024);
-        assert_eq!(unit.limit_saturating(memory.max), 4 << 20);
-        assert_eq!(unit.limit_saturating(memory.min), -1);
+        assert_eq!(unit.limit_saturating(largest), 4 << 20);
+        assert_eq!(unit.limit_saturating(None), -1);
+        assert_eq!(SizeUnit::shared_by(&[None, None]).bytes(), 1 << 10);
     }
 }

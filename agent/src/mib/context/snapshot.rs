@@ -44,12 +44,6 @@ impl Snapshot {
         &self.inventory
     }
 
-    /// The counters in mapped memory.
-    #[must_use]
-    pub fn readings(&self) -> &dyn Readings {
-        &*self.readings
-    }
-
     /// What the numbers of VMs and disks are read from.
     #[must_use]
     pub fn moment(&self) -> Moment<'_> {

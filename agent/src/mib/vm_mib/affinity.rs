@@ -1,6 +1,6 @@
 //! vmCpuAffinityTable: as many rows as all vCPUs times all CPUs of the host, none of them kept.
 
-use crate::snmp::Value;
+use crate::{snmp::Value, values};
 
 use super::{
     super::{
@@ -47,8 +47,7 @@ const COLUMNS: &[Column] = &[
         "Whether the virtual CPU may run on this CPU of the host: enable(1), it may; disable(2), it \
             may not; unknown(0) where that is not known.",
         |snapshot, row| {
-            let may_run =
-                row.vcpu.slot.and_then(|slot| snapshot.readings().may_run_on(slot, row.cpu));
+            let may_run = values::vcpu_may_run_on(snapshot.moment(), row.vcpu, row.cpu);
             Some(Value::Integer(match may_run {
                 None => UNKNOWN,
                 Some(true) => ENABLE,

@@ -1,6 +1,9 @@
 //! The scalars about the hypervisor and its VMs.
 
-use crate::snmp::{Oid, Value};
+use crate::{
+    snmp::{Oid, Value},
+    values,
+};
 
 use super::{
     super::{
@@ -14,7 +17,6 @@ use super::{
         },
     },
     nodes,
-    rows::vm_count,
 };
 
 /// The hypervisor.
@@ -30,7 +32,8 @@ const ABOUT: &[Object<Snapshot, Single>] = &[
         ADMIN_STRING,
         "The name of the hypervisor software, without its version.",
         |snapshot, ()| {
-            Some(Value::OctetString(admin_string_cut(&snapshot.inventory().hypervisor.software)))
+            let hypervisor = values::hypervisor(snapshot.moment());
+            Some(Value::OctetString(admin_string_cut(&hypervisor.software)))
         },
     ),
     Object::read_only(
@@ -39,7 +42,8 @@ const ABOUT: &[Object<Snapshot, Single>] = &[
         ADMIN_STRING,
         "The version of the hypervisor software.",
         |snapshot, ()| {
-            Some(Value::OctetString(admin_string_cut(&snapshot.inventory().hypervisor.version)))
+            let hypervisor = values::hypervisor(snapshot.moment());
+            Some(Value::OctetString(admin_string_cut(&hypervisor.version)))
         },
     ),
     Object::read_only(
@@ -50,7 +54,7 @@ const ABOUT: &[Object<Snapshot, Single>] = &[
             (1.3.6.1.4.1). It is not that of the managed system, which sysObjectID has. 0.0 where \
             there is none.",
         |snapshot, ()| {
-            let id = &snapshot.inventory().hypervisor.object_id;
+            let id = &values::hypervisor(snapshot.moment()).object_id;
             Some(Value::ObjectIdentifier(if id.is_empty() { &ZERO_DOT_ZERO } else { id }))
         },
     ),
@@ -62,7 +66,8 @@ const ABOUT: &[Object<Snapshot, Single>] = &[
             this is the time since the host booted. sysUpTime, for comparison, is that of the SNMP \
             agent.",
         |snapshot, ()| {
-            Some(Value::TimeTicks(time_ticks_wrapping(snapshot.readings().since_boot_ns())))
+            let up = values::host_up_time_ns(snapshot.moment());
+            Some(Value::TimeTicks(time_ticks_wrapping(up)))
         },
     ),
 ];
@@ -74,7 +79,9 @@ const OF_ALL_VMS: &[Object<Snapshot, Single>] = &[
         NON_NEGATIVE,
         "How many virtual machines the hypervisor knows, in whatever state: the number of rows of \
             vmTable.",
-        |snapshot, ()| Some(Value::Integer(integer32_saturating(vm_count(snapshot.inventory())))),
+        |snapshot, ()| {
+            Some(Value::Integer(integer32_saturating(values::vm_count(snapshot.moment()))))
+        },
     ),
     Object::read_only(
         3,
@@ -82,7 +89,8 @@ const OF_ALL_VMS: &[Object<Snapshot, Single>] = &[
         Syntax::TimeTicks,
         "The value that vmHvUpTime had when a row last came to vmTable or left it.",
         |snapshot, ()| {
-            Some(Value::TimeTicks(time_ticks_wrapping(snapshot.inventory().last_change_ns)))
+            let change = values::table_last_change_ns(snapshot.moment());
+            Some(Value::TimeTicks(time_ticks_wrapping(change)))
         },
     ),
 ];

@@ -1,12 +1,12 @@
 //! vmNetworkTable.
 
-use crate::snmp::Value;
+use crate::{snmp::Value, values};
 
 use super::{
     super::{
         context::{
             Snapshot,
-            convert::{admin_string_cut, integer32_saturating},
+            convert::{admin_string_cut, index_or_zero_saturating},
         },
         smi::{
             Indexed, Object, Syntax, Table, TableType,
@@ -47,7 +47,7 @@ const COLUMNS: &[Column] = &[
         "vmNetworkIfIndex",
         Syntax::Convention(&INTERFACE_INDEX_OR_ZERO),
         "The ifIndex of this virtual interface in the host's ifTable; 0 where it has none.",
-        |_, row| Some(Value::Integer(integer32_saturating(row.nic.if_index))),
+        |_, row| Some(Value::Integer(index_or_zero_saturating(values::nic_if_index(row.nic)))),
     ),
     Column::read_only(
         3,
@@ -55,7 +55,10 @@ const COLUMNS: &[Column] = &[
         Syntax::Convention(&INTERFACE_INDEX_OR_ZERO),
         "The ifIndex of the physical interface that this virtual interface reaches the network \
             through; 0 where there is none in ifTable.",
-        |_, row| Some(Value::Integer(integer32_saturating(row.nic.parent_if_index))),
+        |_, row| {
+            let parent = values::nic_parent_if_index(row.nic);
+            Some(Value::Integer(index_or_zero_saturating(parent)))
+        },
     ),
     Column::read_only(
         4,
@@ -63,7 +66,10 @@ const COLUMNS: &[Column] = &[
         ADMIN_STRING,
         "The network card that the virtual machine sees, virtio or e1000 for instance. Empty where \
             it is not known.",
-        |_, row| Some(Value::OctetString(admin_string_cut(&row.nic.model))),
+        |_, row| {
+            let model = values::nic_model(row.nic).unwrap_or_default();
+            Some(Value::OctetString(admin_string_cut(model)))
+        },
     ),
     Column::read_only(
         5,
@@ -71,6 +77,9 @@ const COLUMNS: &[Column] = &[
         Syntax::Convention(&PHYS_ADDRESS),
         "The link-layer address of the virtual interface, for Ethernet its MAC address. Of zero \
             length where it is not known.",
-        |_, row| Some(Value::OctetString(&row.nic.phys_address)),
+        |_, row| {
+            let address = values::nic_phys_address(row.nic).unwrap_or_default();
+            Some(Value::OctetString(address))
+        },
     ),
 ];

@@ -7,11 +7,6 @@ use super::super::{
 };
 use crate::inventory::{Disk, Inventory, Nic, Vcpu, Vm};
 
-/// How many rows vmTable has.
-pub(super) fn vm_count(inventory: &Inventory) -> usize {
-    inventory.vms.len()
-}
-
 /// The rows of vmTable.
 #[derive(Debug)]
 pub struct Vms;

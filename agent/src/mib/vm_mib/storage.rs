@@ -69,14 +69,14 @@ const COLUMNS: &[Column] = &[
         "vmStorageSourceType",
         Syntax::Convention(&VIRTUAL_MACHINE_STORAGE_SOURCE_TYPE),
         "What holds the data of this disk.",
-        |_, row| Some(Value::Integer(row.disk.source as i32)),
+        |_, row| Some(Value::Integer(values::disk_source(row.disk) as i32)),
     ),
     Column::read_only(
         5,
         "vmStorageSourceTypeString",
         ADMIN_STRING,
         "Detail on vmStorageSourceType, such as the image format.",
-        |_, row| Some(Value::OctetString(admin_string_cut(&row.disk.format))),
+        |_, row| Some(text(values::disk_format(row.disk))),
     ),
     Column::read_only(
         6,
@@ -84,28 +84,28 @@ const COLUMNS: &[Column] = &[
         ADMIN_STRING,
         "Where the data of this disk is: the path of a file or block device, or the address of a \
             service.",
-        |_, row| Some(Value::OctetString(admin_string_cut(&row.disk.resource))),
+        |_, row| Some(text(values::disk_resource(row.disk))),
     ),
     Column::read_only(
         7,
         "vmStorageAccess",
         Syntax::Convention(&VIRTUAL_MACHINE_STORAGE_ACCESS),
         "Whether the virtual machine may write to this disk.",
-        |_, row| Some(Value::Integer(row.disk.access as i32)),
+        |_, row| Some(Value::Integer(values::disk_access(row.disk) as i32)),
     ),
     Column::read_only(
         8,
         "vmStorageMediaType",
         Syntax::Convention(&IANA_STORAGE_MEDIA_TYPE),
         "The kind of drive that the virtual machine sees.",
-        |_, row| Some(Value::Integer(row.disk.media as i32)),
+        |_, row| Some(Value::Integer(values::disk_media(row.disk) as i32)),
     ),
     Column::read_only(
         9,
         "vmStorageMediaTypeString",
         ADMIN_STRING,
         "Detail on vmStorageMediaType, such as the bus of the drive.",
-        |_, row| Some(Value::OctetString(admin_string_cut(&row.disk.bus))),
+        |_, row| Some(text(values::disk_bus(row.disk))),
     ),
     Column::read_only(
         10,
@@ -180,15 +180,19 @@ const COLUMNS: &[Column] = &[
     ),
 ];
 
+/// Text about the disk; empty where it is not known.
+fn text(text: Option<&str>) -> Value<'_> {
+    Value::OctetString(admin_string_cut(text.unwrap_or_default()))
+}
+
 /// A count of the disk's I/O; absent where it is not counted.
 fn io<'a>(snapshot: &Snapshot, row: DiskRow<'_>, read: fn(DiskIo) -> u64) -> Option<Value<'a>> {
-    let io = values::disk_io(snapshot.moment(), row.vm, row.disk).io()?;
+    let io = values::disk_io(snapshot.moment(), row.vm, row.disk).value()?;
     Some(Value::Counter64(read(io)))
 }
 
 /// The sizes of the disk, and the unit of both.
 fn sizes(snapshot: &Snapshot, row: DiskRow<'_>) -> (DiskSize, SizeUnit) {
     let size = values::disk_size(snapshot.moment(), row.vm, row.disk);
-    let largest = [size.defined, size.allocated].into_iter().flatten().max();
-    (size, SizeUnit::for_largest(largest.unwrap_or(0)))
+    (size, SizeUnit::shared_by(&[size.defined, size.allocated]))
 }

@@ -42,7 +42,7 @@ const COLUMNS: &[Column] = &[
         Syntax::Counter64,
         "The CPU time that this virtual CPU has used. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, row| {
-            let ns = values::vcpu_time_ns(snapshot.moment(), row.vm, row.vcpu)?;
+            let ns = values::vcpu_time_ns(snapshot.moment(), row.vm, row.vcpu).value()?;
             Some(Value::Counter64(microseconds(ns)))
         },
     )

@@ -1,6 +1,6 @@
 //! vmTable.
 
-use crate::{snmp::Value, values};
+use crate::{inventory::Vm, snmp::Value, values};
 
 use super::{
     super::{
@@ -64,7 +64,7 @@ const COLUMNS: &[Column] = &[
         "vmName",
         ADMIN_STRING,
         "The name of the virtual machine. A longer name is cut after its last character that fits.",
-        |_, vm| Some(Value::OctetString(admin_string_cut(&vm.name))),
+        |_, vm| Some(Value::OctetString(admin_string_cut(values::vm_name(vm)))),
     ),
     Column::read_only(
         3,
@@ -72,7 +72,8 @@ const COLUMNS: &[Column] = &[
         Syntax::Convention(&UUID_OR_ZERO),
         "The UUID of the virtual machine: its persistent identifier, unique within the administrative domain. Of zero length where it is not known.",
         |_, vm| {
-            Some(Value::OctetString(vm.uuid.as_ref().map_or(&[], |uuid| uuid.as_bytes().as_slice())))
+            let uuid = values::vm_uuid(vm).map(|uuid| uuid.as_bytes().as_slice());
+            Some(Value::OctetString(uuid.unwrap_or_default()))
         },
     ),
     Column::read_only(
@@ -81,42 +82,45 @@ const COLUMNS: &[Column] = &[
         ADMIN_STRING,
         "The operating system that the virtual machine is configured for, which need not be the one \
             that it runs. Empty where it is not known.",
-        |_, vm| Some(Value::OctetString(admin_string_cut(&vm.os_type))),
+        |_, vm| {
+            let os = values::vm_os_type(vm).unwrap_or_default();
+            Some(Value::OctetString(admin_string_cut(os)))
+        },
     ),
     Column::read_only(
         5,
         "vmAdminState",
         Syntax::Convention(&VIRTUAL_MACHINE_ADMIN_STATE),
         "The state that the virtual machine is meant to be in.",
-        |_, vm| Some(Value::Integer(vm.admin_state as i32)),
+        |_, vm| Some(Value::Integer(values::vm_admin_state(vm) as i32)),
     ),
     Column::read_only(
         6,
         "vmOperState",
         Syntax::Convention(&VIRTUAL_MACHINE_OPER_STATE),
         "The state that the virtual machine is in.",
-        |_, vm| Some(Value::Integer(vm.oper_state as i32)),
+        |_, vm| Some(Value::Integer(values::vm_oper_state(vm) as i32)),
     ),
     Column::read_only(
         7,
         "vmAutoStart",
         Syntax::Convention(&VIRTUAL_MACHINE_AUTO_START),
         "Whether the virtual machine starts with the hypervisor.",
-        |_, vm| Some(Value::Integer(vm.auto_start as i32)),
+        |_, vm| Some(Value::Integer(values::vm_auto_start(vm) as i32)),
     ),
     Column::read_only(
         8,
         "vmPersistent",
         Syntax::Convention(&VIRTUAL_MACHINE_PERSISTENT),
         "Whether the virtual machine stays defined once it is off.",
-        |_, vm| Some(Value::Integer(vm.persistence as i32)),
+        |_, vm| Some(Value::Integer(values::vm_persistence(vm) as i32)),
     ),
     Column::read_only(
         9,
         "vmCurCpuNumber",
         NON_NEGATIVE,
         "How many virtual CPUs the virtual machine has now.",
-        |_, vm| Some(Value::Integer(integer32_saturating(vm.cpu_number))),
+        |_, vm| Some(Value::Integer(integer32_saturating(values::vm_cpu_number(vm)))),
     ),
     Column::read_only(
         10,
@@ -124,21 +128,21 @@ const COLUMNS: &[Column] = &[
         NUMBER_OR_NONE,
         "The fewest virtual CPUs that the virtual machine can have; -1 where nothing sets a lower \
             bound.",
-        |_, vm| Some(Value::Integer(limit_saturating(vm.min_cpu_number))),
+        |_, vm| Some(Value::Integer(limit_saturating(values::vm_min_cpu_number(vm)))),
     ),
     Column::read_only(
         11,
         "vmMaxCpuNumber",
         NUMBER_OR_NONE,
         "The most virtual CPUs that the virtual machine can have; -1 where nothing sets a limit.",
-        |_, vm| Some(Value::Integer(limit_saturating(vm.max_cpu_number))),
+        |_, vm| Some(Value::Integer(limit_saturating(values::vm_max_cpu_number(vm)))),
     ),
     Column::read_only(
         12,
         "vmMemUnit",
         POSITIVE,
         "The unit of vmCurMem, vmMinMem and vmMaxMem of this row, in octets: 1024, or the next power of 1024 with which the largest of the three fits.",
-        |_, vm| Some(Value::Integer(SizeUnit::for_memory(&vm.memory).bytes())),
+        |_, vm| Some(Value::Integer(memory_unit(vm).bytes())),
     ),
     Column::read_only(
         13,
@@ -146,8 +150,8 @@ const COLUMNS: &[Column] = &[
         NON_NEGATIVE,
         "The memory that the virtual machine has now, in units of vmMemUnit.",
         |_, vm| {
-            let unit = SizeUnit::for_memory(&vm.memory);
-            vm.memory.current.map(|bytes| Value::Integer(unit.count_saturating(bytes)))
+            let bytes = values::vm_current_memory(vm)?;
+            Some(Value::Integer(memory_unit(vm).count_saturating(bytes)))
         },
     ),
     Column::read_only(
@@ -157,8 +161,8 @@ const COLUMNS: &[Column] = &[
         "The least memory that the virtual machine is left with, in units of vmMemUnit; -1 where \
             nothing sets a lower bound.",
         |_, vm| {
-            let unit = SizeUnit::for_memory(&vm.memory);
-            Some(Value::Integer(unit.limit_saturating(vm.memory.min)))
+            let limit = values::vm_min_memory(vm);
+            Some(Value::Integer(memory_unit(vm).limit_saturating(limit)))
         },
     ),
     Column::read_only(
@@ -168,8 +172,8 @@ const COLUMNS: &[Column] = &[
         "The most memory that the virtual machine can have, in units of vmMemUnit; -1 where nothing \
             sets a limit.",
         |_, vm| {
-            let unit = SizeUnit::for_memory(&vm.memory);
-            Some(Value::Integer(unit.limit_saturating(vm.memory.max)))
+            let limit = values::vm_max_memory(vm);
+            Some(Value::Integer(memory_unit(vm).limit_saturating(limit)))
         },
     ),
     Column::read_only(
@@ -178,7 +182,7 @@ const COLUMNS: &[Column] = &[
         Syntax::TimeTicks,
         "The time since the virtual machine was started from shutdown(4); 0 while it is off.",
         |snapshot, vm| {
-            let up = values::vm_up_time_ns(snapshot.moment(), vm)?;
+            let up = values::vm_up_time_ns(snapshot.moment(), vm).value()?;
             Some(Value::TimeTicks(time_ticks_wrapping(up)))
         },
     ),
@@ -189,9 +193,18 @@ const COLUMNS: &[Column] = &[
         "The CPU time that the virtual machine has used in all: its virtual CPUs, and what else the \
             hypervisor does for it. With more than one CPU it can grow faster than time. Discontinuities can occur when the hypervisor is initialised and when vmAdminState changes.",
         |snapshot, vm| {
-            let ns = values::vm_time_ns(snapshot.moment(), vm)?;
+            let ns = values::vm_time_ns(snapshot.moment(), vm).value()?;
             Some(Value::Counter64(microseconds(ns)))
         },
     )
     .in_units("microsecond"),
 ];
+
+/// The unit of the memory columns of a VM.
+fn memory_unit(vm: &Vm) -> SizeUnit {
+    SizeUnit::shared_by(&[
+        values::vm_current_memory(vm),
+        values::vm_min_memory(vm),
+        values::vm_max_memory(vm),
+    ])
+}

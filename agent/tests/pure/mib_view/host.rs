@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use kvmeter::{
-    counters::{DiskIo, ImageSlot, Readings, ThreadSlot, VmSlot},
+    counters::{DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex,
     },
@@ -61,6 +61,18 @@ impl Readings for FixedReadings {
         (slot % 3 != 0).then_some(u64::MAX - u64::from(slot))
     }
 
+    fn thread(&self, ThreadSlot(slot): ThreadSlot) -> Option<ThreadReading> {
+        self.count();
+        let switches_in = u64::from(slot);
+        let thread = ThreadReading {
+            tid: u32::from(slot) + 1000,
+            wait_ns: Some(switches_in * 1000),
+            switches_in,
+            preemptions: switches_in / 2,
+        };
+        (slot != 3).then_some(thread)
+    }
+
     fn may_run_on(&self, ThreadSlot(slot): ThreadSlot, cpu: u32) -> Option<bool> {
         self.count();
         match (u32::from(slot) + cpu) % 3 {
@@ -74,6 +86,12 @@ impl Readings for FixedReadings {
         self.count();
         let reads = u64::from(images.first()?.0);
         Some(DiskIo { reads, write_ns: reads * 1000, ..DiskIo::default() })
+    }
+
+    fn disk_requests(&self, images: &[ImageSlot]) -> Option<[Requests; 2]> {
+        self.count();
+        let requests = Requests { errors: u64::from(images.first()?.0), ..Requests::default() };
+        Some([requests.clone(), requests])
     }
 
     fn since_boot_ns(&self) -> u64 {
