@@ -9,15 +9,18 @@ use super::Counting;
 use crate::{
     agentx::{Phase, Statistics},
     config::Config,
-    counters::{self, NoCounters, Readings, Records, SlowValues},
-    inventory::{self, CountedBy, Registry},
+    counters::{NoCounters, Readings, Records, SlowValues},
+    inventory::Registry,
     notify,
     sources::Source,
-    status::model::{
-        Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report,
-        Requests, SessionState, SourceState, Vcpu, Vm,
+    status::{
+        self,
+        model::{
+            Agentx, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests, SessionState,
+            SourceState,
+        },
     },
-    values::{self, Moment, Number},
+    values::Moment,
 };
 
 /// Knows everything that a report says.
@@ -147,20 +150,6 @@ impl Reporter {
         }
         states
     }
-
-    fn vm(&self, moment: Moment<'_>, vm: &inventory::Vm) -> Vm {
-        let records = self.counting.records.as_deref();
-        Vm {
-            index: vm.index.0,
-            name: vm.name.clone(),
-            uuid: vm.uuid.map(|uuid| uuid.to_string()),
-            pid: vm.pid,
-            state: vm.oper_state.name().to_owned(),
-            cpu_ns: values::vm_time_ns(moment, vm).value().filter(|_| vm.slot.is_some()),
-            vcpus: vm.vcpus.iter().map(|of| vcpu(moment, vm, of)).collect(),
-            disks: vm.disks.iter().map(|of| disk(moment, vm, of, records)).collect(),
-        }
-    }
 }
 
 impl Reporter {
@@ -179,73 +168,8 @@ impl Reporter {
             notifications: self.notifications(),
             probe: self.probe(),
             sources,
-            vms: inventory.vms.iter().map(|vm| self.vm(moment, vm)).collect(),
+            vms: status::vms(moment),
         }
-    }
-}
-
-fn disk(
-    moment: Moment<'_>,
-    vm: &inventory::Vm,
-    disk: &inventory::Disk,
-    records: Option<&Records>,
-) -> Disk {
-    let numbers = values::disk_io(moment, vm, disk);
-    let (counted_by, age) = match (&disk.counted_by, numbers) {
-        (CountedBy::Kernel(_, method, _), _) => (Some(method.name()), None),
-        (_, Number::Hypervisor(taken)) => {
-            let age = moment.readings.since_boot_ns().saturating_sub(taken.at_ns);
-            (Some("hypervisor"), Some(age / 1_000_000))
-        }
-        _ => (None, None),
-    };
-    let more = match (&disk.counted_by, records) {
-        (CountedBy::Kernel(images, ..), Some(records)) => Some(records.image_requests(images)),
-        _ => None,
-    };
-    let [more_read, more_write] = more.map_or([None, None], |more| more.map(Some));
-    // Of a VM that is off there is nothing to show.
-    let io = numbers.value().filter(|_| numbers != Number::Off);
-    Disk {
-        index: disk.index,
-        target: disk.target.clone(),
-        counted_by: counted_by.map(str::to_owned),
-        why: Some(disk.counted_by.why().to_owned()),
-        age_ms: age,
-        read: io.map(|io| requests(io.reads, io.read_octets, io.read_ns, more_read.as_ref())),
-        write: io.map(|io| requests(io.writes, io.write_octets, io.write_ns, more_write.as_ref())),
-    }
-}
-
-fn requests(
-    requests: u64,
-    octets: u64,
-    latency_ns: u64,
-    more: Option<&counters::Requests>,
-) -> DiskRequests {
-    let quantile = |per_mille| Some(more?.latencies.quantile(per_mille) / 1000);
-    DiskRequests {
-        requests,
-        octets,
-        errors: more.map(|more| more.errors),
-        latency_ns,
-        p50_us: quantile(500),
-        p99_us: quantile(990),
-        p999_us: quantile(999),
-    }
-}
-
-fn vcpu(moment: Moment<'_>, vm: &inventory::Vm, vcpu: &inventory::Vcpu) -> Vcpu {
-    let thread = vcpu.slot.and_then(|slot| moment.readings.thread(slot));
-    let cpu = values::vcpu_time_ns(moment, vm, vcpu);
-    Vcpu {
-        id: vcpu.id,
-        tid: thread.map(|thread| thread.tid),
-        cpu_ns: cpu.value().filter(|_| vcpu.slot.is_some()),
-        wait_ns: thread.and_then(|thread| thread.wait_ns),
-        switches: thread.map(|thread| thread.switches_in),
-        preemptions: thread.map(|thread| thread.preemptions),
-        live: matches!(cpu, Number::Kernel(_)),
     }
 }
 

@@ -177,12 +177,14 @@ pub struct Vm {
     pub name: String,
     /// vmUUID as text.
     pub uuid: Option<String>,
-    /// Process id; `None`: the VM is shut down.
+    /// Process id; `None`: the VM is off, or no process of it is known.
     pub pid: Option<u32>,
     /// Name of vmOperState in the MIB.
     pub state: String,
-    /// CPU time of all threads in ns; `None`: not counted.
+    /// CPU time of all threads in ns, 0 while the VM is off; `None`: not known.
     pub cpu_ns: Option<u64>,
+    /// Why `cpu_ns` is not known; `None`: it is.
+    pub why: Option<String>,
     /// The vCPUs in the order of their ids.
     pub vcpus: Vec<Vcpu>,
     /// The disks in the order of vmStorageIndex.
@@ -196,7 +198,7 @@ pub struct Vcpu {
     pub id: u32,
     /// Thread id; `None`: unknown.
     pub tid: Option<u32>,
-    /// Time on a CPU in ns.
+    /// Time on a CPU in ns. Like the next three, it is 0 while the VM is off; `None`: not known.
     pub cpu_ns: Option<u64>,
     /// Time runnable but without a CPU in ns.
     pub wait_ns: Option<u64>,
@@ -206,6 +208,8 @@ pub struct Vcpu {
     pub preemptions: Option<u64>,
     /// Whether the vCPU is counted.
     pub live: bool,
+    /// Why `cpu_ns` is not known; `None`: it is.
+    pub why: Option<String>,
 }
 
 /// One virtual disk.
@@ -218,13 +222,13 @@ pub struct Disk {
     /// The method that counts the disk's I/O: `dio`, `vfs`, `aio`, `bdev`, `syscall` or `io_uring`, in the kernel, or
     /// `hypervisor`; `None`: none.
     pub counted_by: Option<String>,
-    /// Why the disk is counted by this method, or not in the kernel.
+    /// Why the disk is counted by this method, not in the kernel, or not at all.
     pub why: Option<String>,
     /// How old the numbers are in ms, where the hypervisor counts; `None` = they are of this moment, or there are none.
     pub age_ms: Option<u64>,
-    /// What was read; `None` = not known.
+    /// What was read, nothing while the VM is off; `None` = not known.
     pub read: Option<DiskRequests>,
-    /// What was written; `None` = not known.
+    /// What was written, nothing while the VM is off; `None` = not known.
     pub write: Option<DiskRequests>,
 }
 
@@ -239,8 +243,8 @@ pub struct DiskRequests {
     pub errors: Option<u64>,
     /// Sum of their latencies in ns.
     pub latency_ns: u64,
-    /// Median of the latencies in µs; like the next two, it is at most an eighth off. `None`: the hypervisor counts, and
-    /// does not say.
+    /// Median of the latencies in µs; like the next two, it is at most an eighth off. `None`: no request has succeeded, or
+    /// the hypervisor counts, and does not say.
     pub p50_us: Option<u64>,
     /// 99th percentile in µs.
     pub p99_us: Option<u64>,

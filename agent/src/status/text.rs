@@ -182,7 +182,7 @@ fn vcpus(vms: &[Vm]) -> Table<7> {
         [Align::Right; 7],
     );
     for (vm, vcpu) in vms.iter().flat_map(|vm| vm.vcpus.iter().map(move |vcpu| (vm, vcpu))) {
-        let Vcpu { id, tid, cpu_ns, wait_ns, switches, preemptions, live: _ } = vcpu;
+        let Vcpu { id, tid, cpu_ns, wait_ns, switches, preemptions, live: _, why: _ } = vcpu;
         table.row([
             vm.index.to_string(),
             id.to_string(),

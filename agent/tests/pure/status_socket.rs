@@ -28,6 +28,7 @@ fn report() -> Report {
         switches: Some(12),
         preemptions: Some(3),
         live: true,
+        why: None,
     };
     let silent = Vcpu {
         id: 1,
@@ -37,6 +38,7 @@ fn report() -> Report {
         switches: None,
         preemptions: None,
         live: false,
+        why: Some("its thread is not known".into()),
     };
     Report {
         version: "0.1.0".into(),
@@ -87,6 +89,7 @@ fn report() -> Report {
                 pid: Some(4243),
                 state: "running".into(),
                 cpu_ns: Some(62_000_000_000),
+                why: None,
                 vcpus: vec![vcpu, silent],
                 disks: vec![Disk {
                     index: 1,
@@ -116,7 +119,8 @@ fn report() -> Report {
                 uuid: None,
                 pid: None,
                 state: "shutdown".into(),
-                cpu_ns: None,
+                cpu_ns: Some(0),
+                why: None,
                 vcpus: vec![],
                 disks: vec![],
             },
@@ -271,7 +275,7 @@ procfs  live             -    2        1
 
 VM  NAME      STATE      PID  VCPUS   CPU-S  UUID
  1  web\u{fffd}[31m  running   4243    1/2  62.000  c0ffee00-0000-4000-8000-000000000001
-12  db        shutdown     -      0       -  -
+12  db        shutdown     -      0   0.000  -
 
 VM  VCPU   TID   CPU-S  WAIT-S  SWITCHES  PREEMPTIONS
  1     0  4244  61.999   0.001        12            3

@@ -29,7 +29,7 @@ const ROOMS: &[Room] = &[
     },
     Room { name: "mib::context", may: &["inventory", "values", "counters"] },
     Room { name: "mib::smi", may: &["agentx", "snmp"] },
-    Room { name: "status", may: &["values", "unix_socket", "histogram"] },
+    Room { name: "status", may: &["values", "inventory", "counters", "unix_socket"] },
     Room { name: "config", may: &["agentx", "snmp"] },
     Room { name: "agentx", may: &["snmp", "histogram"] },
     // What is known.

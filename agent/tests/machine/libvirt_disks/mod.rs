@@ -130,7 +130,7 @@ impl Disk {
         let index = host.index(&uuid(number));
         let disk = wait_until(PATIENCE, "the kernel counts the disk", || {
             let told = host.stage.disk(index, target);
-            let is_counted = told["read"].is_object();
+            let is_counted = told["counted_by"].is_string();
             is_counted.then(|| u32::try_from(told["index"].as_u64().unwrap()).unwrap())
         });
         let disk = disk.unwrap_or_else(|error| {

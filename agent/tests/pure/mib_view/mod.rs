@@ -7,6 +7,7 @@ mod large;
 mod oracle;
 mod second;
 mod shapes;
+mod status;
 
 use std::sync::Arc;
 
