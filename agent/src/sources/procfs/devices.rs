@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::{
     blockdev_graph::{Chain, Node, Nodes},
     options::{Fields, options},
+    process::Measured,
 };
 use crate::inventory::{
     Devices, DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource,
@@ -45,12 +46,18 @@ pub(super) fn firecracker(config: &[u8]) -> Devices {
 }
 
 impl Devices {
-    /// Sets the disks' sizes from those of the files that the VMM has open. The virtual size of an image with a format is
-    /// left to its header.
-    pub(super) fn measure(&mut self, size_of: impl Fn(&str) -> Option<DiskSize>) {
+    /// Sets kind of source and size of the disks from their files, whose paths imply no more than a first guess. The virtual
+    /// size of an image with a format is left to its header.
+    pub(super) fn measure(&mut self, file_at: impl Fn(&str) -> Option<Measured>) {
         for disk in &mut self.disks {
-            let size = size_of(&disk.resource).unwrap_or_default();
+            let file = file_at(&disk.resource);
+            disk.source = match (disk.source, file.map(|file| file.is_block_device)) {
+                (StorageSource::Raw | StorageSource::Sparse, Some(true)) => StorageSource::Block,
+                (StorageSource::Block, Some(false)) => file_source(&disk.format),
+                (source, _) => source,
+            };
             let is_plain = matches!(disk.source, StorageSource::Raw | StorageSource::Block);
+            let size = file.map(|file| file.size).unwrap_or_default();
             disk.size = DiskSize { defined: size.defined.filter(|_| is_plain), ..size };
         }
     }
@@ -68,6 +75,11 @@ impl Devices {
             }
         }
     }
+}
+
+/// The kind of source of an image in a regular file.
+fn file_source(format: &str) -> StorageSource {
+    if format == "raw" { StorageSource::Raw } else { StorageSource::Sparse }
 }
 
 fn is_on(value: Option<&str>) -> bool {
@@ -182,7 +194,8 @@ fn node_disk(device: &Fields, driver: &str, node: &Fields, nodes: &Nodes<'_>) ->
     disk
 }
 
-/// A disk with the kind of source that its path implies: `rbd:…`, `/dev/…`, or a file.
+/// A disk with the kind of source that its path implies, as long as its file has not been found: `rbd:…`, `/dev/…`, or a
+/// file.
 fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk {
     let protocol = path.split_once(':').map(|(protocol, _)| protocol);
     let network = protocol.filter(|name| {
@@ -192,8 +205,7 @@ fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk 
         ("", ..) => StorageSource::Unknown,
         (_, Some(_), _) => StorageSource::Network,
         (path, ..) if path.starts_with("/dev/") => StorageSource::Block,
-        (.., "raw") => StorageSource::Raw,
-        _ => StorageSource::Sparse,
+        (.., format) => file_source(format),
     };
     DomainDisk {
         target: name.to_owned(),
@@ -389,6 +401,25 @@ mod tests {
         assert_eq!(devices.disks[0].access, StorageAccess::ReadOnly);
         assert_eq!(devices.nics[0].mac, [6, 0, 0xac, 0x10, 0, 2]);
         assert_eq!(firecracker(b"{"), Devices::default());
+    }
+
+    #[test]
+    fn the_type_of_a_file_says_what_its_path_does_not() {
+        let mut devices = qemu(&words(
+            "-drive file=/dev/shm/a,format=raw,id=a -drive file=/dev/shm/b,format=qcow2,id=b \
+                 -drive file=/jail/c,format=raw,id=c -drive file=/dev/vg/d,format=raw,id=d \
+                 -drive file=rbd:pool/e,format=raw,id=e",
+        ));
+        let size = DiskSize { defined: Some(512), allocated: Some(512) };
+        devices.measure(|path| {
+            let is_block_device = path == "/jail/c";
+            (path != "/dev/vg/d").then_some(Measured { is_block_device, size })
+        });
+        use StorageSource::{Block, Network, Raw, Sparse};
+        let sources: Vec<_> = devices.disks.iter().map(|disk| disk.source).collect();
+        assert_eq!(sources, [Raw, Sparse, Block, Block, Network]);
+        let defined: Vec<_> = devices.disks.iter().map(|disk| disk.size.defined).collect();
+        assert_eq!(defined, [Some(512), None, Some(512), None, None]);
     }
 
     #[test]

@@ -1,23 +1,16 @@
 //! The files and block devices that a process has open, with the keys under which the kernel counts their I/O.
 
-use std::collections::HashMap;
-
 use rustix::fs::OFlags;
 
-use super::process::{DescriptorInfo, Process};
-use crate::inventory::{FileIdentity, OpenFile};
+use super::{
+    mounts::parse_mounts,
+    process::{DescriptorInfo, Process},
+};
+use crate::inventory::OpenFile;
 
 /// Filesystems that do direct I/O through iomap (`iomap_dio_rw`, Linux 6.1 to 6.18). Btrfs is not listed: it uses iomap for
 /// reads, but since 6.14 not for writes to files with checksums.
 const IOMAP: [&str; 6] = ["ext4", "xfs", "f2fs", "gfs2", "ext2", "zonefs"];
-
-/// A mounted filesystem.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Mount {
-    /// Device number in the kernel's encoding ([`FileIdentity::kernel_device`]).
-    device: u32,
-    kind: String,
-}
 
 /// The regular files and block devices among `descriptors`, each once. `known`: the files of the previous scan, whose
 /// filesystem is not looked up again.
@@ -60,48 +53,4 @@ pub(super) fn open(
     }
     files.sort_unstable_by(|a, b| (&a.path, a.identity).cmp(&(&b.path, b.identity)));
     files
-}
-
-/// Parses `/proc/PID/mountinfo` (proc(5)), keyed by mount id:
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`.
-fn parse_mounts(text: &[u8]) -> HashMap<u64, Mount> {
-    let text = String::from_utf8_lossy(text);
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split(' ');
-            let id = words.next()?.parse().ok()?;
-            let (major, minor) = words.nth(1)?.split_once(':')?;
-            let device = FileIdentity::kernel_device(major.parse().ok()?, minor.parse().ok()?);
-            let kind = line.split(" - ").nth(1)?.split(' ').next()?.to_owned();
-            Some((id, Mount { device, kind }))
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn mountinfo_is_keyed_by_mount_id() {
-        let mounts = parse_mounts(
-            b"36 35 98:1 /mnt1 /mnt2 rw,noatime master:1 - ext4 /dev/root rw,errors=continue\n\
-              41 36 0:31 / /a\\040b rw - btrfs /dev/sdb rw\nmalformed\n",
-        );
-        let mount = |device, kind: &str| Mount { device, kind: kind.to_owned() };
-        assert_eq!(mounts.len(), 2);
-        assert_eq!(mounts[&36], mount(98 << 20 | 1, "ext4"));
-        assert_eq!(mounts[&41], mount(31, "btrfs"));
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn no_bytes_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse_mounts(&text);
-        }
-    }
 }

@@ -15,6 +15,7 @@ mod devices;
 mod files;
 mod image_headers;
 mod memory_estimate;
+mod mounts;
 mod options;
 mod poller;
 mod process;

@@ -8,11 +8,15 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, fstatfs, openat,
-    openat2, readlinkat, statx,
+use rustix::{
+    fs::{
+        AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, openat, openat2,
+        readlinkat, statx,
+    },
+    io::Errno,
 };
 
+use super::mounts::parse_mounts;
 use crate::{
     counting::{HeldThread, RunState, Schedstat, identity_of},
     inventory::{DiskSize, FileIdentity},
@@ -21,9 +25,8 @@ use crate::{
 /// Bytes that are read of a file. The files of procfs that are read here are shorter; a longer command line is cut.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// Filesystems on which a read cannot be blocked by a process (FUSE) or another host (NFS), by their magic in statfs(2):
-/// ext2 to ext4, XFS, Btrfs, tmpfs.
-const LOCAL: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+/// Filesystems on which a read cannot be blocked by a process (FUSE) or another host (NFS).
+const LOCAL: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs"];
 
 /// Policies of sched(7) under which a thread that does not sleep may keep its CPU for ever.
 const SCHED_FIFO: u64 = 1;
@@ -59,6 +62,13 @@ pub(super) struct Stat {
     pub(super) cpu: u32,
     /// Field 41: the scheduling policy (sched(7)).
     pub(super) policy: u64,
+}
+
+/// What the kernel knows of a regular file or block device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Measured {
+    pub(super) is_block_device: bool,
+    pub(super) size: DiskSize,
 }
 
 /// Fields of `/proc/PID/fdinfo/FD` (proc(5)).
@@ -103,39 +113,59 @@ impl Process {
     }
 
     /// Reads a regular file by a path in the process's own root. The process may have built that root to harm the reader, so
-    /// the path is resolved within it, and only files whose opening cannot block are opened.
+    /// the path is resolved within it and without a request to a filesystem that could block, and only files whose opening
+    /// and reading cannot block are opened.
     pub(super) fn read_in_root(&self, path: &str) -> io::Result<Vec<u8>> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
-        if !LOCAL.contains(&fstatfs(&root)?.f_type) {
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let cached = openat2(&root, path, place, Mode::empty(), within | ResolveFlags::CACHED);
+        let found = match cached {
+            // The path is not in the kernel's cache. Without a change of mount it can be looked up on a local root.
+            Err(Errno::AGAIN) if self.is_local(&root)? => {
+                openat2(&root, path, place, Mode::empty(), within | ResolveFlags::NO_XDEV)?
+            }
+            cached => cached?,
+        };
+        if !self.is_local(&found)? {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        let found = openat2(&root, path, place, Mode::empty(), within)?;
         if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
         let mut content = Vec::new();
-        File::open(itself)?.take(MAX_FILE).read_to_end(&mut content)?;
+        open_again(&found)?.take(MAX_FILE).read_to_end(&mut content)?;
         Ok(content)
     }
 
-    /// The size of an open file, from the kernel's cached attributes: a network filesystem sends no request.
-    pub(super) fn size_of_descriptor(&self, fd: u32) -> io::Result<DiskSize> {
+    /// Whether a file found in the process's root is on a local filesystem, by the process's list of mounts: fstatfs(2) is
+    /// a request to the filesystem.
+    fn is_local(&self, found: &OwnedFd) -> io::Result<bool> {
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let mount = statx(found, "", how, StatxFlags::MNT_ID)?.stx_mnt_id;
+        let mounts = parse_mounts(&self.read("mountinfo")?);
+        Ok(mounts.get(&mount).is_some_and(|mount| LOCAL.contains(&mount.kind.as_str())))
+    }
+
+    /// Type and size of an open file, from the kernel's cached attributes: a network filesystem sends no request. `None`:
+    /// neither a regular file nor a block device.
+    pub(super) fn measure_descriptor(&self, fd: u32) -> io::Result<Option<Measured>> {
         let link = format!("fd/{fd}");
         let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::BLOCKS;
         let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
-        match FileType::from_raw_mode(found.stx_mode.into()) {
-            FileType::RegularFile => {}
-            FileType::BlockDevice => {
-                return size_of_device(found.stx_rdev_major, found.stx_rdev_minor);
+        Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::RegularFile => {
+                // statx(2): blocks of 512 bytes
+                let allocated = found.stx_blocks.saturating_mul(512);
+                let size = DiskSize { defined: Some(found.stx_size), allocated: Some(allocated) };
+                Some(Measured { is_block_device: false, size })
             }
-            _ => return Ok(DiskSize::default()),
-        }
-        // statx(2): blocks of 512 bytes
-        let allocated = found.stx_blocks.saturating_mul(512);
-        Ok(DiskSize { defined: Some(found.stx_size), allocated: Some(allocated) })
+            FileType::BlockDevice => {
+                let size = size_of_device(found.stx_rdev_major, found.stx_rdev_minor);
+                Some(Measured { is_block_device: true, size: size.unwrap_or_default() })
+            }
+            _ => None,
+        })
     }
 
     /// The identity of a descriptor's file, from the kernel's cached attributes. `None`: neither a regular file nor a block
@@ -157,9 +187,7 @@ impl Process {
         if identity_of(&stat) != Some(expected) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
-        Ok(File::from(rustix::fs::open(itself, how, Mode::empty())?))
+        open_again(&found)
     }
 
     /// The identity of the file at a path in the process's own root. Cached path lookups only: `EAGAIN` where a disk or a
@@ -231,6 +259,13 @@ impl HeldThread for Thread {
         let is_real_time = matches!(stat.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE);
         Ok(RunState { runnable: stat.state == 'R', cpu: stat.cpu, is_real_time })
     }
+}
+
+/// Opens for reading what is held without. `NONBLOCK`: a lease (`F_SETLEASE` of fcntl(2)) would have the opening wait.
+fn open_again(held: &OwnedFd) -> io::Result<File> {
+    let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let itself = format!("/proc/self/fd/{}", held.as_raw_fd());
+    Ok(File::from(rustix::fs::open(itself, how, Mode::empty())?))
 }
 
 /// The size of a block device. sysfs has it in sectors of 512 bytes, whatever the device's own are.
@@ -337,6 +372,17 @@ mod tests {
         let info = parse_descriptor_info(b"pos:\t0\nflags:\t0140002\nmnt_id:\t25\nino:\t12\n");
         assert_eq!(info, Some(DescriptorInfo { flags: 0o140_002, mount: 25 }));
         assert_eq!(parse_descriptor_info(b"flags:\t9\nmnt_id:\t25\n"), None);
+    }
+
+    #[test]
+    fn a_file_is_read_in_any_mount_whose_filesystem_is_local() {
+        let itself = Process::hold(Path::new("/proc"), std::process::id()).unwrap();
+        let memory = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        std::fs::write(memory.path(), "x").unwrap();
+        assert_eq!(itself.read_in_root(memory.path().to_str().unwrap()).unwrap(), b"x");
+        // procfs is not one of those, whether the path is in the kernel's cache or not.
+        let refused = itself.read_in_root("/proc/version").unwrap_err().kind();
+        assert!(matches!(refused, io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices));
     }
 
     proptest! {

@@ -11,10 +11,10 @@ use rustix::param::clock_ticks_per_second;
 use super::{
     command_line::{self, Description, Vmm},
     devices, files, memory_estimate,
-    process::{Process, Stat, Thread},
+    process::{Measured, Process, Stat, Thread},
     vcpus,
 };
-use crate::inventory::{Devices, Memory, OpenFile, VmProcess};
+use crate::inventory::{Devices, DiskSize, Memory, OpenFile, VmProcess};
 
 /// Mount points of procfs and debugfs.
 #[derive(Clone, Debug)]
@@ -210,7 +210,8 @@ fn vcpu_threads(
     Some(vcpus::of_tcg(threads, described.cpus.unwrap_or(1)))
 }
 
-/// The devices, with the sizes of the disks whose files the process has open.
+/// The devices, with types and sizes of the disks' files as far as the process has them open. Of another one the type alone,
+/// if the kernel has it cached.
 fn measured_devices(process: &Process, described: &Description, open: &[(u32, String)]) -> Devices {
     let by_path: HashMap<&str, u32> = open.iter().map(|(fd, path)| (path.as_str(), *fd)).collect();
     // LVM volumes are named by a symlink below /dev.
@@ -220,8 +221,12 @@ fn measured_devices(process: &Process, described: &Description, open: &[(u32, St
     };
     let mut devices = described.devices.clone();
     devices.measure(|path| {
-        let fd = by_path.get(path).copied().or_else(|| resolved(path))?;
-        process.size_of_descriptor(fd).ok()
+        if let Some(fd) = by_path.get(path).copied().or_else(|| resolved(path)) {
+            return process.measure_descriptor(fd).ok().flatten();
+        }
+        let identity = process.identity_in_root(Path::new(path)).ok().flatten()?;
+        let is_block_device = identity.is_block_device();
+        Some(Measured { is_block_device, size: DiskSize::default() })
     });
     devices
 }
