@@ -41,8 +41,8 @@ pub struct ImageRecord {
     pub file: u64,
     /// Number of the [`Layer`] whose programs count in this record.
     pub layer: u32,
-    /// vmStorageIndex of the disk to which the image belongs; 0 = unassigned. The agent writes it, and reads it back
-    /// after a restart.
+    /// vmStorageIndex of the disk to which the image belongs; 0 = unassigned; above every vmStorageIndex = the counts
+    /// are another record's. The agent writes it, and reads it back after a restart.
     pub storage: u32,
     /// Zero.
     pub reserved: [u64; 5],

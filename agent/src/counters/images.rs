@@ -59,8 +59,11 @@ pub struct Requests {
     pub latencies: Histogram,
 }
 
-/// Disk of a record that was merged into another one: above every vmStorageIndex.
-const MERGED: u32 = u32::MAX;
+/// Disk of a record that was merged into another one, whose slot is in the low bits: above every vmStorageIndex.
+const MERGED: u32 = 1 << 31;
+
+/// Most merged records that are followed to the one that has the counts: that one may have been merged, too.
+const MERGES: usize = 16;
 
 /// Retries while counts are being merged, as a multiple of [`TRIES`].
 const MERGE_TRIES: usize = 64;
@@ -104,24 +107,62 @@ impl Records {
     /// Merges the counts of closed records into one of them. The others stay claimed, empty and without a disk, until
     /// [`free_merged`](Self::free_merged), because a view may still refer to them. Only one thread at a time may call this.
     pub fn merge_images(&self, into: ImageSlot, others: &[ImageSlot]) {
-        let Some(to) = self.image(into) else { return };
-        self.merge_seq.fetch_add(1, AcqRel);
         for &other in others {
-            let Some(from) = self.image(other) else { continue };
-            for (from, to) in [(&from.read, &to.read), (&from.write, &to.write)] {
-                for (from, to) in cells(from).zip(cells(to)) {
-                    to.fetch_add(from.swap(0, AcqRel), AcqRel);
-                }
+            self.move_counts(other, into);
+            self.assign_image(other, MERGED | u32::from(into.0));
+        }
+    }
+
+    /// Moves the counts of one record to another one.
+    fn move_counts(&self, from: ImageSlot, into: ImageSlot) {
+        let (Some(from), Some(to)) = (self.image(from), self.image(into)) else { return };
+        self.merge_seq.fetch_add(1, AcqRel);
+        for (from, to) in [(&from.read, &to.read), (&from.write, &to.write)] {
+            for (from, to) in cells(from).zip(cells(to)) {
+                to.fetch_add(from.swap(0, AcqRel), AcqRel);
             }
-            from.storage.store(MERGED, Relaxed);
         }
         self.merge_seq.fetch_add(1, AcqRel);
     }
 
-    /// Frees a record that was merged into another one, unless it was reused for another image since.
+    /// Frees a record that was merged into another one, unless it was reused for another image since. Requests that were
+    /// in flight when it was merged have been counted in it since; these counts are moved, too.
     pub fn free_merged(&self, slot: ImageSlot) {
-        if self.storage_of_image(slot) == MERGED {
-            self.free_image(slot);
+        if self.storage_of_image(slot) < MERGED {
+            return;
+        }
+        if let Some(into) = self.merged_into(slot) {
+            self.move_counts(slot, into);
+        }
+        self.free_image(slot);
+    }
+
+    /// The record that has the counts of a merged one; `None` = it has been freed, or an agent of an earlier version did
+    /// not note it.
+    fn merged_into(&self, slot: ImageSlot) -> Option<ImageSlot> {
+        let vm_of = |slot| Some(ImageKey::of(self.image(slot)?.owner.load(Acquire), 0).vm);
+        let mut into = slot;
+        for _ in 0..MERGES {
+            let Some(next) = self.storage_of_image(into).checked_sub(MERGED) else {
+                return (vm_of(into) == vm_of(slot)).then_some(into);
+            };
+            into = ImageSlot(u16::try_from(next).ok()?);
+        }
+        None
+    }
+
+    /// Frees what an earlier agent merged and did not free before it ended. To be called before there is a view.
+    pub(crate) fn free_all_merged(&self) {
+        let mut merged = self.image_records();
+        merged.retain(|image| image.storage >= MERGED);
+        // None is freed before another one's counts have been moved through it.
+        for image in &merged {
+            if let Some(into) = self.merged_into(image.slot) {
+                self.move_counts(image.slot, into);
+            }
+        }
+        for image in merged {
+            self.free_image(image.slot);
         }
     }
 
@@ -259,4 +300,63 @@ fn requests<'a>(directions: impl Iterator<Item = &'a SharedDirectionCounters>) -
         requests.latencies.add(direction.buckets.iter().map(|bucket| bucket.load(Relaxed)));
     }
     requests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: ImageKey = ImageKey { vm: 7, device: 1, file: 2 };
+
+    /// A closed record of this disk with a number of reads.
+    fn closed(records: &Records, vm: u16, storage: u32, reads: u64) -> ImageSlot {
+        let slot = records.claim_image(ImageKey { vm, ..KEY }, Layer::Call).unwrap();
+        records.assign_image(slot, storage);
+        records.close_image(slot);
+        add_reads(records, slot, reads);
+        slot
+    }
+
+    fn add_reads(records: &Records, slot: ImageSlot, reads: u64) {
+        records.image(slot).unwrap().read.requests.fetch_add(reads, Relaxed);
+    }
+
+    fn reads(records: &Records, slots: &[ImageSlot]) -> u64 {
+        records.image_io(slots).reads
+    }
+
+    #[test]
+    fn what_is_in_flight_at_a_merge_is_counted() {
+        let records = Records::in_memory();
+        let [a, b, c] = [1, 10, 100].map(|reads| closed(&records, 7, 1, reads));
+        records.merge_images(a, &[b]);
+        assert_eq!(reads(&records, &[a]), 11);
+        add_reads(&records, b, 1000);
+        // What it was merged into is merged itself, before it is freed.
+        records.merge_images(c, &[a]);
+        records.free_merged(b);
+        records.free_merged(a);
+        records.free_merged(c);
+        assert_eq!(reads(&records, &[c]), 1111);
+        assert_eq!(records.images_of_vm(VmSlot(7)).len(), 1);
+    }
+
+    #[test]
+    fn what_an_agent_merged_and_did_not_free_is_freed_at_the_next_start() {
+        let records = Records::in_memory();
+        let [a, b, c] = [1, 10, 100].map(|reads| closed(&records, 7, 1, reads));
+        let other = closed(&records, 8, 1, 5);
+        records.merge_images(a, &[b]);
+        records.merge_images(c, &[a]);
+        add_reads(&records, b, 1000);
+        let old = closed(&records, 7, u32::MAX, 0);
+        records.free_all_merged();
+        assert_eq!((reads(&records, &[c]), reads(&records, &[other])), (1111, 5));
+        let left: Vec<_> = records.image_records().iter().map(|image| image.slot).collect();
+        assert_eq!(left.len(), 2);
+        assert!(left.contains(&c) && left.contains(&other) && !left.contains(&old));
+        // Once more, it changes nothing.
+        records.free_all_merged();
+        assert_eq!(reads(&records, &[c]), 1111);
+    }
 }

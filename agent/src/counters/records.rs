@@ -52,6 +52,24 @@ impl Records {
         })
     }
 
+    /// Empty records that no program writes.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        fn mapped<T: super::mapped::Shared>(len: usize) -> Mapped<T> {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len((size_of::<T>() * len).try_into().unwrap()).unwrap();
+            Mapped::new(&file, len).unwrap()
+        }
+        Self {
+            tid_slot: mapped(1 << 13),
+            threads: mapped(THREADS),
+            vms: mapped(VMS),
+            meta: mapped(1),
+            images: mapped(IMAGES),
+            merge_seq: AtomicU64::new(0),
+        }
+    }
+
     /// Number of events that the ring buffer had no room for, since the maps were created.
     #[must_use]
     pub fn events_lost(&self) -> u64 {
