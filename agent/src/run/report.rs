@@ -12,12 +12,12 @@ use crate::{
     counters::{NoCounters, Readings, Records, SlowValues},
     inventory::Registry,
     notify,
-    sources::Source,
+    sources::{self, Source},
     status::{
         self,
         model::{
-            Agentx, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests, SessionState,
-            SourceState,
+            Agentx, HangingRead, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
+            SessionState, SourceState,
         },
     },
     values::Moment,
@@ -129,6 +129,7 @@ impl Reporter {
                 stale_since: since.map(|since| since.as_secs()),
                 vms: vms_of(connection.map(|(id, _)| id)),
                 rescans: source.scans(),
+                hanging: health.hanging.into_iter().map(hanging_read).collect(),
             }
         };
         // A source may take half a second to say how it is: all are asked at the same time.
@@ -146,6 +147,7 @@ impl Reporter {
                 stale_since: None,
                 vms: 0,
                 rescans: 0,
+                hanging: Vec::new(),
             });
         }
         states
@@ -171,6 +173,12 @@ impl Reporter {
             vms: status::vms(moment),
         }
     }
+}
+
+fn hanging_read(read: sources::HangingRead) -> HangingRead {
+    let sources::HangingRead { pid, program, since, function } = read;
+    let for_s = since.elapsed().map_or(0, |time| time.as_secs());
+    HangingRead { pid, program, for_s, function }
 }
 
 /// Saturates.

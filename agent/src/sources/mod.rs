@@ -62,6 +62,21 @@ pub struct Health {
     pub state: String,
     /// Since when what it reported may be old.
     pub stale_since: Option<SystemTime>,
+    /// Reads of processes that have not returned.
+    pub hanging: Vec<HangingRead>,
+}
+
+/// A read of a process that has not returned: what was known of the process may be old.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HangingRead {
+    /// Process id.
+    pub pid: u32,
+    /// Name of the program.
+    pub program: String,
+    /// Since when it hangs.
+    pub since: SystemTime,
+    /// The function of the kernel in which it waits; `None` = the kernel does not say.
+    pub function: Option<String>,
 }
 
 /// A limit as poll(2) and epoll_wait(2) take it. Saturates.

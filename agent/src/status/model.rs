@@ -166,6 +166,22 @@ pub struct SourceState {
     pub vms: u64,
     /// Number of full scans since the start.
     pub rescans: u64,
+    /// Reads of processes that have not returned. What was known of these processes stays.
+    #[serde(default)]
+    pub hanging: Vec<HangingRead>,
+}
+
+/// A read of a process that has not returned.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct HangingRead {
+    /// Process id.
+    pub pid: u32,
+    /// Name of the program.
+    pub program: String,
+    /// For how long it has hung, in seconds.
+    pub for_s: u64,
+    /// The function of the kernel in which it waits; `None`: the kernel does not say.
+    pub function: Option<String>,
 }
 
 /// One VM.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::model::{
-    Agentx, Disk, DiskRequests, Hook, Probe, ProbeMode, Report, SessionState, SourceState, Vcpu, Vm,
+    Agentx, Disk, DiskRequests, HangingRead, Hook, Probe, ProbeMode, Report, SessionState,
+    SourceState, Vcpu, Vm,
 };
 
 /// Largest number of vCPUs that are listed; more are only counted.
@@ -36,6 +37,7 @@ impl fmt::Display for Summary<'_> {
         hooks(&probe.hooks).fmt(f)?;
         f.write_char('\n')?;
         source_states(sources).fmt(f)?;
+        hanging_reads(f, sources)?;
         f.write_char('\n')?;
         vm_rows(vms).fmt(f)?;
         let total = vms.iter().map(|vm| vm.vcpus.len()).sum::<usize>();
@@ -122,6 +124,18 @@ fn hooks(hooks: &[Hook]) -> Table<3> {
         ]);
     }
     table
+}
+
+fn hanging_reads(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Result {
+    for read in sources.iter().flat_map(|source| &source.hanging) {
+        let HangingRead { pid, program, for_s, function } = read;
+        write!(f, "a read of process {pid} ({}) has hung for {for_s} s", Printable(program))?;
+        match function {
+            Some(function) => writeln!(f, ", in the kernel's {}", Printable(function))?,
+            None => f.write_char('\n')?,
+        }
+    }
+    Ok(())
 }
 
 fn source_states(sources: &[SourceState]) -> Table<5> {

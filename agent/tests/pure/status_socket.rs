@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use kvmeter::status::client::{self, ClientError};
 use kvmeter::status::model::{
-    Agentx, Disk, DiskRequests, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
-    SessionState, SourceState, Vcpu, Vm,
+    Agentx, Disk, DiskRequests, HangingRead, Hook, Latency, Notifications, Probe, ProbeMode,
+    Report, Requests, SessionState, SourceState, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
 use kvmeter::status::socket_path;
@@ -80,6 +80,12 @@ fn report() -> Report {
             stale_since: None,
             vms: 2,
             rescans: 1,
+            hanging: vec![HangingRead {
+                pid: 77,
+                program: "qemu\u{1b}[31m".into(),
+                for_s: 12,
+                function: Some("request_wait_answer".into()),
+            }],
         }],
         vms: vec![
             Vm {
@@ -272,6 +278,7 @@ rw_verify_area  off    EPERM at load
 
 SOURCE  STATE  STALE-SINCE  VMS  RESCANS
 procfs  live             -    2        1
+a read of process 77 (qemu\u{fffd}[31m) has hung for 12 s, in the kernel's request_wait_answer
 
 VM  NAME      STATE      PID  VCPUS   CPU-S  UUID
  1  web\u{fffd}[31m  running   4243    1/2  62.000  c0ffee00-0000-4000-8000-000000000001

@@ -64,6 +64,7 @@ pub fn missing(what: &str) -> Option<&'static str> {
         "strace" if !is_in_path("strace") => Some("strace is not installed"),
         "fio" if !is_in_path("fio") => Some("fio is not installed"),
         "smilint" if !is_in_path("smilint") => Some("smilint is not installed"),
+        "fuse" if fs::File::open("/dev/fuse").is_err() => Some("/dev/fuse cannot be opened"),
         "loop" if !Path::new("/dev/loop-control").exists() => Some("there are no loop devices"),
         "kernels" if DebianKernel::all().is_empty() => Some("there are no kernels for guests"),
         "pysmi" if !is_in_path("mibdump") => Some("mibdump of pysmi is not installed"),

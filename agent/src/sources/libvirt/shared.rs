@@ -105,7 +105,7 @@ impl Shared {
             (None, Some(since), None) => ("connecting".to_owned(), Some(since)),
             (None, None, None) => ("live".to_owned(), None),
         };
-        Health { state: text, stale_since }
+        Health { state: text, stale_since, hanging: Vec::new() }
     }
 
     /// Reaches the thread that follows events, while it does.

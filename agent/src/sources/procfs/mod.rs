@@ -6,7 +6,7 @@
 //! for when there are no programs. Nothing is polled: between events the thread of this source sleeps without a timer.
 //!
 //! From the bottom up: [`process`] reads procfs; [`command_line`], [`blockdev_graph`], [`devices`], [`memory_estimate`],
-//! [`vcpus`] and [`scan`] interpret it; [`image_headers`] reads the headers of images; [`tracked`] keeps the known VMs and
+//! [`vcpus`] and [`scan`] interpret it; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images; [`tracked`] keeps the known VMs and
 //! registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events.
 
 mod blockdev_graph;
@@ -20,6 +20,7 @@ mod options;
 mod poller;
 mod process;
 mod qcow2;
+mod readers;
 mod scan;
 mod schedule;
 mod tracked;
@@ -46,6 +47,8 @@ use tracing::{debug, warn};
 use self::{
     image_headers::HeaderScanner,
     poller::{Poller, Ready},
+    readers::{Hanging, Readers},
+    scan::Roots,
     schedule::Schedule,
     tracked::{ScanOutcome, TrackedProcesses},
     uevent::Uevent,
@@ -85,6 +88,7 @@ pub struct Handle {
     wake: OwnedFd,
     heartbeat: Arc<Heartbeat>,
     scans: AtomicU64,
+    hanging: Arc<Hanging>,
     /// Whether VMs without a domain are shown.
     shows_processes: bool,
 }
@@ -130,11 +134,15 @@ impl Procfs {
         let poller = Poller::new().map_err(failed("epoll"))?;
         let stop = poller.stop_handle().map_err(failed("eventfd"))?;
         let (sender, commands) = crossbeam_channel::unbounded();
+        let roots = Roots::default();
+        let wake = poller.wake_handle().map_err(failed("eventfd"))?;
+        let readers = Readers::new(roots.proc.clone(), facts.clone(), wake);
         let handle = Arc::new(Handle {
             commands: sender,
             wake: poller.wake_handle().map_err(failed("eventfd"))?,
             heartbeat: Arc::new(Heartbeat::new("procfs", DEADLINE)),
             scans: AtomicU64::new(0),
+            hanging: readers.hanging(),
             shows_processes,
         });
         let wake = poller.wake_handle().map_err(failed("eventfd"))?;
@@ -159,7 +167,7 @@ impl Procfs {
             uevents,
             events,
             records,
-            processes: TrackedProcesses::new(tracker, headers),
+            processes: TrackedProcesses::new(tracker, headers, roots, readers),
             schedule: Schedule::default(),
             lost: 0,
             full_scan_due: None,
@@ -203,13 +211,19 @@ impl super::Source for Handle {
 
     fn health(&self) -> Health {
         let overdue = self.heartbeat.overdue();
+        let full_since = self.hanging.full_since();
         let state = match (overdue, self.heartbeat.has_ended()) {
             (Some(busy), _) => format!("busy for {} s", busy.as_secs()),
             (None, true) => "ended".to_owned(),
+            (None, false) if full_since.is_some() => "all reads of processes hang".to_owned(),
             (None, false) if self.shows_processes => "live".to_owned(),
             (None, false) => "for libvirt's domains only".to_owned(),
         };
-        Health { state, stale_since: overdue.map(|busy| SystemTime::now() - busy) }
+        Health {
+            state,
+            stale_since: overdue.map(|busy| SystemTime::now() - busy).or(full_since),
+            hanging: self.hanging.list(),
+        }
     }
 
     fn scans(&self) -> u64 {
@@ -335,6 +349,13 @@ impl Worker {
                 self.schedule.urgent(pid, now);
             }
         }
+        let (returned, to_scan) = self.processes.take_returned();
+        for (pid, outcome) in returned {
+            self.follow(pid, outcome);
+        }
+        for pid in to_scan {
+            self.schedule.urgent(pid, now);
+        }
     }
 
     fn take_uevents(&mut self) {
@@ -406,7 +427,12 @@ impl Worker {
     }
 
     fn scan(&mut self, pid: u32) {
-        match self.processes.scan(pid) {
+        let outcome = self.processes.scan(pid);
+        self.follow(pid, outcome);
+    }
+
+    fn follow(&mut self, pid: u32, outcome: ScanOutcome) {
+        match outcome {
             ScanOutcome::Vm { is_new, is_moving } => {
                 if let Some(pidfd) = self.processes.pidfd(pid).filter(|_| is_new)
                     && let Err(error) = self.poller.add(pidfd, Ready::Exited(pid))

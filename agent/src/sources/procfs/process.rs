@@ -95,6 +95,12 @@ impl Process {
         read_at(&self.dir, name)
     }
 
+    /// The name of the first thread: the program's, unless it has another. Does not block, unlike a read of `stat`, which
+    /// waits for execve(2) on some kernels. Fails once the process is gone.
+    pub(super) fn program(&self) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&self.read("comm")?).trim_end_matches('\n').to_owned())
+    }
+
     pub(super) fn stat(&self) -> io::Result<Stat> {
         parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))
     }
@@ -275,11 +281,23 @@ fn size_of_device(major: u32, minor: u32) -> io::Result<DiskSize> {
     Ok(DiskSize { defined: bytes, allocated: bytes })
 }
 
-/// The process id of a thread; `None`: the thread is gone.
+/// The process id of a thread; `None`: the thread is gone. Does not block.
 pub(super) fn of_thread(proc_root: &Path, tid: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(proc_root.join(tid.to_string()).join("status")).ok()?;
-    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-    tgid.trim().parse().ok()
+    first_in_status(proc_root, tid, "Tgid:")
+}
+
+/// The real user id of a process, which neither it nor a program that it executes can hide. Does not block.
+pub(super) fn user(proc_root: &Path, pid: u32) -> u32 {
+    first_in_status(proc_root, pid, "Uid:").unwrap_or(0)
+}
+
+/// The first number of a line of `/proc/ID/status`.
+fn first_in_status(proc_root: &Path, id: u32, label: &str) -> Option<u32> {
+    // Names may contain any bytes.
+    let status = std::fs::read(proc_root.join(id.to_string()).join("status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let rest = status.lines().find_map(|line| line.strip_prefix(label))?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 /// The ids of all processes.

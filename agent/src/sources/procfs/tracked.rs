@@ -16,6 +16,7 @@ use super::{
     command_line::Description,
     image_headers::{HeaderReport, HeaderScanner, ScanTarget},
     process::{self, Thread},
+    readers::{Answer, Readers, Returned},
     scan::{self, Roots, Scan},
 };
 use crate::{
@@ -42,13 +43,16 @@ const PASSES: usize = 8;
 
 /// The VM processes of this host.
 pub(super) struct TrackedProcesses {
-    roots: Roots,
+    roots: Arc<Roots>,
+    readers: ProcessReaders,
     tracker: Option<SharedTracker>,
     known: BTreeMap<u32, TrackedProcess>,
     /// Closed, unassigned images: process id, and when they were first seen closed.
     closed: HashMap<ImageSlot, (u32, Instant)>,
     /// Slots of VMs that have ended, each with the fence after which no view refers to it.
     retired: Vec<Retired>,
+    /// Slots of VMs that an earlier agent counted, by process id: whether they run will be known after a late read.
+    unclear: BTreeMap<u32, VmSlot>,
     fences: u64,
     /// Facts since the last report.
     facts: Vec<Fact>,
@@ -57,9 +61,19 @@ pub(super) struct TrackedProcesses {
     waiting: BTreeSet<u32>,
 }
 
+/// The readers of processes. What a scan found out before it read is kept with the read.
+pub(super) type ProcessReaders = Readers<std::io::Result<Option<Scan>>, Before>;
+
+/// What was known before a process was read.
+#[derive(Debug)]
+pub(super) struct Before {
+    slot: Option<VmSlot>,
+    unassigned: Vec<ImageRecordInfo>,
+}
+
 struct TrackedProcess {
-    vm: VmProcess,
-    described: Description,
+    vm: Arc<VmProcess>,
+    described: Arc<Description>,
     found: Instant,
     /// Whether its command line was read after [`SETTLED`]; it is not read again then.
     is_settled: bool,
@@ -101,15 +115,22 @@ struct Retired {
 }
 
 impl TrackedProcesses {
-    pub(super) fn new(tracker: Option<SharedTracker>, headers: HeaderScanner) -> Self {
+    pub(super) fn new(
+        tracker: Option<SharedTracker>,
+        headers: HeaderScanner,
+        roots: Roots,
+        readers: ProcessReaders,
+    ) -> Self {
         Self {
             headers,
             waiting: BTreeSet::new(),
-            roots: Roots::default(),
+            roots: Arc::new(roots),
+            readers,
             tracker,
             known: BTreeMap::new(),
             closed: HashMap::new(),
             retired: Vec::new(),
+            unclear: BTreeMap::new(),
             fences: 0,
             facts: Vec::new(),
         }
@@ -150,7 +171,9 @@ impl TrackedProcesses {
     pub(super) fn retire_unknown(&mut self) {
         let Some(tracker) = &self.tracker else { return };
         for (slot, pid) in tracker.tracked_vms() {
-            if !self.known.contains_key(&pid) {
+            if self.readers.is_unread(pid) {
+                self.unclear.insert(pid, slot);
+            } else if !self.known.contains_key(&pid) {
                 self.retired.push(Retired { fence: self.fences + 1, pid, slot });
             }
         }
@@ -193,18 +216,82 @@ impl TrackedProcesses {
 
     /// Scans a process, and registers its threads for counting if it is a VM.
     pub(super) fn scan(&mut self, pid: u32) -> ScanOutcome {
-        if self.known.get(&pid).is_some_and(|known| known.ending) {
+        let known = self.known.get(&pid);
+        if known.is_some_and(|known| known.ending) {
             return ScanOutcome::KNOWN;
         }
+        if !self.readers.can_read(pid) {
+            return self.unread(pid);
+        }
         // Before the scan: the kernel reports later threads by events again.
-        let slot_before = self.known.get(&pid).and_then(|_| self.track_vm(pid));
-        let settled = self.known.get(&pid).filter(|known| known.is_settled);
-        let description = settled.map(|known| (known.vm.start_ticks, &known.described));
-        let files = self.known.get(&pid).map_or(&[][..], |known| &known.vm.files);
-        let unassigned = slot_before.zip(self.tracker.as_ref());
+        let slot = known.and_then(|_| self.track_vm(pid));
+        let unassigned = slot.zip(self.tracker.as_ref());
         let unassigned =
             unassigned.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
-        let scan = match scan::scan_process(&self.roots, pid, description, files) {
+        let vm = known.map(|known| Arc::clone(&known.vm));
+        let described = known.filter(|known| known.is_settled);
+        let described = described.map(|known| Arc::clone(&known.described));
+        let roots = Arc::clone(&self.roots);
+        let read = move || {
+            let files = vm.as_ref().map_or(&[][..], |vm| &vm.files);
+            let earlier = vm.as_ref().zip(described.as_deref());
+            let earlier = earlier.map(|(vm, described)| (vm.start_ticks, described));
+            scan::scan_process(&roots, pid, earlier, files)
+        };
+        match self.readers.read(pid, Before { slot, unassigned }, read) {
+            Ok(Answer::Done(result, before)) => self.take_scan(pid, result, before),
+            Ok(Answer::Late) => self.unread(pid),
+            Err(error) => {
+                let before = Before { slot, unassigned: Vec::new() };
+                self.take_scan(pid, Err(error), before)
+            }
+        }
+    }
+
+    /// A process cannot be read now: what was known of it stays.
+    fn unread(&self, pid: u32) -> ScanOutcome {
+        if self.known.contains_key(&pid) { ScanOutcome::KNOWN } else { ScanOutcome::Nothing }
+    }
+
+    /// Takes the results of late reads: what each process is, and the processes to be scanned now.
+    pub(super) fn take_returned(&mut self) -> (Vec<(u32, ScanOutcome)>, BTreeSet<u32>) {
+        let (returned, mut to_scan) = self.readers.take_returned();
+        let mut outcomes = Vec::new();
+        for Returned { pid, is_present, result, kept, again } in returned {
+            if is_present {
+                outcomes.push((pid, self.take_scan(pid, result, kept)));
+            } else {
+                // It has ended; its id may be another process's.
+                to_scan.insert(pid);
+            }
+            if again {
+                to_scan.insert(pid);
+            }
+        }
+        (outcomes, to_scan)
+    }
+
+    fn take_scan(
+        &mut self,
+        pid: u32,
+        result: std::io::Result<Option<Scan>>,
+        before: Before,
+    ) -> ScanOutcome {
+        let unclear = self.unclear.remove(&pid);
+        let outcome = self.take_result(pid, result, before);
+        if let Some(slot) = unclear.filter(|_| outcome == ScanOutcome::Nothing) {
+            self.retired.push(Retired { fence: self.fences + 1, pid, slot });
+        }
+        outcome
+    }
+
+    fn take_result(
+        &mut self,
+        pid: u32,
+        result: std::io::Result<Option<Scan>>,
+        Before { slot: slot_before, unassigned }: Before,
+    ) -> ScanOutcome {
+        let scan = match result {
             Ok(Some(scan)) => scan,
             Ok(None) => {
                 self.end(pid);
@@ -232,8 +319,8 @@ impl TrackedProcesses {
             // The records of an earlier process with this id must not be inherited.
             self.untrack(|retired| retired.pid == pid);
             let tracked = TrackedProcess {
-                vm: scan.vm.clone(),
-                described: Description::default(),
+                vm: Arc::new(scan.vm.clone()),
+                described: Arc::default(),
                 found: Instant::now(),
                 is_settled: false,
                 ending: false,
@@ -261,13 +348,14 @@ impl TrackedProcesses {
         vm.note_headers(&known.headers);
         if is_new {
             info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
-        } else if known.vm != vm {
+        } else if *known.vm != vm {
             debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
         }
-        if is_new || known.vm != vm {
-            self.facts.push(Fact::Process(Arc::new(vm.clone())));
+        if is_new || *known.vm != vm {
+            known.vm = Arc::new(vm);
+            self.facts.push(Fact::Process(Arc::clone(&known.vm)));
         }
-        (known.vm, known.described) = (vm, described);
+        known.described = Arc::new(described);
         known.is_settled = known.found.elapsed() > SETTLED;
         ScanOutcome::Vm { is_new, is_moving: is_moving || waits }
     }

@@ -6,10 +6,13 @@ mod duty;
 mod machine;
 
 use std::{
+    fs::File,
     io::{self, BufRead as _, Write as _},
     num::NonZeroU32,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
-    process, thread,
+    process::{self, Command},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -50,6 +53,9 @@ struct Options {
     /// The VM is made by a thread of its own, as Cloud Hypervisor does it
     #[arg(long)]
     vmm_thread: bool,
+    /// It opens this file, and executes another program as soon as it is ready: closing the file is a part of that
+    #[arg(long)]
+    exec_over: Option<PathBuf>,
 }
 
 /// Runs until its input ends, it gets SIGTERM, or its parent is gone. `add` and `remove` on its input plug and
@@ -65,6 +71,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
+    // Before the VM: descriptors are closed in ascending order.
+    let closed_in_exec = options.exec_over.as_deref().map(File::open).transpose()?;
     // A VMM has its disks open before it makes the VM.
     let config = options.config_file.as_deref().map(Config::read).transpose()?;
     let disks = config.map(|config| config.open()).transpose()?.unwrap_or_default();
@@ -84,6 +92,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     say("ready", &machine)?;
+    if closed_in_exec.is_some() {
+        return Err(Command::new("sleep").arg("1000").exec().into());
+    }
     for line in io::stdin().lock().lines() {
         match line?.trim() {
             "add" => machine.add_vcpu(last)?,
