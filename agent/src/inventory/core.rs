@@ -86,8 +86,11 @@ pub struct Core {
 pub(super) struct ConnectionState {
     /// libvirt answers, so that its report of a state holds.
     pub(super) is_live: bool,
-    has_listed: bool,
+    pub(super) has_listed: bool,
     hypervisor: Option<(String, String)>,
+    /// The last event of each VM that has come and that libvirt's thread has not taken yet.
+    came: BTreeMap<Identity, u64>,
+    /// VMs about which libvirt's thread is to report.
     under_way: BTreeSet<Identity>,
 }
 
@@ -252,8 +255,14 @@ impl Core {
             }
             DomainFact::Listed(domains) => return self.list(source, domains, now),
             DomainFact::Changed { domains, events } => self.change(source, domains, events, now),
-            DomainFact::EventsUnderWay(uuids) => {
+            DomainFact::EventCame(uuid, number) => {
+                let identity = self.identity_of(source, uuid);
+                self.connection(source).came.insert(identity, number);
+                self.dirty.insert(identity);
+            }
+            DomainFact::EventsUnderWay(uuids, through) => {
                 self.end_under_way(source);
+                self.end_came(source, through);
                 for uuid in uuids {
                     // Also a domain that is not known yet: its process may be seen before it is described.
                     let identity = self.identity_of(source, uuid);
@@ -397,6 +406,7 @@ impl Core {
     fn lost(&mut self, source: SourceId) {
         self.connection(source).is_live = false;
         self.end_under_way(source);
+        self.end_came(source, u64::MAX);
         let is_any_live = self.is_any_live();
         for (identity, vm) in &mut self.vms {
             let is_its = vm.domain.as_ref().is_some_and(|(of, _)| *of == source);
@@ -409,6 +419,14 @@ impl Core {
         for uuid in self.domains_of(source) {
             self.resolve(uuid);
         }
+    }
+
+    /// The events up to this number are not waited for any more.
+    fn end_came(&mut self, source: SourceId, through: u64) {
+        let came = &mut self.connection(source).came;
+        let taken: Vec<_> =
+            came.extract_if(.., |_, number| *number <= through).map(|(vm, _)| vm).collect();
+        self.dirty.extend(taken);
     }
 
     fn end_under_way(&mut self, source: SourceId) {
@@ -502,7 +520,9 @@ impl Core {
 
     /// Whether libvirt's events about a VM have come, and the report about them has not.
     fn is_under_way(&self, identity: Identity) -> bool {
-        self.connections.iter().any(|connection| connection.under_way.contains(&identity))
+        self.connections.iter().any(|connection| {
+            connection.under_way.contains(&identity) || connection.came.contains_key(&identity)
+        })
     }
 
     fn follow_presence(&self, vm: &mut VmState, now: Instant) {

@@ -1,9 +1,12 @@
 //! Which process and which domain are the same VM. Both have a UUID, which is only text: more than one process may have
 //! it, and a domain of each libvirt connection.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
-use super::{Core, Domain, SourceId, VmProcess, VmUuid, indexes::Identity};
+use super::{Core, Domain, SourceId, VmUuid, indexes::Identity};
 
 /// The processes and domains with one UUID.
 #[derive(Debug, Default)]
@@ -62,18 +65,18 @@ impl Core {
     pub(super) fn resolve(&mut self, uuid: VmUuid) {
         let plain = Identity::Uuid(uuid);
         let Some(namesakes) = self.namesakes.get(&uuid) else { return };
+        let pairs = self.pairs(namesakes);
         let mut free: Vec<u32> = namesakes.pids.iter().copied().collect();
+        free.retain(|pid| !pairs.contains_key(pid));
         let mut given = Vec::new();
         let mut names = BTreeSet::new();
         for (&source, &identity) in &namesakes.domains {
-            let Some(vm) = self.vms.get(&identity) else { continue };
-            let Some((_, domain)) = &vm.domain else { continue };
+            let Some(domain) = self.domain_of(identity) else { continue };
             if self.config.connections[usize::from(source.0)].has_processes {
                 names.insert(domain.name.as_str());
             }
-            let pid = self.process_of(source, domain, vm.pid, &free);
-            free.retain(|free| Some(*free) != pid);
-            given.push((identity, pid));
+            let pair = pairs.iter().find(|(_, of)| **of == source);
+            given.push((identity, pair.map(|(pid, _)| *pid)));
         }
         // Also a process that libvirt has not reported yet, or not any more, is its domain's.
         let is_of_domain = |pid: &u32| {
@@ -83,15 +86,21 @@ impl Core {
         if !self.config.shows_processes {
             hidden.append(&mut free);
         }
-        if namesakes.domains.values().all(|identity| *identity != plain) {
-            // Without a domain, the process that has the UUID's index keeps it.
-            let holder = self.vms.get(&plain).and_then(|vm| vm.pid);
-            let is_new = |pid: &&u32| self.processes.get(pid).is_some_and(|(_, of)| of.is_none());
+        let rows = self.rows_without_domain(uuid, namesakes);
+        for identity in rows {
+            let holder = self.vms.get(&identity).and_then(|vm| vm.pid);
+            // A process that has a row keeps it, unless its row was another's: the holder of this one is a domain's.
+            let is_moved = holder.is_some_and(|pid| pairs.contains_key(&pid));
+            let may_take = |pid: &&u32| {
+                is_moved || self.processes.get(pid).is_some_and(|(_, of)| of.is_none())
+            };
             let pid = holder
                 .filter(|pid| free.contains(pid))
-                .or_else(|| free.iter().find(is_new).copied());
+                .or_else(|| free.iter().find(may_take).copied());
             free.retain(|free| Some(*free) != pid);
-            given.push((plain, pid));
+            if pid.is_some() || identity == plain {
+                given.push((identity, pid));
+            }
         }
         let own = |pid: u32| Some((self.processes.get(&pid)?.0.identity(), Some(pid)));
         given.extend(free.into_iter().filter_map(own));
@@ -111,25 +120,52 @@ impl Core {
         }
     }
 
-    /// The process of a domain, of those with its UUID: libvirt starts QEMU with the domain's UUID and name.
-    fn process_of(
-        &self,
-        source: SourceId,
-        domain: &Domain,
-        present: Option<u32>,
-        free: &[u32],
-    ) -> Option<u32> {
-        let at = usize::from(source.0);
-        let has_processes = self.config.connections[at].has_processes;
-        if !has_processes || (!domain.is_active && self.connections[at].is_live) {
-            return None;
+    /// The processes of the domains with one UUID. The likeliest pair is made first: no domain takes the process of
+    /// another one, as libvirt starts QEMU with the domain's UUID and name.
+    fn pairs(&self, namesakes: &Namesakes) -> BTreeMap<u32, SourceId> {
+        let mut likely = Vec::new();
+        for (&source, &identity) in &namesakes.domains {
+            let at = usize::from(source.0);
+            let has_processes = self.config.connections[at].has_processes;
+            let Some(domain) = self.domain_of(identity) else { continue };
+            if !has_processes || (!domain.is_active && self.connections[at].is_live) {
+                continue;
+            }
+            let present = self.vms.get(&identity).and_then(|vm| vm.pid);
+            for &pid in &namesakes.pids {
+                let Some((process, _)) = self.processes.get(&pid) else { continue };
+                // A command line is only text: of two with the name, the one that has KVM is more likely to be it.
+                let likeness = (process.name == domain.name, process.has_kvm, Some(pid) == present);
+                likely.push((likeness, Reverse(source), pid));
+            }
         }
-        let likeness = |process: &VmProcess| {
-            // A command line is only text: a process that has KVM is more likely to be the one.
-            (process.has_kvm, process.name == domain.name, Some(process.pid) == present)
-        };
-        let candidates = free.iter().filter_map(|pid| Some(&*self.processes.get(pid)?.0));
-        candidates.max_by_key(|process| likeness(process)).map(|process| process.pid)
+        likely.sort_unstable_by_key(|pair| Reverse(*pair));
+        let (mut pairs, mut paired) = (BTreeMap::new(), BTreeSet::new());
+        for (_, Reverse(source), pid) in likely {
+            if !pairs.contains_key(&pid) && paired.insert(source) {
+                pairs.insert(pid, source);
+            }
+        }
+        pairs
+    }
+
+    /// The rows with this UUID that processes have as long as no domain does: that of the UUID itself, and those of domains
+    /// of connections that have not reported since the agent started.
+    fn rows_without_domain(&self, uuid: VmUuid, namesakes: &Namesakes) -> Vec<Identity> {
+        let has_domain = |row: &Identity| namesakes.domains.values().any(|of| of == row);
+        let connections = self.config.connections.iter().zip(&self.connections);
+        let unreported = connections
+            .filter(|(connection, state)| connection.has_processes && !state.has_listed)
+            .map(|(connection, _)| Identity::Uuid(uuid.of_domain_at(&connection.uri)))
+            .filter(|second| self.connections.len() > 1 && self.indexes.get(*second).is_some());
+        std::iter::once(Identity::Uuid(uuid))
+            .chain(unreported)
+            .filter(|row| !has_domain(row))
+            .collect()
+    }
+
+    fn domain_of(&self, identity: Identity) -> Option<&Domain> {
+        self.vms.get(&identity)?.domain.as_ref().map(|(_, domain)| domain)
     }
 
     fn take_process(&mut self, pid: u32) {

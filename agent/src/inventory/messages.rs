@@ -73,8 +73,10 @@ pub enum DomainFact {
         /// In the order in which they happened.
         events: Vec<(VmUuid, ChangeEvent)>,
     },
-    /// Events of these domains have come and a [`Changed`](Self::Changed) about them follows.
-    EventsUnderWay(BTreeSet<VmUuid>),
+    /// An event of this domain has come, the one with this number, which is above that of every event before.
+    EventCame(VmUuid, u64),
+    /// A [`Changed`](Self::Changed) about these domains follows. It has all events up to this number.
+    EventsUnderWay(BTreeSet<VmUuid>, u64),
     /// The domains that start with the host.
     AutoStart(BTreeSet<VmUuid>),
     /// Whether a running domain is being migrated to another host.

@@ -208,8 +208,9 @@ impl Core {
             vm.wants_io = None;
             return;
         };
-        let is_counted = |disk: &Disk| matches!(disk.counted_by, CountedBy::Kernel(..));
-        let wants_io = domain.is_active && !row.disks.iter().all(is_counted);
+        // How a pending disk is counted is reported soon.
+        let is_uncounted = |disk: &Disk| matches!(disk.counted_by, CountedBy::Uncounted(_));
+        let wants_io = domain.is_active && row.disks.iter().any(is_uncounted);
         let is_same_run = vm.wants_io.is_some_and(|(run, _)| run == vm.run);
         if vm.wants_io == Some((vm.run, wants_io)) {
             return;

@@ -49,6 +49,8 @@ struct Batch {
     events: BTreeMap<VmUuid, Vec<(c_int, c_int)>>,
     copying: BTreeSet<VmUuid>,
     auto_start: bool,
+    /// Number of the last life-cycle event.
+    through: u64,
 }
 
 impl<'a> EventLoop<'a> {
@@ -93,8 +95,9 @@ impl<'a> EventLoop<'a> {
             Event::Changed(uuid) => {
                 batch.changed.insert(uuid);
             }
-            Event::LifeCycle(uuid, event, detail) => {
+            Event::LifeCycle(uuid, event, detail, number) => {
                 debug!(uuid = %uuid, event, detail, "life-cycle event");
+                batch.through = number;
                 batch.changed.insert(uuid);
                 batch.events.entry(uuid).or_default().push((event, detail));
             }
@@ -164,7 +167,8 @@ impl<'a> EventLoop<'a> {
     }
 
     /// Describes the domains that have changed.
-    fn take(&mut self, Batch { changed, mut events, copying, auto_start }: Batch) {
+    fn take(&mut self, batch: Batch) {
+        let Batch { changed, mut events, copying, auto_start, through } = batch;
         let shared = &self.worker.shared;
         self.worker.watch_files();
         if auto_start {
@@ -173,7 +177,7 @@ impl<'a> EventLoop<'a> {
         if changed.is_empty() {
             return;
         }
-        shared.report(DomainFact::EventsUnderWay(changed.clone()));
+        shared.report(DomainFact::EventsUnderWay(changed.clone(), through));
         let mut domains: BTreeMap<_, _> = changed
             .iter()
             .filter_map(|&uuid| Some((uuid, shared.call(|| query(self.connection, uuid))?)))

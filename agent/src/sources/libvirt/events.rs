@@ -1,7 +1,7 @@
 //! Domain events and job statistics of libvirt, which its Rust bindings do not wrap.
 //!
-//! The callbacks run on the thread of libvirt's event loop. They copy the domain's UUID and send it into an unbounded
-//! channel: they never block and call nothing that sends a request. Another thread queries what has happened.
+//! The callbacks run on the thread of libvirt's event loop. They copy the domain's UUID and send it into unbounded
+//! channels: they never block and call nothing that sends a request. Another thread queries what has happened.
 //!
 //! # Safety contract
 //!
@@ -10,7 +10,7 @@
 //! - **Signature**: a callback is registered only for an event id whose callback type (libvirt/libvirt-domain.h) has
 //!   exactly the callback's arguments. The table in [`EventSubscription::new`] pairs ids and types.
 //! - **Domain**: libvirt passes a callback a domain that is valid until the callback returns.
-//! - **Sender**: the opaque pointer of a registration is a `Box<Sender<Event>>` turned into a raw pointer, a box of its own
+//! - **Sender**: the opaque pointer of a registration is a `Box<EventSender>` turned into a raw pointer, a box of its own
 //!   for each registration. libvirt passes it to the callback, which only borrows it, and to [`free`] once, after the
 //!   last callback. If libvirt refuses the registration it does not keep the pointer, and this file frees it.
 //! - **Connection**: a borrowed [`Connect`] is open, and so is the connection of a borrowed [`Domain`].
@@ -20,8 +20,10 @@
 use std::{
     ffi::{c_char, c_int, c_longlong, c_ulonglong, c_void},
     mem, ptr,
+    sync::Arc,
 };
 
+use super::shared::Shared;
 use crate::inventory::VmUuid;
 use crossbeam_channel::Sender;
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
@@ -31,8 +33,9 @@ use virt::{connect::Connect, domain::Domain, error::Error, sys};
 pub(super) enum Event {
     /// The domain with this UUID has changed.
     Changed(VmUuid),
-    /// A life-cycle event of the domain: virDomainEventType and the detail of that type.
-    LifeCycle(VmUuid, c_int, c_int),
+    /// A life-cycle event of the domain: virDomainEventType, the detail of that type, and the number under which the event
+    /// was reported when it came.
+    LifeCycle(VmUuid, c_int, c_int, u64),
     /// A job copies the memory of the domain: a migration, or a save or snapshot.
     Copying(VmUuid),
     /// The connection is lost.
@@ -43,6 +46,27 @@ pub(super) enum Event {
     Polled,
     /// Not of libvirt: somebody wants to know whether it answers.
     Ping(Sender<()>),
+}
+
+/// Where the callbacks put events.
+#[derive(Clone, Debug)]
+pub(super) struct EventSender {
+    pub(super) events: Sender<Event>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl EventSender {
+    /// Never waits.
+    fn send(&self, event: Event) {
+        // Fails only if the source has dropped the receiver.
+        let _ = self.events.send(event);
+    }
+
+    /// The core learns at once that the event has come: it may wait in the channel while other domains are described.
+    fn life_cycle(&self, uuid: VmUuid, event: c_int, detail: c_int) {
+        let number = self.shared.event_came(uuid);
+        self.send(Event::LifeCycle(uuid, event, detail, number));
+    }
 }
 
 /// Makes a callback for an event whose arguments between the domain and the opaque pointer have these types.
@@ -59,7 +83,7 @@ macro_rules! callback {
             sender: *mut c_void,
         ) {
             // SAFETY: **Domain** and **Sender**, upheld by libvirt.
-            unsafe { send(domain, sender, $event) }
+            unsafe { send(domain, sender, |sender, uuid| sender.send($event(uuid))) }
         }
         generic!(callback, ($($argument),+))
     }};
@@ -93,7 +117,7 @@ type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut 
 /// Called by libvirt only: **Signature**, **Domain**, **Sender**.
 unsafe extern "C" fn plain(_: sys::virConnectPtr, domain: sys::virDomainPtr, sender: *mut c_void) {
     // SAFETY: **Domain** and **Sender**, upheld by libvirt.
-    unsafe { send(domain, sender, Event::Changed) }
+    unsafe { send(domain, sender, |sender, uuid| sender.send(Event::Changed(uuid))) }
 }
 
 /// Callback of life-cycle events, whose type returns an int; libvirt ignores it.
@@ -109,7 +133,7 @@ unsafe extern "C" fn life_cycle(
     sender: *mut c_void,
 ) -> c_int {
     // SAFETY: **Domain** and **Sender**, upheld by libvirt.
-    unsafe { send(domain, sender, |uuid| Event::LifeCycle(uuid, event, detail)) };
+    unsafe { send(domain, sender, |sender, uuid| sender.life_cycle(uuid, event, detail)) };
     0
 }
 
@@ -121,15 +145,14 @@ unsafe extern "C" fn life_cycle(
 unsafe fn send(
     domain: sys::virDomainPtr,
     sender: *mut c_void,
-    event: impl FnOnce(VmUuid) -> Event,
+    send: impl FnOnce(&EventSender, VmUuid),
 ) {
     let mut uuid = [0; 16];
     // SAFETY: **Domain**; the buffer has the VIR_UUID_BUFLEN (16) bytes that the call writes.
     if unsafe { sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) } == 0 {
         // SAFETY: **Sender**: the box lives until `free`, and is only borrowed.
-        let sender = unsafe { &*sender.cast::<Sender<Event>>() };
-        // Fails only if the source has dropped the receiver.
-        let _ = sender.send(event(VmUuid::of_bytes(uuid)));
+        let sender = unsafe { &*sender.cast::<EventSender>() };
+        send(sender, VmUuid::of_bytes(uuid));
     }
 }
 
@@ -140,8 +163,8 @@ unsafe fn send(
 /// Called by libvirt only: **Sender**.
 unsafe extern "C" fn closed(_: sys::virConnectPtr, _: c_int, sender: *mut c_void) {
     // SAFETY: **Sender**: the box lives until `free`, and is only borrowed.
-    let sender = unsafe { &*sender.cast::<Sender<Event>>() };
-    let _ = sender.send(Event::Closed);
+    let sender = unsafe { &*sender.cast::<EventSender>() };
+    sender.send(Event::Closed);
 }
 
 /// Frees the opaque pointer of a registration.
@@ -151,7 +174,7 @@ unsafe extern "C" fn closed(_: sys::virConnectPtr, _: c_int, sender: *mut c_void
 /// Called once and last, by libvirt or after a refused registration: **Sender**.
 unsafe extern "C" fn free(sender: *mut c_void) {
     // SAFETY: **Sender**: the pointer came from `Box::into_raw`, and this is its last use.
-    drop(unsafe { Box::from_raw(sender.cast::<Sender<Event>>()) });
+    drop(unsafe { Box::from_raw(sender.cast::<EventSender>()) });
 }
 
 /// A subscription to the events of all domains of a connection; ends when dropped.
@@ -167,7 +190,7 @@ impl<'a> EventSubscription<'a> {
     /// # Errors
     ///
     /// That of libvirt if life-cycle events are not supported.
-    pub(super) fn new(connection: &'a Connect, sender: &Sender<Event>) -> Result<Self, Error> {
+    pub(super) fn new(connection: &'a Connect, sender: &EventSender) -> Result<Self, Error> {
         type Text = *const c_char;
         let kinds: [(sys::virDomainEventID, Generic); 20] = [
             (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, generic!(life_cycle, (c_int, c_int) -> c_int)),
@@ -223,7 +246,7 @@ fn register(
     connection: &Connect,
     kind: sys::virDomainEventID,
     function: Generic,
-    sender: &Sender<Event>,
+    sender: &EventSender,
 ) -> Result<c_int, Error> {
     let sender = Box::into_raw(Box::new(sender.clone())).cast();
     let kind = c_int::try_from(kind).unwrap_or(-1);

@@ -47,7 +47,7 @@ use crate::{
 use disk_queries::{DiskQueries, Question};
 use domain::describe;
 use event_loop::EventLoop;
-use events::{Event, EventSubscription};
+use events::{Event, EventSender, EventSubscription};
 use shared::Shared;
 use socket_watch::SocketWatch;
 
@@ -120,11 +120,10 @@ impl super::Source for Handle {
                 }
             }
             Command::QueryDisks(query) => {
-                let (uuid, asks_now) = (query.uuid, query.asks_now);
                 self.shared.set_query(&query);
-                if asks_now {
-                    let io = self.shared.block_statistics.is_some();
-                    self.disk_queries.ask(uuid, Question::of_change(io));
+                if query.asks_now {
+                    let io = self.shared.block_statistics.is_some() && query.wants_io;
+                    self.disk_queries.ask(query.uuid, Question::of_change(io));
                 }
                 if let Some(events) = self.shared.events() {
                     // The thread that follows events knows when the next poll is due.
@@ -214,7 +213,8 @@ impl Worker {
         }
         let (sender, receiver) = unbounded();
         // Registered before the list is read: what changes meanwhile is an event that waits.
-        let _subscription = shared.call(|| EventSubscription::new(&connection, &sender))?;
+        let events = EventSender { events: sender.clone(), shared: Arc::clone(&self.shared) };
+        let _subscription = shared.call(|| EventSubscription::new(&connection, &events))?;
         self.watch_files();
         self.describe_hypervisor(&connection);
         let is_first = shared.scans() == 0;

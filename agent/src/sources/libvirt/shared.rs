@@ -31,6 +31,8 @@ pub(super) struct Shared {
     facts: Facts,
     pub(super) slow: Arc<SlowValues>,
     scans: AtomicU64,
+    /// Life-cycle events that have come.
+    came: AtomicU64,
     state: Mutex<State>,
     domains: Mutex<Domains>,
 }
@@ -73,6 +75,7 @@ impl Shared {
             facts,
             slow,
             scans: AtomicU64::new(0),
+            came: AtomicU64::new(0),
             state: Mutex::new(state),
             domains: Mutex::default(),
         }
@@ -85,6 +88,13 @@ impl Shared {
     /// Reports a fact about this connection's domains.
     pub(super) fn report(&self, fact: DomainFact) {
         self.facts.send(Fact::Libvirt(self.id, fact));
+    }
+
+    /// Reports that a life-cycle event has come. Its number. Called by the thread of libvirt's event loop only.
+    pub(super) fn event_came(&self, uuid: VmUuid) -> u64 {
+        let number = self.came.fetch_add(1, Relaxed) + 1;
+        self.report(DomainFact::EventCame(uuid, number));
+        number
     }
 
     /// How the connection is now. Asks libvirt whether it answers, and waits half a second for that at most.

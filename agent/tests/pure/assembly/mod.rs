@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod namesakes;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -276,9 +278,20 @@ fn what_is_under_way_is_awaited_past_the_deadline() {
     host.libvirt(&[], Some(Shutdown));
     let due = host.core.poll_timeout().unwrap();
     assert!(due <= host.now.instant + Duration::from_secs(1));
-    // The event has come, and libvirt takes long to describe the domain.
-    host.libvirt_of(QEMU, DomainFact::EventsUnderWay(BTreeSet::from([UUID])));
+    // The event has come, and waits until other domains have been described.
+    host.libvirt_of(QEMU, DomainFact::EventCame(UUID, 7));
+    let others = BTreeSet::from([VmUuid::of_bytes([1; 16])]);
+    host.libvirt_of(QEMU, DomainFact::EventsUnderWay(others, 6));
+    let described = DomainFact::Changed { domains: BTreeMap::new(), events: Vec::new() };
+    host.libvirt_of(QEMU, described);
+    assert_eq!(host.core.poll_timeout(), None);
     host.now.instant = due + Duration::from_secs(5);
+    host.core.handle_timeout(host.now);
+    host.drain();
+    assert_eq!(host.told(), []);
+    // libvirt takes long to describe the domain, too.
+    host.libvirt_of(QEMU, DomainFact::EventsUnderWay(BTreeSet::from([UUID]), 7));
+    host.now.instant = due + Duration::from_secs(10);
     host.core.handle_timeout(host.now);
     host.drain();
     assert_eq!(host.told(), []);
@@ -339,7 +352,7 @@ fn each_run_of_a_vm_has_a_number_of_its_own() {
     let third = run(&host);
     assert!(![first, second].contains(&third));
     let query = host.queries.last().unwrap();
-    assert_eq!((query.run, query.wants_io, query.is_active), (third, true, true));
+    assert_eq!((query.run, query.asks_now, query.is_active), (third, true, true));
 }
 
 #[test]
@@ -365,6 +378,8 @@ fn how_a_disk_is_counted_comes_back_as_a_fact() {
         disks: vec![(1, counted_by.clone())],
         has_unidentified: false,
     };
+    assert!(host.queries.iter().all(|query| !query.wants_io), "the kernel may count it");
+    host.fact(Fact::Counted(report(1, &CountedBy::Uncounted("test".to_owned()))));
     assert!(host.queries.last().unwrap().wants_io);
     host.fact(Fact::Counted(report(1, &kernel)));
     assert_eq!(counted_by(&host), kernel);
@@ -431,47 +446,6 @@ fn a_change_shares_all_other_rows_with_the_view_before() {
     assert_eq!(before.last_change_ns, host.view.last_change_ns, "no row came or went");
 }
 
-#[test]
-fn two_connections_with_one_uuid_are_two_vms_whatever_comes_first_and_whoever_goes() {
-    let connections = [("qemu:///system", true), ("test:///default", false)];
-    let listed = || DomainFact::Listed(vec![domain(Running)]);
-    let mut host = Host::with(&connections, SavedIndexes::default());
-    host.start(1);
-    host.libvirt_of(SECOND, listed());
-    host.libvirt_of(QEMU, listed());
-    let rows = [(1, "vm", true), (2, "vm", false)];
-    assert_eq!(host.rows(), rows);
-    // The driver that has processes has this one.
-    let pids = |host: &Host| host.view.vms.iter().map(|vm| vm.pid).collect::<Vec<_>>();
-    let has_process = pids(&host);
-    assert_eq!(has_process.iter().flatten().count(), 1);
-    // One goes and comes back, and each keeps its row.
-    host.told();
-    for source in [QEMU, SECOND] {
-        host.libvirt_of(source, DomainFact::Lost);
-        assert_eq!(host.rows(), rows);
-        assert_eq!(host.states(), [Running; 2], "what it reported last stays");
-        host.libvirt_of(source, listed());
-        host.settle();
-        assert_eq!(host.told(), []);
-        assert_eq!(host.rows(), rows);
-    }
-    assert_eq!(pids(&host), has_process);
-    // The other agent that starts now hears them in another order.
-    let saved = host.core.saved_indexes();
-    let mut again = Host::with(&connections, saved);
-    again.libvirt_of(QEMU, listed());
-    again.libvirt_of(SECOND, listed());
-    let source = |host: &Host| host.view.vms.iter().map(|vm| vm.source).collect::<Vec<_>>();
-    assert_eq!(again.rows(), rows);
-    assert_eq!(source(&again), source(&host));
-    // A change of one is none of the other.
-    let paused = BTreeMap::from([(UUID, Some(domain(OperState::Paused)))]);
-    let events = vec![(UUID, State(OperState::Paused))];
-    host.libvirt_of(QEMU, DomainFact::Changed { domains: paused, events });
-    assert_eq!(host.told(), [(Running, State(OperState::Paused))]);
-}
-
 /// Count and EndCount of one record, in the order in which they are carried out.
 fn counting(host: &mut Host) -> Vec<(&'static str, u16)> {
     let step = |output| match output {
@@ -498,20 +472,6 @@ fn a_process_that_goes_from_one_vm_to_another_is_counted_in_the_end() {
 }
 
 #[test]
-fn a_live_process_keeps_its_row_when_another_with_its_uuid_ends() {
-    let mut host = Host::with(&[], SavedIndexes::default());
-    host.start(1);
-    host.start(2);
-    host.told();
-    host.end(1);
-    assert_eq!(host.told(), [(Running, State(Shutdown)), (Shutdown, Deleted)]);
-    assert_eq!(
-        host.view.vms.iter().map(|vm| (vm.index.0, vm.pid)).collect::<Vec<_>>(),
-        [(2, Some(2))]
-    );
-}
-
-#[test]
 fn the_first_list_of_another_connection_keeps_what_is_awaited() {
     let connections = [("qemu:///system", true), ("test:///default", false)];
     let mut host = Host::with(&connections, SavedIndexes::default());
@@ -526,7 +486,7 @@ fn the_first_list_of_another_connection_keeps_what_is_awaited() {
 #[test]
 fn events_that_are_under_way_before_the_process_is_seen_are_awaited() {
     let mut host = Host::new();
-    host.libvirt_of(QEMU, DomainFact::EventsUnderWay(BTreeSet::from([UUID])));
+    host.libvirt_of(QEMU, DomainFact::EventsUnderWay(BTreeSet::from([UUID]), 0));
     host.start(1);
     host.now.instant += Duration::from_secs(2);
     host.core.handle_timeout(host.now);
@@ -536,11 +496,14 @@ fn events_that_are_under_way_before_the_process_is_seen_are_awaited() {
 }
 
 #[test]
-fn a_domain_without_processes_hides_no_vm() {
-    let connections = [("qemu:///system", true), ("test:///default", false)];
-    let mut host = Host::with(&connections, SavedIndexes::default());
+fn an_event_that_came_is_not_awaited_once_the_connection_is_lost() {
+    let mut host = Host::new();
     host.start(1);
-    host.libvirt_of(SECOND, DomainFact::Listed(vec![domain(Running)]));
-    assert_eq!(host.view.vms.len(), 2);
-    assert_eq!(host.view.vms.iter().filter(|vm| vm.pid == Some(1)).count(), 1);
+    host.libvirt(&[Running], Some(Running));
+    host.libvirt_of(QEMU, DomainFact::EventCame(UUID, 1));
+    host.libvirt_of(QEMU, DomainFact::Lost);
+    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Shutdown)]));
+    host.told();
+    host.settle();
+    assert_eq!(host.told(), [(Running, State(Shutdown))]);
 }
