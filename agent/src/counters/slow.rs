@@ -1,6 +1,8 @@
 //! Slow values: what only the hypervisor knows of a disk. Query threads refresh them in the background, requests read
 //! them at any time, and no view is made again for them. Each carries the time at which it was taken.
 
+use std::collections::BTreeMap;
+
 use dashmap::DashMap;
 
 use super::{DiskIo, DiskSize, disk::DiskTotals, records::since_boot_ns};
@@ -27,7 +29,8 @@ pub struct Taken<T> {
 /// the length of a store. Nothing is called meanwhile.
 #[derive(Debug, Default)]
 pub struct SlowValues {
-    disks: DashMap<DiskKey, Slow>,
+    /// By vmIndex, and by vmStorageIndex: to forget a VM costs what that VM has.
+    vms: DashMap<u32, BTreeMap<u32, Slow>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,13 +45,13 @@ impl SlowValues {
     /// The sizes that the hypervisor reported last.
     #[must_use]
     pub fn disk_size(&self, disk: DiskKey) -> Option<Taken<DiskSize>> {
-        self.disks.get(&disk)?.size
+        self.slow(disk)?.size
     }
 
     /// What the hypervisor has counted in this run of the VM. Each number is never less than before in the same run.
     #[must_use]
     pub fn disk_io(&self, disk: DiskKey, run: u32) -> Option<Taken<DiskIo>> {
-        let slow = self.disks.get(&disk)?;
+        let slow = self.slow(disk)?;
         let taken = slow.io.filter(|_| slow.run == run)?;
         Some(Taken { value: taken.value.sums(), at_ns: taken.at_ns })
     }
@@ -56,13 +59,14 @@ impl SlowValues {
     /// Takes in the sizes of a disk.
     pub fn set_disk_size(&self, disk: DiskKey, size: Option<DiskSize>) {
         let size = size.map(|value| Taken { value, at_ns: since_boot_ns() });
-        self.disks.entry(disk).or_default().size = size;
+        self.vms.entry(disk.vm).or_default().entry(disk.storage).or_default().size = size;
     }
 
     /// Takes in what the hypervisor counts of a disk in this run of the VM. What it counted in an earlier run is of no
     /// use any more.
     pub fn observe_disk_io(&self, disk: DiskKey, run: u32, io: DiskIo) {
-        let mut slow = self.disks.entry(disk).or_default();
+        let mut disks = self.vms.entry(disk.vm).or_default();
+        let slow = disks.entry(disk.storage).or_default();
         let mut totals = match slow.io {
             Some(taken) if slow.run == run => taken.value,
             _ => DiskTotals::default(),
@@ -74,7 +78,11 @@ impl SlowValues {
 
     /// Forgets all disks of a VM.
     pub fn forget(&self, vm: u32) {
-        self.disks.retain(|disk, _| disk.vm != vm);
+        self.vms.remove(&vm);
+    }
+
+    fn slow(&self, disk: DiskKey) -> Option<Slow> {
+        self.vms.get(&disk.vm)?.get(&disk.storage).copied()
     }
 }
 
@@ -96,7 +104,10 @@ mod tests {
         assert_eq!((reads(0), reads(1)), (None, Some(150)), "the next QEMU counts from 0");
         slow.set_disk_size(DISK, Some(DiskSize { defined: Some(7), allocated: None }));
         assert!(slow.disk_size(DISK).unwrap().at_ns > 0);
+        let other = DiskKey { vm: 2, storage: 2 };
+        slow.set_disk_size(other, Some(DiskSize::default()));
         slow.forget(1);
         assert_eq!((reads(1), slow.disk_size(DISK)), (None, None));
+        assert!(slow.disk_size(other).is_some());
     }
 }

@@ -1,7 +1,7 @@
 //! Registers VMs and threads: the agent's side of the thread-id map and of the ownership of records.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -41,6 +41,8 @@ pub struct Registration<R> {
 struct Free {
     vms: VecDeque<u16>,
     blocks: VecDeque<u16>,
+    /// The records in use, by process id.
+    known: HashMap<u32, u16>,
 }
 
 impl<R: AsRef<Records>> Registration<R> {
@@ -65,12 +67,14 @@ impl<R: AsRef<Records>> Registration<R> {
         let mut blocks = vec![false; THREADS / BLOCK_LEN];
         // Block 0 contains slot 0, which means "no slot".
         blocks[0] = true;
-        let mut vms = VecDeque::new();
+        let (mut vms, mut known) = (VecDeque::new(), HashMap::new());
         for (slot, vm) in (0..).zip(maps.vms.iter()).skip(1) {
-            if vm.tgid.load(Ordering::Relaxed) == 0 {
+            let tgid = vm.tgid.load(Ordering::Relaxed);
+            if tgid == 0 {
                 vms.push_back(slot);
                 continue;
             }
+            known.entry(tgid).or_insert(slot);
             for block in blocks_of(vm) {
                 if let Some(taken) = blocks.get_mut(usize::from(block)) {
                     *taken = true;
@@ -79,7 +83,7 @@ impl<R: AsRef<Records>> Registration<R> {
         }
         let blocks =
             (0..).zip(blocks).filter_map(|(block, taken)| (!taken).then_some(block)).collect();
-        Self { records, free: Mutex::new(Free { vms, blocks }) }
+        Self { records, free: Mutex::new(Free { vms, blocks, known }) }
     }
 
     fn records(&self) -> &Records {
@@ -199,11 +203,16 @@ impl<R: AsRef<Records>> Registration<R> {
 
 impl<R: AsRef<Records>> Tracker for Registration<R> {
     fn track_vm(&self, tgid: u32) -> Result<VmSlot, TrackError> {
-        let known = self.tracked_vms().into_iter().find(|&(_, pid)| pid == tgid);
-        let slot = match known {
-            Some((slot, _)) => slot,
-            None => VmSlot(self.free().vms.pop_front().ok_or(TrackError::TooManyVms(VMS - 1))?),
+        let mut free = self.free();
+        let slot = match free.known.get(&tgid) {
+            Some(&slot) => VmSlot(slot),
+            None => {
+                let slot = free.vms.pop_front().ok_or(TrackError::TooManyVms(VMS - 1))?;
+                free.known.insert(tgid, slot);
+                VmSlot(slot)
+            }
         };
+        drop(free);
         let vm = self.vm(slot);
         vm.tgid.store(tgid, Ordering::Release);
         // The kernel reports new threads again, before the scan: it may miss later ones.
@@ -299,7 +308,8 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
 
     fn untrack_vm(&self, vm: VmSlot) {
         let cells = self.vm(vm);
-        if cells.tgid.load(Ordering::Acquire) == 0 {
+        let tgid = cells.tgid.load(Ordering::Acquire);
+        if tgid == 0 {
             return;
         }
         for (slot, record) in self.records().threads_of(cells) {
@@ -330,6 +340,9 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         let mut free = self.free();
         free.blocks.extend(blocks);
         free.vms.push_back(vm.0);
+        if free.known.get(&tgid) == Some(&vm.0) {
+            free.known.remove(&tgid);
+        }
     }
 
     fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {

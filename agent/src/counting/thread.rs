@@ -2,7 +2,7 @@
 //! may take the kernel milliseconds, which no event waits for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
@@ -64,6 +64,7 @@ impl Counting {
             records,
             hooks,
             vms: BTreeMap::new(),
+            of_all: OfAll::default(),
             retry_hooks: None,
             merged: Vec::new(),
             fences: 0,
@@ -95,12 +96,46 @@ struct Disks {
     records: Arc<Records>,
     hooks: SharedHooks,
     vms: BTreeMap<VmSlot, VmDisks>,
+    of_all: OfAll,
     /// When hooks that could not be attached are tried again.
     retry_hooks: Option<Instant>,
     /// Records to be freed when the fence with this number or a later one has come back.
     merged: Vec<(u64, ImageSlot)>,
     fences: u64,
     facts: Facts,
+}
+
+/// What the VMs need together: an event costs what its own VM costs.
+#[derive(Debug, Default)]
+struct OfAll {
+    /// When VMs are to be counted again, whatever happens.
+    due: BTreeSet<(Instant, VmSlot)>,
+    /// The number of VMs that need a method.
+    needed: BTreeMap<Method, usize>,
+}
+
+impl OfAll {
+    fn add(&mut self, slot: VmSlot, vm: &VmDisks) {
+        self.due.extend(vm.due().map(|due| (due, slot)));
+        for method in &vm.needed {
+            *self.needed.entry(*method).or_default() += 1;
+        }
+    }
+
+    /// Takes out what [`add`](Self::add) put in, before the VM changes.
+    fn remove(&mut self, slot: VmSlot, vm: &VmDisks) {
+        if let Some(due) = vm.due() {
+            self.due.remove(&(due, slot));
+        }
+        for method in &vm.needed {
+            if let Entry::Occupied(mut vms) = self.needed.entry(*method) {
+                *vms.get_mut() -= 1;
+                if *vms.get() == 0 {
+                    vms.remove();
+                }
+            }
+        }
+    }
 }
 
 impl Disks {
@@ -127,7 +162,7 @@ impl Disks {
                             None => drop(self.vms.insert(slot, VmDisks::new(plan))),
                         }
                     }
-                    Command::End(slot) => drop(self.vms.remove(&slot)),
+                    Command::End(slot) => self.remove(slot),
                     Command::Reached(number) => self.free(number),
                     Command::Then(call) => then.push(call),
                 }
@@ -138,32 +173,42 @@ impl Disks {
     }
 
     fn due(&self) -> Option<Instant> {
-        self.vms.values().filter_map(VmDisks::due).chain(self.retry_hooks).min()
+        let first = self.of_all.due.first().map(|(due, _)| *due);
+        first.into_iter().chain(self.retry_hooks).min()
+    }
+
+    fn remove(&mut self, slot: VmSlot) {
+        if let Some(vm) = self.vms.remove(&slot) {
+            self.of_all.remove(slot, &vm);
+        }
     }
 
     /// Counts the VMs that have changed, and those that are due.
     fn count(&mut self, mut changed: BTreeSet<VmSlot>) {
         let now = Now { instant: Instant::now(), since_boot_ns: since_boot_ns() };
-        let is_due = |vm: &VmDisks| vm.due().is_some_and(|due| due <= now.instant);
-        changed.extend(self.vms.iter().filter(|(_, vm)| is_due(vm)).map(|(slot, _)| *slot));
+        let due = self.of_all.due.iter().take_while(|(due, _)| *due <= now.instant);
+        changed.extend(due.map(|(_, slot)| *slot));
         if self.retry_hooks.is_some_and(|due| due <= now.instant) {
             // Another method may be the one that works now.
             changed.extend(self.vms.keys());
         }
         let mut reports = Vec::new();
-        let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let hooks = Arc::clone(&self.hooks);
+        let hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
         for slot in changed {
             let Some(vm) = self.vms.get_mut(&slot) else { continue };
             // The process may have ended, and its record be another's, before this thread came to it.
             if !self.records.is_vm(slot, vm.plan.process.pid) {
-                self.vms.remove(&slot);
+                self.remove(slot);
                 continue;
             }
+            self.of_all.remove(slot, vm);
             let Outcome { report, merged } = vm.count(&self.records, &hooks, now);
+            self.of_all.add(slot, vm);
             reports.extend(report);
             self.merged.extend(merged.into_iter().map(|image| (self.fences + 1, image)));
         }
-        let works = attach(hooks, &self.vms);
+        let works = attach(hooks, &self.of_all);
         self.retry_hooks = (!works).then(|| now.instant + UNATTACHED);
         for report in reports {
             self.facts.send(Fact::Counted(report));
@@ -182,9 +227,8 @@ impl Disks {
 }
 
 /// Attaches the hooks that a disk needs, and detaches the others. Whether all that are needed are attached.
-fn attach(mut hooks: MutexGuard<'_, ImageHooks>, vms: &BTreeMap<VmSlot, VmDisks>) -> bool {
-    let needed: BTreeSet<Method> = vms.values().flat_map(|vm| vm.needed.iter().copied()).collect();
-    hooks.set_attached(|method| needed.contains(&method))
+fn attach(mut hooks: MutexGuard<'_, ImageHooks>, of_all: &OfAll) -> bool {
+    hooks.set_attached(|method| of_all.needed.contains_key(&method))
 }
 
 impl fmt::Debug for Command {
@@ -195,5 +239,43 @@ impl fmt::Debug for Command {
             Self::Reached(fence) => f.debug_tuple("Reached").field(fence).finish(),
             Self::Then(_) => f.write_str("Then"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::inventory::VmProcess;
+
+    fn vm(slot: u16, needed: &[Method], grown_up: Option<Instant>) -> VmDisks {
+        let plan = VmPlan {
+            vm: VmSlot(slot),
+            process: Arc::new(VmProcess::default()),
+            disks: Vec::new(),
+            is_of_domain: false,
+            may_be_of_domain: false,
+        };
+        let mut vm = VmDisks::new(Arc::new(plan));
+        vm.needed = needed.iter().copied().collect();
+        vm.grown_up = grown_up;
+        vm
+    }
+
+    #[test]
+    fn a_method_is_needed_until_the_last_vm_does_not_need_it() {
+        let mut of_all = OfAll::default();
+        let now = Instant::now();
+        let first = vm(1, &[Method::Dio, Method::Bdev], Some(now + Duration::from_secs(2)));
+        let second = vm(2, &[Method::Dio], Some(now));
+        of_all.add(VmSlot(1), &first);
+        of_all.add(VmSlot(2), &second);
+        assert_eq!(of_all.due.first(), Some(&(now, VmSlot(2))));
+        of_all.remove(VmSlot(2), &second);
+        assert_eq!(of_all.needed.keys().count(), 2);
+        assert_eq!(of_all.due.first().map(|(_, slot)| *slot), Some(VmSlot(1)));
+        of_all.remove(VmSlot(1), &first);
+        assert!(of_all.needed.is_empty() && of_all.due.is_empty());
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct VmDisks {
     /// Images of no known disk, with the schedule by which libvirt is asked what they are.
     unidentified: HashMap<ImageSlot, Backoff>,
     /// When a VMM that has not opened a disk is not young any more.
-    grown_up: Option<Instant>,
+    pub(super) grown_up: Option<Instant>,
     /// The methods that count its disks.
     pub(super) needed: BTreeSet<Method>,
     /// What was reported last.

@@ -37,8 +37,15 @@ pub(super) enum Part<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Indexes {
     given: HashMap<Identity, Given>,
-    taken: BTreeSet<u32>,
+    free: Free,
     is_new: bool,
+}
+
+/// The free indexes of VMs, as ranges: to find the smallest costs the logarithm of the number of gaps.
+#[derive(Debug)]
+struct Free {
+    /// Last index of each range, by the first. Two ranges are never neighbours.
+    ranges: BTreeMap<u32, u32>,
 }
 
 /// The indexes of one VM and of its parts.
@@ -86,8 +93,8 @@ impl Indexes {
     pub(super) fn of_saved(SavedIndexes(saved): SavedIndexes) -> Self {
         let given: HashMap<_, _> =
             saved.into_iter().map(|(uuid, given)| (Identity::Uuid(uuid.into()), given)).collect();
-        let taken = given.values().map(|given| given.index).collect();
-        Self { given, taken, is_new: false }
+        let free = Free::without(&given.values().map(|given| given.index).collect());
+        Self { given, free, is_new: false }
     }
 
     /// What is to outlive the agent.
@@ -109,8 +116,7 @@ impl Indexes {
         if let Some(given) = self.given.get(&identity) {
             return VmIndex(given.index);
         }
-        let index = smallest_free(&self.taken);
-        self.taken.insert(index);
+        let index = self.free.take();
         self.given.insert(identity, Given { index, ..Given::default() });
         self.is_new |= matches!(identity, Identity::Uuid(_));
         VmIndex(index)
@@ -142,8 +148,47 @@ impl Indexes {
         if matches!(identity, Identity::Process { .. })
             && let Some(given) = self.given.remove(&identity)
         {
-            self.taken.remove(&given.index);
+            self.free.put(given.index);
         }
+    }
+}
+
+impl Free {
+    /// All indexes but those that are taken.
+    fn without(taken: &BTreeSet<u32>) -> Self {
+        let mut ranges = BTreeMap::new();
+        let mut first = 1;
+        for &index in taken {
+            if first < index {
+                ranges.insert(first, index - 1);
+            }
+            first = index.saturating_add(1);
+        }
+        ranges.insert(first, u32::MAX);
+        Self { ranges }
+    }
+
+    /// The smallest one, which is taken from now on.
+    fn take(&mut self) -> u32 {
+        // There are more indexes than a host can have VMs.
+        let Some((first, last)) = self.ranges.pop_first() else { return u32::MAX };
+        if first < last {
+            self.ranges.insert(first + 1, last);
+        }
+        first
+    }
+
+    fn put(&mut self, index: u32) {
+        let before = self.ranges.range(..index).next_back().map(|(first, last)| (*first, *last));
+        let first = before.filter(|(_, last)| last + 1 == index).map_or(index, |(first, _)| first);
+        let last = index.checked_add(1).and_then(|next| self.ranges.remove(&next));
+        self.ranges.insert(first, last.unwrap_or(index));
+    }
+}
+
+impl Default for Free {
+    fn default() -> Self {
+        Self::without(&BTreeSet::new())
     }
 }
 
@@ -160,6 +205,8 @@ fn check(index: u32, taken: &mut BTreeSet<u32>) -> Result<(), BadIndex> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const fn process(pid: u32) -> Identity {
@@ -181,6 +228,34 @@ mod tests {
         indexes.release(uuid(1));
         assert_eq!(indexes.assign(process(12)).0, 4);
         assert_eq!(indexes.assign(uuid(1)).0, 2, "a VM with a UUID comes back");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_smallest_free_index_is_given(
+            saved in prop::collection::btree_set(1_u32..40, 0..20),
+            steps in prop::collection::vec(any::<Option<prop::sample::Index>>(), 0..100),
+        ) {
+            let (mut free, mut taken) = (Free::without(&saved), saved);
+            for step in steps {
+                match step {
+                    Some(which) if !taken.is_empty() => {
+                        let index = *taken.iter().nth(which.index(taken.len())).unwrap();
+                        taken.remove(&index);
+                        free.put(index);
+                    }
+                    _ => {
+                        let index = free.take();
+                        prop_assert_eq!(index, smallest_free(&taken));
+                        taken.insert(index);
+                    }
+                }
+            }
+            let neighbours = free.ranges.iter().zip(free.ranges.iter().skip(1));
+            prop_assert!(neighbours.into_iter().all(|((_, last), (first, _))| last + 1 < *first));
+        }
     }
 
     #[test]
