@@ -26,6 +26,7 @@ pub mod cli;
 pub mod config;
 pub mod counters;
 pub mod counting;
+pub mod heartbeat;
 pub mod histogram;
 pub mod inventory;
 pub mod mib;

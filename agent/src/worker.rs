@@ -1,17 +1,13 @@
-//! What a thread needs that reports facts to the inventory: the channel, a heartbeat, and a way to end the agent when the
+//! What a thread needs that reports facts to the inventory: the channel, and a way to end the agent when the
 //! thread cannot go on.
 
-use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{thread::JoinHandle, time::Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::error;
 
-use crate::{counters::since_boot_ns, inventory::Fact};
+use crate::inventory::Fact;
 
 /// Where facts go.
 #[derive(Clone, Debug)]
@@ -61,56 +57,6 @@ impl Drop for EndGuard {
     }
 }
 
-/// Whether a thread that mostly sleeps still works. It costs two stores for each time that the thread wakes up, and
-/// wakes nothing up itself.
-#[derive(Debug)]
-pub struct Heartbeat {
-    /// Name of the thread, for the status.
-    pub name: &'static str,
-    /// One piece of work that takes longer hangs.
-    pub deadline: Duration,
-    /// Since when the thread works on one piece, in ns since boot; 0 = it waits for work.
-    busy_since: AtomicU64,
-    ended: AtomicBool,
-}
-
-impl Heartbeat {
-    /// A thread that has not begun.
-    #[must_use]
-    pub const fn new(name: &'static str, deadline: Duration) -> Self {
-        Self { name, deadline, busy_since: AtomicU64::new(0), ended: AtomicBool::new(false) }
-    }
-
-    /// The thread begins a piece of work.
-    pub fn work(&self) {
-        self.busy_since.store(since_boot_ns().max(1), Relaxed);
-    }
-
-    /// The thread is about to wait for work.
-    pub fn rest(&self) {
-        self.busy_since.store(0, Relaxed);
-    }
-
-    /// The thread ends.
-    pub fn end(&self) {
-        self.ended.store(true, Relaxed);
-    }
-
-    /// Whether the thread has ended.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.ended.load(Relaxed)
-    }
-
-    /// For how long the thread has worked on one piece, where that is longer than the deadline.
-    #[must_use]
-    pub fn overdue(&self) -> Option<Duration> {
-        let since = self.busy_since.load(Relaxed);
-        let busy = Duration::from_nanos(since_boot_ns().saturating_sub(since));
-        (since != 0 && busy > self.deadline).then_some(busy)
-    }
-}
-
 /// The next message, or [`RecvTimeoutError::Timeout`] at this time; `None` = it is waited for without an end.
 pub(crate) fn recv_until<T>(
     receiver: &Receiver<T>,
@@ -134,16 +80,6 @@ pub(crate) fn join(thread: &mut Option<JoinHandle<()>>, which: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_thread_is_overdue_only_at_work() {
-        let heartbeat = Heartbeat::new("test", Duration::ZERO);
-        assert_eq!(heartbeat.overdue(), None);
-        heartbeat.work();
-        assert!(heartbeat.overdue().is_some());
-        heartbeat.rest();
-        assert_eq!(heartbeat.overdue(), None);
-    }
 
     #[test]
     fn a_panic_ends_the_agent() {

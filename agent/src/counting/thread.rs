@@ -14,9 +14,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use super::vm_disks::{Outcome, VmDisks};
 use crate::{
     counters::{ImageSlot, Records, VmSlot, since_boot_ns},
+    heartbeat::Heartbeat,
     inventory::{Fact, Fence, Now, VmPlan},
     probe::{ImageHooks, Method},
-    worker::{Facts, Heartbeat, join, recv_until},
+    worker::{Facts, join, recv_until},
 };
 
 /// Retry interval after a failed attach: the kernel refuses for a moment what was detached just now.

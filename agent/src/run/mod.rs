@@ -2,7 +2,7 @@
 //! told to end.
 
 mod index_file;
-pub mod inventory;
+pub mod inventory_thread;
 mod report;
 mod watchdog;
 
@@ -39,7 +39,7 @@ use crate::{
     },
     status::{Server, server::ServerError},
 };
-use inventory::{Outlets, Setup};
+use inventory_thread::{Outlets, Setup};
 use report::Reporter;
 
 /// How long the first view may take before the agent serves without waiting for it.

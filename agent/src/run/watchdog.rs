@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, warn};
 
-use crate::worker::Heartbeat;
+use crate::heartbeat::Heartbeat;
 
 /// Notifies the service manager, if it asked for that. Runs until the agent ends.
 pub(super) async fn run(heartbeats: Vec<Arc<Heartbeat>>) {

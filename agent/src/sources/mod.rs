@@ -17,8 +17,8 @@ use std::{
 use rustix::event::Timespec;
 
 use crate::{
+    heartbeat::Heartbeat,
     inventory::{DiskQuery, SourceId, VmUuid},
-    worker::Heartbeat,
 };
 
 /// A source of facts at work.

@@ -18,6 +18,8 @@ mod images;
 mod inventory;
 mod kernels;
 #[cfg(feature = "libvirt")]
+mod libvirt_away;
+#[cfg(feature = "libvirt")]
 mod libvirt_connections;
 #[cfg(feature = "libvirt")]
 mod libvirt_daemon;

@@ -17,7 +17,7 @@ use kvmeter::{
     inventory::{CoreConfig, SourceId},
     mib::{self, NotificationSwitches},
     notify,
-    run::inventory::{Outlets, Setup},
+    run::inventory_thread::{Outlets, Setup},
     sources::{Source as _, libvirt},
 };
 use virt::connect::Connect;

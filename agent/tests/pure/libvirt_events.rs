@@ -19,7 +19,7 @@ use kvmeter::{
     mib,
     run::{
         self,
-        inventory::{Outlets, Setup},
+        inventory_thread::{Outlets, Setup},
     },
     snmp::{Oid, Value},
     sources::{Source as _, libvirt},
@@ -35,7 +35,7 @@ struct Host {
     registry: Arc<Registry>,
     source: Arc<libvirt::Handle>,
     changes: mpsc::Receiver<Change>,
-    inventory: run::inventory::Inventory,
+    inventory: run::inventory_thread::Inventory,
     _state: tempfile::TempDir,
 }
 

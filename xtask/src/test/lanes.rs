@@ -14,7 +14,7 @@ const MACHINE: &[&str] = &["agent/machine", "agent/privileges", "xtask/lab", "xt
 
 /// Modules of tests that mostly wait: each line beside the others.
 const WAITING: [&[&str]; 4] = [
-    &["libvirt_disks", "libvirt_connections", "agentx_snmpd"],
+    &["libvirt_disks", "agentx_snmpd"],
     &["libvirt_disks::guest", "libvirt_domains", "backing_chains"],
     &["libvirt_disks::changes", "libvirt_daemon"],
     &["libvirt_notifications", "mib_text", "preflight"],

@@ -22,6 +22,9 @@ pub(crate) fn required() -> String {
     if Path::new("/dev/loop-control").exists() {
         has.push("loop");
     }
+    if Path::new("/dev/fuse").exists() {
+        has.push("fuse");
+    }
     if !DebianKernel::all().is_empty() {
         has.push("kernels");
     }

@@ -1,12 +1,12 @@
 //! `cargo xtask tidy`: what holds in the whole checkout and no compiler checks.
 
-mod circles;
 mod config_keys;
 mod cores;
 mod files;
 mod findings;
+mod import_cycles;
+mod imports;
 mod links;
-mod rooms;
 mod source;
 
 use anyhow::bail;
@@ -26,8 +26,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     files::check(&root, &files, &mut findings)?;
     let crates = CRATES.map(|src| source::Crate::read(&root, src));
     let crates = crates.into_iter().collect::<Result<Vec<_>, _>>()?;
-    circles::check(&crates, &mut findings);
-    rooms::check(&crates[0], &mut findings);
+    import_cycles::check(&crates, &mut findings);
+    imports::check(&crates[0], &mut findings);
     cores::check(&crates[0], &mut findings);
     config_keys::check(&root, &mut findings)?;
     links::check(&root, &files, &mut findings)?;

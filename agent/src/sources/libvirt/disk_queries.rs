@@ -11,7 +11,7 @@ use std::{
 use tracing::{debug, warn};
 use virt::{connect::Connect, domain::Domain as Handle, error::Error};
 
-use super::{block_statistics, events::is_migrating, shared::Shared};
+use super::{block_statistics, connection_state::ConnectionState, events::is_migrating};
 use crate::{
     counters::{DiskKey, DiskSize},
     inventory::{DiskQuery, VmUuid},
@@ -53,7 +53,7 @@ pub(super) struct DiskQueries {
 
 #[derive(Debug)]
 struct Workers {
-    shared: Arc<Shared>,
+    shared: Arc<ConnectionState>,
     queue: Mutex<Queue>,
     /// Notified when there is something in the queue.
     more: Condvar,
@@ -72,7 +72,7 @@ struct Queue {
 }
 
 impl DiskQueries {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<ConnectionState>) -> Self {
         let (queue, more) = (Mutex::default(), Condvar::new());
         Self { workers: Arc::new(Workers { shared, queue, more }) }
     }

@@ -23,7 +23,7 @@ use std::{
     sync::Arc,
 };
 
-use super::shared::Shared;
+use super::connection_state::ConnectionState;
 use crate::inventory::VmUuid;
 use crossbeam_channel::Sender;
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
@@ -52,7 +52,7 @@ pub(super) enum Event {
 #[derive(Clone, Debug)]
 pub(super) struct EventSender {
     pub(super) events: Sender<Event>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<ConnectionState>,
 }
 
 impl EventSender {

@@ -11,13 +11,13 @@
 
 mod block_statistics;
 mod config_watch;
+mod connection_state;
 mod disk_queries;
 mod domain;
 mod event_loop;
 mod events;
 #[cfg(test)]
 mod replays;
-mod shared;
 mod socket_watch;
 mod state;
 mod transitions;
@@ -41,14 +41,15 @@ use virt::{
 use super::{Command, Health};
 use crate::{
     counters::SlowValues,
+    heartbeat::Heartbeat,
     inventory::{Connection, Domain, DomainFact, SourceId},
-    worker::{Facts, Heartbeat},
+    worker::Facts,
 };
+use connection_state::ConnectionState;
 use disk_queries::{DiskQueries, Question};
 use domain::describe;
 use event_loop::EventLoop;
 use events::{Event, EventSender, EventSubscription};
-use shared::Shared;
 use socket_watch::SocketWatch;
 
 /// Pauses between two attempts to connect: at first, and at most.
@@ -65,7 +66,7 @@ const KEEP_ALIVE: (i32, u32) = (10, 3);
 /// A libvirt connection as others see it: commands go in, its health comes out.
 #[derive(Debug)]
 pub struct Handle {
-    shared: Arc<Shared>,
+    shared: Arc<ConnectionState>,
     disk_queries: Arc<DiskQueries>,
 }
 
@@ -91,7 +92,7 @@ pub fn start(
     facts: Facts,
     slow: Arc<SlowValues>,
 ) -> std::io::Result<Arc<Handle>> {
-    let shared = Arc::new(Shared::new(id, uri, block_statistics, facts, slow));
+    let shared = Arc::new(ConnectionState::new(id, uri, block_statistics, facts, slow));
     let disk_queries = Arc::new(DiskQueries::new(Arc::clone(&shared)));
     let worker = Worker {
         shared: Arc::clone(&shared),
@@ -154,7 +155,7 @@ pub fn read_xml(text: &str) {
 }
 
 struct Worker {
-    shared: Arc<Shared>,
+    shared: Arc<ConnectionState>,
     disk_queries: Arc<DiskQueries>,
     /// Whether the thread that watches libvirt's files runs.
     watches_files: Cell<bool>,

@@ -57,9 +57,10 @@ use super::{Command, Health};
 use crate::{
     counters::Records,
     counting::Tracker,
+    heartbeat::Heartbeat,
     inventory::{Fact, SourceId},
     probe::Events,
-    worker::{Facts, Heartbeat, join},
+    worker::{Facts, join},
 };
 
 /// The tracker, shared between threads.

@@ -23,7 +23,7 @@ const SLOW: Duration = Duration::from_millis(500);
 
 /// One libvirt connection.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct ConnectionState {
     pub(super) id: SourceId,
     pub(super) uri: String,
     /// How often QEMU's counts of disks are polled; `None` = never.
@@ -59,7 +59,7 @@ struct Domains {
     migrating: HashMap<VmUuid, bool>,
 }
 
-impl Shared {
+impl ConnectionState {
     pub(super) fn new(
         id: SourceId,
         uri: String,

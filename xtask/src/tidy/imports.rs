@@ -34,16 +34,23 @@ const ROOMS: &[Room] = &[
     Room { name: "agentx", may: &["snmp", "histogram"] },
     // What is known.
     Room { name: "values", may: &["inventory", "counters"] },
-    Room { name: "sources", may: &["sources::procfs", "sources::libvirt", "inventory", "worker"] },
+    Room {
+        name: "sources",
+        may: &["sources::procfs", "sources::libvirt", "inventory", "heartbeat", "worker"],
+    },
     // It registers the threads that it finds, as only it holds them.
     Room {
         name: "sources::procfs",
-        may: &["counting", "inventory", "sources", "counters", "probe", "worker"],
+        may: &["counting", "inventory", "sources", "counters", "probe", "heartbeat", "worker"],
     },
     // It stores the slow values.
-    Room { name: "sources::libvirt", may: &["inventory", "sources", "counters", "worker"] },
-    Room { name: "counting", may: &["inventory", "counters", "probe", "worker"] },
-    Room { name: "worker", may: &["inventory", "counters"] },
+    Room {
+        name: "sources::libvirt",
+        may: &["inventory", "sources", "counters", "heartbeat", "worker"],
+    },
+    Room { name: "counting", may: &["inventory", "counters", "probe", "heartbeat", "worker"] },
+    Room { name: "heartbeat", may: &["counters"] },
+    Room { name: "worker", may: &["inventory"] },
     Room { name: "inventory", may: &["counters"] },
     // What is counted.
     Room { name: "counters", may: &["probe", "histogram"] },

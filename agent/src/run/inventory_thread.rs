@@ -16,11 +16,12 @@ use super::index_file::IndexFile;
 use crate::{
     counters::{SlowValues, since_boot_ns},
     counting,
+    heartbeat::Heartbeat,
     inventory::{
         Change, Core, CoreConfig, Fact, Fence, Now, Output, Registry, SavedIndexes, SourceId,
     },
     sources::{Command, Source},
-    worker::{Facts, Heartbeat, join, recv_until},
+    worker::{Facts, join, recv_until},
 };
 
 /// Facts that are handled before the outputs are drained: a storm of events does not keep readers from the newest view.
