@@ -2,15 +2,27 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use super::{Child, LabError, PATIENCE, wait_until};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use super::{Child, LabError, PATIENCE, cache, wait_until};
 
 /// The directories of the system's daemon, each replaced by a private one.
 const DIRS: [&str; 5] =
     ["/etc/libvirt", "/run/libvirt", "/var/cache/libvirt", "/var/lib/libvirt", "/var/log/libvirt"];
+
+/// In the command line of each QEMU that libvirtd starts.
+const MONITORS: &[u8] = b"/var/lib/libvirt/qemu/domain-";
+
+/// Limit for a killed domain's end.
+const LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// A running libvirtd in a mount namespace of its own, with QEMU as root. Its domains outlive the daemon; domains that run
 /// when this is dropped are destroyed.
@@ -46,6 +58,15 @@ impl Libvirtd {
         for name in DIRS {
             let path = own(dir, name);
             fs::create_dir_all(&path).map_err(file(path))?;
+        }
+        if let Some(shared) = cache().map(|cache| cache.join("libvirt-capabilities")) {
+            // What each QEMU can do: finding it out takes seconds. libvirt checks that it still holds.
+            let qemu = own(dir, "/var/cache/libvirt").join("qemu");
+            for dir in [&shared, &qemu] {
+                fs::create_dir_all(dir).map_err(file(dir.clone()))?;
+            }
+            let link = qemu.join("capabilities");
+            symlink(shared, &link).map_err(file(link))?;
         }
         let etc = own(dir, "/etc/libvirt");
         let mut daemon =
@@ -205,13 +226,25 @@ impl Libvirtd {
 
 impl Drop for Libvirtd {
     fn drop(&mut self) {
-        if self.child.as_ref().is_some_and(|child| child.go_on().is_ok())
-            && let Ok(running) = self.virsh(&["-q", "list", "--uuid"])
-        {
-            for uuid in running.split_whitespace() {
-                // Fails if the domain has ended meanwhile.
-                let _ = self.virsh(&["-q", "destroy", uuid]);
-            }
+        let files = fs::read_dir(self.pid_dir()).into_iter().flatten().flatten();
+        let pids =
+            files.filter_map(|file| fs::read_to_string(file.path()).ok()?.trim().parse().ok());
+        let is_its = |pid: &i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            // The path of its monitor's socket is in it.
+            command.windows(MONITORS.len()).any(|part| part == MONITORS)
+        };
+        // Killed at once: libvirt ends one after the other, each in seconds.
+        let domains: Vec<_> = pids
+            .filter(is_its)
+            .filter_map(Pid::from_raw)
+            .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            .filter(|domain| pidfd_send_signal(domain, Signal::KILL).is_ok())
+            .collect();
+        for domain in &domains {
+            let mut ended = [PollFd::new(domain, PollFlags::IN)];
+            // A process that does not end is left to the machine.
+            let _ = poll(&mut ended, Some(&LIMIT));
         }
     }
 }
