@@ -36,7 +36,7 @@ fn a_libvirt_that_hangs_or_goes_away_costs_no_counter() {
     host.wait_for_state(index, OperState::Running);
     host.libvirtd.child().unwrap().go_on().unwrap();
     let back = host.wait_for_source("it answers again", |source| source["state"] == "live");
-    assert!(back < SOON, "seen after {back:?}");
+    assert!(back < SOON, "seen after {back:?}\n{}", host.stage.agent.log());
 
     host.libvirtd.end();
     host.wait_for_source("it is gone", |source| {
@@ -46,7 +46,7 @@ fn a_libvirt_that_hangs_or_goes_away_costs_no_counter() {
     assert!(host.stage.number(VM_NUMBER, &[]) >= Some(1));
     host.libvirtd.begin().unwrap();
     let back = host.wait_for_source("it is back", |source| source["state"] == "live");
-    assert!(back < SOON, "seen after {back:?}");
+    assert!(back < SOON, "seen after {back:?}\n{}", host.stage.agent.log());
     counts_on(&mut host);
     assert_eq!(host.index(&uuid(3)), index);
 

@@ -7,10 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
-};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Child, LabError, PATIENCE, cache, wait_until};
 
@@ -20,9 +17,6 @@ const DIRS: [&str; 5] =
 
 /// In the command line of each QEMU that libvirtd starts.
 const MONITORS: &[u8] = b"/var/lib/libvirt/qemu/domain-";
-
-/// Limit for a killed domain's end.
-const LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// A running libvirtd in a mount namespace of its own, with QEMU as root. Its domains outlive the daemon; domains that run
 /// when this is dropped are destroyed.
@@ -235,16 +229,15 @@ impl Drop for Libvirtd {
             command.windows(MONITORS.len()).any(|part| part == MONITORS)
         };
         // Killed at once: libvirt ends one after the other, each in seconds.
-        let domains: Vec<_> = pids
-            .filter(is_its)
-            .filter_map(Pid::from_raw)
-            .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-            .filter(|domain| pidfd_send_signal(domain, Signal::KILL).is_ok())
-            .collect();
-        for domain in &domains {
-            let mut ended = [PollFd::new(domain, PollFlags::IN)];
-            // A process that does not end is left to the machine.
-            let _ = poll(&mut ended, Some(&LIMIT));
+        for domain in pids.filter(is_its).filter_map(Pid::from_raw) {
+            // Fails if the domain has ended meanwhile.
+            let _ = kill_process(domain, Signal::KILL);
+        }
+        if self.child.as_ref().is_some_and(|child| child.go_on().is_ok()) {
+            // What it has made for the domains on the host, such as interfaces, it removes itself.
+            let is_empty =
+                || self.virsh(&["-q", "list"]).map_or(true, |list| list.trim().is_empty());
+            let _ = wait_until(PATIENCE, "libvirtd has no domains", || is_empty().then_some(()));
         }
     }
 }
