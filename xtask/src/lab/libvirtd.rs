@@ -7,7 +7,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{CpuSet, sched_getaffinity},
+};
 
 use super::{Child, LabError, PATIENCE, cache, wait_until};
 
@@ -54,7 +57,8 @@ impl Libvirtd {
             fs::create_dir_all(&path).map_err(file(path))?;
         }
         if let Some(shared) = cache().map(|cache| cache.join("libvirt-capabilities")) {
-            // What each QEMU can do: finding it out takes seconds. libvirt checks that it still holds.
+            // What each QEMU can do: finding it out takes seconds. libvirt checks that it still holds, by cpuid among others,
+            // which tells the number of the CPU, too: all daemons run on one. Their domains do not.
             let qemu = own(dir, "/var/cache/libvirt").join("qemu");
             for dir in [&shared, &qemu] {
                 fs::create_dir_all(dir).map_err(file(dir.clone()))?;
@@ -111,7 +115,8 @@ impl Libvirtd {
         script.push_str("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid");
         let path = self.dir.join("libvirtd.log");
         let log = fs::File::create(&path).map_err(|source| LabError::File { path, source })?;
-        let mut command = Command::new("unshare");
+        let mut command = Command::new("taskset");
+        command.args(["--cpu-list", &first_cpu().to_string(), "unshare"]);
         command.args(self.host.is_some().then_some("--uts")).args([
             "--mount",
             "--propagation",
@@ -216,6 +221,12 @@ impl Libvirtd {
         let socket = own(&self.dir, "/run/libvirt").join(socket);
         format!("qemu:///system?socket={}", socket.display())
     }
+}
+
+/// The first CPU that this process may use.
+fn first_cpu() -> usize {
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    (0..CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap_or(0)
 }
 
 impl Drop for Libvirtd {
