@@ -59,7 +59,7 @@ pub struct Requests {
     pub latencies: Histogram,
 }
 
-/// Disk of a record that was merged into another one, whose slot is in the low bits: above every vmStorageIndex.
+/// Disk of a record that was merged into another one: above every vmStorageIndex. The low bits are the other record's slot.
 const MERGED: u32 = 1 << 31;
 
 /// Most merged records that are followed to the one that has the counts: that one may have been merged, too.

@@ -240,6 +240,10 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             known = entry.load(Ordering::Acquire);
         }
         if known != 0 {
+            // The record may be that of another thread, which got the id after the end of this one.
+            if thread.schedstat().is_err() {
+                return Err(TrackError::Gone { tid });
+            }
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
             if owner.tid() == tid && owner.vm_slot() == vm.0 && !owner.has(Owner::DYING) {

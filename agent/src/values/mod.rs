@@ -2,7 +2,7 @@
 //! is absent. SNMP, the status and every other reader are projections of this room.
 //!
 //! One file for each subject, one function for each value. What is counted is a [`Number`]; a fact that a source reports
-//! is an `Option`, whose `None` the function explains. A function copies or borrows: it never allocates.
+//! is an `Option`; the function says when it is `None`. A function copies or borrows: it never allocates.
 
 mod cpu;
 mod disk;

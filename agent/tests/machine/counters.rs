@@ -113,6 +113,9 @@ impl Burner {
     }
 }
 
+/// How often a thread runs for one comparison, at most.
+const TRIES: u32 = 5;
+
 #[test]
 fn a_thread_at_rest_shows_exactly_what_the_kernel_shows() {
     require!("ebpf");
@@ -122,28 +125,31 @@ fn a_thread_at_rest_shows_exactly_what_the_kernel_shows() {
     let held = OwnThread(burner.tid);
     let vm = registration.track_vm(std::process::id()).unwrap();
     let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
-    for _ in 0..20 {
-        burner.burn();
-        let until = Instant::now() + Duration::from_millis(7);
-        while Instant::now() < until {
-            records.vcpu_time_ns(slot);
-        }
-        // Time taken by an outer hypervisor or by interrupts counts as the thread's until its next switch; running
-        // without being read makes up for that.
-        thread::sleep(Duration::from_millis(2));
-        burner.rest();
-        // The kernel reports a thread as sleeping shortly before it leaves its CPU.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let kernel = held.schedstat().unwrap();
-            let ours = records.vcpu_time_ns(slot).unwrap();
-            let wait = records.thread(slot).unwrap().wait_ns;
-            let is_close = |wait: u64| wait.abs_diff(kernel.wait_ns) < 1000;
-            if ours.abs_diff(kernel.run_ns) < 1000 && wait.is_some_and(is_close) {
-                break;
+    for round in 0..20 {
+        let mut seen = None;
+        // Time taken by an outer hypervisor or by interrupts counts as the thread's until it has run for as long without
+        // being read: where the 2 ms are too short for that, the thread runs again.
+        let is_exact = (0..TRIES).any(|_| {
+            burner.burn();
+            let until = Instant::now() + Duration::from_millis(7);
+            while Instant::now() < until {
+                records.vcpu_time_ns(slot);
             }
-            assert!(Instant::now() < deadline, "ours {ours} and {wait:?}, the kernel's {kernel:?}");
-        }
+            thread::sleep(Duration::from_millis(2));
+            burner.rest();
+            // The kernel reports a thread as sleeping shortly before it leaves its CPU.
+            let comes_to_rest = wait_until(Duration::from_secs(1), "the same values", || {
+                let kernel = held.schedstat().unwrap();
+                let ours = records.vcpu_time_ns(slot).unwrap();
+                let wait = records.thread(slot).unwrap().wait_ns;
+                let is_close = |wait: u64| wait.abs_diff(kernel.wait_ns) < 1000;
+                let is_same = ours.abs_diff(kernel.run_ns) < 1000 && wait.is_some_and(is_close);
+                seen = Some((ours, wait, kernel));
+                is_same.then_some(())
+            });
+            comes_to_rest.is_ok()
+        });
+        assert!(is_exact, "round {round}: ours and the kernel's: {seen:?}");
     }
     burner.end();
 }

@@ -1,4 +1,4 @@
-//! An agent in whose VMs nothing changes does not wake up.
+//! An agent does not wake up while nothing changes in its VMs.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -61,12 +61,18 @@ impl Binary {
     /// The modules that have tests, by their paths.
     pub(crate) fn modules(&self) -> anyhow::Result<Vec<String>> {
         let listed = self.command().args(["--list", "--format", "terse"]).output()?;
+        if !listed.status.success() {
+            bail!("{} does not list its tests: {}", self.name, listed.status);
+        }
         let listed = String::from_utf8(listed.stdout)?;
-        let mut modules: Vec<String> = listed
-            .lines()
-            .filter_map(|line| line.strip_suffix(": test")?.rsplit_once("::"))
-            .map(|(module, _)| module.to_owned())
-            .collect();
+        let tests: Vec<&str> =
+            listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+        let in_modules = tests.iter().filter_map(|test| test.rsplit_once("::"));
+        let mut modules: Vec<String> = in_modules.map(|(module, _)| module.to_owned()).collect();
+        if !modules.is_empty() && modules.len() < tests.len() {
+            // They would run in no lane.
+            bail!("{} has tests in modules and tests at its root", self.name);
+        }
         modules.dedup();
         Ok(modules)
     }

@@ -9,7 +9,7 @@ use super::{
     runner::{Harness, Job},
 };
 
-/// Programs whose tests need something of the machine, by package and target.
+/// Programs with tests that need something of the machine, by package and target.
 const MACHINE: &[&str] = &["agent/machine", "agent/privileges", "xtask/lab", "xtask/tiny_guest"];
 
 /// Modules of tests that mostly wait: each line beside the others.
@@ -20,7 +20,7 @@ const WAITING: [&[&str]; 4] = [
     &["libvirt_notifications", "mib_text", "preflight"],
 ];
 
-/// Modules of tests whose guests take all CPUs that they get, use nothing else of the host, and are no VMs to an agent.
+/// Modules of tests with guests that take all CPUs that they get, use nothing else of the host, and are no VMs to an agent.
 const ON_IDLE_CPUS: &[&str] = &["kernels"];
 
 /// Jobs one after the other.

@@ -13,7 +13,7 @@ use anyhow::{anyhow, bail};
 use checks::Features;
 use clap::Args;
 use lanes::{Lane, Lanes};
-use results::{Ended, Results};
+use results::Results;
 
 use crate::{deny, setup};
 
@@ -34,8 +34,13 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut results = Results::default();
-    if options.quick { quick(options, &mut results) } else { whole(options, &mut results) }?;
-    if !results.conclude() {
+    let checked =
+        if options.quick { quick(options, &mut results) } else { whole(options, &mut results) };
+    if let Err(error) = &checked {
+        // Before the last line, which counts the tests.
+        eprintln!("{error:#}");
+    }
+    if !results.conclude() || checked.is_err() {
         bail!("not green");
     }
     Ok(())
@@ -60,16 +65,15 @@ fn quick(options: &Options, results: &mut Results) -> anyhow::Result<()> {
     ];
     let lanes = Lanes::of(binaries::build(&features.of(&arguments))?)?;
     eprintln!("==> Pure tests");
-    results.extend(lane(&lanes.pure, options.filter.as_deref(), "")?);
-    Ok(())
+    lane(&lanes.pure, options.filter.as_deref(), "", results)
 }
 
 fn whole(options: &Options, results: &mut Results) -> anyhow::Result<()> {
-    let is_root = rustix::process::geteuid().is_root();
-    if is_root && !options.only_tests {
+    let is_set_up = rustix::process::geteuid().is_root() && !options.only_tests;
+    if is_set_up {
         setup::run_for_tests(options.yes)?;
     }
-    let features = if is_root { Features::ALL } else { Features::of_machine() };
+    let features = if is_set_up { Features::ALL } else { Features::of_machine() };
     if !options.only_tests {
         checks::of_text()?;
         deny::run()?;
@@ -78,29 +82,45 @@ fn whole(options: &Options, results: &mut Results) -> anyhow::Result<()> {
     eprintln!("==> Building the tests");
     let lanes = Lanes::of(binaries::build(&features.of(&["--workspace"]))?)?;
     let required = required::required();
-    let run = |jobs: &Lane| lane(jobs, options.filter.as_deref(), &required);
+    let run = |jobs: &Lane, results: &mut Results| {
+        lane(jobs, options.filter.as_deref(), &required, results)
+    };
     eprintln!("==> Pure tests");
-    results.extend(run(&lanes.pure)?);
+    run(&lanes.pure, results)?;
     eprintln!("==> Tests that measure time, or count everything on this machine");
-    results.extend(run(&lanes.alone)?);
+    run(&lanes.alone, results)?;
     eprintln!("==> Tests that mostly wait, and on idle CPUs what takes all that it gets");
-    thread::scope(|scope| {
-        let waiting: Vec<_> = lanes.waiting.iter().map(|jobs| scope.spawn(|| run(jobs))).collect();
-        let idle = scope.spawn(|| {
-            let ended = run(&lanes.idle)?;
-            if !options.only_tests {
-                checks::on_idle_cpus()?;
-            }
-            Ok(ended)
-        });
-        for lane in waiting.into_iter().chain([idle]) {
-            results.extend(lane.join().map_err(|_| anyhow!("a lane of tests has panicked"))??);
-        }
-        Ok(())
-    })
+    let beside = thread::scope(|scope| {
+        let start = |jobs, and_checks| {
+            scope.spawn(move || {
+                let mut results = Results::default();
+                let ran = run(jobs, &mut results);
+                let checked = if and_checks { checks::on_idle_cpus(features) } else { Ok(()) };
+                (results, ran.and(checked))
+            })
+        };
+        let mut beside: Vec<_> = lanes.waiting.iter().map(|jobs| start(jobs, false)).collect();
+        beside.push(start(&lanes.idle, !options.only_tests));
+        beside.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+    });
+    let mut all_ran = Ok(());
+    for lane in beside {
+        let (ended, ran) = lane.map_err(|_| anyhow!("a lane of tests has panicked"))?;
+        results.extend(ended);
+        all_ran = all_ran.and(ran);
+    }
+    all_ran
 }
 
-fn lane(jobs: &Lane, filter: Option<&str>, required: &str) -> anyhow::Result<Vec<Ended>> {
-    let ended = jobs.iter().map(|job| job.run(filter, required)).collect::<Result<Vec<_>, _>>();
-    Ok(ended?.into_iter().flatten().collect())
+/// Runs jobs one after the other. What has ended is in the results, also after an error.
+fn lane(
+    jobs: &Lane,
+    filter: Option<&str>,
+    required: &str,
+    results: &mut Results,
+) -> anyhow::Result<()> {
+    jobs.iter().try_for_each(|job| {
+        results.add(job.run(filter, required)?);
+        Ok(())
+    })
 }

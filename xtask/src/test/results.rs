@@ -29,8 +29,12 @@ pub(crate) struct Ended {
 pub(crate) struct Results(Vec<Ended>);
 
 impl Results {
-    pub(crate) fn extend(&mut self, ended: impl IntoIterator<Item = Ended>) {
+    pub(crate) fn add(&mut self, ended: Vec<Ended>) {
         self.0.extend(ended);
+    }
+
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     /// Prints what failed, what was ignored and why, the slowest, and in the last line how many there are of each.

@@ -90,8 +90,15 @@ impl Events<'_> {
             reason.clone_into(&mut self.reason);
             return;
         }
-        let event =
-            line.starts_with('{').then(|| serde_json::from_str::<Json>(line).ok()).flatten();
+        // It begins behind what a test has printed without an end of the line.
+        let event = line.find("{ \"type\":").map(|begin| line.split_at(begin));
+        let event = event.and_then(|(printed, event)| {
+            let event = serde_json::from_str::<Json>(event).ok()?;
+            if !printed.is_empty() {
+                println!("{}: {printed}", self.binary);
+            }
+            Some(event)
+        });
         let Some(event) = event.filter(|event| event["type"].is_string()) else {
             println!("{}: {line}", self.binary);
             return;

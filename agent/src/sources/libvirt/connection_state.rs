@@ -97,6 +97,11 @@ impl ConnectionState {
         number
     }
 
+    /// The number of the last life-cycle event that has come.
+    pub(super) fn last_event(&self) -> u64 {
+        self.came.load(Relaxed)
+    }
+
     /// How the connection is now. Asks libvirt whether it answers, and waits half a second for that at most.
     pub(super) fn health(&self) -> Health {
         let mut answers = true;

@@ -44,7 +44,7 @@ pub(super) enum Event {
     AutoStart,
     /// Not of libvirt: what is to be polled has changed.
     Polled,
-    /// Not of libvirt: somebody wants to know whether it answers.
+    /// Not of libvirt: asks whether the connection answers.
     Ping(Sender<()>),
 }
 

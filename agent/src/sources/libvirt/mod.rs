@@ -25,6 +25,7 @@ mod xml;
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
@@ -213,12 +214,15 @@ impl Worker {
             debug!(uri, "no keep-alive: {}", error.message());
         }
         let (sender, receiver) = unbounded();
+        let last_event = shared.last_event();
         // Registered before the list is read: what changes meanwhile is an event that waits.
         let events = EventSender { events: sender.clone(), shared: Arc::clone(&self.shared) };
         let _subscription = shared.call(|| EventSubscription::new(&connection, &events))?;
         self.watch_files();
         self.describe_hypervisor(&connection);
         let is_first = shared.scans() == 0;
+        // No event of an earlier connection is taken any more.
+        shared.report(DomainFact::EventsUnderWay(BTreeSet::new(), last_event));
         self.list(&connection)?;
         shared.live(sender);
         info!(uri = shared.uri, domains = shared.len(), "libvirt is live");

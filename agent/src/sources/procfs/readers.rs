@@ -27,11 +27,15 @@ const DEADLINE: Duration = Duration::from_millis(100);
 /// Most late reads in all. While there are as many, no process is read.
 const MAX_LATE: usize = 64;
 
-/// Most late reads of processes of one user, root excepted: one user does not stop the reading of the others' processes.
+/// Most late reads of processes that are neither root's nor known as VMs: users who make their processes unreadable leave
+/// readers for the others.
+const MAX_LATE_OF_USERS: usize = 32;
+
+/// Most of these of one user.
 const MAX_LATE_OF_USER: usize = 8;
 
-/// A reader never recurses.
-const STACK: usize = 256 * 1024;
+/// Size of a reader's stack. A VMM's JSON is parsed on it, which may nest 128 levels deep.
+const STACK: usize = 1 << 20;
 
 /// Pause between two warnings in the log.
 const QUIET: Duration = Duration::from_secs(60);
@@ -89,7 +93,8 @@ struct Late<T, C> {
     pid: u32,
     /// `None` = it was gone when its read was late.
     process: Option<Process>,
-    user: u32,
+    /// The user whose share the read takes; `None` = nobody's.
+    user: Option<u32>,
     reader: Reader<T>,
     kept: C,
     again: bool,
@@ -137,8 +142,9 @@ impl<T: Send + 'static, C> Readers<T, C> {
         Arc::clone(&self.shared)
     }
 
-    /// Whether a process can be read now. If not, it can be when [`take_returned`](Self::take_returned) names it.
-    pub(super) fn can_read(&mut self, pid: u32) -> bool {
+    /// Whether a process, which is known as a VM or not, can be read now. If not, it can be when
+    /// [`take_returned`](Self::take_returned) names it.
+    pub(super) fn can_read(&mut self, pid: u32, is_vm: bool) -> bool {
         if self.late.is_empty() {
             return true;
         }
@@ -147,13 +153,22 @@ impl<T: Send + 'static, C> Readers<T, C> {
             late.again = true;
             return false;
         }
-        let user = process::user(&self.proc_root, pid);
+        let user = self.share_of(pid, is_vm);
+        let of_users = self.late.iter().filter(|late| late.user.is_some()).count();
         let of_user = self.late.iter().filter(|late| late.user == user).count();
-        if self.late.len() >= MAX_LATE || (user != 0 && of_user >= MAX_LATE_OF_USER) {
+        let is_full = self.late.len() >= MAX_LATE
+            || (user.is_some() && (of_users >= MAX_LATE_OF_USERS || of_user >= MAX_LATE_OF_USER));
+        if is_full {
             self.waiting.insert(pid);
-            return false;
         }
-        true
+        !is_full
+    }
+
+    /// The user whose share a read of the process takes; `None` for root and for a VM.
+    fn share_of(&self, pid: u32, is_vm: bool) -> Option<u32> {
+        // Of a process that is gone the user is not known: the share is that of no real user.
+        let user = process::user(&self.proc_root, pid).unwrap_or(u32::MAX);
+        Some(user).filter(|user| *user != 0 && !is_vm)
     }
 
     /// Reads a process on another thread, and waits for the result until [`DEADLINE`]. `kept` is given back with it.
@@ -164,6 +179,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
     pub(super) fn read(
         &mut self,
         pid: u32,
+        is_vm: bool,
         kept: C,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Answer<T, C>> {
@@ -178,7 +194,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let process = Process::hold(&self.proc_root, pid).ok();
         let program = process.as_ref().and_then(|process| process.program().ok());
         let program = program.unwrap_or_default();
-        let user = process::user(&self.proc_root, pid);
+        let user = self.share_of(pid, is_vm);
         if self.warned.is_none_or(|warned| warned.elapsed() >= QUIET) {
             self.warned = Some(Instant::now());
             warn!(pid, program, "Reading a process takes long; `kvmeter status` lists such reads");
@@ -330,16 +346,15 @@ mod tests {
     fn a_read_that_blocks_delays_no_other_and_is_used_when_it_returns() {
         let mut readers = readers();
         let own = std::process::id();
-        assert!(matches!(readers.read(1, "first", || 1), Ok(Answer::Done(1, "first"))));
+        assert!(matches!(readers.read(1, false, "first", || 1), Ok(Answer::Done(1, "first"))));
         let thread = readers.idle.as_ref().unwrap().tid;
         let (open, gate) = bounded(0);
-        assert!(matches!(readers.read(own, "blocked", blocked(gate)), Ok(Answer::Late)));
-        assert!(!readers.can_read(own) && readers.is_unread(own));
+        assert!(matches!(readers.read(own, false, "blocked", blocked(gate)), Ok(Answer::Late)));
+        assert!(!readers.can_read(own, false) && readers.is_unread(own));
         let hanging = readers.hanging().list();
         assert_eq!((hanging.len(), hanging[0].pid), (1, own));
-        assert!(hanging[0].function.is_some(), "the kernel says where it waits");
-        assert!(readers.can_read(1));
-        assert!(matches!(readers.read(1, "next", || 2), Ok(Answer::Done(2, "next"))));
+        assert!(readers.can_read(1, false));
+        assert!(matches!(readers.read(1, false, "next", || 2), Ok(Answer::Done(2, "next"))));
         assert_ne!(readers.idle.as_ref().unwrap().tid, thread, "another thread reads");
         assert!(readers.take_returned().0.is_empty());
 
@@ -353,7 +368,7 @@ mod tests {
             panic!("{returned:?}")
         };
         assert_eq!(*pid, own);
-        assert!(readers.hanging().list().is_empty() && readers.can_read(own));
+        assert!(readers.hanging().list().is_empty() && readers.can_read(own, false));
     }
 
     #[test]
@@ -361,22 +376,28 @@ mod tests {
         let mut readers = readers();
         let (open, gate) = bounded(0);
         let own = std::process::id();
-        let user = process::user(&readers.proc_root, own);
-        let blocks = |readers: &mut Readers<u32, &'static str>| {
+        let user = process::user(&readers.proc_root, own).unwrap();
+        let late = |readers: &mut Readers<u32, &'static str>, user: Option<u32>| {
             let reader = Reader::start(&readers.facts, &readers.wake).unwrap();
             reader.jobs.send(Box::new(blocked(gate.clone()))).unwrap();
             reader.desk.state().is_late = true;
-            let late = Late { pid: 0, process: None, user, reader, kept: "", again: false };
-            readers.late.push(late);
+            readers.late.push(Late { pid: 0, process: None, user, reader, kept: "", again: false });
         };
-        while readers.late.len() < MAX_LATE_OF_USER {
-            blocks(&mut readers);
+        for _ in 0..MAX_LATE_OF_USER {
+            late(&mut readers, Some(user));
         }
-        assert_eq!(readers.can_read(own), user == 0, "a user has a share, root excepted");
+        assert_eq!(readers.can_read(own, false), user == 0, "a user has a share, root excepted");
+        assert!(readers.can_read(own, true), "a VM is read");
+        for other in 1..=MAX_LATE_OF_USERS - MAX_LATE_OF_USER {
+            late(&mut readers, u32::try_from(other).ok());
+        }
+        // No process has this id.
+        assert!(!readers.can_read(u32::MAX, false), "users have a share");
+        assert!(readers.can_read(own, true), "a VM is read");
         while readers.late.len() < MAX_LATE {
-            blocks(&mut readers);
+            late(&mut readers, None);
         }
-        assert!(!readers.can_read(own), "the number is bounded in all");
+        assert!(!readers.can_read(own, true), "the number is bounded in all");
         drop(open);
         rustix::io::read(&readers.wake, &mut [0; 8]).unwrap();
         let (returned, waiting) = readers.take_returned();

@@ -220,9 +220,10 @@ impl TrackedProcesses {
         if known.is_some_and(|known| known.ending) {
             return ScanOutcome::KNOWN;
         }
-        if !self.readers.can_read(pid) {
+        if !self.readers.can_read(pid, known.is_some()) {
             return self.unread(pid);
         }
+        let is_known = known.is_some();
         // Before the scan: the kernel reports later threads by events again.
         let slot = known.and_then(|_| self.track_vm(pid));
         let unassigned = slot.zip(self.tracker.as_ref());
@@ -238,7 +239,7 @@ impl TrackedProcesses {
             let earlier = earlier.map(|(vm, described)| (vm.start_ticks, described));
             scan::scan_process(&roots, pid, earlier, files)
         };
-        match self.readers.read(pid, Before { slot, unassigned }, read) {
+        match self.readers.read(pid, is_known, Before { slot, unassigned }, read) {
             Ok(Answer::Done(result, before)) => self.take_scan(pid, result, before),
             Ok(Answer::Late) => self.unread(pid),
             Err(error) => {
@@ -258,10 +259,15 @@ impl TrackedProcesses {
         let (returned, mut to_scan) = self.readers.take_returned();
         let mut outcomes = Vec::new();
         for Returned { pid, is_present, result, kept, again } in returned {
-            if is_present {
+            let known = self.known.get(&pid);
+            if known.is_some_and(|known| known.ending) {
+                // Its end has been reported.
+                continue;
+            }
+            if is_present && (kept.slot.is_none() || known.is_some()) {
                 outcomes.push((pid, self.take_scan(pid, result, kept)));
             } else {
-                // It has ended; its id may be another process's.
+                // It has ended since the read began; its id may be another process's.
                 to_scan.insert(pid);
             }
             if again {
@@ -277,7 +283,8 @@ impl TrackedProcesses {
         result: std::io::Result<Option<Scan>>,
         before: Before,
     ) -> ScanOutcome {
-        let unclear = self.unclear.remove(&pid);
+        // A process that cannot be read may still be the VM.
+        let unclear = if result.is_ok() { self.unclear.remove(&pid) } else { None };
         let outcome = self.take_result(pid, result, before);
         if let Some(slot) = unclear.filter(|_| outcome == ScanOutcome::Nothing) {
             self.retired.push(Retired { fence: self.fences + 1, pid, slot });
@@ -374,8 +381,16 @@ impl TrackedProcesses {
         }
         let is_open =
             |image: &ImageRecordInfo| vm.files.iter().any(|file| file.key(slot) == image.key);
-        let closed: Vec<_> =
-            unassigned.iter().filter(|image| !is_open(image)).map(|image| image.slot).collect();
+        // Those of before the scan that still are: a late scan may have been overtaken by an assignment.
+        let still = tracker.unassigned_images(slot);
+        let is_still = |image: &ImageRecordInfo| {
+            still.iter().any(|now| (now.slot, now.key) == (image.slot, image.key))
+        };
+        let closed: Vec<_> = unassigned
+            .iter()
+            .filter(|image| !is_open(image) && is_still(image))
+            .map(|image| image.slot)
+            .collect();
         let now = Instant::now();
         self.closed.retain(|image, (of, _)| *of != vm.pid || closed.contains(image));
         for image in closed {

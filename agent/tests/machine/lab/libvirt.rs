@@ -99,7 +99,7 @@ impl Host {
     }
 }
 
-/// The UUID of a domain, whose number is its end. Domains of another program of tests have other UUIDs.
+/// The UUID of a domain. It ends in the number; domains of another program of tests have other UUIDs.
 pub(crate) fn uuid(number: u32) -> String {
     format!("{:08x}-0000-4000-8000-{number:012}", std::process::id())
 }
