@@ -170,12 +170,18 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let reading = || (records.vcpu_time_ns(slot).unwrap(), records.thread(slot).unwrap());
+        let kernel_before = held.schedstat().unwrap().run_ns;
         let (start, (ran_before, before)) = (Instant::now(), reading());
         // Sleeps, because a running reader would take the CPU from other work.
         thread::sleep(Duration::from_millis(100));
         let (elapsed, (ran_after, after)) = (start.elapsed(), reading());
-        // Only a stretch without a switch is conclusive; on a loaded machine that takes some attempts.
-        if before.switches_in == after.switches_in && before.preemptions == after.preemptions {
+        // Only a stretch without a switch is conclusive; on a loaded machine that takes some attempts. By the kernel's own
+        // count, which it updates at each tick, the thread ran in it, and did not wait.
+        let has_run = held.schedstat().unwrap().run_ns > kernel_before;
+        if has_run
+            && before.switches_in == after.switches_in
+            && before.preemptions == after.preemptions
+        {
             let grown = Duration::from_nanos(ran_after - ran_before);
             assert!(
                 grown.abs_diff(elapsed) < Duration::from_micros(100),
@@ -234,9 +240,20 @@ fn no_counter_goes_back_while_threads_migrate() {
         }
     });
     burner.rest();
-    // The largest value returned is ahead of the exact one by at most the kernel's lag at a switch.
-    let (ours, kernel) = (records.vcpu_time_ns(slot).unwrap(), held.schedstat().unwrap().run_ns);
-    assert!(ours.abs_diff(kernel) < 100_000, "ours {ours}, the kernel's {kernel}");
+    // The largest value returned is ahead of the exact one by the kernel's lag at a switch, and by what an outer hypervisor
+    // took: until the thread has run for as long.
+    let mut seen = (0, 0);
+    let is_exact = (0..TRIES).any(|_| {
+        seen = (records.vcpu_time_ns(slot).unwrap(), held.schedstat().unwrap().run_ns);
+        let is_close = seen.0.abs_diff(seen.1) < 100_000;
+        if !is_close {
+            burner.burn();
+            thread::sleep(Duration::from_millis(20));
+            burner.rest();
+        }
+        is_close
+    });
+    assert!(is_exact, "ours and the kernel's: {seen:?}");
     burner.end();
 }
 

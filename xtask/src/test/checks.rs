@@ -55,15 +55,13 @@ pub(crate) fn lints(features: Features) -> anyhow::Result<()> {
     step("Lints of the BPF programs", &mut lints::bpf())
 }
 
-/// What takes minutes of all CPUs, beside tests that mostly wait.
+/// What takes all CPUs, beside tests that mostly wait.
 pub(crate) fn on_idle_cpus(features: Features) -> anyhow::Result<()> {
     let mut doc = cargo(features.of(&["doc", "--no-deps", "--document-private-items", "-q"]));
     doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
-    let release = cargo(features.of(&["build", "--release", "-p", "kvmeter"]));
     for (what, command) in [
         ("Documentation", doc),
         ("Examples in the documentation", cargo(features.of(&["test", "--doc", "--quiet"]))),
-        ("BPF programs and release build", release),
     ] {
         step(what, &mut command::on_idle_cpus(&command))?;
     }

@@ -7,6 +7,7 @@ mod findings;
 mod import_cycles;
 mod imports;
 mod links;
+mod profiles;
 mod source;
 
 use anyhow::bail;
@@ -31,6 +32,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     cores::check(&crates[0], &mut findings);
     config_keys::check(&root, &mut findings)?;
     links::check(&root, &files, &mut findings)?;
+    profiles::check(&root, &files, &mut findings)?;
     let findings = findings.all();
     for finding in findings {
         println!("{finding}");
