@@ -77,7 +77,7 @@ pub(crate) fn check(agent: &Crate, findings: &mut Findings) {
         // lib.rs and main.rs put rooms in a row.
         let Some(first) = path.first() else { continue };
         let Some(room) = room_of(path) else {
-            let what = format!("`{first}` is no room: give it a row in xtask/src/tidy/rooms.rs");
+            let what = format!("`{first}` is no room: give it a row in xtask/src/tidy/imports.rs");
             findings.add(&module.file, what);
             continue;
         };
