@@ -95,6 +95,8 @@ fields! {
     TaskSignal, "task_struct", "signal", Required;
     /// Threads that have not begun to exit.
     SignalLive, "signal_struct", "live.counter", Required;
+    /// Exit status of all threads, encoded as in wait(2), once exit_group(2) or a signal ends them.
+    SignalGroupExitCode, "signal_struct", "group_exit_code", Required;
     /// CPU time in ns of threads that have exited.
     SignalSumSchedRuntime, "signal_struct", "sum_sched_runtime", Required;
     TaskFiles, "task_struct", "files", ForDisks;

@@ -55,11 +55,15 @@ impl Task {
         kernel::HAS_PREEMPT_NOTIFIERS.load() != 0 && load!(u64, self.0, TaskPreemptNotifiers) != 0
     }
 
-    /// Whether an exiting task was ended by a signal other than SIGHUP, SIGINT and SIGTERM, which ask a process to end
-    /// (signal(7); the numbers are the same on every architecture).
+    /// Whether the process of an exiting task was ended by a signal other than SIGHUP, SIGINT and SIGTERM, which ask a process
+    /// to end (signal(7); the numbers are the same on every architecture).
     #[inline(always)]
     pub(crate) fn was_killed(self) -> bool {
-        !matches!(load!(u32, self.0, TaskExitCode) & 0x7f, 0 | 1 | 2 | 15)
+        // The process's own status first: a thread of the kernel in the process, such as KVM's `kvm-nx-lpage-recovery`, exits
+        // with 0 whatever ended the process, and may be the last.
+        let of_process = load!(u32, self.signal(), SignalGroupExitCode);
+        let code = if of_process == 0 { load!(u32, self.0, TaskExitCode) } else { of_process };
+        !matches!(code & 0x7f, 0 | 1 | 2 | 15)
     }
 
     /// Threads of the process that have not begun to exit.

@@ -60,7 +60,9 @@ fn a_vm_whose_process_is_killed_has_crashed() {
             format!("10: {of_vm}, 1.4.1.6.1 = INTEGER: 12, 1.4.1.8.1 = INTEGER: 3"),
             "19: 1.11.0 = Hex-STRING: 80".to_owned(),
             "20: 1.11.0 = Hex-STRING: 80".to_owned(),
-        ]
+        ],
+        "{}",
+        stage.agent.log()
     );
 }
 

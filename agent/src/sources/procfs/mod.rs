@@ -297,7 +297,11 @@ impl Worker {
                 match ready {
                     Ready::Events => self.take_events(),
                     Ready::Uevents => self.take_uevents(),
-                    Ready::Exited(pid) => self.end(pid),
+                    Ready::Exited(pid) => {
+                        // What ended it was reported before.
+                        self.take_events();
+                        self.end(pid);
+                    }
                     Ready::Woken => self.take_commands(),
                     Ready::Stop => {}
                 }

@@ -292,6 +292,11 @@ pub(super) fn user(proc_root: &Path, pid: u32) -> Option<u32> {
     first_in_status(proc_root, pid, "Uid:")
 }
 
+/// Whether a process has not begun to exit (exit_mm() of the kernel's exit.c). Does not block.
+pub(super) fn has_memory(proc_root: &Path, pid: u32) -> bool {
+    first_in_status(proc_root, pid, "VmSize:").is_some()
+}
+
 /// The first number of a line of `/proc/ID/status`.
 fn first_in_status(proc_root: &Path, id: u32, label: &str) -> Option<u32> {
     // Names may contain any bytes.

@@ -301,6 +301,10 @@ impl TrackedProcesses {
         let scan = match result {
             Ok(Some(scan)) => scan,
             Ok(None) => {
+                if self.known.contains_key(&pid) && !process::has_memory(&self.roots.proc, pid) {
+                    // It is exiting: the programs report whether a signal killed it, and its pidfd the end.
+                    return ScanOutcome::KNOWN;
+                }
                 self.end(pid);
                 return ScanOutcome::Nothing;
             }
