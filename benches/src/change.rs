@@ -3,6 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read, Write as _},
+    path::Path,
     process::{ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -32,8 +33,8 @@ struct Domain {
     is_running: bool,
 }
 
-/// Measures ten changes a round, and prints.
-pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
+/// Measures ten changes a round, of this build of the agent or of another one, and prints.
+pub(crate) fn run(rounds: u32, other: Option<&Path>) -> anyhow::Result<()> {
     for what in ["ebpf", "libvirt", "qemu", "snmpd", "snmptrapd"] {
         if let Some(reason) = missing(what) {
             println!("\nchange: not measured: {reason}");
@@ -49,6 +50,9 @@ pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
         libvirtd.uri_read_only()
     );
     let mut agent = Agent::new(dir.path(), &snmpd.agentx_address(), &more)?;
+    if let Some(other) = other {
+        agent.use_program(other.to_owned());
+    }
     agent.start()?;
     let mut client = Client::new(snmpd.port())?;
     let traps = stamps(log, Snmptrapd::is_of_vm_mib);

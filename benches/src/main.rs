@@ -7,11 +7,12 @@ mod machine;
 mod measure;
 mod publish;
 mod read;
+mod storm;
 mod switch;
 mod tracked;
 mod view;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -24,6 +25,9 @@ struct Cli {
     /// Rounds to measure; the more, the steadier the medians
     #[arg(long, global = true, default_value_t = 100, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
+    /// Another build of the agent: `change` measures it instead, `storm` in turns with this one
+    #[arg(long, global = true)]
+    agent: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Subcommand)]
@@ -40,12 +44,16 @@ enum Name {
     Disk,
     /// From an event of libvirt to the notification at a manager, and to what a GET finds
     Change,
+    /// 300 VMs that start and end at once, to the notification at a manager; and GETs meanwhile
+    Storm,
 }
 
 fn main() -> ExitCode {
-    let Cli { name: wanted, rounds } = Cli::parse();
+    let Cli { name: wanted, rounds, agent } = Cli::parse();
     println!("{}", machine::description());
-    for name in [Name::Switch, Name::Read, Name::View, Name::Publish, Name::Disk, Name::Change] {
+    for name in
+        [Name::Switch, Name::Read, Name::View, Name::Publish, Name::Disk, Name::Change, Name::Storm]
+    {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;
         }
@@ -58,7 +66,8 @@ fn main() -> ExitCode {
                 Ok(())
             }
             Name::Disk => disk::run(rounds),
-            Name::Change => change::run(rounds),
+            Name::Change => change::run(rounds, agent.as_deref()),
+            Name::Storm => storm::run(rounds, agent.as_deref()),
         };
         if let Err(error) = measured {
             eprintln!("{error:#}");
