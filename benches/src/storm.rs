@@ -60,7 +60,8 @@ pub(crate) fn run(rounds: u32, other: Option<&Path>) -> anyhow::Result<()> {
     }
     println!("\n{VMS} VMs start at once, and end at once: {} storms", rounds.div_ceil(30));
     for (build, measured) in &measured {
-        let name = build.as_ref().map_or("this build".into(), |build| build.display().to_string());
+        let name =
+            build.as_ref().map_or_else(|| "this build".into(), |build| build.display().to_string());
         println!("{name}");
         for (what, samples) in [
             ("from the start of its process, snmptrapd has logged it", &measured.started),

@@ -134,7 +134,10 @@ impl Snmptrapd {
     #[must_use]
     pub fn received(&self, way: Way) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
-        for line in self.log().lines() {
+        let log = self.log();
+        // The last line may be half written.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        for line in whole.lines() {
             match all.last_mut() {
                 // A long octet string continues on the next lines.
                 Some(last) if !Way::ALL.iter().any(|way| line.starts_with(way.sign())) => {

@@ -46,6 +46,8 @@ impl Job {
         let mut command = self.binary.command();
         command.args(["--format", "json"]).args(filter);
         command.env("KVMETER_REQUIRE", required);
+        // By it the lab would have cargo build the programs that it starts: they are built, with all packages.
+        command.env_remove("CARGO");
         match &self.harness {
             Harness::Compiler => {
                 // Its options for programs are not stable.
