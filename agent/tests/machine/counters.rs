@@ -248,7 +248,8 @@ fn no_counter_goes_back_while_threads_migrate() {
         let is_close = seen.0.abs_diff(seen.1) < 100_000;
         if !is_close {
             burner.burn();
-            thread::sleep(Duration::from_millis(20));
+            let has_made_up = || (held.schedstat().unwrap().run_ns >= seen.0).then_some(());
+            wait_until(PATIENCE, "it has run for as long", has_made_up).unwrap();
             burner.rest();
         }
         is_close

@@ -16,7 +16,7 @@ use crate::lab::stage::{Stage, VM_CPU_CORE_TIME};
 use xtask::lab::{Agent, PATIENCE, TinyGuest, wait_until};
 
 /// Processes that start and end while the agent is idle.
-const FORKS: u32 = 5000;
+const FORKS: u32 = 20_000;
 
 /// Time without a wake-up after which the agent is idle. The last scan of a new VM is 2 s after its start.
 const QUIET: Duration = Duration::from_secs(3);
@@ -44,7 +44,7 @@ fn wake_ups_since(before: &HashMap<OsString, u64>, agent: &Agent) -> u64 {
 /// Length of the measurement; `KVMETER_IDLE_S` sets it in seconds.
 fn idle() -> Duration {
     let seconds = env::var("KVMETER_IDLE_S").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(10))
+    Duration::from_secs(seconds.unwrap_or(15))
 }
 
 /// Waits until the agent has finished what its VMs and its clients gave it to do.

@@ -8,7 +8,7 @@ use std::io::Read as _;
 use crate::lab::{
     libvirt::{domain, uuid},
     stage::Stage,
-    traps::{notifications, wait_for},
+    traps::{notifications, wait_for_those},
 };
 use kvmeter::inventory::{
     OperState::{
@@ -20,7 +20,9 @@ use kvmeter::inventory::{
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::lab::{Libvirtd, PATIENCE, Snmptrapd, Way, wait_until};
 
-/// Configuration of an agent that sees the domains of its own libvirt only: no others are on the host.
+const PER_VM: &str = "[notifications]\nper_vm = true\n";
+
+/// Configuration of two agents on one host, which must each see the domains of its own libvirt only.
 const ONLY_DOMAINS: &str = "procfs = false\n[notifications]\nper_vm = true\n";
 
 /// A host with one libvirt, its agent and manager.
@@ -29,11 +31,13 @@ struct Host {
     snmptrapd: Snmptrapd,
     libvirtd: Libvirtd,
     ways: Vec<Way>,
+    /// What a notification about this test's domains contains: other tests have VMs, too.
+    named: String,
     _dir: tempfile::TempDir,
 }
 
 impl Host {
-    fn new(host: &str, ways: &[Way], config: &str) -> Self {
+    fn new(host: &str, ways: &[Way], config: &str, name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let libvirtd = Libvirtd::start_as(dir.path(), host).unwrap();
         let snmptrapd = Snmptrapd::start(dir.path()).unwrap();
@@ -42,7 +46,8 @@ impl Host {
             (stage.status()["sources"][1]["state"] == "live").then_some(())
         })
         .unwrap();
-        Self { stage, snmptrapd, libvirtd, ways: ways.to_vec(), _dir: dir }
+        let named = format!("STRING: \"{name}");
+        Self { stage, snmptrapd, libvirtd, ways: ways.to_vec(), named, _dir: dir }
     }
 
     fn virsh(&self, command: &str, number: u32) {
@@ -50,7 +55,7 @@ impl Host {
         let uuid = uuid(number);
         arguments.insert(1, &uuid);
         self.libvirtd.virsh(&arguments).unwrap_or_else(|error| {
-            let received = notifications(&self.snmptrapd.received(self.ways[0]));
+            let received = self.received();
             panic!("{error}\n{}\n{}", received.join("\n"), self.stage.agent.log());
         });
     }
@@ -70,7 +75,7 @@ impl Host {
     /// Asserts that each way delivered exactly these notifications, in this order.
     fn expect(&self, expected: &[String]) {
         for &way in &self.ways {
-            let received = wait_for(&self.snmptrapd, way, expected.len(), &self.stage);
+            let received = self.wait_for(way, expected.len());
             assert_eq!(notifications(&received), expected, "{way:?}");
         }
     }
@@ -78,16 +83,36 @@ impl Host {
     /// Waits for a notification of this kind after the first `count` ones, on the first way.
     fn last_after(&self, count: usize, kind: &str) -> String {
         wait_until(PATIENCE, "the change is reported", || {
-            let all = notifications(&self.snmptrapd.received(self.ways[0]));
-            all.into_iter().skip(count).find(|line| line.starts_with(kind))
+            self.received().into_iter().skip(count).find(|line| line.starts_with(kind))
         })
         .unwrap_or_else(|error| panic!("{error}\n{}", self.stage.agent.log()))
     }
 
     fn wait_for_states(&self, states: usize) {
         for &way in &self.ways {
-            wait_for(&self.snmptrapd, way, states, &self.stage);
+            self.wait_for(way, states);
         }
+    }
+
+    /// The notifications about this test's domains on the first way.
+    fn received(&self) -> Vec<String> {
+        let mut received = self.snmptrapd.received(self.ways[0]);
+        received.retain(|line| line.contains(&self.named));
+        notifications(&received)
+    }
+
+    fn wait_for(&self, way: Way, count: usize) -> Vec<String> {
+        wait_for_those(&self.snmptrapd, way, &self.named, count, &self.stage)
+    }
+
+    /// The vmIndex of a domain, once it is served.
+    fn index(&self, number: u32) -> u32 {
+        wait_until(PATIENCE, "the domain is served", || {
+            let vms = self.stage.status()["vms"].as_array().unwrap().clone();
+            let vm = vms.iter().find(|vm| vm["uuid"] == uuid(number))?;
+            u32::try_from(vm["index"].as_u64()?).ok()
+        })
+        .unwrap()
     }
 }
 
@@ -106,7 +131,10 @@ fn one(number: u32, name: &str, index: u32, uuid_of: u32, before: OperState) -> 
 #[test]
 fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let host = Host::new("here", &Way::ALL, ONLY_DOMAINS);
+    let host = Host::new("here", &Way::ALL, PER_VM, "life");
+    let more = "<vcpu>1</vcpu><features><acpi/></features><on_crash>preserve</on_crash>";
+    host.libvirtd.define(&domain("life", 1, more, "<panic model='isa'/>")).unwrap();
+    let index = host.index(1);
     let mut expected = Vec::new();
     // Each change waits for the notification of the previous one, so that no change is merged.
     let mut then = |steps: &[(u32, OperState)], act: &dyn Fn()| {
@@ -115,16 +143,14 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
         if let [(2, before), (3, Shuttingdown)] = steps[..] {
             // For a destroyed QEMU, libvirt does not always send the shutdown event.
             let last = host.last_after(expected.len(), "3: ");
-            if last == one(3, "life", 1, 1, before) {
+            if last == one(3, "life", index, 1, before) {
                 steps = vec![(3, before)];
             }
         }
-        expected.extend(steps.iter().map(|(number, before)| one(*number, "life", 1, 1, *before)));
+        expected
+            .extend(steps.iter().map(|(number, before)| one(*number, "life", index, 1, *before)));
         host.wait_for_states(expected.len());
     };
-    let more = "<vcpu>1</vcpu><features><acpi/></features><on_crash>preserve</on_crash>";
-    let xml = domain("life", 1, more, "<panic model='isa'/>");
-    then(&[], &|| host.libvirtd.define(&xml).unwrap());
     then(&[(1, Shutdown)], &|| host.virsh("start", 1));
     then(&[(4, Running)], &|| host.virsh("suspend", 1));
     then(&[(1, Paused)], &|| host.virsh("resume", 1));
@@ -151,8 +177,8 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
     then(&[], &|| host.virsh("undefine", 1));
     then(&[(2, Running), (3, Shuttingdown)], &|| host.virsh("destroy", 1));
     expected.push(format!(
-        "{}, 1.4.1.8.1 = INTEGER: {}",
-        one(10, "life", 1, 1, Shutdown),
+        "{}, 1.4.1.8.{index} = INTEGER: {}",
+        one(10, "life", index, 1, Shutdown),
         Persistence::Transient as i32
     ));
     host.expect(&expected);
@@ -161,8 +187,8 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
 #[test]
 fn a_live_migration_is_told_on_both_sides() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let from = Host::new("here", &[Way::Trap], ONLY_DOMAINS);
-    let to = Host::new("there", &[Way::Trap], ONLY_DOMAINS);
+    let from = Host::new("here", &[Way::Trap], ONLY_DOMAINS, "moves");
+    let to = Host::new("there", &[Way::Trap], ONLY_DOMAINS, "moves");
     from.libvirtd.define(&domain("moves", 2, "<vcpu>1</vcpu>", "")).unwrap();
     from.virsh("start", 2);
     from.wait_for_states(1);
@@ -182,7 +208,7 @@ fn a_storm_of_real_domains_is_told_once_each() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
     // One QEMU process each; a machine with more memory and time can run more.
     let domains: u32 = std::env::var("KVMETER_STORM").map_or(12, |number| number.parse().unwrap());
-    let host = Host::new("here", &[Way::Trap], ONLY_DOMAINS);
+    let host = Host::new("here", &[Way::Trap], PER_VM, "storm");
     for number in 1..=domains {
         let name = format!("storm{number}");
         host.libvirtd.define(&domain(&name, number, "<vcpu>1</vcpu>", "")).unwrap();
@@ -198,7 +224,7 @@ fn a_storm_of_real_domains_is_told_once_each() {
         }
     });
     let all = wait_until(PATIENCE, "all have ended", || {
-        let all = notifications(&host.snmptrapd.received(Way::Trap));
+        let all = host.received();
         let ended = all.iter().filter(|line| line.starts_with("3: ")).count();
         (ended >= domains as usize).then_some(all)
     })
@@ -222,7 +248,7 @@ fn a_storm_of_real_domains_is_told_once_each() {
 #[test]
 fn a_migration_that_is_given_up_is_told_from_its_beginning_to_its_end() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt");
-    let from = Host::new("here", &[Way::Trap], ONLY_DOMAINS);
+    let from = Host::new("here", &[Way::Trap], ONLY_DOMAINS, "stays");
     let dir = tempfile::tempdir().unwrap();
     let to = Libvirtd::start_as(dir.path(), "there").unwrap();
     // Memory that migrates slowly: 32 MiB of random bytes at 1 MiB per second.

@@ -11,8 +11,20 @@ pub(crate) fn wait_for(
     count: usize,
     stage: &Stage,
 ) -> Vec<String> {
+    wait_for_those(snmptrapd, way, "", count, stage)
+}
+
+/// The same, with those alone that contain a text.
+pub(crate) fn wait_for_those(
+    snmptrapd: &Snmptrapd,
+    way: Way,
+    text: &str,
+    count: usize,
+    stage: &Stage,
+) -> Vec<String> {
     wait_until(PATIENCE, "the notifications have come", || {
-        let received = snmptrapd.received(way);
+        let mut received = snmptrapd.received(way);
+        received.retain(|line| line.contains(text));
         (received.len() >= count).then_some(received)
     })
     .unwrap_or_else(|error| {
