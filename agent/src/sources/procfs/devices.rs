@@ -194,8 +194,8 @@ fn node_disk(device: &Fields, driver: &str, node: &Fields, nodes: &Nodes<'_>) ->
     disk
 }
 
-/// A disk with the kind of source that its path implies, as long as its file has not been found: `rbd:…`, `/dev/…`, or a
-/// file.
+/// A disk. The kind of its source is guessed from its path (`rbd:…`, `/dev/…`, or a file); [`Devices::measure`] corrects the
+/// guess by the file's type.
 fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk {
     let protocol = path.split_once(':').map(|(protocol, _)| protocol);
     let network = protocol.filter(|name| {

@@ -6,8 +6,8 @@
 //! for when there are no programs. Nothing is polled: between events the thread of this source sleeps without a timer.
 //!
 //! From the bottom up: [`process`] reads procfs; [`command_line`], [`blockdev_graph`], [`devices`], [`memory_estimate`],
-//! [`vcpus`] and [`scan`] interpret it; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images; [`tracked`] keeps the known VMs and
-//! registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events.
+//! [`vcpus`] and [`scan`] interpret it; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
+//! [`tracked`] keeps the known VMs and registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events.
 
 mod blockdev_graph;
 mod command_line;

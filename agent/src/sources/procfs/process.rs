@@ -2,6 +2,7 @@
 //! or fails; never of another one that was given the same id since.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Read as _},
     os::fd::{AsRawFd as _, OwnedFd},
@@ -16,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::mounts::parse_mounts;
+use super::mounts::{Mount, parse_mounts};
 use crate::{
     counting::{HeldThread, RunState, Schedstat, identity_of},
     inventory::{DiskSize, FileIdentity},
@@ -98,7 +99,7 @@ impl Process {
     /// The name of the first thread: the program's, unless it has another. Does not block, unlike a read of `stat`, which
     /// waits for execve(2) on some kernels. Fails once the process is gone.
     pub(super) fn program(&self) -> io::Result<String> {
-        Ok(String::from_utf8_lossy(&self.read("comm")?).trim_end_matches('\n').to_owned())
+        name_at(&self.dir)
     }
 
     pub(super) fn stat(&self) -> io::Result<Stat> {
@@ -124,16 +125,17 @@ impl Process {
     pub(super) fn read_in_root(&self, path: &str) -> io::Result<Vec<u8>> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
+        let mounts = parse_mounts(&self.read("mountinfo")?);
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let cached = openat2(&root, path, place, Mode::empty(), within | ResolveFlags::CACHED);
         let found = match cached {
             // The path is not in the kernel's cache. Without a change of mount it can be looked up on a local root.
-            Err(Errno::AGAIN) if self.is_local(&root)? => {
+            Err(Errno::AGAIN) if is_local(&root, &mounts)? => {
                 openat2(&root, path, place, Mode::empty(), within | ResolveFlags::NO_XDEV)?
             }
             cached => cached?,
         };
-        if !self.is_local(&found)? {
+        if !is_local(&found, &mounts)? {
             return Err(io::ErrorKind::Unsupported.into());
         }
         if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
@@ -142,15 +144,6 @@ impl Process {
         let mut content = Vec::new();
         open_again(&found)?.take(MAX_FILE).read_to_end(&mut content)?;
         Ok(content)
-    }
-
-    /// Whether a file found in the process's root is on a local filesystem, by the process's list of mounts: fstatfs(2) is
-    /// a request to the filesystem.
-    fn is_local(&self, found: &OwnedFd) -> io::Result<bool> {
-        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let mount = statx(found, "", how, StatxFlags::MNT_ID)?.stx_mnt_id;
-        let mounts = parse_mounts(&self.read("mountinfo")?);
-        Ok(mounts.get(&mount).is_some_and(|mount| LOCAL.contains(&mount.kind.as_str())))
     }
 
     /// Type and size of an open file, from the kernel's cached attributes: a network filesystem sends no request. `None`:
@@ -238,7 +231,7 @@ impl Thread {
     }
 
     pub(super) fn name(&self) -> io::Result<String> {
-        Ok(String::from_utf8_lossy(&self.read("comm")?).trim_end_matches('\n').to_owned())
+        name_at(&self.dir)
     }
 }
 
@@ -265,6 +258,19 @@ impl HeldThread for Thread {
         let is_real_time = matches!(stat.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE);
         Ok(RunState { runnable: stat.state == 'R', cpu: stat.cpu, is_real_time })
     }
+}
+
+/// Whether a file found in a process's root is on a local filesystem, by the process's list of mounts: fstatfs(2) is a request
+/// to the filesystem.
+fn is_local(found: &OwnedFd, mounts: &HashMap<u64, Mount>) -> io::Result<bool> {
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let mount = statx(found, "", how, StatxFlags::MNT_ID)?.stx_mnt_id;
+    Ok(mounts.get(&mount).is_some_and(|mount| LOCAL.contains(&mount.kind.as_str())))
+}
+
+/// The name of a process or thread.
+fn name_at(dir: &OwnedFd) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&read_at(dir, "comm")?).trim_end_matches('\n').to_owned())
 }
 
 /// Opens for reading what is held without. `NONBLOCK`: a lease (`F_SETLEASE` of fcntl(2)) would have the opening wait.
@@ -406,7 +412,9 @@ mod tests {
             std::fs::write(memory.path(), "x").unwrap();
             let mut tries = (0..1000).map(|_| itself.read_in_root(memory.path().to_str().unwrap()));
             // The kernel's cache may lose the path at any moment.
-            let is_cached = |read: &io::Result<Vec<u8>>| !matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            let is_cached = |read: &io::Result<Vec<u8>>| {
+                read.as_ref().err().is_none_or(|error| error.kind() != io::ErrorKind::WouldBlock)
+            };
             assert_eq!(tries.find(is_cached).unwrap().unwrap(), b"x");
         }
         // procfs is not one of those, whether the path is in the kernel's cache or not.

@@ -93,7 +93,7 @@ struct Late<T, C> {
     pid: u32,
     /// `None` = it was gone when its read was late.
     process: Option<Process>,
-    /// The user whose share the read takes; `None` = nobody's.
+    /// The user, if the read counts against a user's share of the readers; `None` = the process is root's or a VM.
     user: Option<u32>,
     reader: Reader<T>,
     kept: C,
@@ -164,7 +164,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
         !is_full
     }
 
-    /// The user whose share a read of the process takes; `None` for root and for a VM.
+    /// The user against whom a read of the process counts; `None` = the process is root's or a VM, which have no share.
     fn share_of(&self, pid: u32, is_vm: bool) -> Option<u32> {
         // Of a process that is gone the user is not known: the share is that of no real user.
         let user = process::user(&self.proc_root, pid).unwrap_or(u32::MAX);

@@ -385,16 +385,15 @@ impl TrackedProcesses {
         }
         let is_open =
             |image: &ImageRecordInfo| vm.files.iter().any(|file| file.key(slot) == image.key);
-        // Those of before the scan that still are: a late scan may have been overtaken by an assignment.
-        let still = tracker.unassigned_images(slot);
-        let is_still = |image: &ImageRecordInfo| {
-            still.iter().any(|now| (now.slot, now.key) == (image.slot, image.key))
-        };
-        let closed: Vec<_> = unassigned
-            .iter()
-            .filter(|image| !is_open(image) && is_still(image))
-            .map(|image| image.slot)
-            .collect();
+        let mut closed: Vec<_> = unassigned.iter().filter(|image| !is_open(image)).collect();
+        if !closed.is_empty() {
+            // A late scan may have been overtaken by an assignment.
+            let still = tracker.unassigned_images(slot);
+            closed.retain(|image| {
+                still.iter().any(|now| (now.slot, now.key) == (image.slot, image.key))
+            });
+        }
+        let closed: Vec<_> = closed.into_iter().map(|image| image.slot).collect();
         let now = Instant::now();
         self.closed.retain(|image, (of, _)| *of != vm.pid || closed.contains(image));
         for image in closed {
