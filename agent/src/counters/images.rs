@@ -131,10 +131,15 @@ impl Records {
         if self.storage_of_image(slot) < MERGED {
             return;
         }
+        self.move_late_counts(slot);
+        self.free_image(slot);
+    }
+
+    /// Moves what a merged record has counted since it was merged.
+    fn move_late_counts(&self, slot: ImageSlot) {
         if let Some(into) = self.merged_into(slot) {
             self.move_counts(slot, into);
         }
-        self.free_image(slot);
     }
 
     /// The record that has the counts of a merged one; `None` = it has been freed, or an agent of an earlier version did
@@ -157,9 +162,7 @@ impl Records {
         merged.retain(|image| image.storage >= MERGED);
         // None is freed before another one's counts have been moved through it.
         for image in &merged {
-            if let Some(into) = self.merged_into(image.slot) {
-                self.move_counts(image.slot, into);
-            }
+            self.move_late_counts(image.slot);
         }
         for image in merged {
             self.free_image(image.slot);

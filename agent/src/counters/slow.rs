@@ -59,26 +59,31 @@ impl SlowValues {
     /// Takes in the sizes of a disk.
     pub fn set_disk_size(&self, disk: DiskKey, size: Option<DiskSize>) {
         let size = size.map(|value| Taken { value, at_ns: since_boot_ns() });
-        self.vms.entry(disk.vm).or_default().entry(disk.storage).or_default().size = size;
+        self.change(disk, |slow| slow.size = size);
     }
 
     /// Takes in what the hypervisor counts of a disk in this run of the VM. What it counted in an earlier run is of no
     /// use any more.
     pub fn observe_disk_io(&self, disk: DiskKey, run: u32, io: DiskIo) {
-        let mut disks = self.vms.entry(disk.vm).or_default();
-        let slow = disks.entry(disk.storage).or_default();
-        let mut totals = match slow.io {
-            Some(taken) if slow.run == run => taken.value,
-            _ => DiskTotals::default(),
-        };
-        totals.observe(io);
-        slow.run = run;
-        slow.io = Some(Taken { value: totals, at_ns: since_boot_ns() });
+        self.change(disk, |slow| {
+            let mut totals = match slow.io {
+                Some(taken) if slow.run == run => taken.value,
+                _ => DiskTotals::default(),
+            };
+            totals.observe(io);
+            slow.run = run;
+            slow.io = Some(Taken { value: totals, at_ns: since_boot_ns() });
+        });
     }
 
     /// Forgets all disks of a VM.
     pub fn forget(&self, vm: u32) {
         self.vms.remove(&vm);
+    }
+
+    /// Changes what is known of a disk, of which nothing need be known yet.
+    fn change(&self, disk: DiskKey, change: impl FnOnce(&mut Slow)) {
+        change(self.vms.entry(disk.vm).or_default().entry(disk.storage).or_default());
     }
 
     fn slow(&self, disk: DiskKey) -> Option<Slow> {

@@ -46,8 +46,8 @@ struct Free {
 }
 
 impl<R: AsRef<Records>> Registration<R> {
-    /// Adopts the registrations in the records, and frees those that an earlier agent has merged. The programs saw the end of every thread while no agent ran, so a VM
-    /// without threads has ended, even if its process id is in use again.
+    /// Adopts the registrations in the records, and frees the image records that an earlier agent has merged. The programs saw
+    /// the end of every thread while no agent ran, so a VM without threads has ended, even if its process id is in use again.
     #[must_use]
     pub fn adopt(records: R) -> Self {
         records.as_ref().free_all_merged();

@@ -149,8 +149,8 @@ impl Core {
         pairs
     }
 
-    /// The rows with this UUID that processes have as long as no domain does: that of the UUID itself, and those of domains
-    /// of connections that have not reported since the agent started.
+    /// The rows of this UUID that have no domain at present, and that processes may take: the row of the UUID itself, and the
+    /// row of each connection that has not listed its domains since the agent started.
     fn rows_without_domain(&self, uuid: VmUuid, namesakes: &Namesakes) -> Vec<Identity> {
         let has_domain = |row: &Identity| namesakes.domains.values().any(|of| of == row);
         let connections = self.config.connections.iter().zip(&self.connections);

@@ -1,6 +1,6 @@
 //! The disks of a VM.
 
-use super::{Moment, Number, is_down};
+use super::{Moment, Number, is_down, known};
 use crate::{
     counters::{DiskIo, DiskKey, DiskSize, Requests},
     inventory::{CountedBy, Disk, StorageAccess, StorageMedia, StorageSource, Vm},
@@ -119,8 +119,4 @@ pub fn disk_counter<'a>(
 
 const fn key(vm: &Vm, disk: &Disk) -> DiskKey {
     DiskKey { vm: vm.index.0, storage: disk.index }
-}
-
-fn known(text: &str) -> Option<&str> {
-    Some(text).filter(|text| !text.is_empty())
 }

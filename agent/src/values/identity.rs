@@ -1,5 +1,6 @@
 //! What a VM is known by.
 
+use super::known;
 use crate::inventory::{Vm, VmUuid};
 
 /// Name, in full. Never absent: a VM without one is called after its program and process.
@@ -17,7 +18,7 @@ pub const fn vm_uuid(vm: &Vm) -> Option<&VmUuid> {
 /// libosinfo's id of the operating system that the VM is configured for; `None` = no source reports it.
 #[must_use]
 pub fn vm_os_type(vm: &Vm) -> Option<&str> {
-    Some(vm.os_type.as_str()).filter(|os| !os.is_empty())
+    known(&vm.os_type)
 }
 
 /// Id of the VM's process in the host's PID namespace; `None` = the VM is off, or no process of it is known.

@@ -49,6 +49,11 @@ pub struct Moment<'a> {
     pub slow: &'a SlowValues,
 }
 
+/// A text that a source reports; `None` = it is empty, so none reports it.
+fn known(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
 impl std::fmt::Debug for Moment<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Moment").field("inventory", self.inventory).finish_non_exhaustive()
