@@ -13,7 +13,7 @@ const KINDS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd
 /// The lists of packages that apt-get has read.
 const LISTS: &str = "/var/lib/apt/lists";
 
-/// The kinds of which a newest kernel can be fetched, and is not there. Of all, while apt-get has read no lists.
+/// The kinds to be fetched: the newest kernel of the kind is not in the cache. All kinds, if apt-get has read no lists yet.
 pub(super) fn missing() -> anyhow::Result<Vec<&'static str>> {
     let Some(place) = DebianKernel::place().filter(|_| find("apt-get").is_some()) else {
         return Ok(Vec::new());
@@ -31,7 +31,7 @@ pub(super) fn missing() -> anyhow::Result<Vec<&'static str>> {
     Ok(missing)
 }
 
-/// The kinds of which there is no kernel.
+/// The kinds without their newest kernel in the cache.
 pub(super) fn absent() -> Vec<&'static str> {
     let place = DebianKernel::place();
     let is_there = |kind: &&str| {

@@ -57,7 +57,7 @@ pub(crate) fn run_for_demo(has_kvm: bool, yes: bool) -> anyhow::Result<()> {
     scope.set_up(yes)
 }
 
-/// Whether the compiler has the sources of its core library, out of which the one for BPF programs is built.
+/// Whether the component rust-src is installed. The core library of the BPF programs is built from its sources.
 pub(crate) fn has_core_sources() -> bool {
     toolchain::core_sources().is_ok_and(|sources| sources.exists())
 }
