@@ -1,8 +1,9 @@
 //! Which tests run at the same time.
 //!
-//! What needs nothing of the machine runs first. What measures time, or counts all VMs of the host, runs alone. Tests that
-//! mostly wait for other programs run beside each other: each has its own agent, master and libvirt, and looks at its own VMs
-//! only. Beside them, and only on CPUs that they leave idle, runs what takes all that it gets.
+//! What needs nothing of the machine runs first. What measures time runs alone. Then, one after the other, what counts all
+//! VMs of the host, and after that, beside each other, tests that mostly wait for other programs: each has its own agent,
+//! master and libvirt, and looks at its own VMs only. Beside both, and only on CPUs that they leave idle, runs what takes all
+//! that it gets.
 
 use super::{
     binaries::Binary,
@@ -11,6 +12,17 @@ use super::{
 
 /// Programs with tests that need something of the machine, by package and target.
 const MACHINE: &[&str] = &["agent/machine", "agent/privileges", "xtask/lab", "xtask/tiny_guest"];
+
+/// Modules of tests that do not measure time, but look at all VMs or at all programs of the host: one at a time.
+const ONE_AT_A_TIME: &[&str] = &[
+    "hanging_reads",
+    "inventory",
+    "libvirt_away",
+    "libvirt_connections",
+    "manager",
+    "notification_storm",
+    "notifications",
+];
 
 /// Modules of tests that mostly wait: each line beside the others.
 const WAITING: [&[&str]; 4] = [
@@ -26,11 +38,12 @@ const ON_IDLE_CPUS: &[&str] = &["kernels"];
 /// Jobs one after the other.
 pub(crate) type Lane = Vec<Job>;
 
-/// The lanes: `pure`, then `alone`, then the others at the same time.
+/// The lanes: `pure`, then `alone`, then `idle` beside `one_at_a_time` and, after that, all of `waiting`.
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
     pub(crate) pure: Lane,
     pub(crate) alone: Lane,
+    pub(crate) one_at_a_time: Lane,
     pub(crate) waiting: [Lane; WAITING.len()],
     pub(crate) idle: Lane,
 }
@@ -61,6 +74,9 @@ impl Lanes {
     fn of_module(&mut self, module: &str) -> &mut Lane {
         if ON_IDLE_CPUS.contains(&module) {
             return &mut self.idle;
+        }
+        if ONE_AT_A_TIME.contains(&module) {
+            return &mut self.one_at_a_time;
         }
         let beside = WAITING.iter().position(|modules| modules.contains(&module));
         beside.map_or(&mut self.alone, |number| &mut self.waiting[number])

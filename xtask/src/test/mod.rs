@@ -87,9 +87,9 @@ fn whole(options: &Options, results: &mut Results) -> anyhow::Result<()> {
     };
     eprintln!("==> Pure tests");
     run(&lanes.pure, results)?;
-    eprintln!("==> Tests that measure time, or count everything on this machine");
+    eprintln!("==> Tests that measure time");
     run(&lanes.alone, results)?;
-    eprintln!("==> Tests that mostly wait, and on idle CPUs what takes all that it gets");
+    eprintln!("==> Tests that do not, and on idle CPUs what takes all that it gets");
     let beside = thread::scope(|scope| {
         let start = |jobs, and_checks| {
             scope.spawn(move || {
@@ -99,9 +99,11 @@ fn whole(options: &Options, results: &mut Results) -> anyhow::Result<()> {
                 (results, ran.and(checked))
             })
         };
-        let mut beside: Vec<_> = lanes.waiting.iter().map(|jobs| start(jobs, false)).collect();
-        beside.push(start(&lanes.idle, !options.only_tests));
-        beside.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+        let idle = start(&lanes.idle, !options.only_tests);
+        let mut ended = vec![start(&lanes.one_at_a_time, false).join()];
+        let waiting: Vec<_> = lanes.waiting.iter().map(|jobs| start(jobs, false)).collect();
+        ended.extend(waiting.into_iter().chain([idle]).map(thread::ScopedJoinHandle::join));
+        ended
     });
     let mut all_ran = Ok(());
     for lane in beside {
