@@ -19,9 +19,9 @@ use kvmeter::{
     counters::{DiskIo, DiskKey, DiskSize, SlowValues, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, ChangeEvent, Connection, Core, CoreConfig, Domain, DomainDisk,
-        DomainFact, DomainNic, Fact, Memory, Now, OperState, Output, Persistence, Registry,
-        SavedIndexes, SourceId, StorageAccess, StorageMedia, StorageSource, Submission, Vcpu,
-        VmProcess, VmUuid,
+        DomainFact, DomainNic, Fact, FoundState, Memory, Now, OperState, Output, Persistence,
+        Registry, SavedIndexes, SourceId, StorageAccess, StorageMedia, StorageSource, Submission,
+        Vcpu, VmProcess, VmUuid,
     },
 };
 
@@ -203,9 +203,11 @@ fn domain(number: u32, state: OperState) -> Domain {
         uuid: uuid(number),
         name: format!("vm{number}"),
         os_type: String::new(),
-        admin_state: AdminState::Running,
-        oper_state: state,
-        is_unexplained: false,
+        state: FoundState {
+            admin_state: AdminState::Running,
+            oper_state: state,
+            is_unexplained: false,
+        },
         is_active: true,
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,

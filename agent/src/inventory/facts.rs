@@ -124,12 +124,8 @@ pub struct Domain {
     pub name: String,
     /// libosinfo's id of the guest's operating system; empty = not known.
     pub os_type: String,
-    /// vmAdminState.
-    pub admin_state: AdminState,
-    /// vmOperState.
-    pub oper_state: OperState,
-    /// Whether it is paused for an unknown reason; libvirt may report a guest panic next.
-    pub is_unexplained: bool,
+    /// The state in which it was found.
+    pub state: FoundState,
     /// Whether libvirt reports it as active.
     pub is_active: bool,
     /// vmAutoStart.
@@ -148,6 +144,17 @@ pub struct Domain {
     pub disks: Vec<DomainDisk>,
     /// Network interfaces in the order of the XML.
     pub nics: Vec<DomainNic>,
+}
+
+/// The state in which libvirt reports a domain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FoundState {
+    /// vmAdminState.
+    pub admin_state: AdminState,
+    /// vmOperState.
+    pub oper_state: OperState,
+    /// Whether it is paused for an unknown reason; libvirt may report a guest panic next.
+    pub is_unexplained: bool,
 }
 
 /// A disk of a [`Domain`].

@@ -3,11 +3,12 @@
 //! [`Core`] takes in what the [`sources`](crate::sources) report and makes one set of VMs of it. [`Inventory`] is the view
 //! that readers see, and [`Registry`] where they find the present one.
 //!
-//! Reading order: [`facts`] and [`messages`] (what goes in and out), [`state`] (one VM), [`core`], [`merge`]
-//! (which process and which domain are one VM), [`rows`], [`table`].
+//! Reading order: [`facts`] and [`messages`] (what goes in and out), [`state`] (one VM), [`core`], [`domains`]
+//! (facts of libvirt), [`merge`] (which process and which domain are one VM), [`rows`], [`table`].
 
 mod change;
 mod core;
+mod domains;
 mod facts;
 mod indexes;
 mod merge;
@@ -25,8 +26,8 @@ pub use crate::counters::DiskSize;
 pub use change::{Change, ChangeEvent};
 pub(crate) use facts::mac;
 pub use facts::{
-    Devices, Domain, DomainDisk, DomainNic, FileIdentity, ImageHeader, OpenFile, Submission,
-    VmProcess,
+    Devices, Domain, DomainDisk, DomainNic, FileIdentity, FoundState, ImageHeader, OpenFile,
+    Submission, VmProcess,
 };
 pub use indexes::{BadIndex, SavedIndexes};
 pub use messages::{

@@ -65,11 +65,11 @@ impl Core {
         let has_processes = self.config.connections[at].has_processes;
         match vm.pid {
             _ if is_followed || domain.is_active == vm.pid.is_some() || !has_processes => {
-                (domain.admin_state, vm.domain_state(domain))
+                (domain.state.admin_state, vm.domain_state(domain))
             }
             // It was started, or it ended, while libvirt could not tell.
             Some(_) => (AdminState::Running, OperState::Running),
-            None => (domain.admin_state, OperState::Unknown),
+            None => (domain.state.admin_state, OperState::Unknown),
         }
     }
 

@@ -1,11 +1,18 @@
 //! Everything that is known of one VM: what the sources reported, what was announced to managers, and its row.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Change, ChangeEvent, CountedBy, Domain, OperState, SourceId, Vm, VmIndex, VmPlan,
     change::Announced, messages::admin_state_after,
 };
+
+/// What is found of a VM may be ahead of the events about it. After this time no event is expected any more.
+pub(super) const LATE: Duration = Duration::from_secs(1);
 
 /// What is known of one VM. Removing it removes all.
 #[derive(Debug, Default)]
@@ -69,7 +76,7 @@ impl Runs {
 impl VmState {
     /// vmOperState of the domain.
     pub(super) fn domain_state(&self, domain: &Domain) -> OperState {
-        match domain.oper_state {
+        match domain.state.oper_state {
             OperState::Running if self.is_migrating == Some(true) => OperState::Migrating,
             state => state,
         }
@@ -102,6 +109,11 @@ impl VmState {
             (None, Some(found)) => *self.early.last().unwrap_or(&OperState::Shutdown) != found,
             (None, None) => false,
         }
+    }
+
+    /// Awaits the events that lead to the state in which the VM was found, if they are not there yet.
+    pub(super) fn await_events(&mut self, found: Option<OperState>, now: Instant) {
+        self.awaited = self.is_ahead(found).then(|| self.awaited.unwrap_or(now + LATE));
     }
 
     /// Announces what the row shows, or that it is gone. `is_old`: the VM was like this before the agent knew it, which
@@ -139,8 +151,8 @@ impl VmState {
     /// libvirt reported only the event: the domain is what the event led to.
     pub(super) fn follow_event(&mut self, state: OperState) {
         if let Some((_, domain)) = &mut self.domain {
-            domain.oper_state = state;
-            domain.admin_state = admin_state_after(state);
+            domain.state.oper_state = state;
+            domain.state.admin_state = admin_state_after(state);
             domain.is_active = !state.is_down();
         }
     }

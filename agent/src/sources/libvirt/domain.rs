@@ -34,8 +34,8 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
     let name = handle.name()?;
     let (state, reason) = handle.state()?;
     let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
-    let (admin_state, oper_state) = state::mib_states(state, reason, has_managed_save);
-    debug!(domain = name, ?state, ?reason, has_managed_save, ?oper_state, "described");
+    let found = state::found(state, reason, has_managed_save);
+    debug!(domain = name, ?state, ?reason, has_managed_save, ?found, "described");
     let parsed = match xml::parse(&handle.xml_desc(0)?) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -57,9 +57,7 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
         uuid,
         name,
         os_type: parsed.os,
-        admin_state,
-        oper_state,
-        is_unexplained: state::is_unexplained(reason),
+        state: found,
         is_active: handle.is_active().unwrap_or(true),
         auto_start,
         persistence,

@@ -186,6 +186,7 @@ impl<'a> EventLoop<'a> {
         for uuid in changed {
             // A domain that libvirt could not describe is missing.
             let now = domains.get_mut(&uuid).and_then(Option::as_mut);
+            let now = now.map(|domain| &mut domain.state);
             let events = events.remove(&uuid).unwrap_or_default();
             let went = self.transitions.apply(uuid, &events, now);
             changes.extend(went.into_iter().map(|change| (uuid, change)));

@@ -226,7 +226,8 @@ fn told(steps: &[(Vec<(c_int, c_int)>, Snapshot)]) -> Vec<Notified> {
     let mut transitions = Transitions::default();
     for (events, found) in steps {
         let mut domain = domain(*found);
-        let changes = transitions.apply(DOMAIN, events, domain.as_mut());
+        let changes =
+            transitions.apply(DOMAIN, events, domain.as_mut().map(|domain| &mut domain.state));
         let events = changes.into_iter().map(|change| (DOMAIN, change)).collect();
         report(DomainFact::Changed { domains: BTreeMap::from([(DOMAIN, domain)]), events });
     }
@@ -276,15 +277,11 @@ fn domain(found: Snapshot) -> Option<Domain> {
         ),
         Snapshot::Gone => return None,
     };
-    let (admin_state, oper_state) =
-        state::mib_states(Enum::Known(state), Enum::Known(reason), saved);
     Some(Domain {
         uuid: DOMAIN,
         name: "recorded".to_owned(),
         os_type: String::new(),
-        admin_state,
-        oper_state,
-        is_unexplained: state::is_unexplained(Enum::Known(reason)),
+        state: state::found(Enum::Known(state), Enum::Known(reason), saved),
         is_active: !matches!(found, Snapshot::Off(_) | Snapshot::Saved),
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,

@@ -8,10 +8,20 @@ use virt::{
     enumutil::Enum,
 };
 
-use crate::inventory::{AdminState, OperState};
+use crate::inventory::{AdminState, FoundState, OperState};
+
+/// The state in which a domain was found. `has_managed_save`: libvirt has a file with the domain's saved memory.
+pub(super) fn found(
+    state: DomainStateEnum,
+    reason: DomainStateReasonEnum,
+    has_managed_save: bool,
+) -> FoundState {
+    let (admin_state, oper_state) = mib_states(state, reason, has_managed_save);
+    FoundState { admin_state, oper_state, is_unexplained: is_unexplained(reason) }
+}
 
 /// The administrative and the operational state. `has_managed_save`: libvirt has a file with the domain's saved memory.
-pub(super) fn mib_states(
+fn mib_states(
     state: DomainStateEnum,
     reason: DomainStateReasonEnum,
     has_managed_save: bool,
@@ -41,7 +51,7 @@ pub(super) fn mib_states(
 }
 
 /// Whether a domain is paused for a reason that libvirt does not know yet: QEMU has paused it.
-pub(super) fn is_unexplained(reason: DomainStateReasonEnum) -> bool {
+fn is_unexplained(reason: DomainStateReasonEnum) -> bool {
     match reason {
         Enum::Known(Reason::Paused(reason)) => reason.is_known_and(|r| r == Paused::Unknown),
         _ => false,

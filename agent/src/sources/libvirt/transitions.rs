@@ -4,7 +4,7 @@ use std::{collections::HashSet, ffi::c_int};
 
 use virt::sys;
 
-use crate::inventory::{AdminState, ChangeEvent, Domain, OperState, VmUuid};
+use crate::inventory::{AdminState, ChangeEvent, FoundState, OperState, VmUuid};
 
 /// (VIR_DOMAIN_EVENT_DEFINED, _DEFINED_ADDED) and (VIR_DOMAIN_EVENT_UNDEFINED, _UNDEFINED_REMOVED). The other details of
 /// these types are changes of a domain that stays.
@@ -19,13 +19,13 @@ pub(super) struct Transitions {
 }
 
 impl Transitions {
-    /// The changes that these events of a domain amount to, in order. `now` is the domain as found after the events; it may be
+    /// The changes that these events of a domain amount to, in order. `now` is the state found after the events; it may be
     /// ahead of events that are still queued. A restore in `now` is corrected from migrating to resuming.
     pub(super) fn apply(
         &mut self,
         uuid: VmUuid,
         events: &[(c_int, c_int)],
-        now: Option<&mut Domain>,
+        now: Option<&mut FoundState>,
     ) -> Vec<ChangeEvent> {
         let mut states = Vec::with_capacity(events.len());
         // Index into `states` before which the domain was deleted and defined again.
@@ -42,15 +42,14 @@ impl Transitions {
             }
             states.push(state);
         }
-        let is_unexplained = now.as_ref().is_some_and(|domain| domain.is_unexplained);
-        let now = now.map(|domain| {
-            if domain.oper_state != OperState::Migrating {
+        let is_unexplained = now.as_ref().is_some_and(|found| found.is_unexplained);
+        let now = now.map(|found| {
+            if found.oper_state != OperState::Migrating {
                 self.restoring.remove(&uuid);
             } else if self.restoring.contains(&uuid) {
-                (domain.admin_state, domain.oper_state) =
-                    (AdminState::Running, OperState::Resuming);
+                (found.admin_state, found.oper_state) = (AdminState::Running, OperState::Resuming);
             }
-            domain.oper_state
+            found.oper_state
         });
         // A save, a migration, and preserving a panicked guest also begin with a pause. The next state, or the reason of the
         // state found, tells which it is.

@@ -1,0 +1,258 @@
+//! The core's facts of libvirt: what each connection reports about its domains, and which of its events are awaited.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    ChangeEvent, Core, Domain, DomainFact, Hypervisor, Now, OperState, Output, SourceId, VmUuid,
+    indexes::Identity,
+    state::{LATE, Presence},
+};
+
+/// What is known of a libvirt connection.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionState {
+    /// libvirt answers, so that its report of a state holds.
+    pub(super) is_live: bool,
+    pub(super) has_listed: bool,
+    hypervisor: Option<(String, String)>,
+    /// The last event of each VM that has come and that libvirt's thread has not taken yet.
+    came: BTreeMap<Identity, u64>,
+    /// VMs about which libvirt's thread is to report.
+    under_way: BTreeSet<Identity>,
+}
+
+impl Core {
+    /// Takes in what a libvirt connection reports. Whether it is its first list: what that has is no change.
+    pub(super) fn libvirt(&mut self, source: SourceId, fact: DomainFact, now: Now) -> bool {
+        match fact {
+            DomainFact::Hypervisor { software, version } => {
+                self.connection(source).hypervisor = Some((software, version));
+                self.describe_hypervisor();
+            }
+            DomainFact::Listed(domains) => return self.list(source, domains, now),
+            DomainFact::Changed { domains, events } => self.change(source, domains, events, now),
+            DomainFact::EventCame(uuid, number) => {
+                let identity = self.identity_of(source, uuid);
+                self.connection(source).came.insert(identity, number);
+                self.dirty.insert(identity);
+            }
+            DomainFact::EventsUnderWay(uuids, through) => {
+                self.end_under_way(source);
+                self.end_came(source, through);
+                for uuid in uuids {
+                    // Also a domain that is not known yet: its process may be seen before it is described.
+                    let identity = self.identity_of(source, uuid);
+                    self.connection(source).under_way.insert(identity);
+                    self.dirty.insert(identity);
+                }
+            }
+            DomainFact::AutoStart(uuids) => self.auto_start(source, &uuids),
+            DomainFact::Migrating(uuid, is_migrating) => {
+                let identity = self.identity_of(source, uuid);
+                if let Some(vm) = self.vms.get_mut(&identity)
+                    && let Some((_, domain)) = &vm.domain
+                {
+                    let runs = domain.state.oper_state == OperState::Running;
+                    vm.is_migrating = Some(is_migrating && runs);
+                    self.dirty.insert(identity);
+                }
+            }
+            DomainFact::Lost => self.lost(source),
+        }
+        false
+    }
+
+    fn list(&mut self, source: SourceId, domains: Vec<Domain>, now: Now) -> bool {
+        let connection = self.connection(source);
+        connection.is_live = true;
+        let is_first = !std::mem::replace(&mut connection.has_listed, true);
+        let mut domains: BTreeMap<_, _> =
+            domains.into_iter().map(|domain| (domain.uuid, domain)).collect();
+        for uuid in self.domains_of(source) {
+            if !domains.contains_key(&uuid) {
+                self.update(source, uuid, None, is_first, now);
+            }
+        }
+        while let Some((uuid, domain)) = domains.pop_first() {
+            self.update(source, uuid, Some(domain), is_first, now);
+        }
+        // What libvirt knows, a process alone does not say any more.
+        self.dirty.extend(self.processes.values().filter_map(|(_, identity)| *identity));
+        is_first
+    }
+
+    fn change(
+        &mut self,
+        source: SourceId,
+        domains: BTreeMap<VmUuid, Option<Domain>>,
+        events: Vec<(VmUuid, ChangeEvent)>,
+        now: Now,
+    ) {
+        for (uuid, event) in events {
+            let is_described = domains.contains_key(&uuid);
+            if domains.get(&uuid).is_some_and(Option::is_some) {
+                let identity = self.identity_of(source, uuid);
+                self.vms.entry(identity).or_default();
+            }
+            self.take_event(source, uuid, event, is_described, now);
+        }
+        self.end_under_way(source);
+        for (uuid, domain) in domains {
+            self.update(source, uuid, domain, false, now);
+        }
+    }
+
+    fn take_event(
+        &mut self,
+        source: SourceId,
+        uuid: VmUuid,
+        event: ChangeEvent,
+        is_described: bool,
+        now: Now,
+    ) {
+        let identity = self.identity_of(source, uuid);
+        let Some(vm) = self.vms.get_mut(&identity) else { return };
+        // The next event is awaited anew.
+        vm.awaited = vm.awaited.map(|_| now.instant + LATE);
+        vm.presence = Presence::NeverSeen;
+        self.dirty.insert(identity);
+        let ChangeEvent::State(state) = event else {
+            vm.note_deleted(&mut self.changes);
+            return;
+        };
+        if state.is_down() {
+            // The next QEMU counts from 0.
+            vm.run = self.runs.next();
+        }
+        // What follows the copying of the memory has events of its own.
+        vm.is_migrating = None;
+        vm.note(state, &mut self.changes);
+        if !is_described {
+            vm.follow_event(state);
+            self.resolve(uuid);
+        }
+    }
+
+    /// A domain as it was found; `None` = it is gone.
+    fn update(
+        &mut self,
+        source: SourceId,
+        uuid: VmUuid,
+        domain: Option<Domain>,
+        is_old: bool,
+        now: Now,
+    ) {
+        let identity = self.identity_of(source, uuid);
+        if domain.is_some() {
+            self.vms.entry(identity).or_default();
+        }
+        let Some(vm) = self.vms.get_mut(&identity) else { return };
+        if !is_old {
+            let found = domain.as_ref().map(|domain| vm.domain_state(domain));
+            vm.await_events(found, now.instant);
+        }
+        let was_active = vm.domain.as_ref().is_some_and(|(_, domain)| domain.is_active);
+        if was_active && !domain.as_ref().is_some_and(|domain| domain.is_active) {
+            vm.run = self.runs.next();
+        }
+        self.dirty.insert(identity);
+        match domain {
+            Some(domain) => {
+                let has_same_disks =
+                    vm.domain.as_ref().is_some_and(|(_, known)| known.disks == domain.disks);
+                vm.domain = Some((source, domain));
+                // Asked for with each report: the size of an image may be another one.
+                vm.wants_io = None;
+                let namesakes = self.namesakes.entry(uuid).or_default();
+                namesakes.domains.insert(source, identity);
+                if !has_same_disks {
+                    self.outputs.extend(namesakes.pids.iter().map(|pid| Output::Rescan(*pid)));
+                }
+            }
+            None => {
+                (vm.domain, vm.is_migrating) = (None, None);
+                if let Some(namesakes) = self.namesakes.get_mut(&uuid) {
+                    namesakes.domains.remove(&source);
+                }
+            }
+        }
+        self.resolve(uuid);
+        self.forget_namesakes(uuid);
+    }
+
+    fn auto_start(&mut self, source: SourceId, uuids: &BTreeSet<VmUuid>) {
+        for uuid in self.domains_of(source) {
+            let identity = self.identity_of(source, uuid);
+            if let Some((_, domain)) = self.vms.get_mut(&identity).and_then(|vm| vm.domain.as_mut())
+                && domain.set_auto_start(uuids.contains(&uuid))
+            {
+                self.dirty.insert(identity);
+            }
+        }
+    }
+
+    fn lost(&mut self, source: SourceId) {
+        self.connection(source).is_live = false;
+        self.end_under_way(source);
+        self.end_came(source, u64::MAX);
+        let is_any_live = self.is_any_live();
+        for (identity, vm) in &mut self.vms {
+            let is_its = vm.domain.as_ref().is_some_and(|(of, _)| *of == source);
+            if is_its || (vm.domain.is_none() && !is_any_live) {
+                // No event is to come.
+                (vm.awaited, vm.is_migrating) = (None, None);
+                self.dirty.insert(*identity);
+            }
+        }
+        for uuid in self.domains_of(source) {
+            self.resolve(uuid);
+        }
+    }
+
+    /// The events up to this number are not waited for any more.
+    fn end_came(&mut self, source: SourceId, through: u64) {
+        let came = &mut self.connection(source).came;
+        let taken: Vec<_> =
+            came.extract_if(.., |_, number| *number <= through).map(|(vm, _)| vm).collect();
+        self.dirty.extend(taken);
+    }
+
+    fn end_under_way(&mut self, source: SourceId) {
+        let ended = std::mem::take(&mut self.connection(source).under_way);
+        self.dirty.extend(ended);
+    }
+
+    /// The first connection in the configuration that reports a hypervisor names it.
+    fn describe_hypervisor(&mut self) {
+        let known = self.connections.iter().find_map(|connection| connection.hypervisor.as_ref());
+        if let Some((software, version)) = known
+            && (software, version) != (&self.hypervisor.software, &self.hypervisor.version)
+        {
+            self.hypervisor = Arc::new(Hypervisor {
+                software: software.clone(),
+                version: version.clone(),
+                object_id: self.config.hypervisor.object_id,
+            });
+            self.view_is_new = true;
+        }
+    }
+
+    /// Whether libvirt's events about a VM have come, and the report about them has not.
+    pub(super) fn is_under_way(&self, identity: Identity) -> bool {
+        self.connections.iter().any(|connection| {
+            connection.under_way.contains(&identity) || connection.came.contains_key(&identity)
+        })
+    }
+
+    pub(super) fn is_any_live(&self) -> bool {
+        self.connections.iter().any(|connection| connection.is_live)
+    }
+
+    fn connection(&mut self, source: SourceId) -> &mut ConnectionState {
+        // `handle` has compared the number with the length.
+        &mut self.connections[usize::from(source.0)]
+    }
+}
