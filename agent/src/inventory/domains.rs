@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    ChangeEvent, Core, Domain, DomainFact, Hypervisor, Now, OperState, Output, SourceId, VmUuid,
+    ChangeEvent, Core, Domain, DomainFact, FoundState, Hypervisor, Now, OperState, Output,
+    SourceId, VmUuid,
     indexes::Identity,
     state::{LATE, Presence},
 };
@@ -34,6 +35,9 @@ impl Core {
             }
             DomainFact::Listed(domains) => return self.list(source, domains, now),
             DomainFact::Changed { domains, events } => self.change(source, domains, events, now),
+            DomainFact::State(uuid, found, events) => {
+                self.take_state(source, uuid, found, events, now);
+            }
             DomainFact::EventCame(uuid, number) => {
                 let identity = self.identity_of(source, uuid);
                 self.connection(source).came.insert(identity, number);
@@ -134,6 +138,29 @@ impl Core {
             vm.follow_event(state);
             self.resolve(uuid);
         }
+    }
+
+    /// The state of a domain after these events, before the domain is described.
+    fn take_state(
+        &mut self,
+        source: SourceId,
+        uuid: VmUuid,
+        found: FoundState,
+        events: Vec<ChangeEvent>,
+        now: Now,
+    ) {
+        for event in events {
+            self.take_event(source, uuid, event, true, now);
+        }
+        let identity = self.identity_of(source, uuid);
+        let Some(vm) = self.vms.get_mut(&identity) else { return };
+        let Some((_, domain)) = &mut vm.domain else { return };
+        domain.state = found;
+        domain.is_active = true;
+        let found = vm.domain.as_ref().map(|(_, domain)| vm.domain_state(domain));
+        vm.await_events(found, now.instant);
+        self.dirty.insert(identity);
+        self.resolve(uuid);
     }
 
     /// A domain as it was found; `None` = it is gone.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    AdminState, Change, ChangeEvent, CountedBy, Domain, DomainDisk, Inventory, OperState, VmIndex,
-    VmProcess, VmUuid,
+    AdminState, Change, ChangeEvent, CountedBy, Domain, DomainDisk, FoundState, Inventory,
+    OperState, VmIndex, VmProcess, VmUuid,
 };
 use crate::counters::VmSlot;
 
@@ -73,6 +73,8 @@ pub enum DomainFact {
         /// In the order in which they happened.
         events: Vec<(VmUuid, ChangeEvent)>,
     },
+    /// The state of a known domain after these events, and nothing else about it: a [`Changed`](Self::Changed) follows.
+    State(VmUuid, FoundState, Vec<ChangeEvent>),
     /// An event of this domain has come, the one with this number, which is above that of every event before.
     EventCame(VmUuid, u64),
     /// A [`Changed`](Self::Changed) about these domains follows. It has all events up to this number.

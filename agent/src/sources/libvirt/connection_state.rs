@@ -182,6 +182,11 @@ impl ConnectionState {
         self.domains().names.iter().find(|(_, of)| *of == name).map(|(uuid, _)| *uuid)
     }
 
+    /// Whether the domain was there when domains were read last.
+    pub(super) fn has(&self, uuid: VmUuid) -> bool {
+        self.domains().names.contains_key(&uuid)
+    }
+
     /// The number of domains.
     pub(super) fn len(&self) -> usize {
         self.domains().names.len()

@@ -8,7 +8,7 @@ use virt::{
 };
 
 use super::{state, xml};
-use crate::inventory::{AutoStart, Domain, Persistence, VmUuid};
+use crate::inventory::{AutoStart, Domain, FoundState, Persistence, VmUuid};
 
 /// The domain as it is now. `None`: libvirt gave no answer; `Some(None)`: the domain is gone.
 pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>> {
@@ -22,6 +22,13 @@ pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>
             None
         }
     }
+}
+
+/// The state of a domain that is active. `None`: libvirt gave no answer, or the state alone does not say enough.
+pub(super) fn query_state(connection: &Connect, uuid: VmUuid) -> Option<FoundState> {
+    let handle = connection.lookup_domain_by_uuid(uuid.to_uuid()).ok()?;
+    let (state, reason) = handle.state().ok()?;
+    state::is_active(state).then(|| state::found(state, reason, false))
 }
 
 /// Describes a domain.

@@ -16,9 +16,9 @@ use super::{
     Worker,
     config_watch::{ConfigChange, ConfigWatch},
     disk_queries::Question,
-    domain::query,
+    domain::{query, query_state},
     events::Event,
-    transitions::Transitions,
+    transitions::{Transitions, are_pauses},
 };
 use crate::inventory::{DomainFact, VmUuid};
 
@@ -178,6 +178,9 @@ impl<'a> EventLoop<'a> {
             return;
         }
         shared.report(DomainFact::EventsUnderWay(changed.clone(), through));
+        for (&uuid, events) in &mut events {
+            self.take_state(uuid, events);
+        }
         let mut domains: BTreeMap<_, _> = changed
             .iter()
             .filter_map(|&uuid| Some((uuid, shared.call(|| query(self.connection, uuid))?)))
@@ -199,6 +202,20 @@ impl<'a> EventLoop<'a> {
             }
             self.copying.extend(copying);
             self.ask_copying();
+        }
+    }
+
+    /// Reports the state of a domain that was paused or goes on before the domain is described: the state takes two calls
+    /// to libvirt, the description seven. The events are taken then.
+    fn take_state(&mut self, uuid: VmUuid, events: &mut Vec<(c_int, c_int)>) {
+        let shared = &self.worker.shared;
+        if !are_pauses(events) || !shared.has(uuid) {
+            return;
+        }
+        if let Some(mut found) = shared.call(|| query_state(self.connection, uuid)) {
+            let happened = self.transitions.apply(uuid, events, Some(&mut found));
+            events.clear();
+            shared.report(DomainFact::State(uuid, found, happened));
         }
     }
 

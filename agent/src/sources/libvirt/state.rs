@@ -20,6 +20,19 @@ pub(super) fn found(
     FoundState { admin_state, oper_state, is_unexplained: is_unexplained(reason) }
 }
 
+/// Whether only an active domain is in this state.
+pub(super) fn is_active(state: DomainStateEnum) -> bool {
+    matches!(
+        state,
+        Enum::Known(
+            DomainState::Running
+                | DomainState::Blocked
+                | DomainState::Paused
+                | DomainState::PMSuspended
+        )
+    )
+}
+
 /// The administrative and the operational state. `has_managed_save`: libvirt has a file with the domain's saved memory.
 fn mib_states(
     state: DomainStateEnum,

@@ -83,6 +83,16 @@ impl Transitions {
     }
 }
 
+/// Whether these events change the state of an active domain and nothing else: it was paused or goes on.
+pub(super) fn are_pauses(events: &[(c_int, c_int)]) -> bool {
+    let is_pause = |(event, _): &(c_int, c_int)| {
+        u32::try_from(*event).is_ok_and(|event| {
+            event == sys::VIR_DOMAIN_EVENT_SUSPENDED || event == sys::VIR_DOMAIN_EVENT_RESUMED
+        })
+    };
+    !events.is_empty() && events.iter().all(is_pause)
+}
+
 /// The state that a life-cycle event leads to; `None` = it changes no state. An event alone says less than a state with its
 /// reason: see [`Transitions::apply`].
 fn of_event(event: c_int, detail: c_int) -> Option<OperState> {

@@ -510,3 +510,34 @@ fn an_event_that_came_is_not_awaited_once_the_connection_is_lost() {
     host.settle();
     assert_eq!(host.told(), [(Running, State(Shutdown))]);
 }
+
+#[test]
+fn a_state_that_comes_before_its_description_is_announced_once_and_disks_are_not_asked_for_again() {
+    let mut host = Host::new();
+    host.libvirt(&[Running], Some(Running));
+    host.told();
+    host.queries.clear();
+    let paused = FoundState { oper_state: OperState::Paused, ..domain(Running).state };
+    let under_way = DomainFact::EventsUnderWay(BTreeSet::from([UUID]), 1);
+    host.libvirt_of(QEMU, under_way);
+    host.libvirt_of(QEMU, DomainFact::State(UUID, paused, vec![State(OperState::Paused)]));
+    assert_eq!(host.states(), [OperState::Paused]);
+    assert_eq!(host.told(), [(Running, State(OperState::Paused))]);
+    assert!(host.queries.is_empty());
+    host.libvirt(&[], Some(OperState::Paused));
+    host.settle();
+    assert_eq!(host.told(), []);
+    // The domain goes on before it is described.
+    host.libvirt_of(QEMU, DomainFact::State(UUID, paused, vec![State(OperState::Paused)]));
+    host.libvirt(&[], Some(Running));
+    assert_eq!(host.told(), []);
+    host.libvirt(&[Running], Some(Running));
+    host.settle();
+    assert_eq!(host.told(), [(OperState::Paused, State(Running))]);
+    // A domain that was deleted meanwhile, or was never known.
+    host.libvirt(&[Shutdown], None);
+    host.told();
+    host.libvirt_of(QEMU, DomainFact::State(UUID, paused, vec![State(OperState::Paused)]));
+    host.settle();
+    assert_eq!((host.states(), host.told()), (vec![], vec![]));
+}
