@@ -8,6 +8,7 @@ pub mod host;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod procfs;
+mod storage_location;
 
 use std::{
     sync::Arc,

@@ -3,9 +3,12 @@
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use crate::inventory::{
-    DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource,
-    Submission, mac,
+use crate::{
+    inventory::{
+        DiskSize, DomainDisk, DomainNic, Memory, StorageAccess, StorageMedia, StorageSource,
+        Submission, mac,
+    },
+    sources::storage_location::Location,
 };
 
 /// Longest text in bytes, and most nodes in it, that are parsed. A domain with a thousand disks has fewer.
@@ -125,18 +128,19 @@ fn disk(node: Node<'_, '_>) -> Option<DomainDisk> {
     let format = child(node, "driver").and_then(|driver| driver.attribute("type")).unwrap_or("raw");
     let attribute =
         |name: &str| source.and_then(|source| source.attribute(name)).unwrap_or_default();
+    let path = |name: &str| Location::of_path(attribute(name)).into_text();
     let kind = node.attribute("type").unwrap_or_default();
     let (source_kind, format, resource) = match kind {
         "file" if attribute("file").is_empty() => (StorageSource::Unknown, "", String::new()),
-        "file" if format == "raw" => (StorageSource::Raw, format, attribute("file").to_owned()),
-        "file" => (StorageSource::Sparse, format, attribute("file").to_owned()),
-        "block" => (StorageSource::Block, format, attribute("dev").to_owned()),
+        "file" if format == "raw" => (StorageSource::Raw, format, path("file")),
+        "file" => (StorageSource::Sparse, format, path("file")),
+        "block" => (StorageSource::Block, format, path("dev")),
         "network" => (StorageSource::Network, attribute("protocol"), address(source)),
         "volume" => {
             let volume = format!("{}/{}", attribute("pool"), attribute("volume"));
-            (StorageSource::Other, format, volume)
+            (StorageSource::Other, format, Location::of_path(&volume).into_text())
         }
-        "dir" => (StorageSource::Other, format, attribute("dir").to_owned()),
+        "dir" => (StorageSource::Other, format, path("dir")),
         _ => (StorageSource::Other, kind, String::new()),
     };
     let media = match node.attribute("device").unwrap_or("disk") {
@@ -177,7 +181,7 @@ fn others(disk: Node<'_, '_>) -> Vec<String> {
         .collect()
 }
 
-/// The location of a network disk: `rbd:pool/image@host:6789`.
+/// The location of a network disk, without credentials: `rbd:pool/image@host:6789`.
 fn address(source: Option<Node<'_, '_>>) -> String {
     let Some(source) = source else { return String::new() };
     let attribute = |name| source.attribute(name).unwrap_or_default();
@@ -192,8 +196,7 @@ fn address(source: Option<Node<'_, '_>>) -> String {
             }
         })
         .collect();
-    let at = if hosts.is_empty() { String::new() } else { format!("@{}", hosts.join(",")) };
-    format!("{}:{}{at}", attribute("protocol"), attribute("name"))
+    Location::of_service(attribute("protocol"), attribute("name"), &hosts).into_text()
 }
 
 fn interface(node: Node<'_, '_>) -> DomainNic {
@@ -269,6 +272,26 @@ mod tests {
         assert_eq!(found.nics[0].mac, [0x52, 0x54, 0, 0xaa, 0xbb, 0x0c]);
         assert_eq!(found.nics[0].device.as_deref(), Some("vnet0"));
         assert!(found.nics[1].mac.is_empty());
+    }
+
+    #[test]
+    fn a_source_shows_no_credential() {
+        let found = parse(
+            r#"<domain><devices>
+                <disk type='network'><source protocol='rbd' name='pool/a:id=u:key=secret'><auth username='secret'/>
+                  <host name='u:secret@mon1' port='6789'/></source><target dev='vda'/></disk>
+                <disk type='network'><source protocol='https' name='/a?token=secret' query='t=secret'>
+                  <cookies><cookie name='c'>secret</cookie></cookies><host name='h'/></source><target dev='vdb'/></disk>
+                <disk type='file'><source file='https://u:secret@h/a'/><target dev='vdc'/></disk>
+                <disk type='file'><source file='json:{"url":"secret"}'/><target dev='vdd'/></disk>
+                <disk type='block'><source dev='iscsi://u%secret@h/iqn/1'/><target dev='vde'/></disk>
+              </devices></domain>"#,
+        );
+        let disks = found.unwrap().disks;
+        let resources: Vec<_> = disks.iter().map(|disk| &*disk.resource).collect();
+        let expected =
+            ["rbd:pool/a@mon1:6789", "https:/a@h", "https://h/a", "json:", "iscsi://h/iqn/1"];
+        assert_eq!(resources, expected);
     }
 
     #[test]

@@ -9,9 +9,12 @@ use super::{
     options::{Fields, options},
     process::Measured,
 };
-use crate::inventory::{
-    Devices, DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource,
-    Submission, mac,
+use crate::{
+    inventory::{
+        Devices, DiskSize, DomainDisk, DomainNic, StorageAccess, StorageMedia, StorageSource,
+        Submission, mac,
+    },
+    sources::storage_location::Location,
 };
 
 /// Most disks, and most NICs, of a VM; a longer list is truncated.
@@ -197,21 +200,17 @@ fn node_disk(device: &Fields, driver: &str, node: &Fields, nodes: &Nodes<'_>) ->
 /// A disk. The kind of its source is guessed from its path (`rbd:…`, `/dev/…`, or a file); [`Devices::measure`] corrects the
 /// guess by the file's type.
 fn disk(name: &str, path: &str, format: &str, is_read_only: bool) -> DomainDisk {
-    let protocol = path.split_once(':').map(|(protocol, _)| protocol);
-    let network = protocol.filter(|name| {
-        matches!(*name, "rbd" | "nbd" | "iscsi" | "http" | "https" | "ssh" | "gluster" | "sheepdog")
+    let location = Location::of_name(path);
+    let source = location.source().unwrap_or_else(|| match path {
+        "" => StorageSource::Unknown,
+        path if path.starts_with("/dev/") => StorageSource::Block,
+        _ => file_source(format),
     });
-    let source = match (path, network, format) {
-        ("", ..) => StorageSource::Unknown,
-        (_, Some(_), _) => StorageSource::Network,
-        (path, ..) if path.starts_with("/dev/") => StorageSource::Block,
-        (.., format) => file_source(format),
-    };
     DomainDisk {
         target: name.to_owned(),
         source,
-        format: network.unwrap_or(format).to_owned(),
-        resource: path.to_owned(),
+        format: location.protocol().unwrap_or(format).to_owned(),
+        resource: location.into_text(),
         access: if is_read_only { StorageAccess::ReadOnly } else { StorageAccess::ReadWrite },
         media: StorageMedia::HardDisk,
         bus: String::new(),
@@ -303,7 +302,7 @@ mod tests {
                     "drive-scsi1",
                     StorageSource::Network,
                     "rbd",
-                    "rbd:pool/vm-100-disk-1:conf=/etc/ceph.conf",
+                    "rbd:pool/vm-100-disk-1",
                     ReadWrite,
                     HardDisk
                 ),
@@ -420,6 +419,22 @@ mod tests {
         assert_eq!(sources, [Raw, Sparse, Block, Block, Network]);
         let defined: Vec<_> = devices.disks.iter().map(|disk| disk.size.defined).collect();
         assert_eq!(defined, [Some(512), None, Some(512), None, None]);
+    }
+
+    #[test]
+    fn a_resource_shows_no_credential() {
+        let devices = qemu(&[
+            "-drive",
+            "file=rbd:pool/vm-1:id=admin:key=secret==:auth_supported=cephx,format=raw,id=a",
+            "-drive",
+            "file=iscsi://chap%secret@10.0.0.2/iqn.2020-01.x:t/1,format=raw,id=b",
+            "-drive",
+            "file=json:{\"driver\":\"https\",,\"url\":\"https://h/a\",,\"cookie\":\"secret\"},id=c",
+            "-hda",
+            "https://user:secret@host/image.qcow2",
+        ]);
+        assert!(!format!("{devices:?}").contains("secret"), "{devices:?}");
+        assert_eq!(devices.disks[1].resource, "iscsi://10.0.0.2/iqn.2020-01.x:t/1");
     }
 
     #[test]
