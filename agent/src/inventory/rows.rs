@@ -1,7 +1,11 @@
 //! The row of a VM, made of its domain and its process, and what follows from the row: what is to be counted, and what
 //! libvirt is to be asked about its disks.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use super::{
     AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, DomainNic, Memory,
@@ -126,9 +130,9 @@ impl Core {
         self.note_nic_users(identity, vm.row.as_deref(), reported);
         let mut nics: Vec<Nic> = reported
             .iter()
-            .enumerate()
-            .map(|(at, nic)| {
-                let index = self.indexes.assign_part(identity, Part::Nic(&nic_key(at, nic)));
+            .zip(nic_keys(reported))
+            .map(|(nic, key)| {
+                let index = self.indexes.assign_part(identity, Part::Nic(&key));
                 let numbers = nic.device.as_ref().and_then(|device| self.nics.get(device));
                 let NicNumbers { if_index, parent_if_index } = numbers.copied().unwrap_or_default();
                 Nic {
@@ -154,8 +158,9 @@ impl Core {
         now: &[DomainNic],
     ) {
         let before = before.map_or(&[][..], |row| &row.nics);
+        let used: HashSet<&String> = now.iter().filter_map(|nic| nic.device.as_ref()).collect();
         for device in before.iter().filter_map(|nic| nic.device.as_ref()) {
-            if now.iter().all(|nic| nic.device.as_ref() != Some(device))
+            if !used.contains(device)
                 && let Some(users) = self.nic_users.get_mut(device)
             {
                 users.remove(&identity);
@@ -177,9 +182,11 @@ impl Core {
         let plan = process.filter(|_| self.config.counts).and_then(|(process, _)| {
             let (slot, row) = (process.slot?, vm.row.as_deref()?);
             let reported = disks_of(vm, Some(process));
+            let by_target: HashMap<&str, &DomainDisk> =
+                reported.iter().rev().map(|of| (of.target.as_str(), of)).collect();
             let planned = row.disks.iter().filter_map(|disk| {
-                let reported = reported.iter().find(|of| of.target == disk.target)?;
-                Some((disk.index, reported.clone()))
+                let reported = by_target.get(disk.target.as_str())?;
+                Some((disk.index, DomainDisk::clone(reported)))
             });
             let is_of_domain = vm.domain.is_some();
             Some(VmPlan {
@@ -252,13 +259,21 @@ fn uuid_of(identity: Identity, uuid: VmUuid) -> Option<VmUuid> {
     (identity == Identity::Uuid(uuid)).then_some(uuid)
 }
 
-/// What a network interface keeps its index by. Addresses need not be unique in a domain, and may be missing.
-fn nic_key(at: usize, nic: &DomainNic) -> String {
-    match (&nic.mac[..], &nic.device) {
-        (&[], Some(device)) => device.clone(),
-        (&[], None) => format!("#{at}"),
-        (mac, _) => mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
-    }
+/// What each network interface keeps its index by: its address, which may be missing, and need not be unique in a VM. Of those
+/// with one address the second has `#2` behind it.
+fn nic_keys(nics: &[DomainNic]) -> Vec<String> {
+    let mut counts: HashMap<String, u32> = HashMap::new();
+    let key = |(at, nic): (usize, &DomainNic)| {
+        let key = match (&nic.mac[..], &nic.device) {
+            (&[], Some(device)) => device.clone(),
+            (&[], None) => return format!("#{at}"),
+            (mac, _) => mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
+        };
+        let count = counts.entry(key.clone()).or_default();
+        *count += 1;
+        if *count == 1 { key } else { format!("{key}#{count}") }
+    };
+    nics.iter().enumerate().map(key).collect()
 }
 
 fn of_domain(
