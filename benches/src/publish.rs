@@ -177,7 +177,7 @@ fn process(number: u32) -> VmProcess {
         name: format!("vm{number}"),
         uuid: Some(uuid(number)),
         cpus: 4,
-        max_cpus: 4,
+        max_cpus: Some(4),
         slot: slot(number).map(VmSlot),
         vcpus: (0..4).map(|id| Vcpu { id, slot: slot(number * 4 + id).map(ThreadSlot) }).collect(),
         has_kvm: true,

@@ -26,3 +26,13 @@ pub fn run_command_line(octets: &[u8]) {
         procfs::read_command_line(&[program.as_bytes(), b"\0", octets].concat());
     }
 }
+
+/// The text of a file that QEMU is given with `-readconfig`.
+pub fn run_qemu_config(octets: &[u8]) {
+    procfs::read_qemu_config(octets);
+    // The octets of a fuzzer rarely are a group.
+    for group in ["machine", "memory", "drive \"d\"", "device", "object \"o\""] {
+        let key = ["[", group, "]\nfile = \""].concat();
+        procfs::read_qemu_config(&[key.as_bytes(), octets, b"\"\n"].concat());
+    }
+}

@@ -16,7 +16,8 @@ use super::{
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, Records},
     inventory::{
-        CountedBy, CountingReport, DomainDisk, Now, OpenFile, StorageSource, VmPlan, retry::Backoff,
+        CountedBy, CountingReport, DomainDisk, Now, OpenFile, StorageMedia, StorageSource, VmPlan,
+        retry::Backoff,
     },
     probe::{ImageHooks, Method},
 };
@@ -151,7 +152,14 @@ impl Round<'_> {
     fn count(&mut self, planned: Planned<'_>, files: &mut BackingFiles) -> CountedBy {
         let Planned { plan, storage, disk } = planned;
         if disk.resource.is_empty() {
-            return CountedBy::Uncounted("the drive is empty".to_owned());
+            return CountedBy::Uncounted(match disk.media {
+                StorageMedia::HardDisk => "its file or service is not known".to_owned(),
+                _ => "the drive is empty".to_owned(),
+            });
+        }
+        if disk.source == StorageSource::Network {
+            // Its name is no path, and a backing file on this host is a part of it only.
+            return CountedBy::Uncounted("it is reached by the network".to_owned());
         }
         let (mut first, mut failure, mut slots) = (None, None, Vec::new());
         for BackingFile { file, is_certain } in self.files_of(planned, files) {
@@ -174,10 +182,8 @@ impl Round<'_> {
             if self.expect(planned) {
                 return CountedBy::Pending;
             }
-            return CountedBy::Uncounted(match disk.source {
-                StorageSource::Network => "it is reached by the network".to_owned(),
-                _ => "the VM's process does not have it open".to_owned(),
-            });
+            let why = "the VM's process does not have it open".to_owned();
+            return CountedBy::Uncounted(why);
         };
         // Also the records of images that were part of the disk and are closed now.
         slots.extend(self.former(plan, storage, &slots));

@@ -23,8 +23,8 @@ pub struct VmProcess {
     pub uuid: Option<VmUuid>,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// Maximum number of vCPUs.
-    pub max_cpus: u32,
+    /// Maximum number of vCPUs; `None` = not known.
+    pub max_cpus: Option<u32>,
     /// Memory from the command line, or estimated.
     pub memory: Memory,
     /// The record of its process; `None` = not counted.
@@ -190,9 +190,11 @@ impl Domain {
 }
 
 impl DomainDisk {
-    /// Whether the image may be probed for a header. An explicitly raw image must not be: its guest controls those bytes.
+    /// Whether the image may be probed for a header. An explicitly raw image must not be, and neither must one with a footer:
+    /// its guest controls those bytes.
     pub(crate) fn may_have_header(&self) -> bool {
-        self.chain_is_in_image || self.format != "raw"
+        let has_none = ["raw", "fixed-vhd", "fixedvhd", "vhd"].contains(&self.format.as_str());
+        self.chain_is_in_image || !has_none
     }
 }
 

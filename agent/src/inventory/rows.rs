@@ -300,7 +300,7 @@ fn of_domain(
         auto_start: domain.auto_start,
         persistence: domain.persistence,
         cpu_number,
-        max_cpu_number: domain.max_cpus.or_else(|| process.map(|process| process.max_cpus)),
+        max_cpu_number: domain.max_cpus.or_else(|| process?.max_cpus),
         memory: match process {
             Some(process) if domain.memory == Memory::default() => process.memory,
             _ => domain.memory,
@@ -317,7 +317,7 @@ fn of_process_alone(base: Vm, process: &VmProcess) -> Vm {
         auto_start: AutoStart::Unknown,
         persistence: Persistence::Transient,
         cpu_number: process.cpus,
-        max_cpu_number: Some(process.max_cpus),
+        max_cpu_number: process.max_cpus,
         memory: process.memory,
         vcpus: process.vcpus.clone(),
         ..base

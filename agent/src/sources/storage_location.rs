@@ -1,8 +1,6 @@
 //! Where the data of a disk is, as it may be published: of what a network reaches the scheme, host, port and path, without
 //! user names, passwords, keys and parameters. Accepts any text, and leaves out what it cannot tell from a credential.
 
-use crate::inventory::StorageSource;
-
 /// Where the data of a disk is.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Location {
@@ -92,15 +90,6 @@ impl Location {
             hosts.iter().map(|of| host(of)).filter(|of| !of.is_empty()).collect();
         let at = if hosts.is_empty() { String::new() } else { format!("@{}", hosts.join(",")) };
         Self::Network(Address::new(protocol, format!("{protocol}:{name}{at}")))
-    }
-
-    /// The kind of source, where it does not depend on a file's type.
-    pub(crate) const fn source(&self) -> Option<StorageSource> {
-        match self {
-            Self::Local(_) => None,
-            Self::Network(_) => Some(StorageSource::Network),
-            Self::Other(_) => Some(StorageSource::Other),
-        }
     }
 
     /// The protocol; `None`: a file or device.
@@ -260,7 +249,7 @@ mod tests {
             ("vxhs://u:secret@h:9999/id", "vxhs", "vxhs://h:9999/id"),
         ] {
             let found = Location::of_name(name);
-            assert_eq!(found.source(), Some(StorageSource::Network), "{name}");
+            assert!(matches!(found, Location::Network(_)), "{name}");
             assert_eq!(found.protocol(), Some(protocol), "{name}");
             assert_eq!(found.into_text(), text, "{name}");
         }
@@ -276,7 +265,7 @@ mod tests {
             ("nvme://0000:01:00.0/1", "nvme://0000:01:00.0/1"),
         ] {
             let found = Location::of_name(name);
-            assert_eq!(found.source(), Some(StorageSource::Other), "{name}");
+            assert!(matches!(found, Location::Other(_)), "{name}");
             assert_eq!(found.into_text(), text, "{name}");
         }
     }

@@ -69,6 +69,7 @@ proptest! {
         #[cfg(feature = "libvirt")]
         fuzz::descriptions::run_xml(&octets);
         fuzz::descriptions::run_command_line(&octets);
+        fuzz::descriptions::run_qemu_config(&octets);
         fuzz::descriptions::run_image(&octets);
     }
 

@@ -5,11 +5,11 @@
 //! start and end, threads in `KVM_RUN` that are not registered as vCPUs, and the end of a VM; a pidfd reports the end, too,
 //! for when there are no programs. Nothing is polled: between events the thread of this source sleeps without a timer.
 //!
-//! From the bottom up: [`process`] reads procfs; [`command_line`], [`blockdev_graph`], [`devices`], [`memory_estimate`],
+//! From the bottom up: [`process`] reads procfs; [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`],
 //! [`vcpus`] and [`scan`] interpret it; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
 //! [`tracked`] keeps the known VMs and registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events.
 
-mod blockdev_graph;
+mod cloud_hypervisor;
 mod command_line;
 mod devices;
 mod files;
@@ -20,6 +20,7 @@ mod options;
 mod poller;
 mod process;
 mod qcow2;
+mod qemu;
 mod readers;
 mod scan;
 mod schedule;
@@ -246,7 +247,12 @@ impl Drop for Procfs {
 
 /// Parses the content of `/proc/PID/cmdline`, for the fuzzer: no bytes make it panic.
 pub fn read_command_line(bytes: &[u8]) {
-    drop(command_line::parse(bytes));
+    drop(command_line::parse(bytes, &mut |_| None));
+}
+
+/// Parses the text of a file that QEMU is given with `-readconfig`, for the fuzzer: no bytes make it panic.
+pub fn read_qemu_config(bytes: &[u8]) {
+    qemu::interpret_config(bytes);
 }
 
 /// Parses the start of an image, for the fuzzer: no bytes make it panic.

@@ -1,9 +1,12 @@
-//! QEMU's option grammar: `-option value`, where a value is `key=value,…` or the same as a JSON object. Accepts any text.
+//! The options of a VMM: `-option value`, where a value is `key=value,…` or the same as a JSON object. Accepts any text.
+
+use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-/// Deepest nesting of JSON objects that is read; what lies deeper is left out.
-const MAX_JSON_DEPTH: u32 = 8;
+/// Deepest nesting of members that is read, in JSON and in dotted keys; what lies deeper is left out. Chains in use are
+/// shorter, and dropping members takes stack.
+const MAX_DEPTH: usize = 64;
 
 /// Splits arguments into options (one or two dashes) and their values: the text after `=`, or the next argument.
 pub(super) fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
@@ -27,83 +30,159 @@ pub(super) fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     options
 }
 
-/// The fields of an option's value, in the order of the command line. A value without a key has the empty key.
+/// The fields of an option's value, or of a member in it. `file.filename=x` and `{"file":{"filename":"x"}}` are the same:
+/// a member `file` that has a member `filename`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct Fields(Vec<(String, String)>);
+pub(super) struct Fields {
+    /// Its own value; of a whole option the first field, if that has no key. QEMU gives it to the option's implied key.
+    text: Option<String>,
+    members: BTreeMap<String, Self>,
+}
 
 impl Fields {
-    /// Parses `a,key=b,,c`: the value `a` without a key, and `b,c` for `key`. A doubled comma is a literal comma.
+    /// Parses `a,key=b,,c`: the implied value `a`, and `b,c` for `key`. A doubled comma is a literal comma. Of fields with one
+    /// key the last counts; a further field without a key is a switch that is on, or off if it begins with `no`.
     pub(super) fn parse(value: &str) -> Self {
-        let mut parts = vec![String::new()];
-        let mut chars = value.chars().peekable();
-        while let Some(char) = chars.next() {
-            if char != ',' {
-                if let Some(part) = parts.last_mut() {
-                    part.push(char);
-                }
-            } else if chars.next_if_eq(&',').is_some() {
-                if let Some(part) = parts.last_mut() {
-                    part.push(',');
-                }
-            } else {
-                parts.push(String::new());
+        let mut found = Self::default();
+        for (at, part) in split(value).into_iter().enumerate() {
+            match part.split_once('=') {
+                Some((key, value)) => found.set(key, value),
+                None if at == 0 => found.text = Some(part),
+                None => match part.strip_prefix("no") {
+                    Some(key) => found.set(key, "off"),
+                    None => found.set(&part, "on"),
+                },
             }
         }
-        let field = |part: String| match part.split_once('=') {
-            Some((key, value)) => (key.to_owned(), value.to_owned()),
-            None => (String::new(), part),
-        };
-        Self(parts.into_iter().map(field).collect())
+        found
     }
 
-    /// Parses a JSON object and flattens its members: `{"file":{"filename":"x"}}` is `file.filename=x`. `None`: the value
-    /// is not a JSON object.
+    /// Parses a JSON object. `None`: the value is not a JSON object.
     pub(super) fn parse_json(value: &str) -> Option<Self> {
         if !value.starts_with('{') {
             return None;
         }
-        let mut fields = Vec::new();
-        flatten("", &serde_json::from_str(value).ok()?, 0, &mut fields);
-        Some(Self(fields))
+        let mut found = Self::default();
+        found.fill(&serde_json::from_str(value).ok()?, 0);
+        Some(found)
     }
 
-    /// The value of the first field with this key.
+    /// Parses a value in whichever of both ways it is written.
+    pub(super) fn parse_any(value: &str) -> Self {
+        Self::parse_json(value).unwrap_or_else(|| Self::parse(value))
+    }
+
+    /// Sets the value of a key, which may have dots.
+    pub(super) fn set(&mut self, key: &str, value: &str) {
+        if let Some(member) = self.make(key, 0) {
+            member.text = Some(value.to_owned());
+        }
+    }
+
+    /// Removes the value of a key without dots, and returns it. Its members stay.
+    pub(super) fn take(&mut self, key: &str) -> Option<String> {
+        self.members.get_mut(key)?.text.take()
+    }
+
+    /// Adds what `other` has and these fields lack.
+    pub(super) fn complete(&mut self, other: Self) {
+        if self.text.is_none() {
+            self.text = other.text;
+        }
+        for (key, member) in other.members {
+            self.members.entry(key).or_default().complete(member);
+        }
+    }
+
+    /// The value of a key, which may have dots.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+        key.split('.').try_fold(self, |fields, name| fields.members.get(name))?.text.as_deref()
     }
 
-    /// The value of the first field, with or without a key.
-    pub(super) fn first(&self) -> &str {
-        self.0.first().map_or("", |(_, value)| value)
+    /// The member `key`, with a value or fields.
+    pub(super) fn child(&self, key: &str) -> Option<&Self> {
+        self.members.get(key)
     }
 
-    /// The value of the first field, if it has no key: QEMU gives it to the option's implied key.
+    /// The fields that the member `key` has itself.
+    pub(super) fn member(&self, key: &str) -> Option<&Self> {
+        self.members.get(key).filter(|member| !member.members.is_empty())
+    }
+
+    /// The members, by name.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&str, &Self)> {
+        self.members.iter().map(|(name, member)| (name.as_str(), member))
+    }
+
+    /// The same, to be changed.
+    pub(super) fn members_mut(&mut self) -> impl Iterator<Item = &mut Self> {
+        self.members.values_mut()
+    }
+
+    /// The value of the first field, if it has no key.
     pub(super) fn implied(&self) -> Option<&str> {
-        self.0.first().filter(|(key, _)| key.is_empty()).map(|(_, value)| value.as_str())
+        self.text.as_deref()
     }
 
-    /// Whether a key begins with `prefix`.
-    pub(super) fn has_prefix(&self, prefix: &str) -> bool {
-        self.0.iter().any(|(key, _)| key.starts_with(prefix))
+    /// The value of `key`, which the first field has where no key is given.
+    pub(super) fn get_or_implied(&self, key: &str) -> Option<&str> {
+        self.get(key).or_else(|| self.implied())
+    }
+
+    /// The member at a key, which is `depth` members below an option. `None`: too deep.
+    fn make(&mut self, key: &str, depth: usize) -> Option<&mut Self> {
+        if depth + key.split('.').take(MAX_DEPTH + 1).count() > MAX_DEPTH {
+            return None;
+        }
+        let into = |fields, name: &str| -> &mut Self {
+            let fields: &mut Self = fields;
+            fields.members.entry(name.to_owned()).or_default()
+        };
+        Some(key.split('.').fold(self, into))
+    }
+
+    fn fill(&mut self, value: &Json, depth: usize) {
+        match value {
+            Json::Object(members) => {
+                for (name, value) in members {
+                    if let Some(member) = self.make(name, depth) {
+                        member.fill(value, depth + name.split('.').count());
+                    }
+                }
+            }
+            Json::Array(items) => {
+                for (at, value) in items.iter().enumerate() {
+                    if let Some(member) = self.make(&at.to_string(), depth) {
+                        member.fill(value, depth + 1);
+                    }
+                }
+            }
+            Json::String(text) => self.text = Some(text.clone()),
+            Json::Bool(true) => self.text = Some("on".to_owned()),
+            Json::Bool(false) => self.text = Some("off".to_owned()),
+            Json::Number(number) => self.text = Some(number.to_string()),
+            Json::Null => self.text = Some(String::new()),
+        }
     }
 }
 
-fn flatten(prefix: &str, value: &Json, depth: u32, into: &mut Vec<(String, String)>) {
-    match value {
-        Json::Object(members) if depth < MAX_JSON_DEPTH => {
-            for (name, value) in members {
-                let name =
-                    if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                flatten(&name, value, depth + 1, into);
-            }
+/// Whether a switch is on.
+pub(super) fn is_on(value: Option<&str>) -> bool {
+    matches!(value, Some("on" | "yes" | "true" | "y"))
+}
+
+/// The parts between single commas, with doubled commas undone.
+fn split(value: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = value.chars().peekable();
+    while let Some(char) = chars.next() {
+        let is_end = char == ',' && chars.next_if_eq(&',').is_none();
+        match parts.last_mut() {
+            Some(part) if !is_end => part.push(char),
+            _ => parts.push(String::new()),
         }
-        Json::String(text) => into.push((prefix.to_owned(), text.clone())),
-        Json::Bool(true) => into.push((prefix.to_owned(), "on".to_owned())),
-        Json::Bool(false) => into.push((prefix.to_owned(), "off".to_owned())),
-        Json::Number(number) => into.push((prefix.to_owned(), number.to_string())),
-        Json::Null => into.push((prefix.to_owned(), String::new())),
-        _ => {}
     }
+    parts
 }
 
 #[cfg(test)]
@@ -121,25 +200,41 @@ mod tests {
     fn a_doubled_comma_is_a_comma() {
         let fields = Fields::parse("guest=web,,1,debug-threads=on,a=b=c");
         assert_eq!((fields.get("guest"), fields.get("a")), (Some("web,1"), Some("b=c")));
-        assert_eq!((fields.first(), fields.implied()), ("web,1", None));
+        assert_eq!(fields.implied(), None);
         assert_eq!(Fields::parse("4096,maxmem=8G").implied(), Some("4096"));
         assert_eq!(Fields::parse("").implied(), Some(""));
     }
 
     #[test]
-    fn json_is_flattened() {
-        let fields = Fields::parse_json(
-            r#"{"driver":"raw","file":{"filename":"/i/a","read-only":true,"size":7},"backing":null,"list":[1]}"#,
+    fn the_last_of_a_key_counts_and_a_bare_word_is_a_switch() {
+        let fields = Fields::parse("file=a,file=b,readonly,nowait");
+        let of = |key| fields.get(key);
+        assert_eq!((of("file"), of("readonly"), of("wait")), (Some("b"), Some("on"), Some("off")));
+    }
+
+    #[test]
+    fn members_are_the_same_in_json_and_in_dotted_keys() {
+        let json = Fields::parse_json(
+            r#"{"driver":"raw","file":{"filename":"/i/a","read-only":true,"size":7},"backing":null,"list":[1,{"a":"b"}]}"#,
         );
-        let fields = fields.unwrap();
+        let dotted = Fields::parse(
+            "driver=raw,file.filename=/i/a,file.read-only=on,file.size=7,backing=,list.0=1,list.1.a=b",
+        );
+        assert_eq!(json, Some(dotted));
+        let fields = json.unwrap();
         assert_eq!(fields.get("file.filename"), Some("/i/a"));
-        assert_eq!(
-            (fields.get("file.read-only"), fields.get("file.size")),
-            (Some("on"), Some("7"))
-        );
-        assert_eq!((fields.get("backing"), fields.get("list")), (Some(""), None));
-        assert!(fields.has_prefix("file.") && !fields.has_prefix("x"));
+        assert_eq!(fields.member("file").unwrap().get("size"), Some("7"));
+        assert_eq!((fields.get("backing"), fields.get("list.1.a")), (Some(""), Some("b")));
+        assert!(fields.member("backing").is_none());
         assert_eq!(Fields::parse_json("file=/i/a"), None);
         assert_eq!(Fields::parse_json("{"), None);
+    }
+
+    #[test]
+    fn what_lies_too_deep_is_left_out() {
+        let key = vec!["a"; 100_000].join(".");
+        assert_eq!(Fields::parse(&format!("{key}=1")), Fields::default());
+        let json = r#"{"a":"#.repeat(100) + "1" + &"}".repeat(100);
+        assert_eq!(Fields::parse_json(&json).unwrap().get(&vec!["a"; 100].join(".")), None);
     }
 }

@@ -105,12 +105,12 @@ fn scan(
         name: described.name.clone().unwrap_or_else(|| format!("{}-{pid}", stat.comm)),
         uuid: described.uuid,
         cpus,
-        max_cpus: described.max_cpus.unwrap_or(cpus).max(cpus),
-        memory: Memory {
-            current: described.memory,
-            min: None,
-            max: described.max_memory.or(described.memory),
-        },
+        // Of a QEMU it is told, or by default one: `None` was not understood.
+        max_cpus: described
+            .max_cpus
+            .or_else(|| (!is_qemu).then_some(cpus))
+            .map(|max| max.max(cpus)),
+        memory: Memory { current: described.memory, min: None, max: described.max_memory },
         slot: None,
         vcpus: Vec::new(),
         devices,
@@ -175,13 +175,15 @@ fn describe(
     if let Some((_, described)) = earlier.filter(|(start, _)| *start == stat.start_ticks) {
         return Ok(Some(described.clone()));
     }
-    let mut described = command_line::parse(&process.read("cmdline")?);
+    let mut read = |path: &str| process.read_in_root(path).ok();
+    let mut described = command_line::parse(&process.read("cmdline")?, &mut read);
     // After the command line: an exiting process has an empty one.
     if !process.stat()?.has_memory {
         return Ok(None);
     }
     if described.memory.is_none() && descriptors.has_kvm() {
         described.memory = memory_estimate::estimate(&process.read("maps").unwrap_or_default());
+        described.max_memory = described.max_memory.or(described.memory);
     }
     if let Some(path) = &described.config_file
         && let Ok(config) = process.read_in_root(path)

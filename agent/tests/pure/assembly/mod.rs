@@ -187,7 +187,7 @@ fn process(pid: u32) -> VmProcess {
         name: "vm".to_owned(),
         uuid: Some(UUID),
         cpus: 1,
-        max_cpus: 1,
+        max_cpus: Some(1),
         slot: Some(VmSlot(u16::try_from(pid).unwrap())),
         has_kvm: true,
         ..VmProcess::default()

@@ -1,0 +1,86 @@
+//! What a QEMU was told: on its command line, and in the files that its options name. Accepts any bytes.
+
+mod arguments;
+mod config_file;
+mod disks;
+mod machine;
+mod nics;
+mod nodes;
+mod numbers;
+mod services;
+
+use arguments::{Entry, Subject};
+use uuid::Uuid;
+
+use super::command_line::{Description, Vmm, cut};
+use crate::inventory::{Devices, VmUuid};
+
+/// Describes a QEMU by the name of its program and its arguments. `read` returns the content of a configuration file at a
+/// path of the process; `None`: it cannot be read.
+pub(super) fn describe(
+    program: &str,
+    arguments: &[&str],
+    read: &mut dyn FnMut(&str) -> Option<Vec<u8>>,
+) -> Description {
+    let mut entries = arguments::entries(arguments, read);
+    entries.iter_mut().for_each(disks::normalize);
+    let machine = machine::machine(program, &entries);
+    let bus = machine::default_bus(program, &machine.board);
+    let mut devices = Devices {
+        disks: disks::disks(&entries, bus, &machine.flashes),
+        nics: nics::nics(&entries),
+    };
+    devices.tidy();
+    Description {
+        vmm: Vmm::Qemu,
+        name: name(&entries).map(cut),
+        uuid: uuid(&entries),
+        memory: machine.memory,
+        max_memory: machine.max_memory,
+        cpus: machine.cpus,
+        max_cpus: machine.max_cpus,
+        tcg: machine.tcg,
+        no_machine: machine.board == "none",
+        devices,
+        config_file: None,
+    }
+}
+
+fn name(entries: &[Entry]) -> Option<&str> {
+    let mut found = None;
+    for Entry { subject, fields, .. } in entries {
+        match subject {
+            Subject::Name => found = fields.get_or_implied("guest").or(found),
+            Subject::Unread => found = None,
+            _ => {}
+        }
+    }
+    found.filter(|name| !name.is_empty())
+}
+
+fn uuid(entries: &[Entry]) -> Option<VmUuid> {
+    let (mut given, mut smbios) = (None, None);
+    for Entry { subject, fields, .. } in entries {
+        match subject {
+            Subject::Uuid => given = fields.implied().and_then(parse_uuid),
+            Subject::Smbios if fields.get("type") == Some("1") => {
+                smbios = fields.get("uuid").and_then(parse_uuid);
+            }
+            _ => {}
+        }
+    }
+    given.or(smbios)
+}
+
+fn parse_uuid(text: &str) -> Option<VmUuid> {
+    Uuid::try_parse(text).ok().map(VmUuid::from)
+}
+
+/// Parses a configuration file, for the fuzzer.
+pub(super) fn interpret_config(bytes: &[u8]) {
+    let mut text = Some(bytes.to_vec());
+    drop(describe("qemu-system-x86_64", &["-readconfig", "x"], &mut |_| text.take()));
+}
+
+#[cfg(test)]
+mod tests;
