@@ -140,7 +140,8 @@ impl Run {
     /// What is in the output after the PDU with this header.
     fn check_answer(&mut self, request: &Header, lost: bool) {
         let output = self.session.output().to_vec();
-        assert!(output.len() <= 2 * Header::LEN + frame::MAX_PAYLOAD + 4);
+        // The answer, and a Close.
+        assert!(output.len() <= frame::MAX_RESPONSE + Header::LEN + 4);
         let mut pdus = frames(&output).into_iter().peekable();
         if request.asks_for_response() {
             let answer = pdus.next().expect("a request is answered");

@@ -8,10 +8,6 @@ use super::{
 };
 use crate::snmp::Oid;
 
-/// A GetBulk begins no further repetition once its response has so many octets: more than that fits into no
-/// SNMP message over UDP. Section 7.2.3.3 leaves it to the subagent how many repetitions it gives.
-pub(super) const BULK_ENOUGH: usize = 64 * 1024;
-
 /// Why there is an error in place of bindings: `res.error` and `res.index`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Failure {
@@ -20,8 +16,8 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// The response would be larger than any master could pass on; the range at `position`, from 0, is the
-    /// first without room. Section 7.2.3 has no other code for it.
+    /// The response would be larger than a master takes; the range at `position`, from 0, is the first without
+    /// room. Section 7.2.3 has no other code for it.
     fn too_large(position: usize) -> Self {
         let index = u16::try_from(position.saturating_add(1)).unwrap_or(u16::MAX);
         Self { error: ResError::GEN_ERR, index }
@@ -60,8 +56,8 @@ pub(super) fn get_next<O: Objects + ?Sized>(
     Ok(())
 }
 
-/// Section 7.2.3.3. Repetitions are whole: an answer to each of the repeating ranges, in their order. After
-/// the first they begin where the one before ended, which is read back from the response itself: so a request
+/// Section 7.2.3.3. Repetitions are whole: an answer to each of the repeating ranges, in their order. A repetition
+/// that does not fit whole ends the response; the section leaves their number to the subagent. After the first they begin where the one before ended, which is read back from the response itself: so a request
 /// with many ranges takes no memory of its own.
 pub(super) fn get_bulk<O: Objects + ?Sized>(
     objects: &O,
@@ -109,7 +105,7 @@ pub(super) fn get_bulk<O: Objects + ?Sized>(
             }
         }
         before = Some(row);
-        if ended || response.payload_len() >= BULK_ENOUGH {
+        if ended {
             break;
         }
     }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use crate::objects::FixedObjects;
-use kvmeter::agentx::{Config, Phase, Statistics, TransportConfig, codec::ByteOrder, run};
+use kvmeter::{
+    agentx::{Config, Phase, Statistics, TransportConfig, codec::ByteOrder, run},
+    snmp::OwnedValue,
+};
 
 use tokio::sync::oneshot;
 use xtask::lab::Snmpd;
@@ -92,24 +95,44 @@ fn check_everything(port: u16) {
     assert_eq!(ask("snmpget", &["+1.5.0"]), [WALK[4]], "a refused SET leaves the session alone");
 }
 
+/// A session on a thread of its own.
+struct Served {
+    statistics: Arc<Statistics>,
+    shutdown: oneshot::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Served {
+    fn start(snmpd: &Snmpd, byte_order: ByteOrder, objects: FixedObjects) -> Self {
+        let address = snmpd.agentx_address();
+        let statistics = Arc::new(Statistics::default());
+        let (shutdown, stop) = oneshot::channel::<()>();
+        let of_thread = Arc::clone(&statistics);
+        let thread = thread::spawn(move || {
+            let session = Config { byte_order, ..Config::new(vec![SUBTREE.parse().unwrap()]) };
+            let config = TransportConfig::new(address.parse().unwrap(), session);
+            let stop = async { stop.await.unwrap() };
+            let notices = tokio::sync::mpsc::channel(1).1;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let session = run(config, || objects.clone(), notices, &of_thread, stop);
+            runtime.unwrap().block_on(session);
+        });
+        Self { statistics, shutdown, thread }
+    }
+
+    fn end(self) -> Arc<Statistics> {
+        self.shutdown.send(()).unwrap();
+        self.thread.join().unwrap();
+        self.statistics
+    }
+}
+
 fn check_session(byte_order: ByteOrder) {
     let directory = tempfile::tempdir().unwrap();
     let mut snmpd = Snmpd::start(directory.path(), "").unwrap();
-    let (port, address) = (snmpd.port(), snmpd.agentx_address());
-    let statistics = Arc::new(Statistics::default());
-    let (shutdown, stop) = oneshot::channel::<()>();
-    let agent = thread::spawn({
-        let statistics = Arc::clone(&statistics);
-        move || {
-            let session = Config { byte_order, ..Config::new(vec![SUBTREE.parse().unwrap()]) };
-            let config = TransportConfig::new(address.parse().unwrap(), session);
-            let objects = FixedObjects::small();
-            let stop = async { stop.await.unwrap() };
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(
-                run(config, || objects.clone(), tokio::sync::mpsc::channel(1).1, &statistics, stop),
-            );
-        }
-    });
+    let port = snmpd.port();
+    let served = Served::start(&snmpd, byte_order, FixedObjects::small());
+    let statistics = Arc::clone(&served.statistics);
 
     let check_served = |session| {
         let found = wait_for(port, "+1.1.0", STARTUP);
@@ -123,8 +146,7 @@ fn check_session(byte_order: ByteOrder) {
     snmpd.end();
     snmpd.begin().unwrap();
     check_served(2);
-    shutdown.send(()).unwrap();
-    agent.join().unwrap();
+    served.end();
     let answer = snmp("snmpget", port, "public", &["+1.1.0"]).unwrap();
     assert!(answer[0].contains("No Such Object"), "the session was closed: {answer:?}");
     assert_eq!(statistics.parse_errors.load(Relaxed), 0);
@@ -135,4 +157,34 @@ fn a_real_master_is_served_and_found_again_after_its_restart() {
     xtask::require!("snmpd");
     check_session(ByteOrder::Network);
     check_session(ByteOrder::Little);
+}
+
+/// snmpd drops a PDU of more than 65,536 octets without a word, asks again until it gives up, and closes the session.
+#[test]
+fn a_request_whose_answer_snmpd_would_drop_is_answered_at_once_and_the_session_stays() {
+    xtask::require!("snmpd");
+    let directory = tempfile::tempdir().unwrap();
+    let snmpd = Snmpd::start(directory.path(), "").unwrap();
+    let port = snmpd.port();
+    let mut objects = FixedObjects::small();
+    for row in 1..=128 {
+        let name = format!("{SUBTREE}.1.7.1.1.{row}").parse().unwrap();
+        objects.0.insert(name, OwnedValue::OctetString(vec![b'x'; 500]));
+    }
+    let served = Served::start(&snmpd, ByteOrder::Network, objects);
+    wait_for(port, "+1.1.0", STARTUP);
+    let names: Vec<String> = (1..=128).map(|row| format!("+1.7.1.1.{row}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // 540 octets of AgentX each.
+    assert_eq!(snmp("snmpget", port, "public", &names[..121]).unwrap().len(), 121);
+    let start = Instant::now();
+    for tool in ["snmpget", "snmpgetnext"] {
+        let refused = snmp(tool, port, "public", &names).unwrap_err();
+        assert!(refused.contains("genError") || refused.contains("tooBig"), "{refused}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let walk = snmp("snmpbulkwalk", port, "public", &["-Cr200", "+1.7"]).unwrap();
+    assert_eq!(walk.len(), 128);
+    let statistics = served.end();
+    assert_eq!(statistics.connects.load(Relaxed), 1, "the session was never lost");
 }

@@ -4,7 +4,7 @@ use super::{
     Body, Header, Pdu, ResError, SearchRange, VarBind,
     cursor::{Reader, Writer},
     data,
-    frame::MAX_PAYLOAD,
+    frame::MAX_RESPONSE,
     list::Element as _,
     oid,
 };
@@ -84,7 +84,7 @@ pub struct ResponseWriter<'o> {
     pdu: PduWriter<'o>,
 }
 
-/// The payload would exceed [`MAX_PAYLOAD`]; the binding was dropped.
+/// The PDU would exceed [`MAX_RESPONSE`]; the binding was dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Full;
 
@@ -113,7 +113,7 @@ impl<'o> ResponseWriter<'o> {
     fn bounded(&mut self, append: impl FnOnce(&mut PduWriter<'o>)) -> Result<(), Full> {
         let before = self.payload_len();
         append(&mut self.pdu);
-        if self.payload_len() > MAX_PAYLOAD {
+        if Header::LEN + self.payload_len() > MAX_RESPONSE {
             self.pdu.truncate(before);
             return Err(Full);
         }

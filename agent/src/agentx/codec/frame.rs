@@ -4,11 +4,15 @@ use thiserror::Error;
 
 use super::header::Header;
 
-/// Largest payload in bytes, in either direction.
+/// Largest payload in bytes of a PDU from the master.
 ///
 /// An SNMP message over UDP has at most 65,507 bytes, and AgentX takes four or five bytes for one of BER, twice for the two
 /// ends of a range. So no manager can make a master send more.
 pub const MAX_PAYLOAD: usize = 512 * 1024;
+
+/// Largest Response in bytes, with its header. net-snmp drops a longer PDU without a word, repeats the request until it
+/// gives up, and closes the session (`agentx_parse` in agent/mibgroup/agentx/protocol.c).
+pub const MAX_RESPONSE: usize = 65_536;
 
 /// One complete PDU with an undecoded payload.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -108,16 +108,20 @@ fn large(rows: u32, len: usize) -> FixedObjects {
     )
 }
 
+/// What net-snmp's agentx_parse takes, with the header.
+const LARGEST: usize = 65_536;
+
 #[test]
-fn get_bulk_stops_after_a_whole_repetition_when_there_is_enough() {
+fn get_bulk_stops_after_the_last_whole_repetition_that_fits() {
     let mut master = Master::established();
     master.objects = large(100_000, 200);
     let repetition = ["1"; 7];
     let answer = master.get_bulk(0, 65535, &repetition);
     assert_eq!(answer.error, ResError::NO_ERROR);
     assert_eq!(answer.bindings.len() % repetition.len(), 0);
-    let octets = answer.bindings.len() * (4 + 4 + 16 + 4 + 200);
-    assert!((64 * 1024..64 * 1024 + 7 * 228).contains(&octets), "{octets}");
+    // Header, fixed fields, and each binding: type, name of five sub-identifiers after the prefix, length, value.
+    let octets = 20 + 8 + answer.bindings.len() * (4 + 4 + 16 + 4 + 200);
+    assert!((LARGEST - 7 * 228 + 1..=LARGEST).contains(&octets), "{octets}");
     let rows: Vec<_> = answer.bindings.chunks(7).map(|row| &row[0][..4]).take(3).collect();
     assert_eq!(rows, ["2.1 ", "2.2 ", "2.3 "]);
 }
@@ -125,19 +129,40 @@ fn get_bulk_stops_after_a_whole_repetition_when_there_is_enough() {
 #[test]
 fn a_response_too_large_for_any_master_is_an_error_that_names_the_range() {
     let mut master = Master::established();
-    master.objects = large(2, 100_000);
+    master.objects = large(2, 13_000);
     // Five values fit.
-    let names = ["2.1"; 6];
+    let names = ["2.1"; 9];
     assert_eq!(master.get(&names), failed(ResError::GEN_ERR, 6));
-    assert_eq!(master.get_next(&["1"; 6]), failed(ResError::GEN_ERR, 6));
-    assert_eq!(master.get_bulk(2, 9, &["1"; 6]), failed(ResError::GEN_ERR, 6));
+    assert_eq!(master.get_next(&["1"; 9]), failed(ResError::GEN_ERR, 6));
+    assert_eq!(master.get_bulk(2, 9, &["1"; 9]), failed(ResError::GEN_ERR, 6));
+    assert_eq!(master.get_bulk(9, 9, &["1"; 9]), failed(ResError::GEN_ERR, 6));
     assert_eq!(master.get(&names[..5]).bindings.len(), 5);
+    master.objects = large(2, LARGEST);
+    assert_eq!(master.get(&names[..1]), failed(ResError::GEN_ERR, 1));
+    assert_eq!(master.get_bulk(0, 1, &["1"]), failed(ResError::GEN_ERR, 1));
+}
+
+#[test]
+fn a_response_fills_the_limit_to_the_last_octet_and_does_not_exceed_it() {
+    let mut master = Master::established();
+    // 32 octets a binding: 2,047 of them, with header and fixed fields, have 65,532.
+    let names = ["1.5.0"; 2048];
+    assert_eq!(master.get(&names[..2047]).bindings.len(), 2047);
+    assert_eq!(master.get(&names), failed(ResError::GEN_ERR, 2048));
+    assert_eq!(master.get_next(&["1.4.0"; 2047]).bindings.len(), 2047);
+    assert_eq!(master.get_next(&["1.4.0"; 2048]), failed(ResError::GEN_ERR, 2048));
+    // The only binding has all that is left after 20 + 8 octets of the PDU, and 28 of its own.
+    let rest = LARGEST - 20 - 8 - 28;
+    master.objects = large(1, rest);
+    assert_eq!(master.get(&["2.1"]).bindings.len(), 1);
+    master.objects = large(1, rest + 1);
+    assert_eq!(master.get(&["2.1"]), failed(ResError::GEN_ERR, 1));
 }
 
 #[test]
 fn a_repetition_that_does_not_fit_whole_is_left_out() {
     let mut master = Master::established();
-    master.objects = large(2, 100_000);
+    master.objects = large(2, 13_000);
     master.objects.0.first_entry().unwrap().insert(OwnedValue::Integer(1));
     // Five of the second row would fit.
     assert_eq!(master.get_bulk(0, 9, &["1"; 6]), found(&["2.1 = Integer(1)"; 6]));
