@@ -14,6 +14,7 @@ mod backoff;
 pub mod codec;
 mod notice;
 mod objects;
+mod pending;
 mod request;
 mod session;
 mod set;
@@ -23,7 +24,7 @@ mod timer;
 mod transport;
 
 pub use address::{Address, AddressError};
-pub use notice::Notice;
+pub use notice::{Bindings, Notice};
 pub use objects::{Lookup, Objects, SetError, SetFailed};
 pub use session::{
     Config, DEFAULT_PING_INTERVAL, DEFAULT_TIMEOUT, Handled, NotEstablished, Session, SessionError,

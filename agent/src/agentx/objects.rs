@@ -58,6 +58,10 @@ pub trait Objects {
 
     /// CleanupSet of an instance that was committed: it cannot be undone from here on.
     fn cleanup_set(&self, _name: &Oid, _value: Value<'_>) {}
+
+    /// The management system was initialised again after the last SET, as by a restart of the master: sets every object
+    /// whose value must not outlive that back to its initial value.
+    fn reinitialize(&self) {}
 }
 
 /// Why an instance cannot be set (RFC 3416 section 4.2.5).

@@ -144,8 +144,10 @@ pub struct Session {
     /// Arrival of the last PDU.
     heard: Option<Instant>,
     parse_errors: u32,
-    /// The last tested SET, until its CleanupSet.
-    transaction: Option<set::Transaction>,
+    /// The SETs that were tested, until their CleanupSets.
+    transactions: set::Transactions,
+    /// Time of the last CommitSet that was carried out; it outlives the connection.
+    committed: Option<Instant>,
     /// `h.packetID` and time of the last notification, until its Response.
     notified: Option<(u32, Instant)>,
     output: Vec<u8>,
@@ -167,7 +169,8 @@ impl Session {
             deadline: None,
             heard: None,
             parse_errors: 0,
-            transaction: None,
+            transactions: set::Transactions::default(),
+            committed: None,
             notified: None,
             output: Vec::new(),
             sent: 0,
@@ -236,7 +239,7 @@ impl Session {
         self.deadline = None;
         self.heard = None;
         self.parse_errors = 0;
-        self.transaction = None;
+        self.transactions.clear();
         self.notified = None;
     }
 
@@ -262,14 +265,26 @@ impl Session {
         };
         self.parse_errors = 0;
         let error = match &pdu.body {
-            Body::Response { error, .. } => self.handle_response(&header, *error, now)?,
+            Body::Response { sys_up_time, error, .. } => {
+                if self.is_opened_by(&header, *error) && self.has_begun(*sys_up_time, now) {
+                    self.committed = None;
+                    objects.reinitialize();
+                }
+                self.handle_response(&header, *error, now)?
+            }
             Body::Close { reason } => {
                 if self.state.session_id() == Some(header.session_id) {
                     return Err(SessionError::Closed(*reason));
                 }
                 ResError::NOT_OPEN
             }
-            _ => self.respond(objects, &pdu),
+            _ => {
+                let error = self.respond(objects, &pdu);
+                if matches!(pdu.body, Body::CommitSet) && error == ResError::NO_ERROR {
+                    self.committed = Some(now);
+                }
+                error
+            }
         };
         Ok(Handled { kind: header.kind(), error })
     }
@@ -339,9 +354,9 @@ impl Session {
         self.notified.and_then(|(_, at)| at.checked_add(self.config.timeout))
     }
 
-    /// Stops waiting for the Response to the last notification.
-    pub const fn give_up_notified(&mut self) {
-        self.notified = None;
+    /// Stops waiting for the Response to the last notification. Whether it was waited for.
+    pub const fn give_up_notified(&mut self) -> bool {
+        self.notified.take().is_some()
     }
 
     /// Ends the session: sends Close, if a session is open.
@@ -365,15 +380,13 @@ impl Session {
             if !established {
                 return ResError::NOT_OPEN;
             }
-            if let Some(transaction) = self.transaction.take() {
-                set::cleanup(objects, transaction);
-            }
+            self.transactions.cleanup(objects, header.transaction_id);
             return ResError::NO_ERROR;
         }
         let mut response = ResponseWriter::new(&mut self.output, header);
         let refused = if !established {
             Some(ResError::NOT_OPEN)
-        } else if pdu.context.is_some() {
+        } else if pdu.context.is_some_and(|context| !context.is_empty()) {
             Some(ResError::UNSUPPORTED_CONTEXT)
         } else {
             None
@@ -393,15 +406,10 @@ impl Session {
                 &mut response,
             ),
             Body::TestSet { bindings } => {
-                // Drops a transaction without CleanupSet: the master has forgotten it.
-                self.transaction = None;
-                set::test(objects, header.transaction_id, bindings.clone())
-                    .map(|transaction| self.transaction = Some(transaction))
+                self.transactions.test(objects, header.transaction_id, bindings.clone())
             }
-            Body::CommitSet => {
-                set::commit(objects, header.transaction_id, self.transaction.as_mut())
-            }
-            Body::UndoSet => set::undo(objects, header.transaction_id, self.transaction.as_mut()),
+            Body::CommitSet => self.transactions.commit(objects, header.transaction_id),
+            Body::UndoSet => self.transactions.undo(objects, header.transaction_id),
             Body::Ping | Body::CleanupSet | Body::Close { .. } | Body::Response { .. } => Ok(()),
         };
         match answered {
@@ -470,6 +478,20 @@ impl Session {
             self.notified = None;
         }
         Ok(error)
+    }
+
+    /// Whether this Response opens the session.
+    fn is_opened_by(&self, header: &Header, error: ResError) -> bool {
+        let is_awaited =
+            matches!(self.state, State::Opening { packet_id } if packet_id == header.packet_id);
+        is_awaited && error == ResError::NO_ERROR
+    }
+
+    /// Whether the master, which has been up for `sys_up_time` centiseconds, began after the last SET. A time that has
+    /// wrapped, after 497 days, looks as if it did.
+    fn has_begun(&self, sys_up_time: u32, now: Instant) -> bool {
+        let began = now.checked_sub(Duration::from_millis(u64::from(sys_up_time) * 10));
+        self.committed.zip(began).is_some_and(|(committed, began)| began >= committed)
     }
 
     /// Registers the subtree with this index; without one, the session is established.

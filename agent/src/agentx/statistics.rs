@@ -45,8 +45,11 @@ pub struct Statistics {
     pub parse_errors: AtomicU64,
     /// agentx-Notify-PDUs that were sent.
     pub notified: AtomicU64,
-    /// Notifications dropped because no session was open, or because the master did not answer the previous one in time.
+    /// Notifications dropped because no session was opened within their time.
     pub unsent: AtomicU64,
+    /// Notifications that were sent, and that the master did not answer in time or before the session was lost. It may have
+    /// passed them on all the same.
+    pub unanswered: AtomicU64,
     /// Responses of the master with an error.
     pub master_errors: AtomicU64,
     /// Time from the arrival of a request's last bytes to the write of its response.

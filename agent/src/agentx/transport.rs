@@ -1,10 +1,13 @@
 //! The session's socket and clock: a loop that connects and reconnects.
 
-use std::{future::Future, io, pin::pin, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    convert::Infallible, future::Future, io, pin::pin, sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
     net::{TcpStream, UnixStream},
     sync::mpsc::Receiver,
     time::{self, Instant},
@@ -15,6 +18,7 @@ use super::{
     Address, Config, Notice, Objects, Session, SessionError, State, Statistics, TimerKind,
     backoff::Backoff,
     codec::{CloseReason, Inbox},
+    pending::Pending,
     timer::Timer,
 };
 
@@ -24,6 +28,17 @@ const GATHER: usize = 64 * 1024;
 /// Timeout of an attempt to connect. Why: to a host that is down the kernel retransmits SYN after 1 s, 3 s and 7 s only; a
 /// new attempt sends one at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Size in bytes up to which requests are read while the master reads no responses: a master that writes all of its
+/// requests before it reads would wait for the agent, and the agent for the master.
+const READ_AHEAD: usize = 1024 * 1024;
+
+/// A session of this length ends the back-off. One that the master closes at once says that the next will not last, either.
+const STABLE: Duration = Duration::from_secs(5);
+
+/// Time beyond [`TransportConfig::reconnect_max`] for which notifications are kept while there is no connection: an attempt
+/// to connect, and a master that needs a moment to begin.
+const KEEPS_BEYOND: Duration = Duration::from_secs(3);
 
 /// Timeout for sending the last PDUs of a connection.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -72,12 +87,13 @@ enum ConnectionError {
 /// Serves objects over sessions with the master until `shutdown` is ready, then closes the session.
 ///
 /// `source` yields the objects for each PDU; they are dropped before the next read or write. Without PDUs only the ping
-/// wakes the task. `notices` are sent one at a time, each after the master's response to the previous one; those that come
-/// while no session is open are dropped.
+/// wakes the task. `notices` are sent one at a time, each after the master's response to the previous one, and none twice.
+/// Without a session they wait: up to [`TransportConfig::reconnect_max`] and 3 s until there is a connection, and as long as
+/// the master takes to open a session. Then they are dropped and counted.
 pub async fn run<S, O>(
     config: TransportConfig,
     source: S,
-    mut notices: Receiver<Notice>,
+    notices: Receiver<Notice>,
     statistics: &Statistics,
     shutdown: impl Future<Output = ()>,
 ) where
@@ -88,21 +104,33 @@ pub async fn run<S, O>(
     let mut backoff = Backoff::new(config.reconnect_max);
     let mut session = Session::new(config.session);
     let mut inbox = Inbox::default();
+    let max_age = config.reconnect_max.saturating_add(KEEPS_BEYOND);
+    let mut notices = Pending::new(notices, max_age);
+    let dropped = |old| {
+        statistics.unsent.fetch_add(old, Relaxed);
+    };
     let mut reported = None;
     loop {
-        let sessions = statistics.sessions.load(Relaxed);
+        let mut established = None;
         let lost = tokio::select! {
             () = &mut shutdown => return,
+            never = notices.keep(dropped) => match never {},
             connected = connect(&config.address) => match connected {
                 Err(error) => error,
-                Ok(mut stream) => {
+                Ok(stream) => {
                     statistics.connects.fetch_add(1, Relaxed);
+                    dropped(notices.drop_old());
+                    let (reader, writer) = split(stream);
                     let mut connection = Connection {
-                        stream: &mut stream,
+                        reader,
+                        writer,
                         session: &mut session,
                         inbox: &mut inbox,
+                        arrived: std::time::Instant::now(),
                         source: &source,
                         notices: &mut notices,
+                        unwritten: None,
+                        established: &mut established,
                         timer: config.timer,
                         statistics,
                     };
@@ -115,6 +143,7 @@ pub async fn run<S, O>(
                         return;
                     };
                     connection.flush().await;
+                    connection.settle_notices();
                     lost
                 }
             },
@@ -122,7 +151,7 @@ pub async fn run<S, O>(
         session.disconnected();
         inbox.clear();
         statistics.set_state(session.state());
-        if statistics.sessions.load(Relaxed) != sessions {
+        if established.is_some_and(|at: Instant| at.elapsed() >= STABLE) {
             backoff.reset();
             reported = None;
         }
@@ -138,10 +167,8 @@ pub async fn run<S, O>(
         reported = Some(error);
         tokio::select! {
             () = &mut shutdown => return,
+            never = notices.keep(dropped) => match never {},
             () = time::sleep(wait) => {}
-        }
-        while notices.try_recv().is_ok() {
-            statistics.unsent.fetch_add(1, Relaxed);
         }
     }
 }
@@ -170,11 +197,18 @@ async fn connect(address: &Address) -> Result<Box<dyn Stream>, ConnectionError> 
 
 /// A connection and what is needed to serve it.
 struct Connection<'c, S> {
-    stream: &'c mut Box<dyn Stream>,
+    reader: ReadHalf<Box<dyn Stream>>,
+    writer: WriteHalf<Box<dyn Stream>>,
     session: &'c mut Session,
     inbox: &'c mut Inbox,
+    /// When bytes were last read.
+    arrived: std::time::Instant,
     source: &'c S,
-    notices: &'c mut Receiver<Notice>,
+    notices: &'c mut Pending,
+    /// The notification at the end of the output, until all of the output is written.
+    unwritten: Option<Notice>,
+    /// When the session was established.
+    established: &'c mut Option<Instant>,
     timer: TimerKind,
     statistics: &'c Statistics,
 }
@@ -193,7 +227,7 @@ where
         }
     }
 
-    async fn try_serve(&mut self) -> Result<std::convert::Infallible, ConnectionError> {
+    async fn try_serve(&mut self) -> Result<Infallible, ConnectionError> {
         self.session.connected(Instant::now().into_std())?;
         self.changed();
         self.write().await?;
@@ -201,22 +235,19 @@ where
         timer.set(self.session.poll_timeout()).map_err(ConnectionError::Broken)?;
         loop {
             let full_until = self.session.notify_after().map(Instant::from_std);
+            let may_notify = full_until.is_none() && self.established.is_some();
             tokio::select! {
-                read = self.stream.read_buf(self.inbox.fill()) => {
-                    let arrived = std::time::Instant::now();
+                read = self.reader.read_buf(self.inbox.fill()) => {
+                    self.arrived = std::time::Instant::now();
                     match read {
                         Ok(0) => return Err(ConnectionError::EndOfFile),
-                        Ok(_) => self.answer(arrived).await?,
+                        Ok(_) => self.answer().await?,
                         Err(error) => return Err(ConnectionError::Broken(error)),
                     }
                 }
-                Some(notice) = self.notices.recv(), if full_until.is_none() => {
-                    self.notify(&notice);
-                    self.write().await?;
-                }
+                notice = self.notices.next(), if may_notify => self.notify(notice).await?,
                 () = time::sleep_until(full_until.unwrap_or_else(Instant::now)), if full_until.is_some() => {
-                    self.session.give_up_notified();
-                    self.statistics.unsent.fetch_add(1, Relaxed);
+                    self.count_unanswered();
                 }
                 fired = timer.fired() => {
                     fired.map_err(ConnectionError::Broken)?;
@@ -235,8 +266,9 @@ where
     }
 
     /// Answers every complete PDU in the inbox.
-    async fn answer(&mut self, arrived: std::time::Instant) -> Result<(), ConnectionError> {
+    async fn answer(&mut self) -> Result<(), ConnectionError> {
         let now = Instant::now().into_std();
+        let mut arrived = self.arrived;
         let mut answered = 0_u32;
         loop {
             let frame = match self.inbox.next_frame() {
@@ -258,6 +290,7 @@ where
             if self.session.output().len() >= GATHER {
                 self.write().await?;
                 self.record_latency(&mut answered, arrived);
+                arrived = self.arrived;
             }
         }
         self.write().await?;
@@ -265,14 +298,40 @@ where
         Ok(())
     }
 
-    /// Sends a notification. Without a session it is dropped, not queued: it would be outdated.
-    fn notify(&mut self, notice: &Notice) {
+    /// Sends a notification, unless it was switched off meanwhile.
+    async fn notify(&mut self, notice: Notice) -> Result<(), ConnectionError> {
+        if !notice.is_wanted() {
+            return Ok(());
+        }
         let bindings = notice.bindings.iter().map(|(name, value)| (name, value.as_value()));
-        let counter = match self.session.notify(bindings, Instant::now().into_std()) {
-            Ok(_) => &self.statistics.notified,
-            Err(_) => &self.statistics.unsent,
-        };
-        counter.fetch_add(1, Relaxed);
+        if self.session.notify(bindings, Instant::now().into_std()).is_err() {
+            self.notices.put_back(notice);
+            return Ok(());
+        }
+        self.unwritten = Some(notice);
+        self.write().await?;
+        self.unwritten = None;
+        self.statistics.notified.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Stops waiting for the Response to the last notification.
+    fn count_unanswered(&mut self) {
+        if self.session.give_up_notified() {
+            self.statistics.unanswered.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// After the connection: a notification that the master cannot have read as a whole is sent in the next session, and no
+    /// other is sent twice.
+    fn settle_notices(&mut self) {
+        match self.unwritten.take() {
+            Some(notice) if !self.session.output().is_empty() => self.notices.put_back(notice),
+            unwritten => {
+                self.statistics.notified.fetch_add(u64::from(unwritten.is_some()), Relaxed);
+                self.count_unanswered();
+            }
+        }
     }
 
     fn record_latency(&self, answered: &mut u32, arrived: std::time::Instant) {
@@ -285,25 +344,39 @@ where
     }
 
     /// Reports the session's state to the statistics and the log.
-    fn changed(&self) {
+    fn changed(&mut self) {
         let state = self.session.state();
-        let sessions = self.statistics.sessions.load(Relaxed);
         self.statistics.set_state(state);
         if let State::Established { session_id, .. } = state
-            && self.statistics.sessions.load(Relaxed) != sessions
+            && self.established.is_none()
         {
+            *self.established = Some(Instant::now());
             info!(session_id, "AgentX session established");
         }
     }
 
+    /// Writes the output. Where the master does not take it at once, requests are read meanwhile, and answered later.
     async fn write(&mut self) -> Result<(), ConnectionError> {
         let timeout = self.session.config().timeout;
+        let mut deadline = Instant::now() + timeout;
         while !self.session.output().is_empty() {
-            let written = time::timeout(timeout, self.stream.write(self.session.output())).await;
-            let written = written.map_err(|_| ConnectionError::Stuck(timeout))?;
-            match written.map_err(ConnectionError::Broken)? {
-                0 => return Err(ConnectionError::Broken(io::ErrorKind::WriteZero.into())),
-                bytes => self.session.consume_output(bytes),
+            let has_room = self.inbox.len() < READ_AHEAD;
+            tokio::select! {
+                biased;
+                written = self.writer.write(self.session.output()) => {
+                    match written.map_err(ConnectionError::Broken)? {
+                        0 => return Err(ConnectionError::Broken(io::ErrorKind::WriteZero.into())),
+                        bytes => self.session.consume_output(bytes),
+                    }
+                    deadline = Instant::now() + timeout;
+                }
+                read = self.reader.read_buf(self.inbox.fill()), if has_room => {
+                    if read.map_err(ConnectionError::Broken)? == 0 {
+                        return Err(ConnectionError::EndOfFile);
+                    }
+                    self.arrived = std::time::Instant::now();
+                }
+                () = time::sleep_until(deadline) => return Err(ConnectionError::Stuck(timeout)),
             }
         }
         Ok(())
@@ -323,7 +396,7 @@ where
         self.session.close(CloseReason::SHUTDOWN);
         self.flush().await;
         self.statistics.set_state(self.session.state());
-        if let Err(error) = self.stream.shutdown().await {
+        if let Err(error) = self.writer.shutdown().await {
             debug!(%error, "the AgentX connection was gone before it was closed");
         }
     }

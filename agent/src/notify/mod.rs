@@ -19,8 +19,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{agentx::Notice, inventory::Change, mib::NotificationSwitches};
-use bulk::Bulk;
+use crate::{
+    agentx::{Bindings, Notice},
+    inventory::Change,
+    mib::{NotificationSwitches, context::Switch},
+    snmp::OidError,
+};
+use bulk::{Bulk, Gathered};
 
 /// Capacity of the queue of changes: room for 1,000 VMs that start, pause, resume and end at once.
 const QUEUE: usize = 8192;
@@ -35,7 +40,7 @@ pub struct Statistics {
     pub changes: AtomicU64,
     /// Notifications queued for the session.
     pub notices: AtomicU64,
-    /// Changes and notifications that found a queue full.
+    /// Changes and notifications that found a queue full, or that fit into no notification.
     pub dropped: AtomicU64,
 }
 
@@ -86,20 +91,27 @@ impl Notifier {
             tokio::select! {
                 change = self.changes.recv() => {
                     let Some(change) = change else { return };
-                    if switches.per_vm.load(Relaxed)
-                        && let Some(notice) = notice::of_one(&change)
+                    if switches.per_vm.is_on()
+                        && let Some(bindings) = notice::of_one(&change)
                     {
-                        self.send(notice);
+                        self.send(bindings, &switches.per_vm);
                     }
-                    if switches.bulk.load(Relaxed) && bulk.gather(&change) {
-                        due.get_or_insert_with(|| Instant::now() + self.window);
+                    if switches.bulk.is_on() {
+                        match bulk.gather(&change) {
+                            Gathered::Yes => {
+                                due.get_or_insert_with(|| Instant::now() + self.window);
+                            }
+                            Gathered::Full => due = Some(Instant::now()),
+                            Gathered::Nothing => {}
+                            Gathered::TooLarge => self.count_dropped(),
+                        }
                     }
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     due = None;
-                    for notice in bulk.take() {
-                        if switches.bulk.load(Relaxed) {
-                            self.send(notice);
+                    for (notification, affected) in bulk.take() {
+                        if switches.bulk.is_on() {
+                            self.send(notice::of_many(notification, affected), &switches.bulk);
                         }
                     }
                 }
@@ -107,12 +119,19 @@ impl Notifier {
         }
     }
 
-    fn send(&self, notice: Notice) {
-        let counter = match self.notices.try_send(notice) {
-            Ok(()) => &self.statistics.notices,
-            Err(_) => &self.statistics.dropped,
-        };
-        counter.fetch_add(1, Relaxed);
+    fn send(&self, bindings: Result<Bindings, OidError>, switch: &Switch) {
+        let at = Instant::now().into_std();
+        let notice = bindings.map(|bindings| Notice { bindings, switch: switch.position(), at });
+        match notice.map(|notice| self.notices.try_send(notice)) {
+            Ok(Ok(())) => {
+                self.statistics.notices.fetch_add(1, Relaxed);
+            }
+            Ok(Err(_)) | Err(_) => self.count_dropped(),
+        }
+    }
+
+    fn count_dropped(&self) {
+        self.statistics.dropped.fetch_add(1, Relaxed);
     }
 }
 
@@ -156,7 +175,7 @@ mod tests {
         }
         let mut bulk = Vec::new();
         for _ in 0..3 {
-            bulk.push(notices.recv().await.unwrap());
+            bulk.push(notices.recv().await.unwrap().bindings);
             assert_eq!(start.elapsed().as_millis() / 10, 50, "in bulk, after the window");
         }
         let of_many = |event, affected| {
@@ -170,6 +189,23 @@ mod tests {
         assert!(notices.recv().await.is_none(), "and nothing else");
         assert_eq!(statistics.notices.load(Relaxed), 25);
         assert_eq!(statistics.dropped.load(Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_fits_into_no_list_is_counted_as_dropped() {
+        let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(10));
+        let switches: &'static NotificationSwitches =
+            Box::leak(Box::new(NotificationSwitches::new(false, true)));
+        let running = tokio::spawn(notifier.run(switches));
+        for index in [480_000, 480_001] {
+            sink.note(change(index, OperState::Running, ChangeEvent::Deleted));
+        }
+        notices.recv().await.unwrap();
+        drop(sink);
+        running.await.unwrap();
+        assert!(notices.recv().await.is_none());
+        let counts = [&statistics.changes, &statistics.notices, &statistics.dropped];
+        assert_eq!(counts.map(|count| count.load(Relaxed)), [2, 1, 1]);
     }
 
     #[tokio::test]

@@ -82,7 +82,7 @@ struct Counting {
     adopted: bool,
 }
 
-/// Serves the VMs of this host until SIGTERM or SIGINT.
+/// Serves the VMs of this host until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
 ///
@@ -164,9 +164,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         .map_err(RunError::Runtime)?;
     let served = runtime.block_on(async {
         // Only from here on are the signals caught; before, they end the process at once.
-        let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-        let (terminate, interrupt) =
-            (terminate.map_err(RunError::Runtime)?, interrupt.map_err(RunError::Runtime)?);
+        let signals = Signals::new().map_err(RunError::Runtime)?;
         tokio::spawn(async move {
             if let Err(error) = status.serve(move || reporter.report()).await {
                 warn!("`kvmeter status` finds nobody: {error}");
@@ -182,7 +180,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         let mut failure = None;
         let ends = async {
             tokio::select! {
-                () = shutdown_signal(terminate, interrupt) => {}
+                () = signals.end() => {}
                 Some(why) = failures.recv() => failure = Some(why),
             }
         };
@@ -301,12 +299,32 @@ fn transport(config: &Config, tree: &Tree<Snapshot>) -> TransportConfig {
     transport
 }
 
-async fn shutdown_signal(mut terminate: Signal, mut interrupt: Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end the agent. SIGHUP, of a terminal that is gone or of an operator who expects a reload, is one of
+/// them: without a handler it would end the process before the session is closed.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
-        warn!("Cannot tell the service manager that kvmeter ends: {error}");
+
+    /// Waits for one of them.
+    async fn end(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
+            warn!("Cannot tell the service manager that kvmeter ends: {error}");
+        }
     }
 }

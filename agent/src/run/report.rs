@@ -80,6 +80,7 @@ impl Reporter {
             changes: self.notified.changes.load(Relaxed),
             sent: self.statistics.notified.load(Relaxed),
             dropped: dropped.saturating_add(self.statistics.unsent.load(Relaxed)),
+            unanswered: self.statistics.unanswered.load(Relaxed),
             refused: self.statistics.master_errors.load(Relaxed),
         }
     }

@@ -53,8 +53,11 @@ pub struct Notifications {
     pub changes: u64,
     /// Notifications that were sent to the master.
     pub sent: u64,
-    /// Notifications dropped because a queue was full, no session was open, or the master did not answer in time.
+    /// State changes and notifications dropped: a queue was full, no session was opened in time, or a vmIndex fits into no
+    /// vmAffectedVMs.
     pub dropped: u64,
+    /// Notifications sent that the master did not answer in time. It may have passed them on.
+    pub unanswered: u64,
     /// PDUs of the agent that the master refused.
     pub refused: u64,
 }

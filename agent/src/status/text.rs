@@ -29,8 +29,12 @@ impl fmt::Display for Summary<'_> {
         session(f, agentx)?;
         writeln!(
             f,
-            "Notify  {} state changes; {} notifications sent, {} dropped, {} PDUs refused by the master",
-            notifications.changes, notifications.sent, notifications.dropped, notifications.refused
+            "Notify  {} state changes; {} notifications sent, {} unanswered, {} dropped, {} PDUs refused by the master",
+            notifications.changes,
+            notifications.sent,
+            notifications.unanswered,
+            notifications.dropped,
+            notifications.refused
         )?;
         programs(f, probe)?;
         f.write_char('\n')?;

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use crate::lab::stage::Stage;
 use tempfile::TempDir;
-use xtask::lab::{Accelerator, Qemu, TinyGuest, missing};
+use xtask::lab::{Accelerator, PATIENCE, Qemu, TinyGuest, missing, wait_until};
 
 /// net-snmp's tools with the printed module instead of one on the host.
 struct Manager {
@@ -154,6 +154,24 @@ fn a_manager_sets_the_two_switches_and_nothing_else() {
         assert!(refused.contains(reason), "{arguments:?}: {refused}");
         assert_eq!(values(&mut stage), (1, 2), "{arguments:?}");
     }
+
+    // A value set outlives a session, but not the master in which it was set.
+    let connects =
+        |stage: &Stage| stage.status()["agentx"]["connects"].as_u64().unwrap_or_default();
+    let before = connects(&stage);
+    stage.agent.child().unwrap().stop().unwrap();
+    let _ = set(&stage, &[BULK, "i", "1"]);
+    stage.agent.child().unwrap().go_on().unwrap();
+    wait_until(PATIENCE, "a new session", || (connects(&stage) > before).then_some(())).unwrap();
+    let kept = |stage: &mut Stage| stage.number(&[9, 0], &[]);
+    wait_until(PATIENCE, "served again", || kept(&mut stage)).unwrap();
+    assert_eq!(values(&mut stage).0, 1, "the master is the same");
+    stage.snmpd.end();
+    stage.snmpd.begin().unwrap();
+    wait_until(PATIENCE, "served again", || kept(&mut stage)).unwrap();
+    assert_eq!(values(&mut stage), (2, 2), "the master has begun anew");
+    set(&stage, &[PER_VM, "i", "1"]).unwrap();
+    assert_eq!(values(&mut stage), (1, 2));
 
     // A value set does not survive a restart of the agent.
     stage.agent.end().unwrap();

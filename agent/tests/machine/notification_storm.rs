@@ -147,7 +147,9 @@ fn each_change_is_sent_once_and_none_is_missing_in_bulk() {
     let all: BTreeSet<u32> = lives.keys().copied().collect();
     assert_eq!(in_bulk.keys().copied().collect::<Vec<_>>(), [11, 13, 14]);
     for (number, lists) in &in_bulk {
-        assert!(lists.len() as u128 <= windows, "{number}: {} in {windows} windows", lists.len());
+        // A VM that comes into one state twice within a window is in two lists.
+        let most = LIFE.iter().filter(|(of, _)| of + 10 == *number).count() as u128 * windows;
+        assert!(lists.len() as u128 <= most, "{number}: {} in {windows} windows", lists.len());
         let union: BTreeSet<u32> = lists.iter().flatten().copied().collect();
         assert_eq!(union, all, "no VM is missing in {number}");
     }

@@ -6,7 +6,10 @@
 use std::{
     path::Path,
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -15,16 +18,19 @@ use agentx::{
     encodings::{SearchRange, SearchRangeList},
     pdu,
 };
-use kvmeter::agentx::{
-    Address, Config, Phase, Statistics, TimerKind, TransportConfig,
-    codec::{Body, Header, Inbox, Pdu, ResError},
-    run,
+use kvmeter::{
+    agentx::{
+        Address, Config, Notice, Phase, Statistics, TimerKind, TransportConfig,
+        codec::{Body, Header, Inbox, Pdu, ResError},
+        run,
+    },
+    snmp::{Oid, OwnedValue},
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UnixListener, UnixStream},
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::Instant,
 };
@@ -34,6 +40,7 @@ const SESSION: u32 = 7;
 /// A running agent.
 struct Agent {
     statistics: Arc<Statistics>,
+    notices: mpsc::Sender<Notice>,
     shutdown: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -46,24 +53,37 @@ impl Agent {
     fn start_with(address: Address, config: Config) -> Self {
         let statistics = Arc::new(Statistics::default());
         let (shutdown, stop) = oneshot::channel();
+        let (sender, notices) = mpsc::channel(8192);
         let objects = FixedObjects::small();
         let task = tokio::spawn({
             let statistics = Arc::clone(&statistics);
             async move {
                 let stop = async { stop.await.unwrap() };
                 let source = || objects.clone();
-                let notices = tokio::sync::mpsc::channel(1).1;
                 let mut config = TransportConfig::new(address, config);
                 // Its clock is paused in most of these tests.
                 config.timer = TimerKind::Runtime;
                 run(config, source, notices, &statistics, stop).await;
             }
         });
-        Self { statistics, shutdown, task }
+        Self { statistics, notices: sender, shutdown, task }
     }
 
     fn on_unix(path: &Path) -> Self {
         Self::start(Address::Unix(path.to_owned()))
+    }
+
+    /// Queues a notification with this number, as one that is to be sent.
+    fn note(&self, number: i32) -> Arc<AtomicBool> {
+        let switch = Arc::new(AtomicBool::new(true));
+        let name = Oid::of(&[1, 3, 6, 1, 2, 1, 236, 1, 2, 0]);
+        let notice = Notice {
+            bindings: vec![(name, OwnedValue::Integer(number))],
+            switch: Arc::clone(&switch),
+            at: Instant::now().into_std(),
+        };
+        self.notices.try_send(notice).unwrap();
+        switch
     }
 
     async fn stop(self) {
@@ -98,12 +118,25 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Master<S> {
     async fn accept(&mut self, kind: u8) -> Header {
         let (header, _) = self.read().await.expect("the agent speaks");
         assert_eq!(header.pdu_type, kind);
+        self.reply(header).await;
+        header
+    }
+
+    async fn reply(&mut self, header: Header) {
         let response = Header { session_id: SESSION, ..header.response() };
         let response = kvmeter::agentx::codec::Frame { header: response, payload: &[0; 8] };
         let mut octets = Vec::new();
         Pdu::decode(response).unwrap().encode(&mut octets);
         self.stream.write_all(&octets).await.unwrap();
-        header
+    }
+
+    /// The number of the next PDU, a notification.
+    async fn notified(&mut self) -> i32 {
+        let (header, payload) = self.read().await.expect("a notification");
+        assert_eq!(header.pdu_type, 12);
+        self.reply(header).await;
+        let number = payload.last_chunk().unwrap();
+        i32::from_be_bytes(*number)
     }
 
     async fn establish(&mut self) {
@@ -229,8 +262,15 @@ async fn waits_grow_while_the_master_refuses_and_are_short_again_after_a_session
     assert!(waits.iter().all(|wait| *wait <= Duration::from_millis(2010)), "{waits:?}");
     assert!(waits[8] >= Duration::from_secs(1), "{waits:?}");
     assert_eq!(agent.statistics.last_error().unwrap(), "The master closed the connection");
+    // A session that is closed at once does not end the growth.
     let mut master = Master::new(listener.accept().await.unwrap().0);
     master.establish().await;
+    drop(master);
+    let lost = Instant::now();
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    assert!(lost.elapsed() >= Duration::from_secs(1), "{:?}", lost.elapsed());
+    master.establish().await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     drop(master);
     let lost = Instant::now();
     drop(listener.accept().await.unwrap());
@@ -335,4 +375,113 @@ async fn shutdown_does_not_wait_for_a_master() {
     let before = Instant::now();
     agent.stop().await;
     assert_eq!(before.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn notifications_wait_for_a_master_that_takes_its_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("master");
+    let listener = UnixListener::bind(&path).unwrap();
+    let agent = Agent::on_unix(&path);
+    agent.note(1);
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    for (kind, number) in [(1, 2), (3, 3)] {
+        let (header, _) = master.read().await.unwrap();
+        assert_eq!(header.pdu_type, kind);
+        tokio::time::sleep(Duration::from_millis(4500)).await;
+        agent.note(number);
+        master.reply(header).await;
+    }
+    for number in 1..=3 {
+        assert_eq!(master.notified().await, number);
+    }
+    assert_eq!(agent.statistics.unsent.load(Relaxed), 0);
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn young_notifications_outlive_a_session_in_order_and_none_is_sent_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("master");
+    let listener = UnixListener::bind(&path).unwrap();
+    let agent = Agent::on_unix(&path);
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    master.establish().await;
+    for number in 1..=4 {
+        agent.note(number);
+    }
+    assert_eq!(master.notified().await, 1);
+    // The second is sent and not answered.
+    assert_eq!(master.read().await.unwrap().0.pdu_type, 12);
+    drop(master);
+    drop(listener);
+    std::fs::remove_file(&path).unwrap();
+    agent.note(5);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    agent.note(6);
+    let switched_off = agent.note(7);
+    agent.note(8);
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    master.establish().await;
+    switched_off.store(false, Relaxed);
+    for number in [3, 4, 5, 6, 8] {
+        assert_eq!(master.notified().await, number);
+    }
+    // Away for longer than any of them is worth.
+    drop((master, listener));
+    std::fs::remove_file(&path).unwrap();
+    agent.note(9);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    agent.note(10);
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    master.establish().await;
+    assert_eq!(master.notified().await, 10);
+    master.get().await;
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
+    let statistics = &agent.statistics;
+    let counts = [&statistics.notified, &statistics.unanswered, &statistics.unsent].map(count);
+    assert_eq!(counts, [8, 1, 1]);
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_response_is_no_drop() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("master");
+    let listener = UnixListener::bind(&path).unwrap();
+    let agent = Agent::on_unix(&path);
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    master.establish().await;
+    agent.note(1);
+    agent.note(2);
+    let (late, _) = master.read().await.unwrap();
+    assert_eq!(late.pdu_type, 12);
+    // The second one is sent after the timeout.
+    assert_eq!(master.notified().await, 2);
+    master.reply(late).await;
+    master.get().await;
+    let statistics = &agent.statistics;
+    let counts = [&statistics.notified, &statistics.unanswered, &statistics.unsent];
+    assert_eq!(counts.map(|count| count.load(Relaxed)), [2, 1, 0]);
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_that_writes_all_its_requests_before_it_reads_is_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("master");
+    let listener = UnixListener::bind(&path).unwrap();
+    let agent = Agent::on_unix(&path);
+    let mut master = Master::new(listener.accept().await.unwrap().0);
+    master.establish().await;
+    // More than the socket takes in either direction.
+    let many = 12_000;
+    master.stream.write_all(&get().repeat(many)).await.unwrap();
+    for _ in 0..many {
+        assert_eq!(master.read_integer().await, -1);
+    }
+    assert_eq!(agent.statistics.connects.load(Relaxed), 1);
+    agent.stop().await;
 }

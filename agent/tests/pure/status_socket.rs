@@ -55,7 +55,7 @@ fn report() -> Report {
             parse_errors: 0,
             latency: Some(Latency { p50_us: 12, p99_us: 40, max_us: 310 }),
         },
-        notifications: Notifications { changes: 5, sent: 3, dropped: 0, refused: 0 },
+        notifications: Notifications { changes: 5, sent: 3, dropped: 0, unanswered: 1, refused: 0 },
         probe: Probe {
             uncounted_requests: 0,
             mode: ProbeMode::Ebpf,
@@ -268,7 +268,7 @@ kvmeter 0.1.0, pid 4242, up 1 d 01:01:01
 AgentX  open with unix:/var/agentx/master
         2 connections, 1 of them after a loss; last error: the master closed the connection
         33 requests (10 get, 20 get-next, 3 get-bulk, 0 set, 0 other), 1 errors, 0 unparsable; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
-Notify  5 state changes; 3 notifications sent, 0 dropped, 0 PDUs refused by the master
+Notify  5 state changes; 3 notifications sent, 1 unanswered, 0 dropped, 0 PDUs refused by the master
 Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
         0 events lost, 0 threads without a record, 0 requests of disks not counted
 

@@ -10,7 +10,7 @@ use super::{
 pub struct Pdu<'a> {
     /// The header.
     pub header: Header,
-    /// Name of the context, if the header has the flag for it (section 6.1.1).
+    /// Name of the context, if the header has the flag for it (section 6.1.1). An empty one is the default context.
     pub context: Option<&'a [u8]>,
     /// The rest of the payload.
     pub body: Body<'a>,

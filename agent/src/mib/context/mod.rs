@@ -5,4 +5,4 @@ mod snapshot;
 mod switches;
 
 pub use snapshot::Snapshot;
-pub use switches::NotificationSwitches;
+pub use switches::{NotificationSwitches, Switch};

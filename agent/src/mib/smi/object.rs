@@ -64,14 +64,21 @@ pub struct Setter<C: 'static, R: Rows<C>> {
     commit: Commit<C, R>,
     undo: Commit<C, R>,
     cleanup: Cleanup<C, R>,
+    reinitialize: fn(&C),
 }
 
 impl<C: 'static, R: Rows<C>> Setter<C, R> {
     /// CommitSet sets the value. Every value of the syntax passes TestSet, UndoSet commits the value before, and
-    /// CleanupSet does nothing.
+    /// CleanupSet does nothing. The value outlives the master.
     #[must_use]
     pub const fn new(commit: Commit<C, R>) -> Self {
-        Self { test: |_, _, _| Ok(()), commit, undo: commit, cleanup: |_, _, _| () }
+        Self {
+            test: |_, _, _| Ok(()),
+            commit,
+            undo: commit,
+            cleanup: |_, _, _| (),
+            reinitialize: |_| (),
+        }
     }
 
     /// With a test of its own.
@@ -92,6 +99,14 @@ impl<C: 'static, R: Rows<C>> Setter<C, R> {
     #[must_use]
     pub const fn with_cleanup(mut self, cleanup: Cleanup<C, R>) -> Self {
         self.cleanup = cleanup;
+        self
+    }
+
+    /// For an object whose value must not outlive a re-initialisation of the management system: sets all of its
+    /// instances back to their initial values.
+    #[must_use]
+    pub const fn until_reinitialized(mut self, reinitialize: fn(&C)) -> Self {
+        self.reinitialize = reinitialize;
         self
     }
 }
@@ -203,6 +218,9 @@ pub trait Accessor<C>: Sync {
         index: &[u32],
         value: Value<'_>,
     ) -> Result<(), SetFailed>;
+
+    /// The management system was initialised again.
+    fn reinitialize(&self, context: &C);
 }
 
 impl<C: 'static, R: Rows<C>> Accessor<C> for Object<C, R> {
@@ -267,6 +285,12 @@ impl<C: 'static, R: Rows<C>> Accessor<C> for Object<C, R> {
                 (setter.cleanup)(context, row, value);
                 Ok(())
             }
+        }
+    }
+
+    fn reinitialize(&self, context: &C) {
+        if let Some(setter) = &self.set {
+            (setter.reinitialize)(context);
         }
     }
 }

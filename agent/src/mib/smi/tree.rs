@@ -281,6 +281,12 @@ impl<C: 'static> Objects for Instances<'_, C> {
         // What has no setter was not committed, and a row that is gone since has nothing to clean up.
         let _ = self.set(Phase::Cleanup, name, value);
     }
+
+    fn reinitialize(&self) {
+        for leaf in self.tree.modules.iter().flat_map(|rooted| &rooted.leaves) {
+            leaf.accessor.reinitialize(&self.context);
+        }
+    }
 }
 
 impl<C> fmt::Debug for Tree<C> {

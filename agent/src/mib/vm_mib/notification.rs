@@ -1,10 +1,8 @@
 //! The notifications, and the objects that belong to them.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
 use super::{
     super::{
-        context::Snapshot,
+        context::{Snapshot, Switch},
         smi::{
             Notification, Object, ObjectRef, Scalars, Setter, Single, Syntax,
             convention::{FALSE, TRUE, TRUTH_VALUE},
@@ -30,10 +28,11 @@ pub static SWITCHES: Scalars<Snapshot> = Scalars {
             "Whether notifications of single virtual machines are sent. A change is lost when the \
                 agent is initialised again.",
             |snapshot, ()| truth(&snapshot.switches().per_vm),
-            Setter::new(|snapshot, (), value| {
+            Setter::<Snapshot, Single>::new(|snapshot, (), value| {
                 set_truth(&snapshot.switches().per_vm, value);
                 Ok(())
-            }),
+            })
+            .until_reinitialized(|snapshot| snapshot.switches().per_vm.reset()),
         ),
         Object::read_write(
             10,
@@ -42,20 +41,21 @@ pub static SWITCHES: Scalars<Snapshot> = Scalars {
             "Whether notifications of several virtual machines at once are sent. A change is lost \
                 when the agent is initialised again.",
             |snapshot, ()| truth(&snapshot.switches().bulk),
-            Setter::new(|snapshot, (), value| {
+            Setter::<Snapshot, Single>::new(|snapshot, (), value| {
                 set_truth(&snapshot.switches().bulk, value);
                 Ok(())
-            }),
+            })
+            .until_reinitialized(|snapshot| snapshot.switches().bulk.reset()),
         ),
     ],
 };
 
-fn truth(switch: &AtomicBool) -> Option<Value<'static>> {
-    Some(Value::Integer(if switch.load(Relaxed) { TRUE } else { FALSE }))
+fn truth(switch: &Switch) -> Option<Value<'static>> {
+    Some(Value::Integer(if switch.is_on() { TRUE } else { FALSE }))
 }
 
-fn set_truth(switch: &AtomicBool, value: Value<'_>) {
-    switch.store(value == Value::Integer(TRUE), Relaxed);
+fn set_truth(switch: &Switch, value: Value<'_>) {
+    switch.set(value == Value::Integer(TRUE));
 }
 
 /// What bulk notifications carry.

@@ -5,6 +5,7 @@
 
 mod lifetime;
 mod requests;
+mod sets;
 
 use std::time::{Duration, Instant};
 
