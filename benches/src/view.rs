@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use kvmeter::{
     agentx::{Lookup, Objects as _},
-    counters::{DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot},
+    counters::{CpuMask, DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex, VmUuid,
     },
@@ -146,8 +146,8 @@ impl Readings for MadeUp {
         Some(u64::from(slot) * 12_345_678_912)
     }
 
-    fn may_run_on(&self, ThreadSlot(slot): ThreadSlot, cpu: u32) -> Option<bool> {
-        Some((u32::from(slot) + cpu).is_multiple_of(3))
+    fn cpu_mask(&self, ThreadSlot(slot): ThreadSlot) -> Option<CpuMask> {
+        Some(CpuMask::of_numbers((0..1024).filter(|cpu| (u32::from(slot) + cpu).is_multiple_of(3))))
     }
 
     fn thread(&self, _: ThreadSlot) -> Option<ThreadReading> {

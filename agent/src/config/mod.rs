@@ -38,6 +38,8 @@ pub struct Config {
     pub agentx: Agentx,
     /// The sources of VMs, and the description of the hypervisor.
     pub inventory: Inventory,
+    /// What is served of VM-MIB.
+    pub mib: Mib,
     /// Directories of the agent's files.
     pub state: State,
     /// The BPF programs.
@@ -102,6 +104,20 @@ impl Default for Inventory {
             block_statistics: Some(Duration::from_secs(10)),
             hv_object_id: Oid::of(&[0, 0]),
         }
+    }
+}
+
+/// `[mib]`
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mib {
+    /// Whether vmCpuAffinityTable has rows: one for each vCPU and each CPU of the host.
+    pub affinity: bool,
+}
+
+impl Default for Mib {
+    fn default() -> Self {
+        Self { affinity: true }
     }
 }
 

@@ -12,6 +12,6 @@ mod slow;
 
 pub use disk::{DiskIo, DiskSize};
 pub use images::{ImageRecordInfo, ImageSlot, Requests};
-pub use readings::{Readings, ThreadReading, ThreadSlot, VmSlot};
+pub use readings::{CpuMask, Readings, ThreadReading, ThreadSlot, VmSlot};
 pub use records::{NoCounters, Records, since_boot_ns};
 pub use slow::{DiskKey, SlowValues, Taken};

@@ -1,5 +1,7 @@
 //! The counters that a reader can read.
 
+use rustix::thread::CpuSet;
+
 use super::{DiskIo, ImageSlot, Requests};
 
 /// Slot of a thread's record: 1 to 65,535.
@@ -23,6 +25,34 @@ pub struct ThreadReading {
     pub preemptions: u64,
 }
 
+/// A set of the host's CPUs (sched_getaffinity(2)).
+#[derive(Clone, Copy, Debug)]
+pub struct CpuMask(CpuSet);
+
+impl CpuMask {
+    /// The CPUs of a set of the kernel's.
+    #[must_use]
+    pub const fn new(cpus: CpuSet) -> Self {
+        Self(cpus)
+    }
+
+    /// The CPUs with these numbers; those from 1,024 on are left out.
+    #[must_use]
+    pub fn of_numbers(numbers: impl IntoIterator<Item = u32>) -> Self {
+        let mut cpus = CpuSet::new();
+        let numbers = numbers.into_iter().filter_map(|cpu| usize::try_from(cpu).ok());
+        numbers.filter(|cpu| *cpu < CpuSet::MAX_CPU).for_each(|cpu| cpus.set(cpu));
+        Self(cpus)
+    }
+
+    /// Whether the CPU with this number is in the set. `None` = the set cannot tell: it ends with CPU 1,023.
+    #[must_use]
+    pub fn has(&self, cpu: u32) -> Option<bool> {
+        let cpu = usize::try_from(cpu).ok()?;
+        (cpu < CpuSet::MAX_CPU).then(|| self.0.is_set(cpu))
+    }
+}
+
 /// Current values of the counters. An implementation reads memory or makes a system call that cannot block, and never
 /// allocates.
 pub trait Readings: Send + Sync {
@@ -36,8 +66,8 @@ pub trait Readings: Send + Sync {
     /// What else the record of a vCPU's thread says, also after the counting has ended. `None` = the record is free.
     fn thread(&self, vcpu: ThreadSlot) -> Option<ThreadReading>;
 
-    /// Whether the scheduler may run this vCPU on the host's CPU number `cpu`. `None` = not known.
-    fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool>;
+    /// The host's CPUs on which the scheduler may run this vCPU. `None` = not known.
+    fn cpu_mask(&self, vcpu: ThreadSlot) -> Option<CpuMask>;
 
     /// The sum of the I/O of a disk's images. `None` = no image is counted.
     fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo>;

@@ -11,7 +11,7 @@ use kvmeter_common::{
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot,
+    CpuMask, DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot,
     mapped::{
         Mapped, SharedImageRecord, SharedMeta, SharedSlots, SharedThreadRecord, SharedVmRecord,
     },
@@ -163,12 +163,10 @@ impl Readings for Records {
         })
     }
 
-    fn may_run_on(&self, vcpu: ThreadSlot, cpu: u32) -> Option<bool> {
+    fn cpu_mask(&self, vcpu: ThreadSlot) -> Option<CpuMask> {
         let record = self.threads.get(usize::from(vcpu.0))?;
         let tid = rustix::process::Pid::from_raw(i32::try_from(owner(record)?.tid()).ok()?)?;
-        let cpus = rustix::thread::sched_getaffinity(Some(tid)).ok()?;
-        let cpu = cpu as usize;
-        (cpu < rustix::thread::CpuSet::MAX_CPU).then(|| cpus.is_set(cpu))
+        rustix::thread::sched_getaffinity(Some(tid)).ok().map(CpuMask::new)
     }
 
     fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo> {
@@ -201,7 +199,7 @@ impl Readings for NoCounters {
         None
     }
 
-    fn may_run_on(&self, _: ThreadSlot, _: u32) -> Option<bool> {
+    fn cpu_mask(&self, _: ThreadSlot) -> Option<CpuMask> {
         None
     }
 

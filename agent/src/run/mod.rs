@@ -189,7 +189,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             || {
                 let (readings, slow) = (Arc::clone(&readings), Arc::clone(&slow));
                 let switches = Arc::clone(&switches);
-                tree.instances(Snapshot::new(registry.view(), readings, slow, switches))
+                let snapshot = Snapshot::new(registry.view(), readings, slow, switches);
+                tree.instances(snapshot.with_affinity(config.mib.affinity))
             },
             notices,
             &statistics,

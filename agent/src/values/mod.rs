@@ -30,7 +30,7 @@ pub use number::Number;
 pub use state::{is_down, vm_admin_state, vm_auto_start, vm_oper_state, vm_persistence};
 pub use time::{vm_time_ns, vm_up_time_ns};
 pub use vcpu::{
-    vcpu_may_run_on, vcpu_preemptions, vcpu_switches, vcpu_thread, vcpu_time_ns, vcpu_wait_ns,
+    vcpu_cpu_mask, vcpu_preemptions, vcpu_switches, vcpu_thread, vcpu_time_ns, vcpu_wait_ns,
 };
 
 use crate::{

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     counters::{
-        DiskIo, DiskKey, DiskSize, ImageSlot, NoCounters, Requests, ThreadReading, ThreadSlot,
-        VmSlot,
+        CpuMask, DiskIo, DiskKey, DiskSize, ImageSlot, NoCounters, Requests, ThreadReading,
+        ThreadSlot, VmSlot,
     },
     inventory::{
         CountedBy, Disk, Memory, Nic, OperState, StorageAccess, StorageMedia, StorageSource, Vcpu,
@@ -32,8 +32,8 @@ impl Readings for Live {
         Some(ThreadReading { tid, wait_ns: None, switches_in: 5, preemptions: 2 })
     }
 
-    fn may_run_on(&self, _: ThreadSlot, cpu: u32) -> Option<bool> {
-        Some(cpu == 1)
+    fn cpu_mask(&self, _: ThreadSlot) -> Option<CpuMask> {
+        Some(CpuMask::of_numbers([1]))
     }
 
     fn disk_io(&self, _: &[ImageSlot]) -> Option<DiskIo> {
@@ -155,7 +155,8 @@ fn the_thread_of_a_vcpu_and_its_affinity_need_a_thread() {
     let of = |slot: Option<u16>| {
         let vcpu = Vcpu { id: 0, slot: slot.map(ThreadSlot) };
         let get = |moment: Moment<'_>| {
-            (vcpu_thread(moment, &vcpu), [0, 1].map(|cpu| vcpu_may_run_on(moment, &vcpu, cpu)))
+            let mask = vcpu_cpu_mask(moment, &vcpu);
+            (vcpu_thread(moment, &vcpu), [0, 1].map(|cpu| mask.and_then(|mask| mask.has(cpu))))
         };
         read(get, &slow)
     };

@@ -2,7 +2,7 @@
 
 use super::{Moment, Number, is_down, time::without_record};
 use crate::{
-    counters::ThreadReading,
+    counters::{CpuMask, ThreadReading},
     inventory::{Vcpu, Vm},
 };
 
@@ -44,10 +44,10 @@ pub fn vcpu_thread(moment: Moment<'_>, vcpu: &Vcpu) -> Option<u32> {
     Some(moment.readings.thread(vcpu.slot?)?.tid)
 }
 
-/// Whether the scheduler may run the vCPU on the host's CPU number `cpu`; `None` = its thread is not known or has exited.
+/// The host's CPUs on which the scheduler may run the vCPU; `None` = its thread is not known or has exited.
 #[must_use]
-pub fn vcpu_may_run_on(moment: Moment<'_>, vcpu: &Vcpu, cpu: u32) -> Option<bool> {
-    moment.readings.may_run_on(vcpu.slot?, cpu)
+pub fn vcpu_cpu_mask(moment: Moment<'_>, vcpu: &Vcpu) -> Option<CpuMask> {
+    moment.readings.cpu_mask(vcpu.slot?)
 }
 
 /// A number out of the record of the vCPU's thread. It is absent where the vCPU's time is.

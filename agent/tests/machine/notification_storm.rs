@@ -170,8 +170,8 @@ impl Received {
         for line in lines {
             let (number, bindings) = line.split_once(": ").unwrap();
             let number: u32 = number.parse().unwrap();
-            if let Some(octets) = bindings.split("1.11.0 = Hex-STRING: ").nth(1) {
-                received.in_bulk.entry(number).or_default().push(affected(octets));
+            if let Some(value) = bindings.strip_prefix("1.11.0 = ") {
+                received.in_bulk.entry(number).or_default().push(affected(value));
             } else {
                 let (name, before) = bindings.rsplit_once(" = INTEGER: ").unwrap();
                 let index = name.rsplit('.').next().unwrap().parse().unwrap();
@@ -186,9 +186,15 @@ impl Received {
     }
 }
 
-/// vmAffectedVMs as snmptrapd prints it.
-fn affected(octets: &str) -> BTreeSet<u32> {
-    let octets = octets.split_whitespace().map(|octet| u8::from_str_radix(octet, 16).unwrap());
+/// vmAffectedVMs as snmptrapd prints it: as text where all octets can be printed.
+fn affected(value: &str) -> BTreeSet<u32> {
+    let octets: Vec<u8> = if let Some(hex) = value.strip_prefix("Hex-STRING: ") {
+        hex.split_whitespace().map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect()
+    } else {
+        let text = value.strip_prefix("STRING: \"").and_then(|text| text.strip_suffix('"'));
+        let text = text.unwrap_or_else(|| panic!("no list: {value}"));
+        text.replace("\\\"", "\"").replace("\\\\", "\\").into_bytes()
+    };
     (0..)
         .zip(octets)
         .flat_map(|(at, octet)| {

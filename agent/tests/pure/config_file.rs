@@ -62,6 +62,7 @@ fn each_key_is_taken_from_the_file() {
         ("state", "runtime_dir", "\"/tmp/kvmeter\""),
         ("probe", "pin_dir", "\"/sys/fs/bpf/other\""),
         ("probe", "system_calls", "false"),
+        ("mib", "affinity", "false"),
         ("notifications", "per_vm", "true"),
         ("notifications", "bulk", "true"),
         ("notifications", "bulk_window_ms", "10"),
@@ -96,12 +97,12 @@ fn a_wrong_key_is_named_with_its_line_and_the_one_that_was_meant() {
     );
     assert_eq!(
         problem("\n[agent-x]\n"),
-        "2: agent-x: no such section; there are agentx, inventory, notifications, probe, state. \
+        "2: agent-x: no such section; there are agentx, inventory, mib, notifications, probe, state. \
          Did you mean [agentx]?"
     );
     assert_eq!(
         problem("timeout_s = 3\n"),
-        "1: timeout_s: no such section; there are agentx, inventory, notifications, probe, state. \
+        "1: timeout_s: no such section; there are agentx, inventory, mib, notifications, probe, state. \
          Did you mean agentx.timeout_s?"
     );
     assert_eq!(

@@ -1,6 +1,7 @@
-//! vmCpuAffinityTable: as many rows as all vCPUs times all CPUs of the host, none of them kept.
+//! vmCpuAffinityTable: as many rows as all vCPUs times all CPUs of the host, none of them kept; none at all where
+//! the configuration leaves the table out.
 
-use crate::{snmp::Value, values};
+use crate::snmp::Value;
 
 use super::{
     super::{
@@ -47,8 +48,8 @@ const COLUMNS: &[Column] = &[
         "Whether the virtual CPU may run on this CPU of the host: enable(1), it may; disable(2), it \
             may not; unknown(0) where that is not known.",
         |snapshot, row| {
-            let may_run = values::vcpu_may_run_on(snapshot.moment(), row.vcpu, row.cpu);
-            Some(Value::Integer(match may_run {
+            let mask = snapshot.cpu_mask(row.vcpu);
+            Some(Value::Integer(match mask.and_then(|mask| mask.has(row.cpu)) {
                 None => UNKNOWN,
                 Some(true) => ENABLE,
                 Some(false) => DISABLE,

@@ -73,6 +73,9 @@ impl Rows<Snapshot> for Affinities {
     type Row<'a> = AffinityRow<'a>;
 
     fn at_or_after(snapshot: &Snapshot, [vm, vcpu, cpu]: [u32; 3]) -> Option<AffinityRow<'_>> {
+        if !snapshot.has_affinity() {
+            return None;
+        }
         let cpus = &snapshot.inventory().cpus;
         let first_cpu = *cpus.first()?;
         let row = Vcpus::at_or_after(snapshot, [vm, vcpu])?;

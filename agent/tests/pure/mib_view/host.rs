@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use kvmeter::{
-    counters::{DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot},
+    counters::{CpuMask, DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, Inventory, Memory, OperState, Persistence, Vcpu, Vm, VmIndex,
     },
@@ -73,13 +73,10 @@ impl Readings for FixedReadings {
         (slot != 3).then_some(thread)
     }
 
-    fn may_run_on(&self, ThreadSlot(slot): ThreadSlot, cpu: u32) -> Option<bool> {
+    fn cpu_mask(&self, ThreadSlot(slot): ThreadSlot) -> Option<CpuMask> {
         self.count();
-        match (u32::from(slot) + cpu) % 3 {
-            0 => None,
-            1 => Some(true),
-            _ => Some(false),
-        }
+        let has = |cpu: &u32| (u32::from(slot) + cpu) % 3 == 1;
+        (slot % 4 != 0).then(|| CpuMask::of_numbers((0..100).filter(has)))
     }
 
     fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo> {

@@ -45,7 +45,8 @@ pub(crate) fn oracle(inventory: &Inventory, readings: &FixedReadings) -> Vec<(Oi
                 put(&[1, 5, 1, 2, i, vcpu.id + 1], OwnedValue::Counter64(ns / 1000));
             }
             for &cpu in inventory.cpus.iter() {
-                let affinity = match vcpu.slot.and_then(|slot| readings.may_run_on(slot, cpu)) {
+                let mask = vcpu.slot.and_then(|slot| readings.cpu_mask(slot));
+                let affinity = match mask.and_then(|mask| mask.has(cpu)) {
                     None => 0,
                     Some(true) => 1,
                     Some(false) => 2,
