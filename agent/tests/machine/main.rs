@@ -39,6 +39,7 @@ mod notifications;
 #[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
 mod objects;
 mod preflight;
+mod qemu_options;
 mod requests;
 #[path = "../second_mib/mod.rs"]
 mod second_mib;

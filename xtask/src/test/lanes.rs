@@ -22,6 +22,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "manager",
     "notification_storm",
     "notifications",
+    "qemu_options",
 ];
 
 /// Modules of tests that mostly wait: each line beside the others.

@@ -26,7 +26,8 @@ pub(super) fn size(text: &str, unit: u64) -> Option<u64> {
     if fraction.bytes().all(|digit| digit == b'0') {
         return Some(whole);
     }
-    if scale == 1 {
+    // QEMU wants a suffix behind a fraction.
+    if scale == 1 || suffix.is_empty() {
         return None;
     }
     let base = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
@@ -75,7 +76,6 @@ mod tests {
             ("1.5G", 3 << 29),
             ("0.25G", 1 << 28),
             ("1.k", 1 << 10),
-            ("1.5", 3 << 19),
             ("65536b", 65536),
             ("2048K", 2 << 20),
             ("1T", 1 << 40),
@@ -89,7 +89,7 @@ mod tests {
             assert_eq!(mib(text), Some(bytes), "{text}");
         }
         for text in
-            ["", "G", "-1", "1.5b", "1GB", "1.5.G", "4q", "1e3", "16E", "0x", "0x1.5", ".5G"]
+            ["", "G", "-1", "1.5b", "1.5", "1GB", "1.5.G", "4q", "1e3", "16E", "0x", "0x1.5", ".5G"]
         {
             assert_eq!(mib(text), None, "{text}");
         }
