@@ -1,6 +1,10 @@
 //! Maps the threads of a VM's process to vCPU ids.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    path::Path,
+};
 
 use super::process::Thread;
 use crate::counting::HeldThread as _;
@@ -11,6 +15,9 @@ const IOCTL: u64 = 16;
 #[cfg(not(target_arch = "x86_64"))]
 const IOCTL: u64 = 29;
 const KVM_RUN: u64 = 0xae80;
+
+/// Most descriptors of KVM VMs of a process that are looked up: a process can duplicate one as often as it likes.
+const MAX_VMS: usize = 256;
 
 /// Attempts to read a thread's system call: a thread that is on a CPU shows none.
 const SYSCALL_TRIES: usize = 3;
@@ -25,17 +32,27 @@ pub(super) fn of_kvm(
     threads: &[Thread],
 ) -> BTreeMap<u32, u32> {
     let mut found = BTreeMap::new();
-    for vm_fd in vm_fds {
-        // The directory is named after the thread that created the VM. On any error (debugfs is not mounted, or not
-        // readable) the next method is tried.
-        let creators = std::iter::once(pid).chain(threads.iter().map(|thread| thread.tid()));
-        for creator in creators {
-            if from_debugfs(&debugfs.join(format!("kvm/{creator}-{vm_fd}")), &mut found).is_ok() {
-                break;
+    let tids: HashSet<u32> = threads.iter().map(|thread| thread.tid()).collect();
+    // On any error (debugfs is not mounted, or not readable) the next method is tried.
+    let debugfs = debugfs.join("kvm");
+    let mut others = HashSet::new();
+    for vm_fd in vm_fds.iter().take(MAX_VMS) {
+        // The directory is named after the thread that created the VM, which is mostly the first one.
+        if from_debugfs(&debugfs.join(format!("{pid}-{vm_fd}")), &mut found).is_err() {
+            others.insert(*vm_fd);
+        }
+    }
+    if !others.is_empty() {
+        for name in names_in(&debugfs) {
+            if let Some((creator, vm_fd)) = name.split_once('-')
+                && creator.parse().is_ok_and(|creator| tids.contains(&creator))
+                && vm_fd.parse().is_ok_and(|vm_fd| others.contains(&vm_fd))
+            {
+                // It may have been removed meanwhile.
+                let _ = from_debugfs(&debugfs.join(&name), &mut found);
             }
         }
     }
-    let tids: Vec<u32> = threads.iter().map(|thread| thread.tid()).collect();
     found.retain(|tid, _| tids.contains(tid));
     if found.len() < vcpu_fds.len() {
         for thread in threads {
@@ -57,6 +74,12 @@ pub(super) fn of_kvm(
         }
     }
     found
+}
+
+/// The names in a directory; none if it cannot be read.
+fn names_in(dir: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// vCPU id by thread id, for a QEMU without KVM. Where one thread runs all vCPUs, that thread is a vCPU only if the
