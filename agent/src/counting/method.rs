@@ -228,6 +228,7 @@ mod tests {
             device: 1,
             is_direct,
             has_iomap: true,
+            answers_from_memory: true,
         };
         let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
         choose(works, &file, process, submission)

@@ -10,14 +10,14 @@ use std::{
 use kvmeter_common::{ImageKey, Layer};
 
 use super::{
-    backing_files::{BackingFile, BackingFiles, identity_at},
+    backing_files::{BackingFile, BackingFiles},
     method::{self, Choice},
 };
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, Records},
     inventory::{
-        CountedBy, CountingReport, DomainDisk, Now, OpenFile, StorageMedia, StorageSource, VmPlan,
-        retry::Backoff,
+        CountedBy, CountingReport, DomainDisk, FileIdentity, Now, OpenFile, PathAnswer,
+        StorageMedia, StorageSource, VmPlan, retry::Backoff,
     },
     probe::{ImageHooks, Method},
 };
@@ -36,7 +36,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct VmDisks {
     pub(super) plan: Arc<VmPlan>,
-    files: BackingFiles,
     /// Images of no known disk, with the schedule by which libvirt is asked what they are.
     unidentified: HashMap<ImageSlot, Backoff>,
     /// When a VMM that has not opened a disk is not young any more.
@@ -60,8 +59,15 @@ struct Round<'a> {
     records: &'a Records,
     hooks: &'a ImageHooks,
     now: Now,
+    files: BackingFiles<'a>,
     /// The records of this VM.
     taken: Vec<ImageRecordInfo>,
+    /// The place in `taken` of the first record of each image.
+    first_of: HashMap<ImageKey, usize>,
+    /// The open files of each disk, by their records when the round began.
+    own: HashMap<u32, Vec<&'a OpenFile>>,
+    /// The open file of each key; `None` = two files have the key.
+    of_key: HashMap<ImageKey, Option<FileIdentity>>,
     /// The disk to which an image was given.
     given: HashMap<ImageKey, u32>,
     needed: BTreeSet<Method>,
@@ -83,7 +89,6 @@ impl VmDisks {
     pub(super) fn new(plan: Arc<VmPlan>) -> Self {
         Self {
             plan,
-            files: BackingFiles::default(),
             unidentified: HashMap::new(),
             grown_up: None,
             needed: BTreeSet::new(),
@@ -93,21 +98,12 @@ impl VmDisks {
 
     /// Finds out how each disk is counted, and claims the records.
     pub(super) fn count(&mut self, records: &Records, hooks: &ImageHooks, now: Now) -> Outcome {
-        let mut round = Round {
-            records,
-            hooks,
-            now,
-            taken: records.images_of_vm(self.plan.vm),
-            given: HashMap::new(),
-            needed: BTreeSet::new(),
-            grown_up: None,
-            merged: Vec::new(),
-        };
-        self.files.begin();
-        let mut disks = Vec::with_capacity(self.plan.disks.len());
-        for (storage, disk) in &self.plan.disks {
-            let planned = Planned { plan: &self.plan, storage: *storage, disk };
-            disks.push((*storage, round.count(planned, &mut self.files)));
+        let plan = Arc::clone(&self.plan);
+        let mut round = Round::new(records, hooks, now, &plan);
+        let mut disks = Vec::with_capacity(plan.disks.len());
+        for (storage, disk) in &plan.disks {
+            let planned = Planned { plan: &plan, storage: *storage, disk };
+            disks.push((*storage, round.count(planned)));
         }
         let Round { taken, needed, grown_up, merged, .. } = round;
         (self.needed, self.grown_up) = (needed, grown_up);
@@ -148,8 +144,43 @@ impl VmDisks {
     }
 }
 
-impl Round<'_> {
-    fn count(&mut self, planned: Planned<'_>, files: &mut BackingFiles) -> CountedBy {
+impl<'a> Round<'a> {
+    fn new(records: &'a Records, hooks: &'a ImageHooks, now: Now, plan: &'a VmPlan) -> Self {
+        let taken = records.images_of_vm(plan.vm);
+        let (mut first_of, mut storages) = (HashMap::new(), HashMap::<_, BTreeSet<u32>>::new());
+        for (at, image) in taken.iter().enumerate() {
+            first_of.entry(image.key).or_insert(at);
+            storages.entry(image.key).or_default().insert(image.storage);
+        }
+        let mut of_key = HashMap::new();
+        let mut own: HashMap<u32, Vec<&OpenFile>> = HashMap::new();
+        for file in &plan.process.files {
+            let key = file.key(plan.vm);
+            let known = of_key.entry(key).or_insert(Some(file.identity));
+            if *known != Some(file.identity) {
+                *known = None;
+            }
+            for storage in storages.get(&key).into_iter().flatten() {
+                own.entry(*storage).or_default().push(file);
+            }
+        }
+        Self {
+            records,
+            hooks,
+            now,
+            files: BackingFiles::new(&plan.process),
+            taken,
+            first_of,
+            own,
+            of_key,
+            given: HashMap::new(),
+            needed: BTreeSet::new(),
+            grown_up: None,
+            merged: Vec::new(),
+        }
+    }
+
+    fn count(&mut self, planned: Planned<'a>) -> CountedBy {
         let Planned { plan, storage, disk } = planned;
         if disk.resource.is_empty() {
             return CountedBy::Uncounted(match disk.media {
@@ -162,7 +193,7 @@ impl Round<'_> {
             return CountedBy::Uncounted("it is reached by the network".to_owned());
         }
         let (mut first, mut failure, mut slots) = (None, None, Vec::new());
-        for BackingFile { file, is_certain } in self.files_of(planned, files) {
+        for BackingFile { file, is_certain } in self.files_of(planned) {
             match self.count_file(file, planned) {
                 Err(_) if !is_certain => {}
                 Ok((method, records)) => {
@@ -182,8 +213,14 @@ impl Round<'_> {
             if self.expect(planned) {
                 return CountedBy::Pending;
             }
-            let why = "the VM's process does not have it open".to_owned();
-            return CountedBy::Uncounted(why);
+            return match plan.process.paths.get(&disk.resource) {
+                Some(PathAnswer::Unknown(why)) => CountedBy::Uncounted(why.clone()),
+                Some(PathAnswer::Closed(_) | PathAnswer::Open(_)) => {
+                    CountedBy::Uncounted("the VM's process does not have it open".to_owned())
+                }
+                // The source of processes is asked.
+                None => CountedBy::Pending,
+            };
         };
         // Also the records of images that were part of the disk and are closed now.
         slots.extend(self.former(plan, storage, &slots));
@@ -193,27 +230,21 @@ impl Round<'_> {
     }
 
     /// The files of a disk that the process has open.
-    fn files_of<'a>(&self, planned: Planned<'a>, files: &mut BackingFiles) -> Vec<BackingFile<'a>> {
+    fn files_of(&self, planned: Planned<'a>) -> Vec<BackingFile<'a>> {
         let Planned { plan, storage, disk } = planned;
-        let (vm, process) = (plan.vm, &*plan.process);
         let is_used = |file: &OpenFile| {
-            let is_its = |image: &&ImageRecordInfo| image.key == file.key(vm);
-            let image = self.taken.iter().find(is_its);
+            let image = self.first_of.get(&file.key(plan.vm)).and_then(|at| self.taken.get(*at));
             image.is_some_and(|image| [0, storage].contains(&image.storage))
         };
-        let mut its = files.of_disk(process, disk, plan.is_of_domain, is_used);
+        let mut its = self.files.of_disk(disk, plan.is_of_domain, is_used);
         if plan.is_of_domain {
             return its;
         }
         // What was the disk's own and is still open, though nothing refers to it any more, as after a commit of the
         // image on top.
-        let is_own = |file: &&OpenFile| {
-            let is_it =
-                |image: &ImageRecordInfo| image.key == file.key(vm) && image.storage == storage;
-            self.taken.iter().any(is_it)
-                && its.iter().all(|known| known.file.identity != file.identity)
-        };
-        let own: Vec<_> = process.files.iter().filter(is_own).collect();
+        let own = self.own.get(&storage).into_iter().flatten().copied();
+        let is_new = |file: &&OpenFile| its.iter().all(|of| of.file.identity != file.identity);
+        let own: Vec<_> = own.filter(is_new).collect();
         its.extend(own.into_iter().map(|file| BackingFile { file, is_certain: false }));
         its
     }
@@ -237,7 +268,10 @@ impl Round<'_> {
             && closed.len() > CLOSED
         {
             self.records.merge_images(*into, others);
-            self.taken.retain(|image| !others.contains(&image.slot));
+            for image in self.taken.iter_mut().filter(|image| others.contains(&image.slot)) {
+                // No disk's: vmStorageIndex is below 2^31.
+                image.storage = u32::MAX;
+            }
             former.retain(|slot| !others.contains(slot));
             self.merged.extend_from_slice(others);
         }
@@ -259,7 +293,7 @@ impl Round<'_> {
         self.needed.extend(methods);
         // The kernel creates records for files by itself; a block device must be registered.
         if is_block_device
-            && let Ok(Some(device)) = identity_at(&disk.resource)
+            && let Some(PathAnswer::Closed(device)) = plan.process.paths.get(&disk.resource)
             && device.is_block_device()
         {
             let key = ImageKey { vm: plan.vm.0, device: device.device, file: device.file };
@@ -279,9 +313,7 @@ impl Round<'_> {
         let Planned { plan, storage, disk } = planned;
         let process = &*plan.process;
         let key = file.key(plan.vm);
-        let shares_number =
-            |other: &OpenFile| other.key(plan.vm) == key && other.identity != file.identity;
-        if process.files.iter().any(shares_number) {
+        if self.of_key.get(&key) == Some(&None) {
             return Err(
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
@@ -309,7 +341,7 @@ impl Round<'_> {
         planned: Planned<'_>,
     ) -> Option<Vec<ImageSlot>> {
         let Planned { plan, storage, .. } = planned;
-        let Self { records, taken, .. } = self;
+        let Self { records, taken, first_of, .. } = self;
         let slots = || records.images_of(key).collect::<Vec<_>>();
         if plan.may_be_of_domain {
             // libvirt is about to report to which disk the image belongs.
@@ -319,7 +351,10 @@ impl Round<'_> {
             records.assign_image(slot, storage);
             match taken.iter_mut().find(|image| image.slot == slot) {
                 Some(image) => image.storage = storage,
-                None => taken.push(ImageRecordInfo { slot, key, storage }),
+                None => {
+                    first_of.entry(key).or_insert(taken.len());
+                    taken.push(ImageRecordInfo { slot, key, storage });
+                }
             }
         };
         for slot in slots() {

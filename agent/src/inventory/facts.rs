@@ -1,10 +1,12 @@
 //! What the sources report about VMs: processes, and domains of libvirt.
 
+use std::collections::BTreeMap;
+
 use kvmeter_common::ImageKey;
 
 use super::{
-    AdminState, AutoStart, DiskSize, Memory, OperState, Persistence, StorageAccess, StorageMedia,
-    StorageSource, Vcpu, VmUuid, indexes::Identity,
+    AdminState, AutoStart, DiskSize, Memory, OperState, PathAnswer, Persistence, StorageAccess,
+    StorageMedia, StorageSource, Vcpu, VmUuid, indexes::Identity,
 };
 use crate::counters::VmSlot;
 
@@ -35,6 +37,8 @@ pub struct VmProcess {
     pub devices: Devices,
     /// The regular files and block devices that the process has open.
     pub files: Vec<OpenFile>,
+    /// What the paths of its disks mean to it: those of `devices`, and those that libvirt has for its domain.
+    pub paths: BTreeMap<String, PathAnswer>,
     /// The headers of images among `files`.
     pub headers: Vec<ImageHeader>,
     /// Whether it has an io_uring ring.
@@ -43,6 +47,8 @@ pub struct VmProcess {
     pub has_positions: bool,
     /// Whether it has a KVM VM open.
     pub has_kvm: bool,
+    /// What could not be found out about it, each with the reason.
+    pub gaps: Vec<String>,
 }
 
 /// The devices of a VM, as its command line or configuration file lists them.
@@ -69,6 +75,8 @@ pub struct OpenFile {
     pub is_direct: bool,
     /// Whether direct I/O on it goes through iomap.
     pub has_iomap: bool,
+    /// Whether its filesystem has its attributes in memory; if not, asking for its size may wait for a server.
+    pub answers_from_memory: bool,
 }
 
 impl OpenFile {
@@ -240,16 +248,27 @@ impl VmProcess {
     /// The files of disks that are declared raw.
     pub(crate) fn raw_files(&self) -> impl Iterator<Item = FileIdentity> {
         let raw = self.devices.disks.iter().filter(|disk| !disk.may_have_header());
-        let files = raw.flat_map(|disk| self.files.iter().filter(|f| f.path == disk.resource));
-        files.map(|file| file.identity)
+        raw.filter_map(|disk| self.file_at(&disk.resource)).map(|file| file.identity)
+    }
+
+    /// Completes the disks with the sizes of files that were asked for apart.
+    pub(crate) fn note_sizes(&mut self, sizes: &[(FileIdentity, DiskSize)]) {
+        for disk in &mut self.devices.disks {
+            let Some(PathAnswer::Open(file)) = self.paths.get(&disk.resource) else { continue };
+            let Some((_, size)) = sizes.iter().find(|(of, _)| of == file) else { continue };
+            let is_plain = matches!(disk.source, StorageSource::Raw | StorageSource::Block);
+            disk.size = DiskSize { defined: size.defined.filter(|_| is_plain), ..*size };
+        }
     }
 
     /// Completes the disks with the headers of their images.
     pub(crate) fn note_headers(&mut self, headers: &[ImageHeader]) {
         self.headers = headers.to_vec();
         for disk in &mut self.devices.disks {
-            let file = self.files.iter().find(|file| file.path == disk.resource);
-            let header = file.and_then(|file| headers.iter().find(|h| h.image == file.identity));
+            let header = match self.paths.get(&disk.resource) {
+                Some(PathAnswer::Open(image)) => headers.iter().find(|of| of.image == *image),
+                _ => None,
+            };
             if let Some(header) = header.filter(|_| disk.may_have_header()) {
                 disk.size.defined = Some(header.size);
                 if disk.format == "raw" {

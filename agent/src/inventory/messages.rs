@@ -133,6 +133,8 @@ pub enum Output {
     EndCount(VmSlot),
     /// A process is to be scanned again, since its disks have changed.
     Rescan(u32),
+    /// What these paths of disks mean to a process is to be found out: all that libvirt has for its domain.
+    ResolvePaths(u32, Arc<[String]>),
     /// libvirt is to describe a domain again: it does I/O on a file that is not known.
     Describe(SourceId, VmUuid),
     /// The disks of a domain have changed, or what is to be asked about them.

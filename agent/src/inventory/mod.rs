@@ -13,6 +13,7 @@ mod facts;
 mod indexes;
 mod merge;
 mod messages;
+mod paths;
 mod registry;
 pub(crate) mod retry;
 mod rows;
@@ -34,6 +35,7 @@ pub use messages::{
     CountingReport, DiskQuery, DomainFact, Fact, Fence, NicNumbers, Now, Output, QueriedDisk,
     SourceId, VmPlan,
 };
+pub use paths::PathAnswer;
 pub use registry::Registry;
 pub use table::VmTable;
 pub use view::{

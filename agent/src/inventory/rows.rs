@@ -9,8 +9,8 @@ use std::{
 
 use super::{
     AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, DomainNic, Memory,
-    Nic, NicNumbers, OperState, Output, Persistence, QueriedDisk, SourceId, StorageMedia, Vcpu, Vm,
-    VmPlan, VmProcess, VmUuid,
+    Nic, NicNumbers, OperState, Output, Persistence, QueriedDisk, SourceId, StorageMedia,
+    StorageSource, Vcpu, Vm, VmPlan, VmProcess, VmUuid,
     core::UNFOLLOWED,
     indexes::{Identity, Part},
     state::{Presence, VmState},
@@ -36,6 +36,7 @@ impl Core {
             started_ns: of_process.map(|process| process.started_ns),
             pid: of_process.map(|process| process.pid),
             slot: of_process.and_then(|process| process.slot),
+            gaps: of_process.map(|process| process.gaps.clone()).unwrap_or_default(),
             disks,
             nics,
             ..Vm::default()
@@ -176,8 +177,29 @@ impl Core {
         }
     }
 
+    /// Has the source of processes find out what libvirt's paths mean to the domain's process.
+    fn ask_paths(&mut self, vm: &mut VmState) {
+        let (Some((_, domain)), Some(pid)) = (&vm.domain, vm.pid) else { return };
+        let Some((process, _)) = self.processes.get(&pid) else { return };
+        let files = domain.disks.iter().filter(|disk| disk.source != StorageSource::Network);
+        let paths = files.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
+        let paths: Vec<_> = paths.filter(|path| !path.is_empty()).cloned().collect();
+        let process_id = process.identity();
+        let has_asked =
+            |(of, asked): &(Identity, Arc<[String]>)| *of == process_id && **asked == *paths;
+        if paths.iter().all(|path| process.paths.contains_key(path))
+            || vm.asked_paths.as_ref().is_some_and(has_asked)
+        {
+            return;
+        }
+        let paths: Arc<[String]> = paths.into();
+        vm.asked_paths = Some((process_id, Arc::clone(&paths)));
+        self.outputs.push_back(Output::ResolvePaths(pid, paths));
+    }
+
     /// What is to be counted, if the disks or the process have changed. Ends the counting of another process.
     pub(super) fn plan(&mut self, vm: &mut VmState) -> Option<Arc<VmPlan>> {
+        self.ask_paths(vm);
         let process = vm.pid.and_then(|pid| self.processes.get(&pid));
         let plan = process.filter(|_| self.config.counts).and_then(|(process, _)| {
             let (slot, row) = (process.slot?, vm.row.as_deref()?);

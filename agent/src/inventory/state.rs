@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Change, ChangeEvent, CountedBy, Domain, OperState, SourceId, Vm, VmIndex, VmPlan,
-    change::Announced, messages::admin_state_after,
+    change::Announced, indexes::Identity, messages::admin_state_after,
 };
 
 /// What is found of a VM may be ahead of the events about it. After this time no event is expected any more.
@@ -35,6 +35,8 @@ pub(super) struct VmState {
     pub(super) counted: Option<Vec<(u32, CountedBy)>>,
     /// What the counting was told last.
     pub(super) plan: Option<Arc<VmPlan>>,
+    /// The paths that the source of processes was asked about last, and of which process.
+    pub(super) asked_paths: Option<(Identity, Arc<[String]>)>,
     /// In which run libvirt was asked last, and whether for QEMU's counts.
     pub(super) wants_io: Option<(u32, bool)>,
     /// What managers know.

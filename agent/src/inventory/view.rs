@@ -81,6 +81,8 @@ pub struct Vm {
     pub disks: Vec<Disk>,
     /// The network interfaces in ascending order of [`Nic::index`], no index twice.
     pub nics: Vec<Nic>,
+    /// What could not be found out about it, each with the reason.
+    pub gaps: Vec<String>,
 }
 
 /// The memory of a VM in bytes. The column of an unknown value is absent; a limit that does not exist is served as -1.
@@ -135,7 +137,7 @@ pub enum CountedBy {
     Kernel(Arc<[ImageSlot]>, Method, &'static str),
     /// Not in the kernel, for this reason.
     Uncounted(String),
-    /// In the kernel, once the VMM has opened its image and the image has been registered.
+    /// In the kernel, once the VMM is known to have opened its image and the image has been registered.
     Pending,
 }
 
@@ -146,7 +148,7 @@ impl CountedBy {
         match self {
             Self::Kernel(_, _, why) => why,
             Self::Uncounted(why) => why,
-            Self::Pending => "the VM has not opened it yet",
+            Self::Pending => "the VM is not known to have opened it yet",
         }
     }
 }

@@ -213,6 +213,9 @@ impl Owner {
             Output::Count(plan) => self.count(counting::Command::Count(plan)),
             Output::EndCount(slot) => self.count(counting::Command::End(slot)),
             Output::Rescan(pid) => self.command(None, Command::Rescan(pid)),
+            Output::ResolvePaths(pid, paths) => {
+                self.command(None, Command::ResolvePaths(pid, paths));
+            }
             Output::Describe(id, uuid) => self.command(Some(id), Command::Describe(uuid)),
             Output::QueryDisks(id, query) => self.command(Some(id), Command::QueryDisks(query)),
             Output::ForgetDisks(vm) => self.slow.forget(vm.0),

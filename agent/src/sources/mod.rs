@@ -48,6 +48,8 @@ pub trait Source: Send + Sync {
 pub enum Command {
     /// Scan this process again: its disks have changed.
     Rescan(u32),
+    /// Find out what these paths of disks mean to this process, besides those on its command line.
+    ResolvePaths(u32, Arc<[String]>),
     /// The fence with this number has come back: readers see all facts before it.
     Reached(u64),
     /// Describe this domain again.

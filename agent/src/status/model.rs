@@ -208,6 +208,8 @@ pub struct Vm {
     pub vcpus: Vec<Vcpu>,
     /// The disks in the order of vmStorageIndex.
     pub disks: Vec<Disk>,
+    /// What could not be found out about the VM, each with the reason.
+    pub gaps: Vec<String>,
 }
 
 /// One virtual CPU.

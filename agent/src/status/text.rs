@@ -51,6 +51,9 @@ impl fmt::Display for Summary<'_> {
             f.write_char('\n')?;
             vcpus(vms).fmt(f)?;
         }
+        for (vm, gap) in vms.iter().flat_map(|vm| vm.gaps.iter().map(move |gap| (vm, gap))) {
+            writeln!(f, "VM {}: {}", vm.index, Printable(gap))?;
+        }
         if vms.iter().any(|vm| !vm.disks.is_empty()) {
             f.write_char('\n')?;
             disks(vms).fmt(f)?;

@@ -27,6 +27,7 @@ fn vm(moment: Moment<'_>, vm: &inventory::Vm) -> Vm {
         why: cpu.why_absent().map(str::to_owned),
         vcpus,
         disks: vm.disks.iter().map(|of| disk(moment, vm, of)).collect(),
+        gaps: values::vm_gaps(vm).to_vec(),
     }
 }
 

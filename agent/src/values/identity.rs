@@ -21,6 +21,12 @@ pub fn vm_os_type(vm: &Vm) -> Option<&str> {
     known(&vm.os_type)
 }
 
+/// What could not be found out about the VM, each with the reason; such devices have no rows.
+#[must_use]
+pub fn vm_gaps(vm: &Vm) -> &[String] {
+    &vm.gaps
+}
+
 /// Id of the VM's process in the host's PID namespace; `None` = the VM is off, or no process of it is known.
 #[must_use]
 pub const fn vm_process(vm: &Vm) -> Option<u32> {

@@ -23,7 +23,7 @@ pub use disk::{
     disk_requests, disk_resource, disk_size, disk_source, disk_target,
 };
 pub use host::{host_up_time_ns, hypervisor, table_last_change_ns, vm_count};
-pub use identity::{vm_name, vm_os_type, vm_process, vm_uuid};
+pub use identity::{vm_gaps, vm_name, vm_os_type, vm_process, vm_uuid};
 pub use memory::{vm_current_memory, vm_max_memory, vm_min_memory};
 pub use network::{nic_if_index, nic_model, nic_parent_if_index, nic_phys_address};
 pub use number::Number;

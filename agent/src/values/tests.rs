@@ -189,7 +189,7 @@ fn the_io_of_a_disk_names_who_counted_it_or_why_it_is_absent() {
         ]
     );
     let pending = disk(CountedBy::Pending);
-    let expected = (None, None, "the VM has not opened it yet".to_owned(), false);
+    let expected = (None, None, "the VM is not known to have opened it yet".to_owned(), false);
     assert_eq!(of(&counted(), &pending, &slow)[0], expected);
     let absent = (None, None, "it is remote".to_owned(), false);
     assert_eq!(of(&counted(), &uncounted, &slow)[0], absent);

@@ -118,6 +118,7 @@ fn report() -> Report {
                         ..DiskRequests::default()
                     }),
                 }],
+                gaps: vec![],
             },
             Vm {
                 index: 12,
@@ -129,6 +130,7 @@ fn report() -> Report {
                 why: None,
                 vcpus: vec![],
                 disks: vec![],
+                gaps: vec!["its configuration file vm.json was not read".into()],
             },
         ],
     }
@@ -287,6 +289,7 @@ VM  NAME      STATE      PID  VCPUS   CPU-S  UUID
 VM  VCPU   TID   CPU-S  WAIT-S  SWITCHES  PREEMPTIONS
  1     0  4244  61.999   0.001        12            3
  1     1     -       -       -         -            -
+VM 12: its configuration file vm.json was not read
 
 VM  DISK  TARGET  COUNTED-BY  READS  P50-US  P99-US  P99.9-US  WRITES  P50-US  P99-US  P99.9-US
  1     1  vda     dio          1200      71     480      1900       7       -       -         -

@@ -132,7 +132,7 @@ impl super::Source for Handle {
                     let _ = events.send(Event::Polled);
                 }
             }
-            Command::Rescan(_) | Command::Reached(_) => {}
+            Command::Rescan(_) | Command::ResolvePaths(..) | Command::Reached(_) => {}
         }
     }
 

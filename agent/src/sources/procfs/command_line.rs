@@ -37,6 +37,8 @@ pub(super) struct Description {
     pub(super) devices: Devices,
     /// Path of Firecracker's configuration file, in the VMM's own root.
     pub(super) config_file: Option<String>,
+    /// What could not be read, each with the reason.
+    pub(super) gaps: Vec<String>,
 }
 
 /// Parses the content of `/proc/PID/cmdline`: arguments, each terminated by NUL. `read` returns the content of a configuration

@@ -14,8 +14,9 @@ use crate::{
     sources::storage_location::Location,
 };
 
-/// Most disks, and most NICs, of a VM; a longer list is truncated.
-const MAX_DEVICES: usize = 4096;
+/// Most disks, and most NICs, of a VM; a longer list is truncated. Each costs lookups in every
+/// scan.
+const MAX_DEVICES: usize = 512;
 
 /// Parses Firecracker's configuration file (docs/getting-started.md, `--config-file`).
 pub(super) fn firecracker(config: &[u8]) -> Devices {

@@ -1,56 +1,174 @@
 //! The files and block devices that a process has open, with the keys under which the kernel counts their I/O.
 
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fs::File,
+    io::{self, BufReader},
+};
+
 use rustix::fs::OFlags;
 
 use super::{
-    mounts::parse_mounts,
+    mounts::Mounts,
     process::{DescriptorInfo, Process},
 };
-use crate::inventory::OpenFile;
+use crate::inventory::{FileIdentity, OpenFile};
 
-/// Filesystems that do direct I/O through iomap (`iomap_dio_rw`, Linux 6.1 to 6.18). Btrfs is not listed: it uses iomap for
-/// reads, but since 6.14 not for writes to files with checksums.
-const IOMAP: [&str; 6] = ["ext4", "xfs", "f2fs", "gfs2", "ext2", "zonefs"];
+/// Most files of a process that are looked at, those with the lowest descriptors: a VMM opens its disks first.
+const MAX_FILES: usize = 8192;
 
-/// The regular files and block devices among `descriptors`, each once. `known`: the files of the previous scan, whose
-/// filesystem is not looked up again.
+/// The open files of a process, each once.
+#[derive(Debug, Default)]
+pub(super) struct OpenFiles {
+    /// Ascending by path.
+    pub(super) files: Vec<OpenFile>,
+    /// A descriptor of each.
+    pub(super) descriptors: HashMap<FileIdentity, u32>,
+    /// The place of each in `files`.
+    places: HashMap<FileIdentity, usize>,
+    /// What each descriptor refers to.
+    pub(super) by_descriptor: HashMap<u32, FileIdentity>,
+}
+
+/// The regular files and block devices among `descriptors`. `known`: the files of the previous scan, whose filesystem is not
+/// looked up again.
+///
+/// # Errors
+///
+/// Those of reading the process's list of mounts.
 pub(super) fn open(
     process: &Process,
     descriptors: &[(u32, String)],
     known: &[OpenFile],
-) -> Vec<OpenFile> {
-    let mut files: Vec<OpenFile> = Vec::new();
-    let mut mounts = None;
+) -> io::Result<OpenFiles> {
+    let mut found = OpenFiles::default();
+    let mut at: HashMap<(FileIdentity, u64), usize> = HashMap::new();
+    let mut filesystems = Filesystems::new(process, known);
     for (fd, path) in descriptors {
-        // Closed meanwhile, or neither a file nor a block device.
-        let Ok(Some(identity)) = process.identity_of_descriptor(*fd) else { continue };
-        let Ok(DescriptorInfo { flags, mount }) = process.descriptor_info(*fd) else {
-            continue;
-        };
-        let is_direct = flags & OFlags::DIRECT.bits() != 0;
-        let same = |file: &OpenFile| file.identity == identity && file.mount == mount;
-        if let Some(file) = files.iter_mut().find(|file| same(file)) {
-            file.is_direct |= is_direct;
-            continue;
+        if found.files.len() >= MAX_FILES {
+            break;
         }
-        let (device, has_iomap) = if identity.is_block_device() {
-            (identity.device, false)
-        } else if let Some(known) = known.iter().find(|file| same(file)) {
-            (known.device, known.has_iomap)
-        } else {
-            let mounts = mounts.get_or_insert_with(|| {
-                parse_mounts(&process.read("mountinfo").unwrap_or_default())
-            });
-            // A descriptor received over a socket may belong to a mount outside the process's namespace. The device from
-            // stat(2) is then right for every filesystem but Btrfs.
-            mounts.get(&mount).map_or((identity.device, true), |mount| {
-                (mount.device, IOMAP.contains(&mount.kind.as_str()))
-            })
-        };
-        // The kernel appends this to the path of an unlinked file.
-        let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
-        files.push(OpenFile { path, identity, mount, device, is_direct, has_iomap });
+        // An error: closed meanwhile.
+        let Ok(info) = process.descriptor_info(*fd) else { continue };
+        let mut filesystem = filesystems.of(info.mount)?;
+        let Some(identity) = identity(process, *fd, info, filesystem) else { continue };
+        let is_block_device = identity.is_block_device();
+        if !is_block_device && filesystem.device.is_none() {
+            filesystem = filesystems.look_up(info.mount)?;
+        }
+        found.by_descriptor.insert(*fd, identity);
+        found.descriptors.entry(identity).or_insert(*fd);
+        let is_direct = info.flags & OFlags::DIRECT.bits() != 0;
+        match at.entry((identity, info.mount)) {
+            Entry::Occupied(at) => found.files[*at.get()].is_direct |= is_direct,
+            Entry::Vacant(entry) => {
+                entry.insert(found.files.len());
+                // The kernel appends this to the path of an unlinked file.
+                let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
+                let device = filesystem.device.filter(|_| !is_block_device);
+                found.files.push(OpenFile {
+                    path,
+                    identity,
+                    mount: info.mount,
+                    device: device.unwrap_or(identity.device),
+                    is_direct,
+                    has_iomap: filesystem.has_iomap && !is_block_device,
+                    answers_from_memory: filesystem.answers_from_memory,
+                });
+            }
+        }
     }
-    files.sort_unstable_by(|a, b| (&a.path, a.identity).cmp(&(&b.path, b.identity)));
-    files
+    found.files.sort_unstable_by(|a, b| (&a.path, a.identity).cmp(&(&b.path, b.identity)));
+    found.places = found.files.iter().enumerate().map(|(at, file)| (file.identity, at)).collect();
+    Ok(found)
+}
+
+impl OpenFiles {
+    pub(super) fn file(&self, identity: FileIdentity) -> Option<&OpenFile> {
+        self.files.get(*self.places.get(&identity)?)
+    }
+}
+
+/// The identity of a descriptor's file. `None`: neither a regular file nor a block device, or closed meanwhile.
+fn identity(
+    process: &Process,
+    fd: u32,
+    info: DescriptorInfo,
+    filesystem: Filesystem,
+) -> Option<FileIdentity> {
+    let Filesystem { device, answers_from_memory, .. } = filesystem;
+    if let (false, Some(device), Some(file)) = (answers_from_memory, device, info.inode) {
+        let other = OFlags::DIRECTORY | OFlags::PATH;
+        return (info.flags & other.bits() == 0).then_some(FileIdentity { device, file });
+    }
+    process.identity_of_descriptor(fd).ok().flatten()
+}
+
+/// What is known of the filesystem of a mount.
+#[derive(Clone, Copy, Debug)]
+struct Filesystem {
+    /// `None` = not known: the device that statx(2) reports is right for every filesystem but Btrfs.
+    device: Option<u32>,
+    has_iomap: bool,
+    answers_from_memory: bool,
+}
+
+/// Finds the filesystems of mounts. Lists of mounts, which may be long, are read only for a mount that is not known.
+struct Filesystems<'a> {
+    process: &'a Process,
+    known: HashMap<u64, Filesystem>,
+    lists: Option<Vec<Mounts<BufReader<File>>>>,
+}
+
+impl<'a> Filesystems<'a> {
+    fn new(process: &'a Process, files: &[OpenFile]) -> Self {
+        let mut known = HashMap::new();
+        for file in files {
+            let is_block_device = file.identity.is_block_device();
+            let filesystem = Filesystem {
+                device: Some(file.device).filter(|_| !is_block_device),
+                has_iomap: file.has_iomap,
+                answers_from_memory: file.answers_from_memory,
+            };
+            if is_block_device {
+                known.entry(file.mount).or_insert(filesystem);
+            } else {
+                known.insert(file.mount, filesystem);
+            }
+        }
+        Self { process, known, lists: None }
+    }
+
+    fn of(&mut self, mount: u64) -> io::Result<Filesystem> {
+        match self.known.get(&mount) {
+            Some(known) => Ok(*known),
+            None => self.look_up(mount),
+        }
+    }
+
+    /// Looks in the process's namespace first. A descriptor that the process was given over a socket may be of a mount in
+    /// another one: the agent's or that of the first process, or one that is in no list, as the kernel's own for memfd is.
+    fn look_up(&mut self, mount: u64) -> io::Result<Filesystem> {
+        if self.lists.is_none() {
+            let list = |file| Mounts::new(BufReader::new(file));
+            let others = ["/proc/self/mountinfo", "/proc/1/mountinfo"];
+            let others = others.into_iter().filter_map(|path| File::open(path).ok());
+            let own = self.process.open("mountinfo")?;
+            self.lists = Some(std::iter::once(own).chain(others).map(list).collect());
+        }
+        // No direct I/O is expected of a filesystem that is not known: the count of such a disk would stay 0.
+        let mut found = Filesystem { device: None, has_iomap: false, answers_from_memory: true };
+        for list in self.lists.iter_mut().flatten() {
+            if let Some(of) = list.get(mount)? {
+                found = Filesystem {
+                    device: Some(of.device),
+                    has_iomap: of.has_iomap(),
+                    answers_from_memory: of.answers_from_memory(),
+                };
+                break;
+            }
+        }
+        self.known.insert(mount, found);
+        Ok(found)
+    }
 }

@@ -4,10 +4,11 @@
 //! Reading may block (NFS), so each process is scanned on a detached thread of its own.
 
 use std::{
+    collections::{HashMap, HashSet, VecDeque},
     fs::File,
     io,
     os::{fd::OwnedFd, unix::fs::FileExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -19,11 +20,13 @@ use crossbeam_channel::{Receiver, Sender};
 use tracing::{debug, warn};
 
 use super::{
+    disk_paths::DiskPaths,
+    files::{self, OpenFiles},
     options::Fields,
     process::Process,
     qcow2::{HEADER_LEN, Header},
 };
-use crate::inventory::{FileIdentity, ImageHeader};
+use crate::inventory::{DiskSize, FileIdentity, ImageHeader};
 
 /// Most scans that run at the same time. Further ones wait until one ends.
 const MAX_SCANS: usize = 8;
@@ -38,6 +41,8 @@ pub(super) struct HeaderReport {
     /// Start time of the process, which tells it from a later one with the same id.
     pub(super) start_ticks: u64,
     pub(super) headers: Vec<ImageHeader>,
+    /// Sizes of files whose filesystem may have asked its server for them.
+    pub(super) sizes: Vec<(FileIdentity, DiskSize)>,
 }
 
 /// Scans processes in the background and sends a [`HeaderReport`] for each.
@@ -65,12 +70,12 @@ impl HeaderScanner {
         let running = Arc::clone(&self.running);
         let ScanTarget { pid, start_ticks, .. } = target;
         let scan = move || {
-            let headers = target.headers().unwrap_or_else(|error| {
+            let report = target.scan().unwrap_or_else(|error| {
                 warn!(pid, "Cannot read the headers of a VM's images: {error}");
-                Vec::new()
+                HeaderReport { pid, start_ticks, headers: Vec::new(), sizes: Vec::new() }
             });
             running.fetch_sub(1, Relaxed);
-            if reports.send(HeaderReport { pid, start_ticks, headers }).is_ok() {
+            if reports.send(report).is_ok() {
                 // Fails only if the counter is at its maximum, and then the eventfd is readable already.
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
@@ -91,81 +96,141 @@ pub(super) struct ScanTarget {
     pub(super) start_ticks: u64,
     /// Files declared raw. Their guest controls what stands in the place of a header.
     pub(super) raw: Vec<FileIdentity>,
+    /// Images by the paths of disks. The name of a backing file starts from the directory in the path, not from that of
+    /// the file to which a link leads.
+    pub(super) names: Vec<(FileIdentity, String)>,
+    /// Whether some disk is declared raw and it is not known which file it is. Then only images of disks, and what is below
+    /// them, are read.
+    pub(super) is_raw_unclear: bool,
+}
+
+/// The images of a process, while they are scanned.
+struct Images<'a> {
+    process: &'a Process,
+    open: &'a OpenFiles,
+    paths: DiskPaths<'a>,
+    /// Paths by which each image is named.
+    names: HashMap<FileIdentity, Vec<String>>,
 }
 
 impl ScanTarget {
-    /// The headers of all images that the process has open, each read through the process's own descriptor.
-    fn headers(&self) -> io::Result<Vec<ImageHeader>> {
+    /// The headers of the images that the process has open, each read through the process's own descriptor.
+    fn scan(&self) -> io::Result<HeaderReport> {
         let process = Process::hold(&self.proc_root, self.pid)?;
         if process.stat()?.start_ticks != self.start_ticks {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let mut files: Vec<Candidate> = Vec::new();
-        for (fd, path) in process.descriptors()? {
-            // An optical drive may have to load its disc first.
-            let is_file = path.starts_with('/') && !path.starts_with("/dev/sr");
-            if is_file
-                && files.len() < MAX_IMAGES
-                && let Ok(Some(identity)) = process.identity_of_descriptor(fd)
-                && files.iter().all(|known| known.identity != identity)
-            {
-                files.push(Candidate { identity, path: path.into(), fd });
+        let mut descriptors = process.descriptors()?;
+        // An optical drive may have to load its disc first.
+        descriptors.retain(|(_, path)| path.starts_with('/') && !path.starts_with("/dev/sr"));
+        let open = files::open(&process, &descriptors, &[])?;
+        let mut images = Images {
+            process: &process,
+            open: &open,
+            paths: DiskPaths::new(&process, &open),
+            names: HashMap::new(),
+        };
+        let mut queue = VecDeque::new();
+        for (image, name) in &self.names {
+            images.names.entry(*image).or_default().push(name.clone());
+            queue.push_back(*image);
+        }
+        if !self.is_raw_unclear {
+            queue.extend(open.files.iter().map(|file| file.identity));
+        }
+        let (mut seen, mut headers) = (HashSet::new(), Vec::new());
+        while let Some(image) = queue.pop_front() {
+            if self.raw.contains(&image) || seen.len() >= MAX_IMAGES || !seen.insert(image) {
+                continue;
+            }
+            let header = images.header(image).unwrap_or_else(|error| {
+                // Closed meanwhile, or not readable by the agent.
+                debug!(pid = self.pid, ?image, "header not read: {error}");
+                None
+            });
+            if let Some(header) = header {
+                for below in header.below.iter().filter(|below| !header.raw.contains(below)) {
+                    queue.push_front(*below);
+                }
+                headers.push(header);
             }
         }
-        let may_have_header = |file: &&Candidate| !self.raw.contains(&file.identity);
-        let read = |file: &Candidate| {
-            file.header(&process, &files).unwrap_or_else(|error| {
-                // Closed meanwhile, or not readable by the agent.
-                debug!(pid = self.pid, path = %file.path.display(), "header not read: {error}");
-                None
-            })
-        };
-        Ok(files.iter().filter(may_have_header).filter_map(read).collect())
+        Ok(HeaderReport {
+            pid: self.pid,
+            start_ticks: self.start_ticks,
+            headers,
+            sizes: sizes(&process, &open),
+        })
     }
 }
 
-/// An open file that may be an image.
-#[derive(Debug)]
-struct Candidate {
-    identity: FileIdentity,
-    path: PathBuf,
-    /// The process's descriptor of the file.
-    fd: u32,
+/// The sizes of files whose filesystem may ask its server for them.
+fn sizes(process: &Process, open: &OpenFiles) -> Vec<(FileIdentity, DiskSize)> {
+    let slow = open.files.iter().filter(|file| !file.answers_from_memory);
+    slow.filter_map(|file| {
+        let fd = open.descriptors.get(&file.identity)?;
+        Some((file.identity, process.measure_descriptor(*fd).ok()??.size))
+    })
+    .collect()
 }
 
-impl Candidate {
-    /// The file's header, if it has one; backing and data files are looked up among `files`.
-    fn header(&self, process: &Process, files: &[Self]) -> io::Result<Option<ImageHeader>> {
-        let file = process.open_descriptor(self.fd, self.identity)?;
+impl Images<'_> {
+    /// The header of an image, if it has one; backing and data files are looked up among the open files.
+    fn header(&mut self, image: FileIdentity) -> io::Result<Option<ImageHeader>> {
+        let Some(fd) = self.open.descriptors.get(&image) else { return Ok(None) };
+        let file = self.process.open_descriptor(*fd, image)?;
         let mut bytes = [0; HEADER_LEN];
         let len = read_up_to(&file, &mut bytes)?;
         let Some(header) = Header::parse(&bytes[..len]) else { return Ok(None) };
         let backing = header.backing.and_then(|(offset, len)| {
             let mut name = vec![0; len];
             file.read_exact_at(&mut name, offset).ok()?;
-            self.find(&String::from_utf8(name).ok()?, process, files)
+            String::from_utf8(name).ok()
         });
-        let data = header.data_file.and_then(|name| self.find(&name, process, files));
+        let backing = match backing {
+            Some(name) => self.find(image, &name)?,
+            None => None,
+        };
+        let data = match header.data_file {
+            Some(name) => self.find(image, &name)?,
+            None => None,
+        };
         Ok(Some(ImageHeader {
-            image: self.identity,
+            image,
             size: header.size,
             below: backing.into_iter().chain(data).collect(),
             raw: backing.filter(|_| header.backing_is_raw).into_iter().chain(data).collect(),
         }))
     }
 
-    /// The identity of the file that the header names. `None`: not found, or reached over the network.
-    fn find(&self, name: &str, process: &Process, files: &[Self]) -> Option<FileIdentity> {
-        let dir = self.path.parent().unwrap_or_else(|| Path::new("/"));
-        let path = dir.join(file_of(name)?);
-        let only = |matches: &dyn Fn(&Path) -> bool| {
-            let mut same = files.iter().filter(|file| matches(&file.path));
-            same.next().filter(|_| same.next().is_none()).map(|file| file.identity)
-        };
-        only(&|known| known == path)
-            .or_else(|| process.identity_in_root(&path).ok().flatten())
-            // The name may be relative to a symlink through which the VMM opened the image.
-            .or_else(|| only(&|known| known.file_name() == path.file_name()))
+    /// The open file that an image's header names. `None`: not found, or reached over the network.
+    fn find(&mut self, image: FileIdentity, name: &str) -> io::Result<Option<FileIdentity>> {
+        let Some(name) = file_of(name) else { return Ok(None) };
+        let own = self.open.file(image).map(|file| file.path.clone());
+        let above = self.names.get(&image).into_iter().flatten().cloned().chain(own);
+        let above: Vec<_> = above.collect();
+        for above in above {
+            let path = beside(&above, &name);
+            if let Some(found) = self.paths.find(&path)? {
+                self.names.entry(found).or_default().push(path);
+                return Ok(Some(found));
+            }
+        }
+        // It was renamed, or its path cannot be looked up.
+        let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        let last_of_name = last(&name);
+        let others = self.open.files.iter().filter(|file| file.identity != image);
+        let mut same = others.filter(|file| last(&file.path) == last_of_name);
+        Ok(same.next().filter(|_| same.next().is_none()).map(|file| file.identity))
+    }
+}
+
+/// The path of a file that the header of the image at `above` names, as QEMU's path_combine() has it.
+fn beside(above: &str, name: &str) -> String {
+    let above = file_of(above).unwrap_or_default();
+    match above.rfind('/') {
+        Some(end) if !name.starts_with('/') => format!("{}/{name}", &above[..end]),
+        _ => name.to_owned(),
     }
 }
 
@@ -183,14 +248,15 @@ fn read_up_to(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(len)
 }
 
-/// The path in a backing file's name; `None` where the name is a network location.
-fn file_of(name: &str) -> Option<String> {
+/// The path in the name of an image, as QEMU takes it; `None` where the name is a network location.
+pub(super) fn file_of(name: &str) -> Option<String> {
     if let Some(json) = name.strip_prefix("json:") {
         let fields = Fields::parse_json(json)?;
         let path = fields.get("filename").or_else(|| fields.get("file.filename"));
         return path.map(str::to_owned);
     }
-    if let Some(path) = name.strip_prefix("file:") {
+    let prefixes = ["file:", "host_device:", "host_cdrom:"];
+    if let Some(path) = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)) {
         return Some(path.to_owned());
     }
     // As in QEMU's path_has_protocol(): a colon before the first slash.
@@ -217,10 +283,26 @@ mod tests {
         assert_eq!(named("base.raw").as_deref(), Some("base.raw"));
         assert_eq!(named("/i/a:b").as_deref(), Some("/i/a:b"));
         assert_eq!(named("file:/i/a").as_deref(), Some("/i/a"));
+        assert_eq!(named("host_device:/dev/vg/a").as_deref(), Some("/dev/vg/a"));
         let json = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/i/a"}}"#;
         assert_eq!(named(json).as_deref(), Some("/i/a"));
         for other in ["nbd://host/x", "rbd:pool/image", "json:{", ""] {
             assert_eq!(named(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_backing_file_is_beside_the_path_of_the_image_above() {
+        for (above, name, path) in [
+            ("/i/top.qcow2", "base.raw", "/i/base.raw"),
+            ("/i/top.qcow2", "../base.raw", "/i/../base.raw"),
+            ("top.qcow2", "base.raw", "base.raw"),
+            ("d/top.qcow2", "base.raw", "d/base.raw"),
+            ("file:/i/top.qcow2", "base.raw", "/i/base.raw"),
+            ("/i/top.qcow2", "/b/base.raw", "/b/base.raw"),
+            ("/top.qcow2", "base.raw", "/base.raw"),
+        ] {
+            assert_eq!(beside(above, name), path, "{name} of {above}");
         }
     }
 

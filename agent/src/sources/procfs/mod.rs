@@ -5,18 +5,23 @@
 //! start and end, threads in `KVM_RUN` that are not registered as vCPUs, and the end of a VM; a pidfd reports the end, too,
 //! for when there are no programs. Nothing is polled: between events the thread of this source sleeps without a timer.
 //!
-//! From the bottom up: [`process`] reads procfs; [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`],
-//! [`vcpus`] and [`scan`] interpret it; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
+//! From the bottom up: [`process`] reads procfs; [`mounts`] and [`path_walk`] follow paths as the process would, for
+//! [`named_file`], which reads a small file, and [`disk_paths`], which finds the open file ([`files`]) of each disk;
+//! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
+//! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
 //! [`tracked`] keeps the known VMs and registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events.
 
 mod cloud_hypervisor;
 mod command_line;
 mod devices;
+mod disk_paths;
 mod files;
 mod image_headers;
 mod memory_estimate;
 mod mounts;
+mod named_file;
 mod options;
+mod path_walk;
 mod poller;
 mod process;
 mod qcow2;
@@ -351,6 +356,10 @@ impl Worker {
         for command in self.commands.try_iter() {
             match command {
                 Command::Rescan(pid) => self.schedule.born(pid, now),
+                Command::ResolvePaths(pid, paths) => {
+                    self.processes.set_domain_paths(pid, paths);
+                    self.schedule.urgent(pid, now);
+                }
                 Command::Reached(fence) => self.processes.untrack_retired(fence),
                 Command::Describe(_) | Command::QueryDisks(_) => {}
             }

@@ -2,22 +2,14 @@
 //! or fails; never of another one that was given the same id since.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
-use rustix::{
-    fs::{
-        AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, openat, openat2,
-        readlinkat, statx,
-    },
-    io::Errno,
-};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, openat, readlinkat, statx};
 
-use super::mounts::{Mount, parse_mounts};
 use crate::{
     counting::{HeldThread, RunState, Schedstat, identity_of},
     inventory::{DiskSize, FileIdentity},
@@ -25,9 +17,6 @@ use crate::{
 
 /// Bytes that are read of a file. The files of procfs that are read here are shorter; a longer command line is cut.
 const MAX_FILE: u64 = 256 * 1024;
-
-/// Filesystems on which a read cannot be blocked by a process (FUSE) or another host (NFS).
-const LOCAL: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs"];
 
 /// Policies of sched(7) under which a thread that does not sleep may keep its CPU for ever.
 const SCHED_FIFO: u64 = 1;
@@ -79,6 +68,8 @@ pub(super) struct DescriptorInfo {
     pub(super) flags: u32,
     /// Mount id.
     pub(super) mount: u64,
+    /// Inode number in the kernel; `None` before Linux 5.14.
+    pub(super) inode: Option<u64>,
 }
 
 impl Process {
@@ -119,31 +110,16 @@ impl Process {
         Ok(found)
     }
 
-    /// Reads a regular file by a path in the process's own root. The process may have built that root to harm the reader, so
-    /// the path is resolved within it and without a request to a filesystem that could block, and only files whose opening
-    /// and reading cannot block are opened.
-    pub(super) fn read_in_root(&self, path: &str) -> io::Result<Vec<u8>> {
-        let place = OFlags::PATH | OFlags::CLOEXEC;
-        let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
-        let mounts = parse_mounts(&self.read("mountinfo")?);
-        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let cached = openat2(&root, path, place, Mode::empty(), within | ResolveFlags::CACHED);
-        let found = match cached {
-            // The path is not in the kernel's cache. Without a change of mount it can be looked up on a local root.
-            Err(Errno::AGAIN) if is_local(&root, &mounts)? => {
-                openat2(&root, path, place, Mode::empty(), within | ResolveFlags::NO_XDEV)?
-            }
-            cached => cached?,
-        };
-        if !is_local(&found, &mounts)? {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut content = Vec::new();
-        open_again(&found)?.take(MAX_FILE).read_to_end(&mut content)?;
-        Ok(content)
+    /// Opens a file of the procfs directory, for one that is read bit by bit.
+    pub(super) fn open(&self, name: &str) -> rustix::io::Result<File> {
+        let how = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(File::from(openat(&self.dir, name, how, Mode::empty())?))
+    }
+
+    /// A descriptor (`O_PATH`) that stands for the directory to which the link `root` or `cwd` leads.
+    pub(super) fn open_place(&self, link: &str) -> rustix::io::Result<OwnedFd> {
+        let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&self.dir, link, how, Mode::empty())
     }
 
     /// Type and size of an open file, from the kernel's cached attributes: a network filesystem sends no request. `None`:
@@ -189,19 +165,7 @@ impl Process {
         open_again(&found)
     }
 
-    /// The identity of the file at a path in the process's own root. Cached path lookups only: `EAGAIN` where a disk or a
-    /// server would have to be asked. `None`: neither a regular file nor a block device.
-    pub(super) fn identity_in_root(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
-        let place = OFlags::PATH | OFlags::CLOEXEC;
-        let root = openat(&self.dir, "root", place | OFlags::DIRECTORY, Mode::empty())?;
-        let within = ResolveFlags::IN_ROOT | ResolveFlags::CACHED;
-        let found = openat2(&root, path, place, Mode::empty(), within)?;
-        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let wanted = StatxFlags::TYPE | StatxFlags::INO;
-        Ok(identity_of(&statx(&found, "", how, wanted)?))
-    }
-
-    /// Open flags and mount of a descriptor.
+    /// Open flags, mount and inode of a descriptor. Asks no filesystem.
     pub(super) fn descriptor_info(&self, fd: u32) -> io::Result<DescriptorInfo> {
         let name = format!("fdinfo/{fd}");
         parse_descriptor_info(&self.read(&name)?).ok_or_else(|| malformed("fdinfo"))
@@ -260,24 +224,27 @@ impl HeldThread for Thread {
     }
 }
 
-/// Whether a file found in a process's root is on a local filesystem, by the process's list of mounts: fstatfs(2) is a request
-/// to the filesystem.
-fn is_local(found: &OwnedFd, mounts: &HashMap<u64, Mount>) -> io::Result<bool> {
-    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let mount = statx(found, "", how, StatxFlags::MNT_ID)?.stx_mnt_id;
-    Ok(mounts.get(&mount).is_some_and(|mount| LOCAL.contains(&mount.kind.as_str())))
-}
-
 /// The name of a process or thread.
 fn name_at(dir: &OwnedFd) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&read_at(dir, "comm")?).trim_end_matches('\n').to_owned())
 }
 
 /// Opens for reading what is held without. `NONBLOCK`: a lease (`F_SETLEASE` of fcntl(2)) would have the opening wait.
-fn open_again(held: &OwnedFd) -> io::Result<File> {
+pub(super) fn open_again(held: &OwnedFd) -> io::Result<File> {
     let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let itself = format!("/proc/self/fd/{}", held.as_raw_fd());
     Ok(File::from(rustix::fs::open(itself, how, Mode::empty())?))
+}
+
+/// Mount and inode of a descriptor of this process, with or without a right to read. Asks no filesystem.
+pub(super) fn own_descriptor_info(held: BorrowedFd<'_>) -> io::Result<DescriptorInfo> {
+    let text = std::fs::read(format!("/proc/self/fdinfo/{}", held.as_raw_fd()))?;
+    let mut info = parse_descriptor_info(&text).ok_or_else(|| malformed("fdinfo"))?;
+    if info.inode.is_none() {
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        info.inode = Some(statx(held, "", how, StatxFlags::INO)?.stx_ino);
+    }
+    Ok(info)
 }
 
 /// The size of a block device. sysfs has it in sectors of 512 bytes, whatever the device's own are.
@@ -347,6 +314,7 @@ fn parse_descriptor_info(text: &[u8]) -> Option<DescriptorInfo> {
     Some(DescriptorInfo {
         flags: u32::from_str_radix(field("flags")?, 8).ok()?,
         mount: field("mnt_id")?.parse().ok()?,
+        inode: field("ino").and_then(|number| number.parse().ok()),
     })
 }
 
@@ -400,26 +368,8 @@ mod tests {
     #[test]
     fn flags_are_octal() {
         let info = parse_descriptor_info(b"pos:\t0\nflags:\t0140002\nmnt_id:\t25\nino:\t12\n");
-        assert_eq!(info, Some(DescriptorInfo { flags: 0o140_002, mount: 25 }));
+        assert_eq!(info, Some(DescriptorInfo { flags: 0o140_002, mount: 25, inode: Some(12) }));
         assert_eq!(parse_descriptor_info(b"flags:\t9\nmnt_id:\t25\n"), None);
-    }
-
-    #[test]
-    fn a_file_is_read_in_any_mount_whose_filesystem_is_local() {
-        let itself = Process::hold(Path::new("/proc"), std::process::id()).unwrap();
-        // Not on every machine a mount of its own, or there at all.
-        if let Ok(memory) = tempfile::NamedTempFile::new_in("/dev/shm") {
-            std::fs::write(memory.path(), "x").unwrap();
-            let mut tries = (0..1000).map(|_| itself.read_in_root(memory.path().to_str().unwrap()));
-            // The kernel's cache may lose the path at any moment.
-            let is_cached = |read: &io::Result<Vec<u8>>| {
-                read.as_ref().err().is_none_or(|error| error.kind() != io::ErrorKind::WouldBlock)
-            };
-            assert_eq!(tries.find(is_cached).unwrap().unwrap(), b"x");
-        }
-        // procfs is not one of those, whether the path is in the kernel's cache or not.
-        let refused = itself.read_in_root("/proc/version").unwrap_err().kind();
-        assert!(matches!(refused, io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices));
     }
 
     proptest! {

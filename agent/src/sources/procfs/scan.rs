@@ -1,7 +1,7 @@
 //! Scans one process: whether it is a VM, and the facts about it that procfs shows.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -10,11 +10,14 @@ use rustix::param::clock_ticks_per_second;
 
 use super::{
     command_line::{self, Description, Vmm},
-    devices, files, memory_estimate,
-    process::{Measured, Process, Stat, Thread},
+    devices,
+    disk_paths::{Before, DiskPaths},
+    files::{self, OpenFiles},
+    memory_estimate,
+    process::{Measured, Process, Thread},
     vcpus,
 };
-use crate::inventory::{Devices, DiskSize, Memory, OpenFile, VmProcess};
+use crate::inventory::{Devices, DiskSize, Memory, PathAnswer, VmProcess};
 
 /// Mount points of procfs and debugfs.
 #[derive(Clone, Debug)]
@@ -43,11 +46,17 @@ pub(super) struct Scan {
     pub(super) described: Description,
 }
 
-/// Start time and description from an earlier scan. If the process still is the same, its command line and memory map are
-/// not read again: that read would block on a process that is stuck while it changes its memory.
-pub(super) type Earlier<'a> = Option<(u64, &'a Description)>;
+/// What an earlier scan has found. It holds if the process still is the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Earlier<'a> {
+    pub(super) vm: &'a VmProcess,
+    pub(super) described: &'a Description,
+    /// Whether the description is final. The command line and the memory map are not read again then: that read would block on
+    /// a process that is stuck while it changes its memory.
+    pub(super) is_settled: bool,
+}
 
-/// Scans a process for a VM; `None`: it is not a VM, or gone. `known`: the files that it had open at the earlier scan.
+/// Scans a process for a VM; `None`: it is not a VM, or gone. `domain_paths`: the paths that libvirt has for its disks.
 ///
 /// # Errors
 ///
@@ -55,10 +64,10 @@ pub(super) type Earlier<'a> = Option<(u64, &'a Description)>;
 pub(super) fn scan_process(
     roots: &Roots,
     pid: u32,
-    earlier: Earlier<'_>,
-    known: &[OpenFile],
+    earlier: Option<Earlier<'_>>,
+    domain_paths: &[String],
 ) -> io::Result<Option<Scan>> {
-    match scan(roots, pid, earlier, known) {
+    match scan(roots, pid, earlier, domain_paths) {
         Err(error) if is_gone(&error) => Ok(None),
         result => result,
     }
@@ -72,16 +81,17 @@ fn is_gone(error: &io::Error) -> bool {
 fn scan(
     roots: &Roots,
     pid: u32,
-    earlier: Earlier<'_>,
-    known: &[OpenFile],
+    earlier: Option<Earlier<'_>>,
+    domain_paths: &[String],
 ) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let descriptors = Descriptors::of(&process)?;
     let stat = process.stat()?;
+    let earlier = earlier.filter(|earlier| earlier.vm.start_ticks == stat.start_ticks);
     if !descriptors.has_kvm() && !may_be_qemu(&stat.comm) {
         return Ok(None);
     }
-    let Some(described) = describe(&process, &stat, &descriptors, earlier)? else {
+    let Some(described) = describe(&process, &descriptors, earlier)? else {
         return Ok(None);
     };
     let is_dead = matches!(stat.state, 'Z' | 'X');
@@ -96,8 +106,14 @@ fn scan(
     let cpus = [vcpus.len(), descriptors.vcpus.len()].into_iter().find(|&seen| seen > 0);
     let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
     let cpus = cpus.or(described.cpus).unwrap_or(0);
-    let devices = measured_devices(&process, &described, &descriptors.files);
-    let files = files::open(&process, &descriptors.files, known);
+    let known = earlier.map_or(&[][..], |earlier| &earlier.vm.files);
+    let open = files::open(&process, &descriptors.files, known)?;
+    let before = earlier.map(|Earlier { vm, .. }| Before { paths: &vm.paths, files: &vm.files });
+    let own = described.devices.disks.iter();
+    let own = own.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
+    let paths = own.chain(domain_paths).map(String::as_str);
+    let paths = DiskPaths::new(&process, &open).answer_all(paths, before)?;
+    let devices = measured_devices(&process, &described, &open, &paths);
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
@@ -114,11 +130,13 @@ fn scan(
         slot: None,
         vcpus: Vec::new(),
         devices,
-        files,
+        files: open.files,
+        paths,
         headers: Vec::new(),
         has_io_uring: descriptors.has_io_uring,
         has_positions: is_qemu,
         has_kvm: descriptors.has_kvm(),
+        gaps: described.gaps.clone(),
     };
     Ok(Some(Scan { process, vm, threads, vcpus, described }))
 }
@@ -168,27 +186,44 @@ fn may_be_qemu(comm: &str) -> bool {
 /// `None`: the process is exiting.
 fn describe(
     process: &Process,
-    stat: &Stat,
     descriptors: &Descriptors,
-    earlier: Earlier<'_>,
+    earlier: Option<Earlier<'_>>,
 ) -> io::Result<Option<Description>> {
-    if let Some((_, described)) = earlier.filter(|(start, _)| *start == stat.start_ticks) {
-        return Ok(Some(described.clone()));
+    if let Some(settled) = earlier.filter(|earlier| earlier.is_settled) {
+        return Ok(Some(settled.described.clone()));
     }
-    let mut read = |path: &str| process.read_in_root(path).ok();
+    // A file may have been replaced or removed since the VMM has read it.
+    let earlier = earlier.map(|earlier| earlier.described);
+    let earlier = earlier.filter(|earlier| earlier.gaps.is_empty());
+    let mut gaps = Vec::new();
+    let mut read = |path: &str| {
+        let content = process.read_in_root(path);
+        content.map_err(|why| gaps.push(format!("its file {path} was not read: {why}"))).ok()
+    };
     let mut described = command_line::parse(&process.read("cmdline")?, &mut read);
     // After the command line: an exiting process has an empty one.
     if !process.stat()?.has_memory {
         return Ok(None);
     }
+    let config = described.config_file.as_deref().and_then(&mut read);
+    if let Some(config) = &config {
+        described.devices = devices::firecracker(config);
+    }
+    described.gaps = gaps;
+    let earlier = earlier.filter(|earlier| earlier.vmm == described.vmm);
+    if let Some(earlier) = earlier.filter(|_| !described.gaps.is_empty()) {
+        described = match described.vmm {
+            // Of a Firecracker the memory is an estimate, which grows while it starts.
+            Vmm::Firecracker => {
+                let (devices, gaps) = (earlier.devices.clone(), Vec::new());
+                Description { devices, gaps, ..described }
+            }
+            _ => earlier.clone(),
+        };
+    }
     if described.memory.is_none() && descriptors.has_kvm() {
         described.memory = memory_estimate::estimate(&process.read("maps").unwrap_or_default());
         described.max_memory = described.max_memory.or(described.memory);
-    }
-    if let Some(path) = &described.config_file
-        && let Ok(config) = process.read_in_root(path)
-    {
-        described.devices = devices::firecracker(&config);
     }
     Ok(Some(described))
 }
@@ -213,22 +248,26 @@ fn vcpu_threads(
 }
 
 /// The devices, with types and sizes of the disks' files as far as the process has them open. Of another one the type alone,
-/// if the kernel has it cached.
-fn measured_devices(process: &Process, described: &Description, open: &[(u32, String)]) -> Devices {
-    let by_path: HashMap<&str, u32> = open.iter().map(|(fd, path)| (path.as_str(), *fd)).collect();
-    // LVM volumes are named by a symlink below /dev.
-    let resolved = |path: &str| {
-        let real = path.starts_with("/dev/").then(|| std::fs::canonicalize(path).ok()).flatten();
-        by_path.get(real?.to_str()?).copied()
-    };
+/// if it is known.
+fn measured_devices(
+    process: &Process,
+    described: &Description,
+    open: &OpenFiles,
+    paths: &BTreeMap<String, PathAnswer>,
+) -> Devices {
+    let type_alone =
+        |is_block_device| Some(Measured { is_block_device, size: DiskSize::default() });
     let mut devices = described.devices.clone();
-    devices.measure(|path| {
-        if let Some(fd) = by_path.get(path).copied().or_else(|| resolved(path)) {
-            return process.measure_descriptor(fd).ok().flatten();
+    devices.measure(|path| match paths.get(path)? {
+        PathAnswer::Open(identity) => {
+            let file = open.file(*identity)?;
+            if !file.answers_from_memory {
+                return type_alone(identity.is_block_device());
+            }
+            process.measure_descriptor(*open.descriptors.get(identity)?).ok().flatten()
         }
-        let identity = process.identity_in_root(Path::new(path)).ok().flatten()?;
-        let is_block_device = identity.is_block_device();
-        Some(Measured { is_block_device, size: DiskSize::default() })
+        PathAnswer::Closed(identity) => type_alone(identity.is_block_device()),
+        PathAnswer::Unknown(_) => None,
     });
     devices
 }

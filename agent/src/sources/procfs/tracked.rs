@@ -1,7 +1,7 @@
 //! The processes that are VMs: scans them, registers them for counting, and reports them as facts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
@@ -17,12 +17,15 @@ use super::{
     image_headers::{HeaderReport, HeaderScanner, ScanTarget},
     process::{self, Thread},
     readers::{Answer, Readers, Returned},
-    scan::{self, Roots, Scan},
+    scan::{self, Earlier, Roots, Scan},
 };
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot},
     counting::{HeldThread, TrackError},
-    inventory::{Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Backoff},
+    inventory::{
+        DiskSize, DomainDisk, Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess,
+        retry::Backoff,
+    },
 };
 
 /// Age from which the description of a VM is final: its VMM has allocated the memory by then.
@@ -83,6 +86,10 @@ struct TrackedProcess {
     has_warned: bool,
     /// Headers of its images.
     headers: Vec<ImageHeader>,
+    /// Sizes of its files that are not in the kernel's memory.
+    sizes: Vec<(FileIdentity, DiskSize)>,
+    /// The paths that libvirt has for its disks.
+    domain_paths: Arc<[String]>,
     /// Open files at the last header scan.
     scanned: Vec<FileIdentity>,
     /// Whether a header scan is running.
@@ -229,15 +236,17 @@ impl TrackedProcesses {
         let unassigned = slot.zip(self.tracker.as_ref());
         let unassigned =
             unassigned.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
-        let vm = known.map(|known| Arc::clone(&known.vm));
-        let described = known.filter(|known| known.is_settled);
-        let described = described.map(|known| Arc::clone(&known.described));
+        let earlier = known
+            .map(|known| (Arc::clone(&known.vm), Arc::clone(&known.described), known.is_settled));
+        let domain_paths = known.map_or_else(Arc::default, |known| Arc::clone(&known.domain_paths));
         let roots = Arc::clone(&self.roots);
         let read = move || {
-            let files = vm.as_ref().map_or(&[][..], |vm| &vm.files);
-            let earlier = vm.as_ref().zip(described.as_deref());
-            let earlier = earlier.map(|(vm, described)| (vm.start_ticks, described));
-            scan::scan_process(&roots, pid, earlier, files)
+            let earlier = earlier.as_ref().map(|(vm, described, is_settled)| Earlier {
+                vm,
+                described,
+                is_settled: *is_settled,
+            });
+            scan::scan_process(&roots, pid, earlier, &domain_paths)
         };
         match self.readers.read(pid, is_known, Before { slot, unassigned }, read) {
             Ok(Answer::Done(result, before)) => self.take_scan(pid, result, before),
@@ -337,6 +346,8 @@ impl TrackedProcesses {
                 ending: false,
                 has_warned: false,
                 headers: Vec::new(),
+                sizes: Vec::new(),
+                domain_paths: Arc::default(),
                 scanned: Vec::new(),
                 is_scanning: false,
                 backoff: Backoff::new(FIRST_RETRY, Instant::now()),
@@ -356,7 +367,11 @@ impl TrackedProcesses {
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
         let waits = self.scan_headers(&vm, !unassigned.is_empty()) || waits;
         let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
+        vm.note_sizes(&known.sizes);
         vm.note_headers(&known.headers);
+        for gap in vm.gaps.iter().filter(|gap| is_new || !known.vm.gaps.contains(gap)) {
+            warn!(vm = vm.name, pid, "{gap}");
+        }
         if is_new {
             info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
         } else if *known.vm != vm {
@@ -383,9 +398,9 @@ impl TrackedProcesses {
         if unassigned.len() > MAX_UNASSIGNED {
             tracker.limit_images(slot);
         }
-        let is_open =
-            |image: &ImageRecordInfo| vm.files.iter().any(|file| file.key(slot) == image.key);
-        let mut closed: Vec<_> = unassigned.iter().filter(|image| !is_open(image)).collect();
+        let open: HashSet<_> = vm.files.iter().map(|file| file.key(slot)).collect();
+        let mut closed: Vec<_> =
+            unassigned.iter().filter(|image| !open.contains(&image.key)).collect();
         if !closed.is_empty() {
             // A late scan may have been overtaken by an assignment.
             let still = tracker.unassigned_images(slot);
@@ -410,7 +425,11 @@ impl TrackedProcesses {
     /// unassigned image. Returns whether another scan of the process is needed.
     fn scan_headers(&mut self, vm: &VmProcess, is_unassigned: bool) -> bool {
         let Some(known) = self.known.get_mut(&vm.pid) else { return false };
-        if !is_unassigned && !vm.devices.disks.iter().any(|disk| disk.chain_is_in_image) {
+        let needs_thread = |disk: &DomainDisk| {
+            let file = vm.file_at(&disk.resource);
+            disk.chain_is_in_image || file.is_some_and(|file| !file.answers_from_memory)
+        };
+        if !is_unassigned && !vm.devices.disks.iter().any(needs_thread) {
             return false;
         }
         let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
@@ -434,6 +453,12 @@ impl TrackedProcesses {
             pid: vm.pid,
             start_ticks: vm.start_ticks,
             raw: vm.raw_files().collect(),
+            names: names(vm),
+            is_raw_unclear: vm
+                .devices
+                .disks
+                .iter()
+                .any(|disk| !disk.may_have_header() && vm.file_at(&disk.resource).is_none()),
         };
         if self.headers.start_scan(target) {
             self.waiting.insert(vm.pid);
@@ -457,10 +482,18 @@ impl TrackedProcesses {
                     && report.headers.iter().all(|new| new.image != old.image)
             });
             known.headers.extend(report.headers);
+            known.sizes = report.sizes;
             known.is_scanning = false;
             to_scan.insert(report.pid);
         }
         to_scan
+    }
+
+    /// Notes the paths that libvirt has for the disks of a process.
+    pub(super) fn set_domain_paths(&mut self, pid: u32, paths: Arc<[String]>) {
+        if let Some(known) = self.known.get_mut(&pid) {
+            known.domain_paths = paths;
+        }
     }
 
     /// The pidfd of a known VM.
@@ -520,6 +553,13 @@ impl TrackedProcesses {
         }
         (slots, !later.is_empty())
     }
+}
+
+/// The paths by which the images of disks are named.
+fn names(vm: &VmProcess) -> Vec<(FileIdentity, String)> {
+    let has_header = vm.devices.disks.iter().filter(|disk| disk.may_have_header());
+    let paths = has_header.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
+    paths.filter_map(|path| Some((vm.file_at(path)?.identity, path.clone()))).collect()
 }
 
 fn open_pidfd(pid: u32) -> Option<OwnedFd> {

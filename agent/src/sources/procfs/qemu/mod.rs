@@ -43,6 +43,7 @@ pub(super) fn describe(
         no_machine: machine.board == "none",
         devices,
         config_file: None,
+        gaps: Vec::new(),
     }
 }
 

@@ -1,0 +1,275 @@
+//! Follows a path as a process would: from its own root or working directory, through its own mounts and links.
+//!
+//! The kernel's own lookup cannot be used. Without `RESOLVE_CACHED` of openat2(2) it may wait for a server or a FUSE process;
+//! with it, it fails wherever a link's access time is to be updated. So each component is looked up alone: from the
+//! kernel's cache, or if that does not have it, on a filesystem that is local to this host.
+
+use std::{
+    fs::File,
+    io::BufReader,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    rc::Rc,
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, readlinkat, statx},
+    io::Errno,
+};
+
+use super::{
+    mounts::{Mount, Mounts},
+    process::{self, DescriptorInfo, Process},
+};
+use crate::{counting::identity_of, inventory::FileIdentity};
+
+/// Links that are followed on one path, as many as the kernel follows (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+
+/// Components of one path with its links: a path has 4095 bytes at most, and so has each link.
+const MAX_STEPS: usize = 8192;
+
+/// How a descriptor is opened that only stands for a place.
+const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// How a descriptor is asked for attributes that the kernel has in memory.
+const WITHOUT_REQUEST: AtFlags = AtFlags::EMPTY_PATH.union(AtFlags::STATX_DONT_SYNC);
+
+/// Where a path ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Something is there.
+    Found(Found),
+    /// Nothing is there.
+    Missing(Place),
+    /// The rest of the path is on a filesystem that may block.
+    MayBlock(Place, String),
+    /// It cannot be followed: too many links, or no right to.
+    Failed(Errno),
+}
+
+/// What is at a path.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Descriptor that stands for it (`O_PATH`).
+    pub(super) held: Rc<OwnedFd>,
+    /// `None`: neither a regular file nor a block device.
+    pub(super) identity: Option<FileIdentity>,
+    pub(super) kind: FileType,
+    /// The mount that it is in.
+    pub(super) mount: Mount,
+    pub(super) place: Place,
+}
+
+/// A place in the tree of files, there or not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Place {
+    /// Mount id.
+    pub(super) mount: u64,
+    /// The path without links, as `/proc/PID/fd` would show it.
+    pub(super) path: String,
+}
+
+/// Follows paths of one process.
+pub(super) struct Walker<'a> {
+    process: &'a Process,
+    root: Rc<OwnedFd>,
+    root_info: DescriptorInfo,
+    mounts: Mounts<BufReader<File>>,
+}
+
+/// A place on the way.
+struct Step {
+    held: Rc<OwnedFd>,
+    info: DescriptorInfo,
+}
+
+impl<'a> Walker<'a> {
+    /// # Errors
+    ///
+    /// Those of opening the process's root and list of mounts.
+    pub(super) fn new(process: &'a Process) -> rustix::io::Result<Self> {
+        let root = process.open_place("root")?;
+        let root_info = info_of(root.as_fd())?;
+        let mounts = Mounts::new(BufReader::new(process.open("mountinfo")?));
+        Ok(Self { process, root: Rc::new(root), root_info, mounts })
+    }
+
+    /// Follows a path; a relative one from the process's present working directory.
+    ///
+    /// # Errors
+    ///
+    /// Those that say nothing about the path: the agent lacks memory or descriptors, or the process is gone.
+    pub(super) fn walk(&mut self, path: &str) -> rustix::io::Result<End> {
+        let start = if path.starts_with('/') {
+            self.at_root()
+        } else {
+            let held = Rc::new(self.process.open_place("cwd")?);
+            let info = info_of(held.as_fd())?;
+            Step { held, info }
+        };
+        match self.walk_from(start, path) {
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::SRCH)) => Err(error),
+            Err(error) => Ok(End::Failed(error)),
+            Ok(end) => Ok(end),
+        }
+    }
+
+    fn walk_from(&mut self, start: Step, path: &str) -> rustix::io::Result<End> {
+        let mut rest = Vec::new();
+        push(&mut rest, path.as_bytes());
+        let (mut at, mut links, mut steps) = (start, 0, 0);
+        while let Some(name) = rest.pop() {
+            steps += 1;
+            if steps > MAX_STEPS {
+                return Err(Errno::LOOP);
+            }
+            let next = match &name[..] {
+                b"." => continue,
+                b".." => self.parent(&at),
+                name => self.look_up(&at, name),
+            };
+            let next = match next {
+                Ok(Some(next)) => next,
+                Ok(None) => {
+                    rest.push(name);
+                    let kind =
+                        self.mount_of(&at)?.map_or_else(String::new, |mount| mount.kind.clone());
+                    return Ok(End::MayBlock(place(&at, &rest)?, kind));
+                }
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {
+                    rest.push(name);
+                    return Ok(End::Missing(place(&at, &rest)?));
+                }
+                Err(error) => return Err(error),
+            };
+            let mount = self.mount_of(&next)?.cloned();
+            let Some(mount) = mount.filter(Mount::answers_from_memory) else {
+                // It is taken for a directory. If it is a link, the next component is missing.
+                at = next;
+                continue;
+            };
+            if kind_of(next.held.as_fd())?.0 != FileType::Symlink {
+                at = next;
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::LOOP);
+            }
+            if !mount.is_local() {
+                rest.push(name);
+                return Ok(End::MayBlock(place(&at, &rest)?, mount.kind));
+            }
+            let target = readlinkat(&next.held, "", Vec::new())?;
+            if target.as_bytes().starts_with(b"/") {
+                at = self.at_root();
+            }
+            push(&mut rest, target.as_bytes());
+        }
+        self.end(at)
+    }
+
+    /// The end of a path that has been followed.
+    fn end(&mut self, at: Step) -> rustix::io::Result<End> {
+        let place = place(&at, &[])?;
+        let Some(mount) = self.mount_of(&at)?.cloned() else {
+            return Ok(End::MayBlock(place, String::new()));
+        };
+        if !mount.answers_from_memory() {
+            return Ok(End::MayBlock(place, mount.kind));
+        }
+        let (kind, identity) = kind_of(at.held.as_fd())?;
+        Ok(End::Found(Found { held: at.held, identity, kind, mount, place }))
+    }
+
+    fn at_root(&self) -> Step {
+        Step { held: Rc::clone(&self.root), info: self.root_info }
+    }
+
+    fn parent(&mut self, at: &Step) -> rustix::io::Result<Option<Step>> {
+        if self.is_root(at)? { Ok(Some(self.at_root())) } else { self.look_up(at, b"..") }
+    }
+
+    /// Whether this is the process's root, above which nothing leads.
+    fn is_root(&mut self, at: &Step) -> rustix::io::Result<bool> {
+        let of = |info: &DescriptorInfo| (info.mount, info.inode);
+        if of(&at.info) != of(&self.root_info) {
+            return Ok(false);
+        }
+        // Every subvolume of Btrfs begins with the same inode number; only statx(2) tells their devices apart.
+        if !self.mount_of(at)?.is_some_and(Mount::answers_from_memory) {
+            return Ok(true);
+        }
+        let device = |held: &OwnedFd| -> rustix::io::Result<_> {
+            let found = statx(held, "", WITHOUT_REQUEST, StatxFlags::INO)?;
+            Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+        };
+        Ok(device(&at.held)? == device(&self.root)?)
+    }
+
+    /// Looks up one component, without following it; `None`: the lookup may block.
+    fn look_up(&mut self, at: &Step, name: &[u8]) -> rustix::io::Result<Option<Step>> {
+        let name_of_file = Path::new(std::ffi::OsStr::from_bytes(name));
+        let open = |how| openat2(&at.held, name_of_file, PLACE, Mode::empty(), how);
+        let held = match open(ResolveFlags::NO_MAGICLINKS | ResolveFlags::CACHED) {
+            // Not in the kernel's cache, or a kernel before 5.12, which does not know the flag.
+            Err(Errno::AGAIN | Errno::INVAL) => {
+                let is_local = self.mount_of(at)?.is_some_and(Mount::is_local);
+                let mounts = &mut self.mounts;
+                if !is_local || mounts.has_trap(at.info.mount, name).map_err(|_| Errno::IO)? {
+                    return Ok(None);
+                }
+                open(ResolveFlags::NO_MAGICLINKS)?
+            }
+            cached => cached?,
+        };
+        let info = info_of(held.as_fd())?;
+        Ok(Some(Step { held: Rc::new(held), info }))
+    }
+
+    fn mount_of(&mut self, at: &Step) -> rustix::io::Result<Option<&Mount>> {
+        self.mounts.get(at.info.mount).map_err(|_| Errno::IO)
+    }
+}
+
+/// Puts the components of a path in front of the rest, the next one last.
+fn push(rest: &mut Vec<Vec<u8>>, path: &[u8]) {
+    let components = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+    rest.extend(components.rev().map(<[u8]>::to_vec));
+}
+
+/// The place of what `rest`, the next component last, leads to from here.
+fn place(at: &Step, rest: &[Vec<u8>]) -> rustix::io::Result<Place> {
+    let itself = format!("/proc/self/fd/{}", at.held.as_raw_fd());
+    let path = rustix::fs::readlink(itself, Vec::new())?;
+    let mut path = path.to_string_lossy().into_owned();
+    for name in rest.iter().rev() {
+        match &name[..] {
+            b"." => {}
+            b".." => path.truncate(path.rfind('/').unwrap_or(0)),
+            name => {
+                if !path.ends_with('/') {
+                    path.push('/');
+                }
+                path.push_str(&String::from_utf8_lossy(name));
+            }
+        }
+    }
+    Ok(Place { mount: at.info.mount, path })
+}
+
+/// Mount and inode of a descriptor of this process. Unlike statx(2), asks no filesystem.
+fn info_of(held: BorrowedFd<'_>) -> rustix::io::Result<DescriptorInfo> {
+    process::own_descriptor_info(held)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Type and identity, on a filesystem that answers from memory.
+fn kind_of(held: BorrowedFd<'_>) -> rustix::io::Result<(FileType, Option<FileIdentity>)> {
+    let found = statx(held, "", WITHOUT_REQUEST, StatxFlags::TYPE | StatxFlags::INO)?;
+    Ok((FileType::from_raw_mode(found.stx_mode.into()), identity_of(&found)))
+}
