@@ -12,6 +12,7 @@ mod lab;
 mod agentx_snmpd;
 mod backing_chains;
 mod counters;
+mod disk_paths;
 mod hanging_reads;
 mod idle;
 mod images;
