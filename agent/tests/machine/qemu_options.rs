@@ -113,6 +113,30 @@ fn memory_is_what_qemu_says() {
 }
 
 #[test]
+fn memory_is_estimated_where_the_configuration_file_cannot_be_read() {
+    require!("ebpf", "kvm", "snmpd", "qemu");
+    let mut stage = Stage::new();
+    let dir = tempfile::tempdir().unwrap();
+    // QEMU reads a pipe, whose content is gone then.
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let text = "[memory]\nsize = \"320M\"\n[name]\nguest = \"hidden\"\n";
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::write(pipe, text)
+    });
+    let file = pipe.display().to_string();
+    let options = ["-nodefaults", "-accel", "kvm", "-readconfig", &file];
+    let (child, mut qmp) = start("qemu-system-x86_64", &options, &dir.path().join("qmp.sock"));
+    writer.join().unwrap().unwrap();
+    let said = memory(&mut qmp);
+    assert_eq!(said, 320 << 20);
+    let vm = [index_of(&stage, &child)];
+    stage.wait_for("the estimate", VM_CUR_MEM, &vm, |size| size == Some(said / 1024));
+    assert_ne!(stage.number(VM_MAX_CPU_NUMBER, &vm), Some(1), "the file may say any number");
+}
+
+#[test]
 fn disks_that_a_socket_leads_to_are_network_disks() {
     require!("ebpf", "kvm", "snmpd", "qemu");
     let mut stage = Stage::new();
