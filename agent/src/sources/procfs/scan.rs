@@ -209,7 +209,7 @@ fn describe(
     if let Some(config) = &config {
         described.devices = devices::firecracker(config);
     }
-    described.gaps = gaps;
+    described.gaps.extend(gaps);
     let earlier = earlier.filter(|earlier| earlier.vmm == described.vmm);
     if let Some(earlier) = earlier.filter(|_| !described.gaps.is_empty()) {
         described = match described.vmm {

@@ -11,6 +11,9 @@ use super::{
 const MAX_CONFIG: usize = 1 << 20;
 const MAX_CONFIGS: usize = 64;
 
+/// The field of [`Subject::Unread`] that says why, where the caller does not know.
+pub(super) const GAP: &str = "gap";
+
 /// Options without an argument, of any version since 1.0 and of distributions.
 const FLAGS: &str = "\
     h help version S s snapshot enable-kvm no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection enable-nesting \
@@ -216,9 +219,17 @@ pub(super) fn entries(
             bytes += text.len();
             bytes <= MAX_CONFIG
         });
-        match text.and_then(|text| config_file::parse(&text).ok()) {
-            Some(groups) => found.add_file(groups),
-            None => found.add(Subject::Unread, Fields::default()),
+        let Some(text) = text else {
+            found.add(Subject::Unread, Fields::default());
+            continue;
+        };
+        match config_file::parse(&text) {
+            Ok(groups) => found.add_file(groups),
+            Err(error) => {
+                let mut fields = Fields::default();
+                fields.set(GAP, &format!("its file {value} is no configuration of QEMU: {error}"));
+                found.add(Subject::Unread, fields);
+            }
         }
     }
     found.entries

@@ -9,7 +9,7 @@ mod nodes;
 mod numbers;
 mod services;
 
-use arguments::{Entry, Subject};
+use arguments::{Entry, GAP, Subject};
 use uuid::Uuid;
 
 use super::command_line::{Description, Vmm, cut};
@@ -43,8 +43,14 @@ pub(super) fn describe(
         no_machine: machine.board == "none",
         devices,
         config_file: None,
-        gaps: Vec::new(),
+        gaps: gaps(&entries),
     }
+}
+
+/// What was read and not understood.
+fn gaps(entries: &[Entry]) -> Vec<String> {
+    let unread = entries.iter().filter(|entry| entry.subject == Subject::Unread);
+    unread.filter_map(|entry| entry.fields.get(GAP).map(str::to_owned)).collect()
 }
 
 fn name(entries: &[Entry]) -> Option<&str> {

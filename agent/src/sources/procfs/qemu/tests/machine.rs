@@ -134,6 +134,15 @@ fn after_a_file_that_cannot_be_read_no_default_counts() {
         let found = of("-m 64 -smp 2 -name a -readconfig /c", files);
         assert_eq!((memory(&found), found.cpus, found.max_cpus), ((None, None), None, None));
         assert_eq!((found.name.as_deref(), found.tcg), (None, false));
+        // Of a file that is not there, whoever reads it knows.
+        let gaps: &[&str] = match files {
+            [] => &[],
+            [(_, text), ..] if text.starts_with('[') => {
+                &["its file /c is no configuration of QEMU: line 2 is not understood"]
+            }
+            _ => &["its file /c is no configuration of QEMU: line 1 is not understood"],
+        };
+        assert_eq!(found.gaps, gaps);
         let found = of("-readconfig /c -m 64 -smp 2,maxcpus=3 -name a", files);
         assert_eq!(
             (memory(&found), found.cpus, found.max_cpus),
