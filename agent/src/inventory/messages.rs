@@ -200,16 +200,16 @@ pub struct QueriedDisk {
     pub has_size: bool,
 }
 
-/// vmAdminState of a domain that libvirt reported only by an event.
+/// vmAdminState of a domain that libvirt reported only by an event, which does not tell whether a user asked for a pause.
 pub(super) const fn admin_state_after(state: OperState) -> AdminState {
     match state {
-        OperState::Paused => AdminState::Paused,
         OperState::Suspending | OperState::Suspended => AdminState::Suspended,
         OperState::Shuttingdown | OperState::Shutdown | OperState::Crashed => AdminState::Shutdown,
         OperState::Unknown
         | OperState::Other
         | OperState::Preparing
         | OperState::Running
+        | OperState::Paused
         | OperState::Resuming
         | OperState::Migrating => AdminState::Running,
     }

@@ -61,7 +61,7 @@ struct Life {
 }
 
 /// After [`BOOT`] and [`BOOTED`].
-const LIVES: [Life; 13] = [
+const LIVES: [Life; 14] = [
     Life {
         name: "saved to a file of the user's",
         steps: &[
@@ -86,6 +86,16 @@ const LIVES: [Life; 13] = [
             (&[(RESUMED, 0)], Snapshot::Running),
         ],
         expected: &[(4, 4), (1, 8)],
+    },
+    Life {
+        name: "paused by a full disk, found before libvirt knew the reason, and resumed",
+        steps: &[
+            (&[(SUSPENDED, 2)], Snapshot::Paused(Why::Unknown)),
+            (&[], Snapshot::Paused(Why::IOError)),
+            (&[(RESUMED, 0)], Snapshot::Running),
+            (&[(SUSPENDED, 2)], Snapshot::Paused(Why::IOError)),
+        ],
+        expected: &[(4, 4), (1, 8), (4, 4)],
     },
     Life {
         name: "saved and restored",

@@ -45,7 +45,7 @@ fn mib_states(
         DomainState::Running | DomainState::Blocked => (AdminState::Running, OperState::Running),
         DomainState::Paused => match reason {
             Enum::Known(Reason::Paused(reason)) => paused(reason.unwrap_or(Paused::Unknown)),
-            _ => (AdminState::Paused, OperState::Paused),
+            _ => (AdminState::Running, OperState::Paused),
         },
         DomainState::Shutdown => (AdminState::Shutdown, OperState::Shuttingdown),
         DomainState::Shutoff if has_managed_save => (AdminState::Suspended, OperState::Suspended),
@@ -58,8 +58,8 @@ fn mib_states(
             _ => (AdminState::Shutdown, OperState::Shutdown),
         },
         DomainState::Crashed => (AdminState::Running, OperState::Crashed),
-        // Suspended to RAM: the memory is resident.
-        DomainState::PMSuspended => (AdminState::Paused, OperState::Paused),
+        // Suspended to RAM by its own guest: the memory is resident.
+        DomainState::PMSuspended => (AdminState::Running, OperState::Paused),
     }
 }
 
@@ -80,14 +80,16 @@ const fn paused(reason: Paused) -> (AdminState, OperState) {
         Paused::StartingUp => (AdminState::Running, OperState::Preparing),
         Paused::Crashed => (AdminState::Running, OperState::Crashed),
         Paused::ShuttingDown => (AdminState::Shutdown, OperState::Shuttingdown),
+        // FromSnapshot: a user has reverted to a snapshot of a paused domain.
+        Paused::User | Paused::FromSnapshot => (AdminState::Paused, OperState::Paused),
+        // A user has asked for none of these pauses. A snapshot or a dump pauses for its own time, or leaves the domain so
+        // when it fails.
         Paused::Unknown
-        | Paused::User
         | Paused::Dump
         | Paused::IOError
         | Paused::Watchdog
-        | Paused::FromSnapshot
         | Paused::Snapshot
-        | Paused::APIError => (AdminState::Paused, OperState::Paused),
+        | Paused::APIError => (AdminState::Running, OperState::Paused),
     }
 }
 
@@ -130,7 +132,19 @@ mod tests {
                 (A::Running, O::Preparing),
             ),
             (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_CRASHED, false, (A::Running, O::Crashed)),
-            (DomainState::Paused, 4711, false, (A::Paused, O::Paused)),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_UNKNOWN, false, (A::Running, O::Paused)),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_IOERROR, false, (A::Running, O::Paused)),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_WATCHDOG, false, (A::Running, O::Paused)),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_API_ERROR, false, (A::Running, O::Paused)),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_DUMP, false, (A::Running, O::Paused)),
+            (DomainState::Paused, sys::VIR_DOMAIN_PAUSED_SNAPSHOT, false, (A::Running, O::Paused)),
+            (
+                DomainState::Paused,
+                sys::VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
+                false,
+                (A::Paused, O::Paused),
+            ),
+            (DomainState::Paused, 4711, false, (A::Running, O::Paused)),
             (DomainState::Shutdown, 0, false, (A::Shutdown, O::Shuttingdown)),
             (
                 DomainState::Shutoff,
@@ -151,7 +165,7 @@ mod tests {
                 (A::Shutdown, O::Shutdown),
             ),
             (DomainState::Crashed, 0, false, (A::Running, O::Crashed)),
-            (DomainState::PMSuspended, 0, false, (A::Paused, O::Paused)),
+            (DomainState::PMSuspended, 0, false, (A::Running, O::Paused)),
         ] {
             let seen = mib_states(Enum::Known(state), Enum::Known(reason_of(state, reason)), saved);
             assert_eq!(seen, expected, "{state:?} {reason}");
