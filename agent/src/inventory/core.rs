@@ -126,6 +126,7 @@ impl Core {
 
     /// Takes in a fact.
     pub fn handle(&mut self, fact: Fact, now: Now) {
+        self.indexes.set_time(now.instant);
         let mut is_old = false;
         match fact {
             Fact::Process(process) => {
@@ -161,6 +162,7 @@ impl Core {
 
     /// Acts on the deadlines that have passed.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.indexes.set_time(now.instant);
         while let Some(&(at, identity)) = self.deadlines.first()
             && at <= now.instant
         {
@@ -353,7 +355,14 @@ impl Core {
 
     /// The VM is no more: only its index stays, if it has a UUID.
     fn forget(&mut self, identity: Identity, vm: &VmState) {
-        self.indexes.release(identity);
+        let is_gone = match identity {
+            Identity::Process { pid, start_ticks } => self
+                .processes
+                .get(&pid)
+                .is_none_or(|(process, _)| process.start_ticks != start_ticks),
+            Identity::Uuid(_) => true,
+        };
+        self.indexes.release(identity, is_gone);
         if let Some(at) = vm.deadline {
             self.deadlines.remove(&(at, identity));
         }

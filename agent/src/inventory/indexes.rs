@@ -1,7 +1,10 @@
 //! vmIndex, vmStorageIndex and vmNetworkIndex: small, dense, and the same for the same thing until the host
 //! reboots, over restarts of the agent.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -33,13 +36,20 @@ pub(super) enum Part<'a> {
 }
 
 /// Gives each thing the smallest index that is free. A VM with a UUID, and what belongs to it, keeps its indexes
-/// while it is away; a process gives them back with its end.
+/// while it is away; a process gives them back with its end, and they rest for [`REST`] then.
 #[derive(Debug, Default)]
 pub(super) struct Indexes {
     given: HashMap<Identity, Given>,
     free: Free,
+    /// Indexes that were given back, with the time from which they are free.
+    resting: VecDeque<(Instant, u32)>,
+    now: Option<Instant>,
     is_new: bool,
 }
+
+/// Time for which the index of a VM that is gone is not given again: a notification or a poll under way is about the VM that
+/// had it, and a bulk notification gathers changes for up to a minute.
+const REST: Duration = Duration::from_secs(61);
 
 /// The free indexes of VMs, as ranges: to find the smallest costs the logarithm of the number of gaps.
 #[derive(Debug)]
@@ -94,7 +104,7 @@ impl Indexes {
         let given: HashMap<_, _> =
             saved.into_iter().map(|(uuid, given)| (Identity::Uuid(uuid.into()), given)).collect();
         let free = Free::without(&given.values().map(|given| given.index).collect());
-        Self { given, free, is_new: false }
+        Self { given, free, ..Self::default() }
     }
 
     /// What is to outlive the agent.
@@ -109,6 +119,14 @@ impl Indexes {
     /// Whether something is to be saved that was not there at the last call.
     pub(super) const fn take_is_new(&mut self) -> bool {
         std::mem::replace(&mut self.is_new, false)
+    }
+
+    /// Reports the time: what has rested is free.
+    pub(super) fn set_time(&mut self, now: Instant) {
+        self.now = Some(now);
+        while let Some((_, index)) = self.resting.pop_front_if(|(end, _)| *end <= now) {
+            self.free.put(index);
+        }
     }
 
     /// The index of this VM, its own or a new one.
@@ -143,12 +161,16 @@ impl Indexes {
         index
     }
 
-    /// Takes back the index of a VM that cannot come again.
-    pub(super) fn release(&mut self, identity: Identity) {
+    /// Takes back the index of a VM that cannot come again. `is_gone`: its process has ended, so its index rests; a process
+    /// that is another row now leaves the index free.
+    pub(super) fn release(&mut self, identity: Identity, is_gone: bool) {
         if matches!(identity, Identity::Process { .. })
             && let Some(given) = self.given.remove(&identity)
         {
-            self.free.put(given.index);
+            match self.now.filter(|_| is_gone) {
+                Some(now) => self.resting.push_back((now + REST, given.index)),
+                None => self.free.put(given.index),
+            }
         }
     }
 }
@@ -220,13 +242,19 @@ mod tests {
     #[test]
     fn indexes_are_dense_and_stay() {
         let mut indexes = Indexes::default();
+        let now = Instant::now();
+        indexes.set_time(now);
         let given = [process(7), uuid(1), process(9)].map(|id| indexes.assign(id).0);
         assert_eq!(given, [1, 2, 3]);
         assert_eq!(indexes.assign(process(7)).0, 1);
-        indexes.release(process(7));
+        indexes.release(process(7), true);
+        indexes.set_time(now + Duration::from_secs(60));
+        assert_eq!(indexes.assign(process(10)).0, 4, "its index rests for more than a minute");
+        indexes.set_time(now + Duration::from_secs(61));
         assert_eq!(indexes.assign(process(11)).0, 1, "a process that is gone gives its index back");
-        indexes.release(uuid(1));
-        assert_eq!(indexes.assign(process(12)).0, 4);
+        indexes.release(uuid(1), true);
+        indexes.set_time(now + Duration::from_secs(600));
+        assert_eq!(indexes.assign(process(12)).0, 5);
         assert_eq!(indexes.assign(uuid(1)).0, 2, "a VM with a UUID comes back");
     }
 

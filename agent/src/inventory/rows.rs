@@ -45,7 +45,9 @@ impl Core {
             (Some((source, domain)), process) => {
                 let base = common(&domain.name, uuid_of(identity, domain.uuid), disks, nics);
                 let (admin_state, oper_state) = self.states(*source, domain, vm, now);
-                Some(of_domain(base, *source, domain, process, (admin_state, oper_state)))
+                let row = of_domain(base, *source, domain, process, (admin_state, oper_state));
+                vm.up.follow(oper_state);
+                Some(Vm { up_since_ns: vm.up.of(row.started_ns), ..row })
             }
             (None, Some(process)) => {
                 let base = common(&process.name, process.uuid, disks, nics);

@@ -31,6 +31,8 @@ pub(super) struct VmState {
     pub(super) run: u32,
     /// Start of the last process that this VM had, in ns since boot.
     pub(super) started_ns: Option<u64>,
+    /// When it was started from shutdown(4).
+    pub(super) up: UpSince,
     /// How the disks of its process are counted, by vmStorageIndex; `None` = not reported yet.
     pub(super) counted: Option<Vec<(u32, CountedBy)>>,
     /// What the counting was told last.
@@ -49,6 +51,40 @@ pub(super) struct VmState {
     pub(super) deadline: Option<Instant>,
     /// Its row in the view.
     pub(super) row: Option<Arc<Vm>>,
+}
+
+/// When a VM was last started from shutdown(4), for vmUpTime: a process that goes on with a managed save is not the first.
+#[derive(Debug, Default)]
+pub(super) struct UpSince {
+    since_ns: Option<u64>,
+    /// Start of the process that was seen last, in ns since boot.
+    process_ns: Option<u64>,
+    /// It was saved after that process.
+    was_saved: bool,
+}
+
+impl UpSince {
+    /// The VM went to a state.
+    pub(super) fn follow(&mut self, state: OperState) {
+        match state {
+            OperState::Suspended => self.was_saved = true,
+            OperState::Shutdown | OperState::Crashed => *self = Self::default(),
+            _ => {}
+        }
+    }
+
+    /// The time in ns since boot of a VM with a process that was started at `process_ns`; `None` = not known, or it is off.
+    pub(super) fn of(&mut self, process_ns: Option<u64>) -> Option<u64> {
+        if let Some(started) = process_ns
+            && self.process_ns != Some(started)
+        {
+            if !self.was_saved || self.since_ns.is_none() {
+                self.since_ns = Some(started);
+            }
+            (self.process_ns, self.was_saved) = (Some(started), false);
+        }
+        self.since_ns
+    }
 }
 
 /// Whether an active domain has a process.
@@ -86,6 +122,7 @@ impl VmState {
 
     /// The VM went through a state that no row may have shown.
     pub(super) fn note(&mut self, state: OperState, changes: &mut VecDeque<Change>) {
+        self.up.follow(state);
         match (&mut self.announced, self.index) {
             (Some(announced), Some(index)) => changes.extend(announced.go_to(index, state)),
             _ => self.early.push(state),

@@ -71,6 +71,9 @@ pub struct Vm {
     pub memory: Memory,
     /// Time since boot in ns (`CLOCK_BOOTTIME`) at which the VM's process started; `None` = it has none.
     pub started_ns: Option<u64>,
+    /// Time since boot in ns (`CLOCK_BOOTTIME`) at which the VM was started from shutdown(4), before it was saved; `None` = when
+    /// its process started, or it is shut down.
+    pub up_since_ns: Option<u64>,
     /// Its process, in the PID namespace of the host; `None` = it has none.
     pub pid: Option<u32>,
     /// The record of its process; `None` = its probe is not live.

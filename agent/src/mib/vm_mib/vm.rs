@@ -180,7 +180,8 @@ const COLUMNS: &[Column] = &[
         16,
         "vmUpTime",
         Syntax::TimeTicks,
-        "The time since the virtual machine was started from shutdown(4); 0 while it is off.",
+        "The time since the virtual machine was started from shutdown(4), also over a managed save; 0 while it is shut \
+            down.",
         |snapshot, vm| {
             let up = values::vm_up_time_ns(snapshot.moment(), vm).value()?;
             Some(Value::TimeTicks(time_ticks_wrapping(up)))

@@ -16,6 +16,8 @@ const UNDEFINED: (c_int, c_int) = (1, 0);
 pub(super) struct Transitions {
     /// Domains that are being restored from a file. libvirt's state for that is the same as for an incoming migration.
     restoring: HashSet<VmUuid>,
+    /// Domains with a pause that libvirt did not explain. What comes next tells what the pause was.
+    unexplained: HashSet<VmUuid>,
 }
 
 impl Transitions {
@@ -27,7 +29,10 @@ impl Transitions {
         events: &[(c_int, c_int)],
         now: Option<&mut FoundState>,
     ) -> Vec<ChangeEvent> {
-        let mut states = Vec::with_capacity(events.len());
+        let mut states = Vec::with_capacity(events.len() + 1);
+        if self.unexplained.remove(&uuid) {
+            states.push(OperState::Paused);
+        }
         // Index into `states` before which the domain was deleted and defined again.
         let mut deleted = None;
         for (at, &event) in events.iter().enumerate() {
@@ -65,6 +70,7 @@ impl Transitions {
         if states.last() == Some(&OperState::Paused) && is_unexplained {
             // The state found is reported if no event follows.
             states.pop();
+            self.unexplained.insert(uuid);
         }
         // A failed start sends the same event as a crashed QEMU, and a save to a file of the user's the same as a managed
         // save. The state found is right.

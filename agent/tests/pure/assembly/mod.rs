@@ -542,3 +542,30 @@ fn a_state_that_comes_before_its_description_is_announced_once_and_disks_are_not
     host.settle();
     assert_eq!((host.states(), host.told()), (vec![], vec![]));
 }
+
+#[test]
+fn the_time_since_the_start_goes_on_over_a_managed_save() {
+    use OperState::{Resuming, Suspended, Suspending};
+    let mut host = Host::new();
+    let up = |host: &Host| host.view.vms.iter().next().and_then(|vm| vm.up_since_ns);
+    host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+    host.start(7);
+    host.libvirt(&[Running], Some(Running));
+    assert_eq!(up(&host), Some(7));
+    for pid in [8, 9] {
+        host.end(pid - 1);
+        host.libvirt(&[Suspending, Suspended], Some(Suspended));
+        assert_eq!(up(&host), Some(7), "it goes on");
+        host.start(pid);
+        host.libvirt(&[Resuming, Running], Some(Running));
+        assert_eq!(up(&host), Some(7));
+    }
+    // All of it in one report, with a shutdown in it.
+    host.end(9);
+    host.start(10);
+    host.libvirt(&[Suspended, Running, Shutdown, Running], Some(Running));
+    assert_eq!(up(&host), Some(10));
+    host.end(10);
+    host.libvirt(&[Shutdown], Some(Shutdown));
+    assert_eq!(up(&host), None);
+}

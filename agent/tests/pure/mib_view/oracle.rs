@@ -77,7 +77,7 @@ fn vm_columns(vm: &Vm, readings: &FixedReadings) -> Vec<(u32, OwnedValue)> {
     let no_limit = || OwnedValue::Integer(-1);
     let up = match vm.started_ns {
         Some(started) => Some(readings.since_boot_ns.saturating_sub(started)),
-        None => is_down(vm).then_some(0),
+        None => (is_down(vm) && vm.oper_state != OperState::Suspended).then_some(0),
     };
     let cpu_time = match vm.slot {
         Some(slot) => readings.vm_time_ns(slot),
