@@ -23,7 +23,7 @@ pub enum Command {
     /// Show what the running agent serves, and its state
     Status(Inspect),
     /// Print the text of VM-MIB as this agent serves it, for managers that have no copy
-    Mib,
+    Mib(MibText),
     /// Stop counting: remove the pinned BPF programs and counters
     Detach(ConfigFile),
 }
@@ -34,6 +34,14 @@ pub struct ConfigFile {
     /// Configuration file [default: /etc/kvmeter/kvmeter.toml, which may be missing]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// Which text is printed.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct MibText {
+    /// Print KVMETER-CAPABILITIES instead: what the agent implements of VM-MIB, and where it differs
+    #[arg(long)]
+    pub capabilities: bool,
 }
 
 /// Options of commands that print.

@@ -9,8 +9,9 @@ use std::{
 use clap::Parser;
 use kvmeter::{
     check,
-    cli::{Cli, Command, ConfigFile, Inspect},
+    cli::{Cli, Command, ConfigFile, Inspect, MibText},
     config::Config,
+    mib,
     probe::Probe,
     status::{client, text::Summary},
 };
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(file) => run(&file),
-        Command::Mib => mib(),
+        Command::Mib(text) => mib(text),
         Command::Check(options) => check(&options),
         Command::Status(options) => status(&options),
         Command::Detach(file) => detach(&file),
@@ -56,8 +57,9 @@ fn log() {
         .init();
 }
 
-fn mib() -> anyhow::Result<ExitCode> {
-    io::stdout().lock().write_all(kvmeter::mib::text().as_bytes())?;
+fn mib(text: MibText) -> anyhow::Result<ExitCode> {
+    let text = if text.capabilities { mib::capabilities_text() } else { mib::text() };
+    io::stdout().lock().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

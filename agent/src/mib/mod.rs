@@ -28,6 +28,25 @@ pub fn tree() -> Result<Tree<Snapshot>, TreeError> {
     Tree::new(modules())
 }
 
+/// What the master's sysORTable says of the modules: for each the identifier of the statement of what the agent implements of
+/// it (RFC 3418), or of the module where there is none, and a text.
+#[must_use]
+pub fn resources() -> Vec<(Oid, String)> {
+    let resource = |(root, module): (Oid, &'static Module<Snapshot>)| {
+        let statement = (root == vm_mib::ROOT)
+            .then(|| vm_mib::CAPABILITIES.id(&vm_mib::capabilities::ROOT).ok())
+            .flatten();
+        (statement.unwrap_or(root), module.capabilities.to_owned())
+    };
+    modules().into_iter().map(resource).collect()
+}
+
+/// The text of the statement of what the agent implements of VM-MIB.
+#[must_use]
+pub fn capabilities_text() -> String {
+    vm_mib::CAPABILITIES.text(&vm_mib::MODULE, &vm_mib::capabilities::ROOT)
+}
+
 /// The text of VM-MIB.
 #[must_use]
 pub fn text() -> String {

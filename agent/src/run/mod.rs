@@ -291,8 +291,7 @@ fn hypervisor(config: &Config) -> Hypervisor {
 
 fn transport(config: &Config, tree: &Tree<Snapshot>) -> TransportConfig {
     let mut session = agentx::Config::new(tree.modules().map(|(root, _)| *root).collect());
-    session.capabilities =
-        tree.modules().map(|(root, module)| (*root, module.capabilities.to_owned())).collect();
+    session.capabilities = mib::resources();
     session.timeout = config.agentx.timeout;
     session.ping_interval = config.agentx.ping;
     let mut transport = TransportConfig::new(config.agentx.address.clone(), session);

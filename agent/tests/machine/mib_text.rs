@@ -32,6 +32,20 @@ fn a_mib_compiler_reports_nothing() {
     assert!(smilint(dir.path(), &module).contains("UUIDorNull"));
 }
 
+#[test]
+fn a_mib_compiler_takes_the_statement_of_what_is_implemented() {
+    xtask::require!("smilint");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("VM-MIB"), mib::text()).unwrap();
+    let module = dir.path().join("KVMETER-CAPABILITIES");
+    fs::write(&module, mib::capabilities_text()).unwrap();
+    assert_eq!(smilint(dir.path(), &module), "", "{}", mib::capabilities_text());
+    // The check is effective.
+    fs::write(&module, mib::capabilities_text().replace("vmCpuAffinity\n", "vmCpuAfinity\n"))
+        .unwrap();
+    assert!(smilint(dir.path(), &module).contains("vmCpuAfinity"));
+}
+
 /// One that augments a table of VM-MIB, with a root of its own.
 #[test]
 fn a_mib_compiler_takes_a_second_module() {

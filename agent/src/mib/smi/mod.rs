@@ -9,6 +9,7 @@
 //! [`Rows`] how the rows of a table are found, [`Table`] and [`Scalars`] the objects that stand together,
 //! [`Module`] all of these, [`Tree`] the modules below their root identifiers.
 
+mod capabilities;
 #[cfg(test)]
 mod check;
 mod conformance;
@@ -23,6 +24,7 @@ mod table;
 mod text;
 mod tree;
 
+pub use capabilities::{Capabilities, Variation};
 #[cfg(test)]
 pub(super) use check::check;
 pub use conformance::{Compliance, Group, Members};

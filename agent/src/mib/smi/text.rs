@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Write};
 
 use super::{
-    Access, Branch, Compliance, Convention, Group, Indexed, Members, Module, Node, Notification,
-    ObjectType, Syntax, TableType,
+    Access, Branch, Compliance, Convention, Group, Identity, Indexed, Members, Module, Node,
+    Notification, ObjectType, Syntax, TableType,
     imports::{imports, parent_of_root},
 };
 use crate::snmp::Oid;
@@ -24,7 +24,9 @@ pub fn text<C>(module: &'static Module<C>, root: &Oid) -> String {
 fn print<C>(out: &mut String, module: &'static Module<C>, root: &Oid) -> fmt::Result {
     writeln!(out, "{} DEFINITIONS ::= BEGIN", module.root.module())?;
     imports(out, module, root)?;
-    identity(out, module, root)?;
+    identity(out, module.root.name, &module.identity)?;
+    let (parent, numbers) = place_of_root(root);
+    writeln!(out, "    ::= {{ {parent} {numbers} }}")?;
     let branches = module.branches.iter().map(|branch| branch.parent());
     let notifications = module.notifications.iter().copied().flatten();
     let of_notifications = notifications.clone().map(|notification| notification.parent);
@@ -51,9 +53,9 @@ fn print<C>(out: &mut String, module: &'static Module<C>, root: &Oid) -> fmt::Re
     out.write_str("\nEND\n")
 }
 
-fn identity<C>(out: &mut String, module: &Module<C>, root: &Oid) -> fmt::Result {
-    let identity = &module.identity;
-    writeln!(out, "\n{} MODULE-IDENTITY", module.root.name)?;
+/// A MODULE-IDENTITY without its place.
+pub(super) fn identity(out: &mut String, name: &str, identity: &Identity) -> fmt::Result {
+    writeln!(out, "\n{name} MODULE-IDENTITY")?;
     if let Some((updated, _)) = identity.revisions.first() {
         writeln!(out, "    LAST-UPDATED \"{updated}\"")?;
     }
@@ -64,9 +66,14 @@ fn identity<C>(out: &mut String, module: &Module<C>, root: &Oid) -> fmt::Result 
         writeln!(out, "    REVISION \"{date}\"")?;
         clause(out, "DESCRIPTION", what)?;
     }
+    Ok(())
+}
+
+/// The node that a root is below, and the sub-identifiers after it.
+pub(super) fn place_of_root(root: &Oid) -> (&'static str, String) {
     let (parent, rest) = parent_of_root(root);
     let numbers: Vec<_> = rest.iter().map(ToString::to_string).collect();
-    writeln!(out, "    ::= {{ {parent} {} }}", numbers.join(" "))
+    (parent, numbers.join(" "))
 }
 
 /// The node that is directly below the root, above this one or the same.
@@ -217,16 +224,16 @@ fn group(out: &mut String, group: &Group) -> fmt::Result {
     writeln!(out, "    ::= {{ {} {} }}", group.parent.name, group.number)
 }
 
-fn list(out: &mut String, clause: &str, names: &[&str]) -> fmt::Result {
+pub(super) fn list(out: &mut String, clause: &str, names: &[&str]) -> fmt::Result {
     writeln!(out, "    {clause} {{\n        {}\n    }}", names.join(",\n        "))
 }
 
-fn status(out: &mut String, text: &str) -> fmt::Result {
+pub(super) fn status(out: &mut String, text: &str) -> fmt::Result {
     writeln!(out, "    STATUS       current")?;
     description(out, text)
 }
 
-fn description(out: &mut String, text: &str) -> fmt::Result {
+pub(super) fn description(out: &mut String, text: &str) -> fmt::Result {
     clause(out, "DESCRIPTION", text)
 }
 
@@ -255,7 +262,7 @@ fn clause(out: &mut String, name: &str, text: &str) -> fmt::Result {
 }
 
 /// A SYNTAX clause with its ranges and named numbers.
-struct Clause<'a>(&'a Syntax);
+pub(super) struct Clause<'a>(pub(super) &'a Syntax);
 
 impl Display for Clause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,6 +5,7 @@
 //! [`convention`] has the types, [`conformance`] groups and compliance statements.
 
 pub mod affinity;
+pub mod capabilities;
 pub mod conformance;
 pub mod convention;
 pub mod hypervisor;
@@ -21,6 +22,8 @@ use super::{
     smi::{Identity, Module},
 };
 use crate::snmp::Oid;
+
+pub use capabilities::CAPABILITIES;
 
 /// vmMIB: { mib-2 236 }.
 pub const ROOT: Oid = Oid::of(&[1, 3, 6, 1, 2, 1, 236]);

@@ -186,7 +186,7 @@ def domain(uuid):
     max_mem = octets(slots) if slots is not None else memory
     of = unit(cur_mem, max_mem)
     # Of a domain that is saved, the time goes on; when it was started, libvirt does not tell.
-    up = None if saved else 0
+    up = None if oper == OPER["suspended"] else 0
     if is_active:
         with open(os.path.join(PIDS, f"{xml.findtext('name')}.pid")) as file:
             pid = file.read().strip()
