@@ -39,7 +39,7 @@ pub struct ConfigFile {
 /// Which text is printed.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct MibText {
-    /// Print KVMETER-CAPABILITIES instead: what the agent implements of VM-MIB, and where it differs
+    /// Print KVMETER-CAPABILITIES-MIB instead: what the agent implements of VM-MIB, and where it differs
     #[arg(long)]
     pub capabilities: bool,
 }

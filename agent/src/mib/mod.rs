@@ -33,9 +33,7 @@ pub fn tree() -> Result<Tree<Snapshot>, TreeError> {
 #[must_use]
 pub fn resources() -> Vec<(Oid, String)> {
     let resource = |(root, module): (Oid, &'static Module<Snapshot>)| {
-        let statement = (root == vm_mib::ROOT)
-            .then(|| vm_mib::CAPABILITIES.id(&vm_mib::capabilities::ROOT).ok())
-            .flatten();
+        let statement = (root == vm_mib::ROOT).then(|| vm_mib::CAPABILITIES.id().ok()).flatten();
         (statement.unwrap_or(root), module.capabilities.to_owned())
     };
     modules().into_iter().map(resource).collect()
@@ -44,7 +42,7 @@ pub fn resources() -> Vec<(Oid, String)> {
 /// The text of the statement of what the agent implements of VM-MIB.
 #[must_use]
 pub fn capabilities_text() -> String {
-    vm_mib::CAPABILITIES.text(&vm_mib::MODULE, &vm_mib::capabilities::ROOT)
+    vm_mib::CAPABILITIES.text(&vm_mib::MODULE)
 }
 
 /// The text of VM-MIB.

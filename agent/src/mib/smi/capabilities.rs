@@ -8,6 +8,9 @@ use super::{
 };
 use crate::snmp::{Oid, OidError};
 
+/// The node of SNMPv2-SMI below which the module is.
+const TOP: &str = "enterprises";
+
 /// A module with one statement about one other module.
 #[derive(Debug)]
 pub struct Capabilities {
@@ -15,6 +18,11 @@ pub struct Capabilities {
     pub module: &'static str,
     /// Descriptor of its MODULE-IDENTITY.
     pub root: &'static str,
+    /// The nodes above the root that no module known to every compiler defines, from the top: { `parent` `number` } each. The
+    /// first one is below enterprises, the root below the last.
+    pub above: &'static [(&'static str, u32)],
+    /// Number of the root below the last of these.
+    pub root_number: u32,
     /// What is said of it.
     pub identity: Identity,
     /// Number of the statement below the root.
@@ -55,37 +63,40 @@ impl Variation {
 }
 
 impl Capabilities {
-    /// The statement's identifier below a root: what sysORID says.
+    /// The statement's identifier: what sysORID says.
     ///
     /// # Errors
     ///
     /// [`OidError::TooLong`].
-    pub fn id(&self, root: &Oid) -> Result<Oid, OidError> {
-        Oid::concat([root.parts(), &[self.number]])
+    pub fn id(&self) -> Result<Oid, OidError> {
+        let above: Vec<u32> = self.above.iter().map(|(_, number)| *number).collect();
+        Oid::concat([&[1, 3, 6, 1, 4, 1], &above[..], &[self.root_number, self.number]])
     }
 
-    /// The text of the module with this root. All groups of `of` are included.
+    /// The text of the module. All groups of `of` are included.
     #[must_use]
-    pub fn text<C>(&self, of: &'static Module<C>, root: &Oid) -> String {
+    pub fn text<C>(&self, of: &'static Module<C>) -> String {
         let mut out = String::new();
         #[expect(clippy::expect_used, reason = "a String takes all that is written to it")]
-        self.print(&mut out, of, root).expect("writing to a String does not fail");
+        self.print(&mut out, of).expect("writing to a String does not fail");
         out
     }
 
-    fn print<C>(&self, out: &mut String, of: &'static Module<C>, root: &Oid) -> fmt::Result {
-        let (parent, numbers) = text::place_of_root(root);
+    fn print<C>(&self, out: &mut String, of: &'static Module<C>) -> fmt::Result {
         let has_integers =
             self.variations.iter().any(|one| matches!(one.syntax, Some(Syntax::Integer32(_))));
         let integers = if has_integers { " Integer32," } else { "" };
         writeln!(out, "{} DEFINITIONS ::= BEGIN", self.module)?;
-        writeln!(
-            out,
-            "\nIMPORTS\n    MODULE-IDENTITY,{integers} {parent}\n        FROM SNMPv2-SMI"
-        )?;
+        writeln!(out, "\nIMPORTS\n    MODULE-IDENTITY,{integers} {TOP}\n        FROM SNMPv2-SMI")?;
         writeln!(out, "    AGENT-CAPABILITIES\n        FROM SNMPv2-CONF;")?;
         text::identity(out, self.root, &self.identity)?;
-        writeln!(out, "    ::= {{ {parent} {numbers} }}")?;
+        let parent = self.above.last().map_or(TOP, |(name, _)| name);
+        writeln!(out, "    ::= {{ {parent} {} }}\n", self.root_number)?;
+        let mut parent = TOP;
+        for (name, number) in self.above {
+            writeln!(out, "{name} OBJECT IDENTIFIER ::= {{ {parent} {number} }}")?;
+            parent = name;
+        }
         writeln!(out, "\n{} AGENT-CAPABILITIES", self.name)?;
         writeln!(out, "    PRODUCT-RELEASE \"{}\"", self.product)?;
         text::status(out, self.description)?;

@@ -25,8 +25,9 @@ fn print<C>(out: &mut String, module: &'static Module<C>, root: &Oid) -> fmt::Re
     writeln!(out, "{} DEFINITIONS ::= BEGIN", module.root.module())?;
     imports(out, module, root)?;
     identity(out, module.root.name, &module.identity)?;
-    let (parent, numbers) = place_of_root(root);
-    writeln!(out, "    ::= {{ {parent} {numbers} }}")?;
+    let (parent, rest) = parent_of_root(root);
+    let numbers: Vec<_> = rest.iter().map(ToString::to_string).collect();
+    writeln!(out, "    ::= {{ {parent} {} }}", numbers.join(" "))?;
     let branches = module.branches.iter().map(|branch| branch.parent());
     let notifications = module.notifications.iter().copied().flatten();
     let of_notifications = notifications.clone().map(|notification| notification.parent);
@@ -67,13 +68,6 @@ pub(super) fn identity(out: &mut String, name: &str, identity: &Identity) -> fmt
         clause(out, "DESCRIPTION", what)?;
     }
     Ok(())
-}
-
-/// The node that a root is below, and the sub-identifiers after it.
-pub(super) fn place_of_root(root: &Oid) -> (&'static str, String) {
-    let (parent, rest) = parent_of_root(root);
-    let numbers: Vec<_> = rest.iter().map(ToString::to_string).collect();
-    (parent, numbers.join(" "))
 }
 
 /// The node that is directly below the root, above this one or the same.

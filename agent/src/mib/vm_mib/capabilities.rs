@@ -1,10 +1,6 @@
 //! What the agent implements of VM-MIB, and where it differs.
 
 use super::super::smi::{Capabilities, Identity, Syntax, Variation};
-use crate::snmp::Oid;
-
-/// The root of the module, below netSnmpPlaypen, which net-snmp leaves to everybody for identifiers without a registration.
-pub const ROOT: Oid = Oid::of(&[1, 3, 6, 1, 4, 1, 8072, 9999, 9999, 7666]);
 
 const UNCOUNTED: &str = "The instance does not exist where neither the kernel nor the hypervisor counts the disk, \
     or where the first answer of the hypervisor has not come yet. 0 while the virtual machine is off.";
@@ -23,10 +19,12 @@ const STATES: &[(&str, i32)] = &[
     ("crashed", 12),
 ];
 
-/// KVMETER-CAPABILITIES.
+/// KVMETER-CAPABILITIES-MIB, below netSnmpPlaypen, which net-snmp leaves to everybody for identifiers without a registration.
 pub static CAPABILITIES: Capabilities = Capabilities {
-    module: "KVMETER-CAPABILITIES",
+    module: "KVMETER-CAPABILITIES-MIB",
     root: "kvmeterCapabilities",
+    above: &[("netSnmp", 8072), ("netSnmpExperimental", 9999), ("netSnmpPlaypen", 9999)],
+    root_number: 7666,
     identity: Identity {
         organization: "kvmeter",
         contact: "The maintainers of kvmeter.",
@@ -112,14 +110,11 @@ mod tests {
 
     #[test]
     fn it_prints_in_short_lines() {
-        let text = CAPABILITIES.text(&MODULE, &ROOT);
+        let text = CAPABILITIES.text(&MODULE);
         for line in text.lines() {
             assert!(line.len() <= 72 && line == line.trim_end() && line.is_ascii(), "{line:?}");
         }
         assert_eq!(text.matches('"').count() % 2, 0);
-        assert_eq!(
-            CAPABILITIES.id(&ROOT).unwrap().to_string(),
-            "1.3.6.1.4.1.8072.9999.9999.7666.1"
-        );
+        assert_eq!(CAPABILITIES.id().unwrap().to_string(), "1.3.6.1.4.1.8072.9999.9999.7666.1");
     }
 }
