@@ -29,4 +29,17 @@ impl VmProcess {
     pub fn file(&self, identity: FileIdentity) -> Option<&OpenFile> {
         self.files.iter().find(|file| file.identity == identity)
     }
+
+    /// The open images of disks that may have a header, with the paths by which they are named.
+    pub(crate) fn image_names(&self) -> Vec<(FileIdentity, String)> {
+        let disks = self.devices.disks.iter().filter(|disk| disk.may_have_header());
+        let paths = disks.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
+        paths.filter_map(|path| Some((self.file_at(path)?.identity, path.clone()))).collect()
+    }
+
+    /// Whether a disk is declared raw of which it is not known which file it is.
+    pub(crate) fn is_raw_unclear(&self) -> bool {
+        let mut raw = self.devices.disks.iter().filter(|disk| !disk.may_have_header());
+        raw.any(|disk| self.file_at(&disk.resource).is_none())
+    }
 }

@@ -44,6 +44,7 @@ mod qemu_options;
 mod requests;
 #[path = "../second_mib/mod.rs"]
 mod second_mib;
+mod shortage;
 mod thread_ids;
 
 fn main() -> std::process::ExitCode {

@@ -420,7 +420,8 @@ impl Worker {
         if self.full_scan_due.is_some_and(|due| due <= now) {
             self.full_scan_due = None;
             if let Err(error) = self.scan_all() {
-                warn!("Cannot scan all processes: {error}");
+                self.processes.warn(&format!("Cannot scan all processes: {error}"));
+                self.scan_all_soon(now);
             }
         }
         for pid in self.schedule.take_due(now) {
@@ -464,6 +465,10 @@ impl Worker {
                 }
             }
             ScanOutcome::Nothing => self.schedule.settle(pid),
+            ScanOutcome::Unscanned => {
+                self.schedule.settle(pid);
+                self.scan_all_soon(Instant::now());
+            }
         }
     }
 

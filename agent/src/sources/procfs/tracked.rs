@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -41,6 +44,9 @@ const CLOSED_GRACE: Duration = Duration::from_secs(5);
 /// First retry delay for reading image headers.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 
+/// Pause between two warnings in the log that processes cannot be scanned.
+const QUIET: Duration = Duration::from_secs(60);
+
 /// Most listings of the threads of a process in one scan, until no new thread is found.
 const PASSES: usize = 8;
 
@@ -62,6 +68,8 @@ pub(super) struct TrackedProcesses {
     headers: HeaderScanner,
     /// VMs whose header scan waits until another one ends.
     waiting: BTreeSet<u32>,
+    /// When the log last had a warning that processes cannot be scanned.
+    warned: Option<Instant>,
 }
 
 /// The readers of processes. What a scan found out before it read is kept with the read.
@@ -107,6 +115,8 @@ pub(super) enum ScanOutcome {
     Vm { is_new: bool, is_moving: bool },
     /// Not a VM.
     Nothing,
+    /// It may be a VM: the agent lacks what it needs to find out.
+    Unscanned,
 }
 
 impl ScanOutcome {
@@ -131,6 +141,7 @@ impl TrackedProcesses {
         Self {
             headers,
             waiting: BTreeSet::new(),
+            warned: None,
             roots: Arc::new(roots),
             readers,
             tracker,
@@ -317,15 +328,12 @@ impl TrackedProcesses {
                 self.end(pid);
                 return ScanOutcome::Nothing;
             }
-            Err(error) if !self.known.contains_key(&pid) => {
+            Err(error) if !self.known.contains_key(&pid) && !is_shortage(&error) => {
                 debug!(pid, "not scanned: {error}");
                 return ScanOutcome::Nothing;
             }
-            // The VM may still run: descriptors or memory may have run out.
-            Err(error) => {
-                warn!(pid, "Cannot scan a VM: {error}; its last known state is kept");
-                return ScanOutcome::Vm { is_new: false, is_moving: true };
-            }
+            // The VM may still run, or the process may be one: descriptors or memory may have run out.
+            Err(error) => return self.unscanned(pid, &error),
         };
         if self.known.get(&pid).is_some_and(|known| known.vm.start_ticks != scan.vm.start_ticks) {
             // Another process with the same id, which must not inherit the old one's records.
@@ -335,7 +343,11 @@ impl TrackedProcesses {
         }
         let is_new = !self.known.contains_key(&pid);
         if is_new {
-            let Some(pidfd) = open_pidfd(pid) else { return ScanOutcome::Nothing };
+            let pidfd = match open_pidfd(pid) {
+                Ok(pidfd) => pidfd,
+                Err(error) if is_shortage(&error) => return self.unscanned(pid, &error),
+                Err(_) => return ScanOutcome::Nothing,
+            };
             // The records of an earlier process with this id must not be inherited.
             self.untrack(|retired| retired.pid == pid);
             let tracked = TrackedProcess {
@@ -384,6 +396,26 @@ impl TrackedProcesses {
         known.described = Arc::new(described);
         known.is_settled = known.found.elapsed() > SETTLED;
         ScanOutcome::Vm { is_new, is_moving: is_moving || waits }
+    }
+
+    /// Writes to the log that processes cannot be scanned for now, once a minute as a warning.
+    pub(super) fn warn(&mut self, what: &str) {
+        if self.warned.is_some_and(|warned| warned.elapsed() < QUIET) {
+            debug!("{what}");
+            return;
+        }
+        self.warned = Some(Instant::now());
+        warn!("{what}; it is tried again, and what was known of VMs stays");
+    }
+
+    /// Handles an error of a scan that says nothing about the process.
+    fn unscanned(&mut self, pid: u32, error: &std::io::Error) -> ScanOutcome {
+        self.warn(&format!("Cannot scan process {pid}: {error}"));
+        if self.known.contains_key(&pid) {
+            ScanOutcome::Vm { is_new: false, is_moving: true }
+        } else {
+            ScanOutcome::Unscanned
+        }
     }
 
     /// Frees unassigned image records whose file is closed, after a grace period: a VMM creates an image, closes it and
@@ -453,12 +485,8 @@ impl TrackedProcesses {
             pid: vm.pid,
             start_ticks: vm.start_ticks,
             raw: vm.raw_files().collect(),
-            names: names(vm),
-            is_raw_unclear: vm
-                .devices
-                .disks
-                .iter()
-                .any(|disk| !disk.may_have_header() && vm.file_at(&disk.resource).is_none()),
+            names: vm.image_names(),
+            is_raw_unclear: vm.is_raw_unclear(),
         };
         if self.headers.start_scan(target) {
             self.waiting.insert(vm.pid);
@@ -555,14 +583,13 @@ impl TrackedProcesses {
     }
 }
 
-/// The paths by which the images of disks are named.
-fn names(vm: &VmProcess) -> Vec<(FileIdentity, String)> {
-    let has_header = vm.devices.disks.iter().filter(|disk| disk.may_have_header());
-    let paths = has_header.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
-    paths.filter_map(|path| Some((vm.file_at(path)?.identity, path.clone()))).collect()
+fn open_pidfd(pid: u32) -> std::io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-fn open_pidfd(pid: u32) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+/// Whether an error is about what the agent lacks: descriptors, memory or threads.
+fn is_shortage(error: &std::io::Error) -> bool {
+    let error = Errno::from_io_error(error);
+    matches!(error, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN))
 }
