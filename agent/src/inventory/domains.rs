@@ -153,6 +153,7 @@ impl Core {
             self.take_event(source, uuid, event, true, now);
         }
         let identity = self.identity_of(source, uuid);
+        self.connection(source).under_way.remove(&identity);
         let Some(vm) = self.vms.get_mut(&identity) else { return };
         let Some((_, domain)) = &mut vm.domain else { return };
         domain.state = found;

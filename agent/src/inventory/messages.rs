@@ -73,11 +73,12 @@ pub enum DomainFact {
         /// In the order in which they happened.
         events: Vec<(VmUuid, ChangeEvent)>,
     },
-    /// The state of a known domain after these events, and nothing else about it: a [`Changed`](Self::Changed) follows.
+    /// The state of a known domain after these events, and nothing else about it: it is described later.
     State(VmUuid, FoundState, Vec<ChangeEvent>),
     /// An event of this domain has come, the one with this number, which is above that of every event before.
     EventCame(VmUuid, u64),
-    /// A [`Changed`](Self::Changed) about these domains follows. It has all events up to this number.
+    /// A [`Changed`](Self::Changed) or [`State`](Self::State) about each of these domains follows. They have all events
+    /// up to this number.
     EventsUnderWay(BTreeSet<VmUuid>, u64),
     /// The domains that start with the host.
     AutoStart(BTreeSet<VmUuid>),

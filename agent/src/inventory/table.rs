@@ -12,8 +12,24 @@ const BLOCK: usize = 32;
 #[derive(Clone, Debug, Default)]
 pub struct VmTable {
     /// In ascending order, none of them empty.
-    blocks: Vec<Arc<[Arc<Vm>]>>,
+    blocks: Vec<Block>,
     len: usize,
+}
+
+/// Some VMs in ascending order.
+#[derive(Clone, Debug)]
+struct Block {
+    /// The index of the last one. The search for a block stays within the list of blocks, and that within a block reads
+    /// no VM: each VM read would be a miss of the cache.
+    last: u32,
+    vms: Arc<[Indexed]>,
+}
+
+/// A VM with its index.
+#[derive(Clone, Debug)]
+struct Indexed {
+    index: u32,
+    vm: Arc<Vm>,
 }
 
 impl VmTable {
@@ -31,47 +47,55 @@ impl VmTable {
 
     /// The VMs in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = &Vm> {
-        self.blocks.iter().flat_map(|block| block.iter()).map(|vm| &**vm)
+        self.blocks.iter().flat_map(|block| block.vms.iter()).map(|indexed| &*indexed.vm)
     }
 
     /// The VMs whose index is `index` or above, in ascending order. Two binary searches find the first.
     pub fn iter_from(&self, index: u32) -> impl Iterator<Item = &Vm> {
         let block = self.block_of(index);
-        let first = self
-            .blocks
-            .get(block)
-            .map_or(&[][..], |block| &block[block.partition_point(|vm| vm.index.0 < index)..]);
+        let first =
+            self.blocks.get(block).map_or(&[][..], |block| &block.vms[block.place_of(index)..]);
         let rest = self.blocks.get(block + 1..).unwrap_or_default();
-        first.iter().chain(rest.iter().flat_map(|block| block.iter())).map(|vm| &**vm)
+        first
+            .iter()
+            .chain(rest.iter().flat_map(|block| block.vms.iter()))
+            .map(|indexed| &*indexed.vm)
     }
 
     /// The VM with this index.
     #[must_use]
     pub fn get(&self, index: VmIndex) -> Option<&Vm> {
-        self.iter_from(index.0).next().filter(|vm| vm.index == index)
+        let block = self.blocks.get(self.block_of(index.0))?;
+        block
+            .vms
+            .get(block.place_of(index.0))
+            .filter(|found| found.index == index.0)
+            .map(|of| &*of.vm)
     }
 
     /// Puts a VM in the place of the one with its index, or adds it. Whether it was added.
     pub fn insert(&mut self, vm: Arc<Vm>) -> bool {
         let index = vm.index.0;
+        let vm = Indexed { index, vm };
         let at = self.block_of(index).min(self.blocks.len().saturating_sub(1));
         let Some(block) = self.blocks.get(at) else {
-            self.blocks.push(Arc::from([vm]));
+            self.blocks.extend(Block::of([vm]));
             self.len = 1;
             return true;
         };
-        let place = block.partition_point(|vm| vm.index.0 < index);
-        let is_new = block.get(place).is_none_or(|known| known.index.0 != index);
-        let rest = &block[if is_new { place } else { place + 1 }..];
-        let all = || block[..place].iter().cloned().chain([vm]).chain(rest.iter().cloned());
-        if is_new && block.len() == BLOCK {
-            let all: Vec<_> = all().collect();
+        let place = block.place_of(index);
+        let vms = &block.vms;
+        let is_new = vms.get(place).is_none_or(|known| known.index != index);
+        let rest = &vms[if is_new { place } else { place + 1 }..];
+        let all = || vms[..place].iter().cloned().chain([vm]).chain(rest.iter().cloned());
+        if is_new && vms.len() == BLOCK {
+            let mut low: Vec<_> = all().collect();
             // Indexes are given in ascending order: a block at the end stays full.
-            let half = if place == BLOCK { BLOCK } else { BLOCK / 2 };
-            let (low, high) = all.split_at(half);
-            self.blocks.splice(at..=at, [Arc::from(low), Arc::from(high)]);
+            let high = low.split_off(if place == BLOCK { BLOCK } else { BLOCK / 2 });
+            self.blocks.splice(at..=at, [low, high].into_iter().filter_map(Block::of));
         } else {
-            self.blocks[at] = all().collect();
+            let changed = Block::of(all());
+            self.blocks.splice(at..=at, changed);
         }
         self.len += usize::from(is_new);
         is_new
@@ -81,21 +105,31 @@ impl VmTable {
     pub fn remove(&mut self, index: VmIndex) -> bool {
         let at = self.block_of(index.0);
         let Some(block) = self.blocks.get(at) else { return false };
-        if block.iter().all(|vm| vm.index != index) {
+        if block.vms.iter().all(|vm| vm.index != index.0) {
             return false;
         }
-        if block.len() == 1 {
-            self.blocks.remove(at);
-        } else {
-            self.blocks[at] = block.iter().filter(|vm| vm.index != index).cloned().collect();
-        }
+        let rest = Block::of(block.vms.iter().filter(|vm| vm.index != index.0).cloned());
+        self.blocks.splice(at..=at, rest);
         self.len -= 1;
         true
     }
 
     /// The first block whose last index is `index` or above.
     fn block_of(&self, index: u32) -> usize {
-        self.blocks.partition_point(|block| block.last().is_none_or(|vm| vm.index.0 < index))
+        self.blocks.partition_point(|block| block.last < index)
+    }
+}
+
+impl Block {
+    /// These VMs; `None` without one.
+    fn of(vms: impl IntoIterator<Item = Indexed>) -> Option<Self> {
+        let vms: Arc<[Indexed]> = vms.into_iter().collect();
+        Some(Self { last: vms.last()?.index, vms })
+    }
+
+    /// The place of the first VM whose index is `index` or above.
+    fn place_of(&self, index: u32) -> usize {
+        self.vms.partition_point(|vm| vm.index < index)
     }
 }
 
@@ -159,7 +193,7 @@ mod tests {
             let later: Vec<_> = all.into_iter().filter(|(index, _)| *index >= from).collect();
             prop_assert_eq!(table.iter_from(from).map(pairs).collect::<Vec<_>>(), later);
             prop_assert_eq!(table.get(VmIndex(from)).map(|vm| pairs(vm).1), map.get(&from).copied());
-            prop_assert!(table.blocks.iter().all(|block| (1..=BLOCK).contains(&block.len())));
+            prop_assert!(table.blocks.iter().all(|block| (1..=BLOCK).contains(&block.vms.len())));
         }
     }
 }

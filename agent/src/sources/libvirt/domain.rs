@@ -28,7 +28,7 @@ pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>
 pub(super) fn query_state(connection: &Connect, uuid: VmUuid) -> Option<FoundState> {
     let handle = connection.lookup_domain_by_uuid(uuid.to_uuid()).ok()?;
     let (state, reason) = handle.state().ok()?;
-    state::is_active(state).then(|| state::found(state, reason, false))
+    (state::is_active(state) == Some(true)).then(|| state::found(state, reason, false))
 }
 
 /// Describes a domain.
@@ -40,7 +40,9 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
     let uuid = handle.uuid()?.into();
     let name = handle.name()?;
     let (state, reason) = handle.state()?;
-    let has_managed_save = handle.has_managed_save(0).unwrap_or(false);
+    let is_active = state::is_active(state);
+    // An active domain may have one, too; what it is restored from is no state of it.
+    let has_managed_save = is_active != Some(true) && handle.has_managed_save(0).unwrap_or(false);
     let found = state::found(state, reason, has_managed_save);
     debug!(domain = name, ?state, ?reason, has_managed_save, ?found, "described");
     let parsed = match xml::parse(&handle.xml_desc(0)?) {
@@ -65,7 +67,7 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
         name,
         os_type: parsed.os,
         state: found,
-        is_active: handle.is_active().unwrap_or(true),
+        is_active: is_active.or_else(|| handle.is_active().ok()).unwrap_or(true),
         auto_start,
         persistence,
         cpus: parsed.vcpus,

@@ -18,6 +18,7 @@ use super::{
     disk_queries::Question,
     domain::{query, query_state},
     events::Event,
+    pace::Pace,
     transitions::{Transitions, are_pauses},
 };
 use crate::inventory::{DomainFact, VmUuid};
@@ -33,6 +34,7 @@ pub(super) struct EventLoop<'a> {
     worker: &'a Worker,
     connection: &'a Connect,
     transitions: Transitions,
+    pace: Pace,
     /// When QEMU's counts were polled last.
     polled: Instant,
     /// How often they were.
@@ -59,6 +61,7 @@ impl<'a> EventLoop<'a> {
             worker,
             connection,
             transitions: Transitions::default(),
+            pace: Pace::default(),
             polled: Instant::now(),
             rounds: 0,
             copying: BTreeSet::new(),
@@ -126,7 +129,8 @@ impl<'a> EventLoop<'a> {
             let poll = poll.and_then(|pause| self.polled.checked_add(pause));
             let watch = (!self.copying.is_empty()).then(|| self.asked_copying + MIGRATION_PAUSE);
             // With nothing to poll and nothing to wait for, only an event wakes this thread.
-            let Some(due) = poll.into_iter().chain(watch).min() else {
+            let describe = self.pace.poll_timeout();
+            let Some(due) = poll.into_iter().chain(watch).chain(describe).min() else {
                 return receiver.recv().ok();
             };
             let now = Instant::now();
@@ -144,6 +148,8 @@ impl<'a> EventLoop<'a> {
                 if poll.is_some_and(|poll| poll <= now) {
                     self.poll();
                 }
+                let changed = self.pace.due(now);
+                self.take(Batch { changed, ..Batch::default() });
             }
         }
     }
@@ -168,25 +174,42 @@ impl<'a> EventLoop<'a> {
 
     /// Describes the domains that have changed.
     fn take(&mut self, batch: Batch) {
-        let Batch { changed, mut events, copying, auto_start, through } = batch;
-        let shared = &self.worker.shared;
+        let Batch { mut changed, mut events, copying, auto_start, through } = batch;
+        let now = Instant::now();
         self.worker.watch_files();
         if auto_start {
             self.take_auto_start();
         }
+        changed.retain(|uuid| {
+            let has_changed_state = events.contains_key(uuid) || copying.contains(uuid);
+            has_changed_state || self.pace.admits(*uuid, now)
+        });
         if changed.is_empty() {
             return;
         }
-        shared.report(DomainFact::EventsUnderWay(changed.clone(), through));
+        self.worker.shared.report(DomainFact::EventsUnderWay(changed.clone(), through));
         for (&uuid, events) in &mut events {
-            self.take_state(uuid, events);
+            if self.take_state(uuid, events)
+                && !copying.contains(&uuid)
+                && !self.pace.admits(uuid, now)
+            {
+                changed.remove(&uuid);
+            }
         }
+        if changed.is_empty() {
+            return;
+        }
+        let shared = &self.worker.shared;
         let mut domains: BTreeMap<_, _> = changed
             .iter()
             .filter_map(|&uuid| Some((uuid, shared.call(|| query(self.connection, uuid))?)))
             .collect();
         let mut changes = Vec::new();
         for uuid in changed {
+            match domains.get(&uuid) {
+                Some(None) => self.pace.forget(uuid),
+                _ => self.pace.note(uuid, now),
+            }
             // A domain that libvirt could not describe is missing.
             let now = domains.get_mut(&uuid).and_then(Option::as_mut);
             let now = now.map(|domain| &mut domain.state);
@@ -206,17 +229,19 @@ impl<'a> EventLoop<'a> {
     }
 
     /// Reports the state of a domain that was paused or goes on before the domain is described: the state takes two calls
-    /// to libvirt, the description seven. The events are taken then.
-    fn take_state(&mut self, uuid: VmUuid, events: &mut Vec<(c_int, c_int)>) {
+    /// to libvirt, the description five. Whether it was reported; the events are taken then.
+    fn take_state(&mut self, uuid: VmUuid, events: &mut Vec<(c_int, c_int)>) -> bool {
         let shared = &self.worker.shared;
         if !are_pauses(events) || !shared.has(uuid) {
-            return;
+            return false;
         }
-        if let Some(mut found) = shared.call(|| query_state(self.connection, uuid)) {
-            let happened = self.transitions.apply(uuid, events, Some(&mut found));
-            events.clear();
-            shared.report(DomainFact::State(uuid, found, happened));
-        }
+        let Some(mut found) = shared.call(|| query_state(self.connection, uuid)) else {
+            return false;
+        };
+        let happened = self.transitions.apply(uuid, events, Some(&mut found));
+        events.clear();
+        shared.report(DomainFact::State(uuid, found, happened));
+        true
     }
 
     /// One question for all domains, for which no domain is asked.

@@ -16,6 +16,7 @@ mod disk_queries;
 mod domain;
 mod event_loop;
 mod events;
+mod pace;
 #[cfg(test)]
 mod replays;
 mod socket_watch;

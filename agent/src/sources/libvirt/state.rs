@@ -20,17 +20,17 @@ pub(super) fn found(
     FoundState { admin_state, oper_state, is_unexplained: is_unexplained(reason) }
 }
 
-/// Whether only an active domain is in this state.
-pub(super) fn is_active(state: DomainStateEnum) -> bool {
-    matches!(
-        state,
-        Enum::Known(
-            DomainState::Running
-                | DomainState::Blocked
-                | DomainState::Paused
-                | DomainState::PMSuspended
-        )
-    )
+/// Whether a domain in this state is active; `None` = the state does not say.
+pub(super) fn is_active(state: DomainStateEnum) -> Option<bool> {
+    match state.unwrap_or(DomainState::NoState) {
+        DomainState::Running
+        | DomainState::Blocked
+        | DomainState::Paused
+        | DomainState::Shutdown
+        | DomainState::PMSuspended => Some(true),
+        DomainState::Shutoff => Some(false),
+        DomainState::NoState | DomainState::Crashed => None,
+    }
 }
 
 /// The administrative and the operational state. `has_managed_save`: libvirt has a file with the domain's saved memory.
