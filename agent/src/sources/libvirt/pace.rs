@@ -1,5 +1,5 @@
-//! How often a domain is described: at once after an event, and then not again for a while, however many events come. A
-//! guest that ejects its CD in a loop makes as many events as it likes; each description is five calls to libvirt.
+//! How often a domain is described: at once after an event, and when there are many, [`PAUSE`] after [`PAUSE`]. A guest
+//! that ejects its CD in a loop makes as many events as it likes; each description is five calls to libvirt.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -8,22 +8,26 @@ use std::{
 
 use crate::inventory::VmUuid;
 
-/// Between two descriptions of a domain whose state has not changed.
+/// Between two descriptions of a domain in the long run.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// When domains were described last, and which are to be described later.
+/// How far ahead of that a domain may be: four descriptions without a pause.
+const AHEAD: Duration = Duration::from_millis(750);
+
+/// Which domains were described how often, and which are to be described later.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    described: HashMap<VmUuid, Instant>,
+    /// When each domain would have been described last, had there been a pause before each description.
+    paced: HashMap<VmUuid, Instant>,
     deferred: BTreeSet<(Instant, VmUuid)>,
 }
 
 impl Pace {
     /// Whether a domain with an event is to be described now. If not, it is due later.
     pub(super) fn admits(&mut self, uuid: VmUuid, now: Instant) -> bool {
-        match self.described.get(&uuid) {
-            Some(&at) if now < at + PAUSE => {
-                self.deferred.insert((at + PAUSE, uuid));
+        match self.paced.get(&uuid) {
+            Some(&at) if at > now + AHEAD => {
+                self.deferred.insert((at - AHEAD, uuid));
                 false
             }
             _ => true,
@@ -32,15 +36,23 @@ impl Pace {
 
     /// A domain is described now.
     pub(super) fn note(&mut self, uuid: VmUuid, now: Instant) {
-        if let Some(at) = self.described.insert(uuid, now) {
-            self.deferred.remove(&(at + PAUSE, uuid));
+        let before = self.paced.get(&uuid).copied();
+        if let Some(at) = before {
+            self.withdraw(uuid, at);
         }
+        self.paced.insert(uuid, before.map_or(now, |at| at.max(now)) + PAUSE);
     }
 
     /// A domain is gone.
     pub(super) fn forget(&mut self, uuid: VmUuid) {
-        if let Some(at) = self.described.remove(&uuid) {
-            self.deferred.remove(&(at + PAUSE, uuid));
+        if let Some(at) = self.paced.remove(&uuid) {
+            self.withdraw(uuid, at);
+        }
+    }
+
+    fn withdraw(&mut self, uuid: VmUuid, at: Instant) {
+        if let Some(due) = at.checked_sub(AHEAD) {
+            self.deferred.remove(&(due, uuid));
         }
     }
 
@@ -60,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_storm_of_events_describes_each_domain_at_once_and_then_four_times_a_second() {
+    fn a_storm_of_events_describes_a_domain_four_times_at_once_and_then_four_times_a_second() {
         let [a, b] = [1, 2].map(|byte| VmUuid::of_bytes([byte; 16]));
         let start = Instant::now();
         let mut pace = Pace::default();
@@ -77,14 +89,25 @@ mod tests {
                 described.push((ms, uuid));
             }
         }
-        assert_eq!(described, [(0, a), (100, b), (250, a), (500, a), (750, a)]);
+        let of =
+            |wanted| described.iter().filter(move |(_, uuid)| *uuid == wanted).map(|(ms, _)| *ms);
+        assert_eq!(of(a).collect::<Vec<_>>(), [0, 1, 2, 3, 250, 500, 750]);
+        assert_eq!(of(b).collect::<Vec<_>>(), [100]);
         // The last event is not lost, and one for which the domain is described anyway is not due any more.
-        assert_eq!(pace.poll_timeout(), Some(start + Duration::from_millis(1000)));
+        assert_eq!(pace.poll_timeout(), Some(start + Duration::from_secs(1)));
         pace.note(a, start + Duration::from_millis(999));
         assert_eq!(pace.poll_timeout(), None);
-        assert!(!pace.admits(a, start + Duration::from_millis(999)));
+        assert!(!pace.admits(a, start + Duration::from_secs(1)));
+        // After a rest there are four again.
+        let later = start + Duration::from_secs(9);
+        assert_eq!(pace.due(later), BTreeSet::from([a]));
+        for _ in 0..4 {
+            assert!(pace.admits(a, later));
+            pace.note(a, later);
+        }
+        assert!(!pace.admits(a, later));
         pace.forget(a);
         assert_eq!(pace.poll_timeout(), None);
-        assert_eq!(pace.due(start + Duration::from_secs(9)), BTreeSet::new());
+        assert_eq!(pace.due(later + Duration::from_secs(9)), BTreeSet::new());
     }
 }
