@@ -7,6 +7,7 @@ mod machine;
 mod measure;
 mod publish;
 mod read;
+mod storm;
 mod switch;
 mod tracked;
 mod view;
@@ -24,7 +25,7 @@ struct Cli {
     /// Rounds to measure; the more, the steadier the medians
     #[arg(long, global = true, default_value_t = 100, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Another build of the agent, which `change` measures instead of this one
+    /// Another build of the agent: `change` measures it instead, `storm` in turns with this one
     #[arg(long, global = true)]
     agent: Option<PathBuf>,
 }
@@ -43,12 +44,16 @@ enum Name {
     Disk,
     /// From an event of libvirt to the notification at a manager, and to what a GET finds
     Change,
+    /// 300 VMs that start and end at once, to the notification at a manager; and GETs meanwhile
+    Storm,
 }
 
 fn main() -> ExitCode {
     let Cli { name: wanted, rounds, agent } = Cli::parse();
     println!("{}", machine::description());
-    for name in [Name::Switch, Name::Read, Name::View, Name::Publish, Name::Disk, Name::Change] {
+    for name in
+        [Name::Switch, Name::Read, Name::View, Name::Publish, Name::Disk, Name::Change, Name::Storm]
+    {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;
         }
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
             }
             Name::Disk => disk::run(rounds),
             Name::Change => change::run(rounds, agent.as_deref()),
+            Name::Storm => storm::run(rounds, agent.as_deref()),
         };
         if let Err(error) = measured {
             eprintln!("{error:#}");

@@ -50,27 +50,33 @@ impl VmTable {
         self.blocks.iter().flat_map(|block| block.vms.iter()).map(|indexed| &*indexed.vm)
     }
 
-    /// The VMs whose index is `index` or above, in ascending order. Two binary searches find the first.
-    pub fn iter_from(&self, index: u32) -> impl Iterator<Item = &Vm> {
-        let block = self.block_of(index);
-        let first =
-            self.blocks.get(block).map_or(&[][..], |block| &block.vms[block.place_of(index)..]);
-        let rest = self.blocks.get(block + 1..).unwrap_or_default();
-        first
+    /// The first VM whose index is `index` or above.
+    #[must_use]
+    pub fn first_from(&self, index: u32) -> Option<&Vm> {
+        let block = self.blocks.get(self.block_of(index))?;
+        // The last VM of the block has this index or one above.
+        block.vms.get(block.place_of(index)).map(|found| &*found.vm)
+    }
+
+    /// The first result for a VM whose index is `index` or above, in ascending order. Two binary searches find the first
+    /// VM.
+    pub fn find_map_from<'a, T>(
+        &'a self,
+        index: u32,
+        mut find: impl FnMut(&'a Vm) -> Option<T>,
+    ) -> Option<T> {
+        let (first, rest) = self.blocks.get(self.block_of(index)..)?.split_first()?;
+        let mut find = |found: &'a Indexed| find(&found.vm);
+        first.vms[first.place_of(index)..]
             .iter()
-            .chain(rest.iter().flat_map(|block| block.vms.iter()))
-            .map(|indexed| &*indexed.vm)
+            .find_map(&mut find)
+            .or_else(|| rest.iter().find_map(|block| block.vms.iter().find_map(&mut find)))
     }
 
     /// The VM with this index.
     #[must_use]
     pub fn get(&self, index: VmIndex) -> Option<&Vm> {
-        let block = self.blocks.get(self.block_of(index.0))?;
-        block
-            .vms
-            .get(block.place_of(index.0))
-            .filter(|found| found.index == index.0)
-            .map(|of| &*of.vm)
+        self.first_from(index.0).filter(|vm| vm.index == index)
     }
 
     /// Puts a VM in the place of the one with its index, or adds it. Whether it was added.
@@ -191,7 +197,14 @@ mod tests {
             let all: Vec<_> = map.iter().map(|(index, name)| (*index, *name)).collect();
             prop_assert_eq!(table.iter().map(pairs).collect::<Vec<_>>(), all.clone());
             let later: Vec<_> = all.into_iter().filter(|(index, _)| *index >= from).collect();
-            prop_assert_eq!(table.iter_from(from).map(pairs).collect::<Vec<_>>(), later);
+            let mut seen = Vec::new();
+            let end = table.find_map_from(from, |vm| {
+                seen.push(pairs(vm));
+                (seen.len() == 100).then_some(())
+            });
+            prop_assert_eq!(end.is_some(), later.len() >= 100);
+            prop_assert_eq!(table.first_from(from).map(pairs), later.first().copied());
+            prop_assert_eq!(seen, later.into_iter().take(100).collect::<Vec<_>>());
             prop_assert_eq!(table.get(VmIndex(from)).map(|vm| pairs(vm).1), map.get(&from).copied());
             prop_assert!(table.blocks.iter().all(|block| (1..=BLOCK).contains(&block.vms.len())));
         }

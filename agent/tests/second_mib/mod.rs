@@ -259,7 +259,7 @@ impl Rows<Snapshot> for Models {
 
     fn at_or_after(snapshot: &Snapshot, at: Oid) -> Option<ModelRow<'_>> {
         let first = at.parts().first().copied().unwrap_or(0);
-        snapshot.inventory().vms.iter_from(first).find_map(|vm| {
+        snapshot.inventory().vms.find_map_from(first, |vm| {
             models(vm).into_iter().find(|(index, _)| *index >= at).map(|(_, nic)| (vm, nic))
         })
     }

@@ -136,9 +136,11 @@ impl<C: 'static> Tree<C> {
 
     /// The object that this is an instance of, and its index.
     fn accessor<'n>(&self, name: &'n Oid) -> Option<(&'static dyn Accessor<C>, &'n [u32])> {
-        let after = self.modules.partition_point(|rooted| rooted.root <= *name);
-        let rooted = self.modules.get(after.checked_sub(1)?)?;
-        let suffix = name.strip_prefix(rooted.root.parts())?;
+        // No root is within another. There are so few that a search costs more than comparing one after the other.
+        let (rooted, suffix) = self
+            .modules
+            .iter()
+            .find_map(|rooted| Some((rooted, name.strip_prefix(rooted.root.parts())?)))?;
         let (leaf, index) = rooted.leaf_before(rooted.after(suffix), suffix)?;
         Some((leaf.accessor, index))
     }

@@ -16,7 +16,7 @@ impl Rows<Snapshot> for Vms {
     type Row<'a> = &'a Vm;
 
     fn at_or_after(snapshot: &Snapshot, [vm]: [u32; 1]) -> Option<&Vm> {
-        vms_from(snapshot.inventory(), vm).next()
+        snapshot.inventory().vms.first_from(vm)
     }
 
     fn index(vm: &Vm) -> [u32; 1] {
@@ -42,7 +42,7 @@ impl Rows<Snapshot> for Vcpus {
     type Row<'a> = VcpuRow<'a>;
 
     fn at_or_after(snapshot: &Snapshot, [vm, vcpu]: [u32; 2]) -> Option<VcpuRow<'_>> {
-        vms_from(snapshot.inventory(), vm).find_map(|row| {
+        snapshot.inventory().vms.find_map_from(vm, |row| {
             let vcpu = vcpus_from(row, if row.index.0 == vm { vcpu } else { 0 }).first()?;
             Some(VcpuRow { vm: row, vcpu })
         })
@@ -164,16 +164,11 @@ fn part_from<'a, P>(
     parts: impl Fn(&'a Vm) -> &'a [P],
     index: impl Fn(&P) -> u32,
 ) -> Option<(&'a Vm, &'a P)> {
-    vms_from(inventory, vm).find_map(|row| {
+    inventory.vms.find_map_from(vm, |row| {
         let from = if row.index.0 == vm { part } else { 0 };
         let parts = parts(row);
         Some((row, parts.get(parts.partition_point(|part| index(part) < from))?))
     })
-}
-
-/// The VMs from this vmIndex on.
-fn vms_from(inventory: &Inventory, index: u32) -> impl Iterator<Item = &Vm> {
-    inventory.vms.iter_from(index)
 }
 
 /// The vCPUs of a VM from this vmCpuIndex on.
