@@ -6,15 +6,16 @@ use std::{
     io::{BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
     sync::{
+        Barrier,
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{Receiver, channel},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow};
-use xtask::lab::{Agent, Client, PATIENCE, Snmpd, Snmptrapd, TinyGuest, Way, missing};
+use xtask::lab::{Agent, Client, Snmpd, Snmptrapd, TinyGuest, Way, missing};
 
 use crate::measure::Samples;
 
@@ -25,6 +26,9 @@ const THREADS: usize = 4;
 
 /// vmNumber.
 const VM_NUMBER: [u32; 10] = [1, 3, 6, 1, 2, 1, 236, 1, 2, 0];
+
+/// No notification comes after one for so long.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Numbers of vmRunning and vmDeleted.
 const RUNNING: u32 = 1;
@@ -100,61 +104,78 @@ fn storm(build: Option<PathBuf>, measured: &mut Measured) -> anyhow::Result<()> 
         for ns in gets? {
             measured.get.push(ns);
         }
+        let dropped = dropped(&agent)?;
+        anyhow::ensure!(dropped == 0, "The agent has dropped {dropped} notifications");
         storms
     })
 }
 
-fn start_and_end(logged: &Receiver<Logged>, measured: &mut Measured) -> anyhow::Result<()> {
-    let started = in_threads(vec![(); VMS], |()| {
-        let start = Instant::now();
-        Ok((TinyGuest::start(&["--duty", "idle"])?, start))
-    })?;
-    let at = started.iter().map(|(guest, start)| (guest.pid(), *start)).collect();
-    wait_for(logged, RUNNING, at, &mut measured.started)?;
-    let guests = started.into_iter().map(|(guest, _)| guest).collect();
-    let ended = in_threads(guests, |mut guest: TinyGuest| {
-        let end = Instant::now();
-        guest.child.kill();
-        Ok((guest.pid(), end))
-    })?;
-    wait_for(logged, DELETED, ended.into_iter().collect(), &mut measured.ended)
+/// Notifications that the agent has dropped.
+fn dropped(agent: &Agent) -> anyhow::Result<u64> {
+    let status: serde_json::Value =
+        serde_json::from_slice(&agent.ask("status", &["--json"])?.stdout)?;
+    status["notifications"]["dropped"].as_u64().context("the status has no such number")
 }
 
-/// Does this for each element, on several threads.
-fn in_threads<T: Send, R: Send>(
-    elements: Vec<T>,
-    act: impl Fn(T) -> anyhow::Result<R> + Sync,
-) -> anyhow::Result<Vec<R>> {
-    let elements = std::sync::Mutex::new(elements.into_iter());
-    let next = || elements.lock().ok()?.next();
-    let work = || std::iter::from_fn(next).map(&act).collect::<anyhow::Result<Vec<R>>>();
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        let mut results = Vec::new();
-        for thread in threads {
-            results.extend(thread.join().map_err(|_| anyhow!("a thread has panicked"))??);
+fn start_and_end(logged: &Receiver<Logged>, measured: &mut Measured) -> anyhow::Result<()> {
+    let (times, of_threads) = channel();
+    let may_end = Barrier::new(THREADS + 1);
+    // A guest ends with the thread that has started it.
+    let guests = || {
+        let started = (0..VMS / THREADS).map(|_| {
+            let start = Instant::now();
+            TinyGuest::start(&["--duty", "idle"]).inspect(|guest| {
+                let _ = times.send((guest.pid(), start));
+            })
+        });
+        let started = started.collect::<Result<Vec<_>, _>>();
+        may_end.wait();
+        for mut guest in started? {
+            // Fails only if nothing waits for the time.
+            let _ = times.send((guest.pid(), Instant::now()));
+            guest.child.kill();
         }
-        Ok(results)
+        anyhow::Ok(())
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(guests)).collect();
+        wait_for(logged, RUNNING, &of_threads, &mut measured.started);
+        may_end.wait();
+        wait_for(logged, DELETED, &of_threads, &mut measured.ended);
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread has panicked"))?)
     })
 }
 
-/// Waits for a notification of each of these VMs.
+/// Waits for a notification of each VM. The kernel throws datagrams away that snmptrapd is too slow for: how many were
+/// logged is printed.
 fn wait_for(
     logged: &Receiver<Logged>,
     wanted: u32,
-    mut since: HashMap<u32, Instant>,
+    times: &Receiver<(u32, Instant)>,
     samples: &mut Samples,
-) -> anyhow::Result<()> {
-    while !since.is_empty() {
-        let (at, number, pid) =
-            logged.recv_timeout(PATIENCE).with_context(|| format!("{} missing", since.len()))?;
-        if number == wanted
-            && let Some(since) = since.remove(&pid)
-        {
-            samples.push(at.saturating_duration_since(since).as_secs_f64() * 1e9);
+) {
+    let mut seen = HashMap::new();
+    let mut since = HashMap::new();
+    while seen.len() < VMS
+        && let Ok((at, number, pid)) = logged.recv_timeout(SILENCE)
+    {
+        if number == wanted {
+            seen.insert(pid, at);
         }
     }
-    Ok(())
+    // All have been sent, or are about to be.
+    while since.len() < VMS
+        && let Ok((pid, at)) = times.recv_timeout(SILENCE)
+    {
+        since.insert(pid, at);
+    }
+    for (pid, at) in seen {
+        if let Some(since) = since.get(&pid) {
+            samples.push(at.saturating_duration_since(*since).as_secs_f64() * 1e9);
+        }
+    }
 }
 
 /// How long each GET took, in ns, until it is over.
@@ -163,7 +184,7 @@ fn gets(mut client: Client, is_over: &AtomicBool) -> anyhow::Result<Vec<f64>> {
     while !is_over.load(Relaxed) {
         let answer = client.get(&[&VM_NUMBER])?;
         gets.push((answer.answered - answer.asked).as_secs_f64() * 1e9);
-        thread::sleep(std::time::Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
     Ok(gets)
 }
