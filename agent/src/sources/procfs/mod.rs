@@ -316,9 +316,10 @@ impl Worker {
                     Ready::Woken => self.take_commands(),
                     Ready::Stop => {}
                 }
+                self.report();
             }
             self.scan_due();
-            self.report();
+            self.report_images();
         }
         heartbeat.rest();
         heartbeat.end();
@@ -412,7 +413,9 @@ impl Worker {
         self.schedule.forget(pid);
         self.processes.end(pid);
         // The id may be in use again already.
-        self.scan(pid);
+        if self.processes.exists(pid) {
+            self.scan(pid);
+        }
     }
 
     fn scan_due(&mut self) {
@@ -447,9 +450,11 @@ impl Worker {
         Ok(())
     }
 
+    /// Scans a process and reports what it is: in a storm, the first VM does not wait for the last.
     fn scan(&mut self, pid: u32) {
         let outcome = self.processes.scan(pid);
         self.follow(pid, outcome);
+        self.report();
     }
 
     fn follow(&mut self, pid: u32, outcome: ScanOutcome) {
@@ -476,7 +481,10 @@ impl Worker {
         for fact in self.processes.take_facts() {
             self.facts.send(fact);
         }
-        // After the facts, which contain the open files of the process.
+    }
+
+    /// Reports the images that the kernel counts, after the facts, which contain the open files of the process.
+    fn report_images(&mut self) {
         for pid in std::mem::take(&mut self.images_claimed) {
             self.facts.send(Fact::ImageTaken(pid));
         }

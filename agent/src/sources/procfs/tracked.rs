@@ -232,6 +232,11 @@ impl TrackedProcesses {
         self.retired.extend(gone.vm.slot.map(|slot| Retired { fence, pid, slot }));
     }
 
+    /// Whether there is a process with this id. Does not block.
+    pub(super) fn exists(&self, pid: u32) -> bool {
+        self.roots.proc.join(pid.to_string()).exists()
+    }
+
     /// Scans a process, and registers its threads for counting if it is a VM.
     pub(super) fn scan(&mut self, pid: u32) -> ScanOutcome {
         let known = self.known.get(&pid);
