@@ -16,7 +16,7 @@ pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>
         connection.lookup_domain_by_uuid(uuid.to_uuid()).and_then(|handle| describe(&handle));
     match found {
         Ok(domain) => Some(Some(domain)),
-        Err(error) if error.code().is_known_and(|code| code == ErrorNumber::NoDomain) => Some(None),
+        Err(error) if is_gone(&error) => Some(None),
         Err(error) => {
             debug!(uuid = %uuid, "not described: {}", error.message());
             None
@@ -35,7 +35,8 @@ pub(super) fn query_state(connection: &Connect, uuid: VmUuid) -> Option<FoundSta
 ///
 /// # Errors
 ///
-/// Those of UUID, name, state and XML. Any other property that cannot be queried is unknown.
+/// Those of UUID, name, state and XML, and when the domain is gone before all is queried. Any other property that cannot
+/// be queried is unknown.
 pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
     let uuid = handle.uuid()?.into();
     let name = handle.name()?;
@@ -52,15 +53,15 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
             xml::DomainXml::default()
         }
     };
-    let auto_start = match handle.autostart() {
-        Ok(true) => AutoStart::Enabled,
-        Ok(false) => AutoStart::Disabled,
-        Err(_) => AutoStart::Unknown,
+    let auto_start = match unless_gone(handle.autostart())? {
+        Some(true) => AutoStart::Enabled,
+        Some(false) => AutoStart::Disabled,
+        None => AutoStart::Unknown,
     };
-    let persistence = match handle.is_persistent() {
-        Ok(true) => Persistence::Persistent,
-        Ok(false) => Persistence::Transient,
-        Err(_) => Persistence::Unknown,
+    let persistence = match unless_gone(handle.is_persistent())? {
+        Some(true) => Persistence::Persistent,
+        Some(false) => Persistence::Transient,
+        None => Persistence::Unknown,
     };
     Ok(Domain {
         uuid,
@@ -77,4 +78,21 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
         disks: parsed.disks,
         nics: parsed.nics,
     })
+}
+
+/// A property of a domain; `None` = it cannot be queried.
+///
+/// # Errors
+///
+/// When the domain is gone: then its other properties are not those of its last moment either.
+fn unless_gone<T>(property: Result<T, Error>) -> Result<Option<T>, Error> {
+    match property {
+        Ok(property) => Ok(Some(property)),
+        Err(error) if is_gone(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+fn is_gone(error: &Error) -> bool {
+    error.code().is_known_and(|code| code == ErrorNumber::NoDomain)
 }
