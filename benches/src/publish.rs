@@ -19,9 +19,9 @@ use kvmeter::{
     counters::{DiskIo, DiskKey, DiskSize, SlowValues, ThreadSlot, VmSlot},
     inventory::{
         AdminState, AutoStart, ChangeEvent, Connection, Core, CoreConfig, Domain, DomainDisk,
-        DomainFact, DomainNic, Fact, FoundState, Memory, Now, OperState, Output, Persistence,
-        Registry, SavedIndexes, SourceId, StorageAccess, StorageMedia, StorageSource, Submission,
-        Vcpu, VmProcess, VmUuid,
+        DomainFact, DomainNic, DomainProcess, Fact, FoundState, Memory, Now, OperState, Output,
+        Persistence, Registry, SavedIndexes, SourceId, StorageAccess, StorageMedia, StorageSource,
+        Submission, Vcpu, VmProcess, VmUuid,
     },
 };
 
@@ -211,6 +211,8 @@ fn domain(number: u32, state: OperState) -> Domain {
         is_active: true,
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,
+        process: DomainProcess::Untold,
+        machine: None,
         cpus: Some(4),
         max_cpus: Some(4),
         vcpu_ids: Vec::new(),

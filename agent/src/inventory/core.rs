@@ -16,11 +16,13 @@ use std::{
 };
 
 use super::{
-    Change, CountingReport, Fact, Hypervisor, Inventory, NicNumbers, Now, OperState, Output,
-    SavedIndexes, VmProcess, VmTable, VmUuid,
+    Change, Fact, Hypervisor, Inventory, NicNumbers, Now, OperState, Output, SavedIndexes, VmTable,
+    VmUuid,
     domains::ConnectionState,
     indexes::{Identity, Indexes},
-    merge::Namesakes,
+    namesakes::Namesakes,
+    pairing::Marks,
+    processes::KnownProcess,
     state::{LATE, Presence, Runs, VmState},
 };
 
@@ -56,10 +58,13 @@ pub struct Core {
     pub(super) config: CoreConfig,
     pub(super) indexes: Indexes,
     pub(super) connections: Vec<ConnectionState>,
-    /// The processes that are VMs, with the VM that each is; `None` = it belongs to a domain that has another process.
-    pub(super) processes: HashMap<u32, (Arc<VmProcess>, Option<Identity>)>,
+    /// The processes that are VMs.
+    pub(super) processes: HashMap<u32, KnownProcess>,
     /// The sources of processes have reported what was there at the start.
-    has_processes: bool,
+    pub(super) has_processes: bool,
+    /// Deadlines of processes that may be a domain's.
+    pub(super) waits: BTreeSet<(Instant, u32)>,
+    pub(super) marks: Marks,
     pub(super) vms: HashMap<Identity, VmState>,
     pub(super) namesakes: HashMap<VmUuid, Namesakes>,
     pub(super) nics: HashMap<String, NicNumbers>,
@@ -79,6 +84,13 @@ pub struct Core {
     pub(super) outputs: VecDeque<Output>,
 }
 
+impl Connection {
+    /// The VMMs that libvirt starts for it get neither name nor UUID on their command lines, as Cloud Hypervisor does not.
+    pub(super) fn is_unnamed(&self) -> bool {
+        self.uri.starts_with("ch:") || self.uri.starts_with("ch+")
+    }
+}
+
 impl Core {
     /// A core that knows no VM. `indexes` are those that an earlier agent has given since the host booted.
     #[must_use]
@@ -91,6 +103,8 @@ impl Core {
             connections,
             processes: HashMap::new(),
             has_processes: false,
+            waits: BTreeSet::new(),
+            marks: Marks::default(),
             vms: HashMap::new(),
             namesakes: HashMap::new(),
             nics: HashMap::new(),
@@ -131,10 +145,13 @@ impl Core {
         match fact {
             Fact::Process(process) => {
                 is_old = !self.has_processes;
-                self.put_process(process);
+                self.put_process(process, now);
             }
-            Fact::ProcessGone { pid, killed } => self.process_gone(pid, killed),
-            Fact::ProcessesListed => self.has_processes = true,
+            Fact::ProcessGone { pid, killed } => self.process_gone(pid, killed, now),
+            Fact::ProcessesListed => {
+                is_old = !self.has_processes;
+                self.processes_listed(now);
+            }
             Fact::Cpus(cpus) => {
                 if *self.cpus != *cpus {
                     self.cpus = cpus.into();
@@ -157,12 +174,19 @@ impl Core {
     /// When [`handle_timeout`](Self::handle_timeout) is due; `None` = no deadline is set.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let of_vm = self.deadlines.first().map(|(at, _)| *at);
+        of_vm.into_iter().chain(self.waits.first().map(|(at, _)| *at)).min()
     }
 
     /// Acts on the deadlines that have passed.
     pub fn handle_timeout(&mut self, now: Now) {
         self.indexes.set_time(now.instant);
+        while let Some(&(at, pid)) = self.waits.first()
+            && at <= now.instant
+        {
+            self.waits.pop_first();
+            self.follow_wait(pid, now);
+        }
         while let Some(&(at, identity)) = self.deadlines.first()
             && at <= now.instant
         {
@@ -190,49 +214,6 @@ impl Core {
         self.changes.pop_front().map(Output::Changed).or_else(|| self.outputs.pop_front())
     }
 
-    fn put_process(&mut self, process: Arc<VmProcess>) {
-        let pid = process.pid;
-        if let Some((known, _)) = self.processes.get(&pid)
-            && (known.start_ticks, known.uuid) != (process.start_ticks, process.uuid)
-        {
-            // Another process with the same id, or another program in the process.
-            self.process_gone(pid, false);
-        }
-        let identity = self.processes.get(&pid).and_then(|(_, identity)| *identity);
-        let (uuid, own) = (process.uuid, process.identity());
-        self.processes.insert(pid, (process, identity));
-        self.dirty.extend(identity);
-        match uuid {
-            Some(uuid) => {
-                self.namesakes.entry(uuid).or_default().pids.insert(pid);
-                self.resolve(uuid);
-            }
-            None if self.config.shows_processes => self.give_process(own, Some(pid)),
-            None => {}
-        }
-    }
-
-    fn process_gone(&mut self, pid: u32, killed: bool) {
-        let Some((process, identity)) = self.processes.remove(&pid) else { return };
-        if let Some(vm) = identity.and_then(|identity| self.vms.get_mut(&identity))
-            && killed
-            && vm.domain.is_none()
-        {
-            // libvirt reports the crash of its domains itself.
-            vm.note(OperState::Crashed, &mut self.changes);
-        }
-        if let Some(identity) = identity {
-            self.give_process(identity, None);
-        }
-        if let Some(uuid) = process.uuid {
-            if let Some(namesakes) = self.namesakes.get_mut(&uuid) {
-                namesakes.pids.remove(&pid);
-            }
-            self.resolve(uuid);
-            self.forget_namesakes(uuid);
-        }
-    }
-
     fn host_nic(&mut self, name: &str, numbers: Option<NicNumbers>) {
         let before = match numbers {
             Some(numbers) => self.nics.insert(name.to_owned(), numbers),
@@ -240,29 +221,6 @@ impl Core {
         };
         if before != numbers {
             self.dirty.extend(self.nic_users.get(name).into_iter().flatten());
-        }
-    }
-
-    fn count_again(&mut self, pid: u32) {
-        if let Some(identity) = self.processes.get(&pid).and_then(|(_, identity)| *identity)
-            && let Some(plan) = self.vms.get(&identity).and_then(|vm| vm.plan.clone())
-        {
-            self.outputs.push_back(Output::Count(plan));
-        }
-    }
-
-    fn counted(&mut self, report: CountingReport) {
-        let Some((process, Some(identity))) = self.processes.get(&report.pid) else { return };
-        let Some(vm) = self.vms.get_mut(identity).filter(|_| process.slot == Some(report.vm))
-        else {
-            return;
-        };
-        vm.counted = Some(report.disks);
-        self.dirty.insert(*identity);
-        if let Some((source, domain)) = vm.domain.as_ref().filter(|_| report.has_unidentified)
-            && self.connections[usize::from(source.0)].is_live
-        {
-            self.outputs.push_back(Output::Describe(*source, domain.uuid));
         }
     }
 
@@ -279,7 +237,7 @@ impl Core {
             let row = self.row(identity, &mut vm, now.instant);
             if vm.domain.is_none() && row.is_some() && self.is_any_live() && !is_old {
                 // The process may be that of a domain that libvirt is about to report, or whose end it has reported.
-                let may_be_of_domain = self.processes_uuid(vm.pid).is_some();
+                let may_be_of_domain = self.awaited_uuid(vm.pid).is_some();
                 if may_be_of_domain && vm.awaited.is_none() && vm.is_ahead(Some(OperState::Running))
                 {
                     vm.awaited = Some(now.instant + LATE);
@@ -359,16 +317,12 @@ impl Core {
             Identity::Process { pid, start_ticks } => self
                 .processes
                 .get(&pid)
-                .is_none_or(|(process, _)| process.start_ticks != start_ticks),
+                .is_none_or(|known| known.process.start_ticks != start_ticks),
             Identity::Uuid(_) => true,
         };
         self.indexes.release(identity, is_gone);
         if let Some(at) = vm.deadline {
             self.deadlines.remove(&(at, identity));
         }
-    }
-
-    fn processes_uuid(&self, pid: Option<u32>) -> Option<VmUuid> {
-        self.processes.get(&pid?)?.0.uuid
     }
 }

@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
-    ChangeEvent, Core, Domain, DomainFact, FoundState, Hypervisor, Now, OperState, Output,
-    SourceId, VmUuid,
+    ChangeEvent, Core, Domain, DomainFact, FoundState, Hypervisor, Now, OperState, SourceId,
+    VmUuid,
     indexes::Identity,
+    pairing::Mark,
     state::{LATE, Presence},
 };
 
@@ -23,6 +24,13 @@ pub(super) struct ConnectionState {
     came: BTreeMap<Identity, u64>,
     /// VMs about which libvirt's thread is to report.
     under_way: BTreeSet<Identity>,
+}
+
+impl ConnectionState {
+    /// Whether events have come and the report about them has not.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.under_way.is_empty() || !self.came.is_empty()
+    }
 }
 
 impl Core {
@@ -64,7 +72,7 @@ impl Core {
                     self.dirty.insert(identity);
                 }
             }
-            DomainFact::Lost => self.lost(source),
+            DomainFact::Lost => self.lost(source, now),
         }
         false
     }
@@ -84,7 +92,7 @@ impl Core {
             self.update(source, uuid, Some(domain), is_first, now);
         }
         // What libvirt knows, a process alone does not say any more.
-        self.dirty.extend(self.processes.values().filter_map(|(_, identity)| *identity));
+        self.dirty.extend(self.processes.values().filter_map(|known| known.vm));
         is_first
     }
 
@@ -95,6 +103,9 @@ impl Core {
         events: Vec<(VmUuid, ChangeEvent)>,
         now: Now,
     ) {
+        for domain in domains.values().flatten() {
+            self.claim(source, domain, false);
+        }
         for (uuid, event) in events {
             let is_described = domains.contains_key(&uuid);
             if domains.get(&uuid).is_some_and(Option::is_some) {
@@ -118,6 +129,9 @@ impl Core {
         now: Now,
     ) {
         let identity = self.identity_of(source, uuid);
+        if self.is_of_another(source, uuid, identity) {
+            return;
+        }
         let Some(vm) = self.vms.get_mut(&identity) else { return };
         // The next event is awaited anew.
         vm.awaited = vm.awaited.map(|_| now.instant + LATE);
@@ -135,8 +149,11 @@ impl Core {
         vm.is_migrating = None;
         vm.note(state, &mut self.changes);
         if !is_described {
+            let before = vm.domain.as_ref().map(|(_, domain)| Mark::of(domain));
             vm.follow_event(state);
-            self.resolve(uuid);
+            let after = vm.domain.as_ref().map(|(_, domain)| Mark::of(domain));
+            self.mark(uuid, before, after);
+            self.resolve(uuid, now, false);
         }
     }
 
@@ -161,7 +178,7 @@ impl Core {
         let found = vm.domain.as_ref().map(|(_, domain)| vm.domain_state(domain));
         vm.await_events(found, now.instant);
         self.dirty.insert(identity);
-        self.resolve(uuid);
+        self.resolve(uuid, now, false);
     }
 
     /// A domain as it was found; `None` = it is gone.
@@ -173,7 +190,17 @@ impl Core {
         is_old: bool,
         now: Now,
     ) {
-        let identity = self.identity_of(source, uuid);
+        let identity = match &domain {
+            Some(domain) => self.claim(source, domain, is_old),
+            None => self.identity_of(source, uuid),
+        };
+        if domain.is_none() && self.is_of_another(source, uuid, identity) {
+            return;
+        }
+        let known = self.domain_of(identity);
+        let has_same_disks = known.zip(domain.as_ref()).is_some_and(|(a, b)| a.disks == b.disks);
+        let before = known.map(Mark::of);
+        self.mark(uuid, before, domain.as_ref().map(Mark::of));
         if domain.is_some() {
             self.vms.entry(identity).or_default();
         }
@@ -187,28 +214,35 @@ impl Core {
             vm.run = self.runs.next();
         }
         self.dirty.insert(identity);
+        let has_new_disks = domain.is_some() && !has_same_disks;
         match domain {
             Some(domain) => {
-                let has_same_disks =
-                    vm.domain.as_ref().is_some_and(|(_, known)| known.disks == domain.disks);
                 vm.domain = Some((source, domain));
                 // Asked for with each report: the size of an image may be another one.
                 vm.wants_io = None;
-                let namesakes = self.namesakes.entry(uuid).or_default();
-                namesakes.domains.insert(source, identity);
-                if !has_same_disks {
-                    self.outputs.extend(namesakes.pids.iter().map(|pid| Output::Rescan(*pid)));
-                }
             }
             None => {
                 (vm.domain, vm.is_migrating) = (None, None);
                 if let Some(namesakes) = self.namesakes.get_mut(&uuid) {
                     namesakes.domains.remove(&source);
                 }
+                self.refresh_namesakes(uuid);
             }
         }
-        self.resolve(uuid);
+        self.resolve(uuid, now, is_old);
+        if has_new_disks {
+            self.rescan(identity);
+        }
         self.forget_namesakes(uuid);
+    }
+
+    /// Whether a VM is that of a process that has been announced as no domain's: events of a domain that has come and gone
+    /// unseen are not about it.
+    fn is_of_another(&self, source: SourceId, uuid: VmUuid, identity: Identity) -> bool {
+        let namesakes = self.namesakes.get(&uuid);
+        let is_known = namesakes.is_some_and(|it| it.domains.contains_key(&source));
+        let vm = self.vms.get(&identity).filter(|_| !is_known);
+        vm.is_some_and(|vm| vm.domain.is_none() && vm.pid.is_some() && vm.awaited.is_none())
     }
 
     fn auto_start(&mut self, source: SourceId, uuids: &BTreeSet<VmUuid>) {
@@ -222,7 +256,7 @@ impl Core {
         }
     }
 
-    fn lost(&mut self, source: SourceId) {
+    fn lost(&mut self, source: SourceId, now: Now) {
         self.connection(source).is_live = false;
         self.end_under_way(source);
         self.end_came(source, u64::MAX);
@@ -236,7 +270,7 @@ impl Core {
             }
         }
         for uuid in self.domains_of(source) {
-            self.resolve(uuid);
+            self.resolve(uuid, now, false);
         }
     }
 

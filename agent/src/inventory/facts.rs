@@ -49,6 +49,29 @@ pub struct VmProcess {
     pub has_kvm: bool,
     /// What could not be found out about it, each with the reason.
     pub gaps: Vec<String>,
+    /// The control group of a domain in which it is.
+    pub machine: Option<Machine>,
+}
+
+/// A libvirt domain that runs, by the control group in which libvirt puts its process: only root can put one there.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Machine {
+    /// libvirt's driver: `qemu`, `ch`.
+    pub driver: String,
+    /// The domain's number in this run of it.
+    pub id: u32,
+}
+
+/// Which process is a domain's, as libvirt's own files have it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum DomainProcess {
+    /// The files cannot be seen, or the driver writes none.
+    #[default]
+    Untold,
+    /// None, or none yet.
+    None,
+    /// The process with this id.
+    Pid(u32),
 }
 
 /// The devices of a VM, as its command line or configuration file lists them.
@@ -140,6 +163,10 @@ pub struct Domain {
     pub auto_start: AutoStart,
     /// vmPersistent.
     pub persistence: Persistence,
+    /// Its process.
+    pub process: DomainProcess,
+    /// The control group of its process, if there are such groups; `None` = it does not run, or its driver makes none.
+    pub machine: Option<Machine>,
     /// Number of plugged-in vCPUs; `None` = not known.
     pub cpus: Option<u32>,
     /// Maximum number of vCPUs; `None` = not known.
@@ -183,6 +210,16 @@ pub struct DomainDisk {
     pub chain_is_in_image: bool,
     /// How the VMM submits its requests to the kernel.
     pub submission: Submission,
+}
+
+impl DomainProcess {
+    /// What holds once the process has ended.
+    pub(super) const fn after_end(self) -> Self {
+        match self {
+            Self::Untold => Self::Untold,
+            Self::None | Self::Pid(_) => Self::None,
+        }
+    }
 }
 
 impl Domain {

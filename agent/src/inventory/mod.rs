@@ -4,16 +4,19 @@
 //! that readers see, and [`Registry`] where they find the present one.
 //!
 //! Reading order: [`facts`] and [`messages`] (what goes in and out), [`state`] (one VM), [`core`], [`domains`]
-//! (facts of libvirt), [`merge`] (which process and which domain are one VM), [`rows`], [`table`].
+//! (facts of libvirt), [`processes`], [`pairing`] (which process is which domain's), [`namesakes`] (VMs with one UUID),
+//! [`rows`], [`table`].
 
 mod change;
 mod core;
 mod domains;
 mod facts;
 mod indexes;
-mod merge;
 mod messages;
+mod namesakes;
+mod pairing;
 mod paths;
+mod processes;
 mod registry;
 pub(crate) mod retry;
 mod rows;
@@ -27,8 +30,8 @@ pub use crate::counters::DiskSize;
 pub use change::{Change, ChangeEvent};
 pub(crate) use facts::mac;
 pub use facts::{
-    Devices, Domain, DomainDisk, DomainNic, FileIdentity, FoundState, ImageHeader, OpenFile,
-    Submission, VmProcess,
+    Devices, Domain, DomainDisk, DomainNic, DomainProcess, FileIdentity, FoundState, ImageHeader,
+    Machine, OpenFile, Submission, VmProcess,
 };
 pub use indexes::{BadIndex, SavedIndexes};
 pub use messages::{

@@ -10,7 +10,7 @@ use std::{
 use super::{
     AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, DomainNic, Memory,
     Nic, NicNumbers, OperState, Output, Persistence, QueriedDisk, SourceId, StorageMedia,
-    StorageSource, Vcpu, Vm, VmPlan, VmProcess, VmUuid,
+    StorageSource, Vcpu, Vm, VmPlan, VmProcess,
     core::UNFOLLOWED,
     indexes::{Identity, Part},
     state::{Presence, VmState},
@@ -20,7 +20,7 @@ impl Core {
     /// The row of a VM; `None` = it is none any more.
     pub(super) fn row(&mut self, identity: Identity, vm: &mut VmState, now: Instant) -> Option<Vm> {
         let process = vm.pid.and_then(|pid| self.processes.get(&pid));
-        let process = process.map(|(process, _)| Arc::clone(process));
+        let process = process.map(|known| Arc::clone(&known.process));
         if vm.domain.is_none() && process.is_none() {
             return None;
         }
@@ -28,6 +28,7 @@ impl Core {
         let disks = self.disks(identity, vm, process.as_deref());
         let nics = self.nics(identity, vm, process.as_deref());
         let of_process = process.as_deref();
+        let uuid = |uuid| Some(uuid).filter(|_| self.has_uuid(identity, uuid));
         let common = |name: &str, uuid, disks, nics| Vm {
             index,
             name: name.to_owned(),
@@ -43,14 +44,14 @@ impl Core {
         };
         match (&vm.domain, of_process) {
             (Some((source, domain)), process) => {
-                let base = common(&domain.name, uuid_of(identity, domain.uuid), disks, nics);
+                let base = common(&domain.name, uuid(domain.uuid), disks, nics);
                 let (admin_state, oper_state) = self.states(*source, domain, vm, now);
                 let row = of_domain(base, *source, domain, process, (admin_state, oper_state));
                 vm.up.follow(oper_state);
                 Some(Vm { up_since_ns: vm.up.of(row.started_ns), ..row })
             }
             (None, Some(process)) => {
-                let base = common(&process.name, process.uuid, disks, nics);
+                let base = common(&process.name, process.uuid.and_then(uuid), disks, nics);
                 Some(of_process_alone(base, process))
             }
             (None, None) => None,
@@ -182,7 +183,8 @@ impl Core {
     /// Has the source of processes find out what libvirt's paths mean to the domain's process.
     fn ask_paths(&mut self, vm: &mut VmState) {
         let (Some((_, domain)), Some(pid)) = (&vm.domain, vm.pid) else { return };
-        let Some((process, _)) = self.processes.get(&pid) else { return };
+        let Some(known) = self.processes.get(&pid) else { return };
+        let process = &known.process;
         let files = domain.disks.iter().filter(|disk| disk.source != StorageSource::Network);
         let paths = files.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
         let paths: Vec<_> = paths.filter(|path| !path.is_empty()).cloned().collect();
@@ -203,7 +205,8 @@ impl Core {
     pub(super) fn plan(&mut self, vm: &mut VmState) -> Option<Arc<VmPlan>> {
         self.ask_paths(vm);
         let process = vm.pid.and_then(|pid| self.processes.get(&pid));
-        let plan = process.filter(|_| self.config.counts).and_then(|(process, _)| {
+        let plan = process.filter(|_| self.config.counts).and_then(|known| {
+            let process = &known.process;
             let (slot, row) = (process.slot?, vm.row.as_deref()?);
             let reported = disks_of(vm, Some(process));
             let by_target: HashMap<&str, &DomainDisk> =
@@ -276,11 +279,6 @@ fn disks_of<'a>(vm: &'a VmState, process: Option<&'a VmProcess>) -> &'a [DomainD
         (None, Some(process)) => &process.devices.disks,
         (None, None) => &[],
     }
-}
-
-/// vmUUID of a domain: of two domains with one UUID, of two connections, only the first has it.
-fn uuid_of(identity: Identity, uuid: VmUuid) -> Option<VmUuid> {
-    (identity == Identity::Uuid(uuid)).then_some(uuid)
 }
 
 /// What each network interface keeps its index by: its address, which may be missing, and need not be unique in a VM. Of those

@@ -193,6 +193,10 @@ impl VmState {
             domain.state.oper_state = state;
             domain.state.admin_state = admin_state_after(state);
             domain.is_active = !state.is_down();
+            if state.is_down() {
+                // The next run has another process.
+                (domain.process, domain.machine) = (domain.process.after_end(), None);
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use virt::{
 };
 
 use super::{state, xml};
-use crate::inventory::{AutoStart, Domain, FoundState, Persistence, VmUuid};
+use crate::inventory::{AutoStart, Domain, DomainProcess, FoundState, Persistence, VmUuid};
 
 /// The domain as it is now. `None`: libvirt gave no answer; `Some(None)`: the domain is gone.
 pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>> {
@@ -71,6 +71,8 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
         is_active: is_active.or_else(|| handle.is_active().ok()).unwrap_or(true),
         auto_start,
         persistence,
+        process: DomainProcess::Untold,
+        machine: None,
         cpus: parsed.vcpus,
         max_cpus: parsed.max_vcpus,
         vcpu_ids: parsed.vcpu_ids,

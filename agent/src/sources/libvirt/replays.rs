@@ -13,8 +13,9 @@ use virt::{
 
 use super::{state, transitions::Transitions};
 use crate::inventory::{
-    AutoStart, Change, ChangeEvent, Connection, Core, CoreConfig, Domain, DomainFact, Fact, Memory,
-    Now, OperState, Output, Persistence, SavedIndexes, SourceId, VmUuid,
+    AutoStart, Change, ChangeEvent, Connection, Core, CoreConfig, Domain, DomainFact,
+    DomainProcess, Fact, Memory, Now, OperState, Output, Persistence, SavedIndexes, SourceId,
+    VmUuid,
 };
 
 const DOMAIN: VmUuid = VmUuid::of_bytes([7; 16]);
@@ -295,6 +296,8 @@ fn domain(found: Snapshot) -> Option<Domain> {
         is_active: !matches!(found, Snapshot::Off(_) | Snapshot::Saved),
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,
+        process: DomainProcess::Untold,
+        machine: None,
         cpus: Some(1),
         max_cpus: Some(1),
         vcpu_ids: Vec::new(),

@@ -137,6 +137,7 @@ fn scan(
         has_positions: is_qemu,
         has_kvm: descriptors.has_kvm(),
         gaps: described.gaps.clone(),
+        machine: None,
     };
     Ok(Some(Scan { process, vm, threads, vcpus, described }))
 }
