@@ -11,7 +11,7 @@ use std::{
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::{super::Health, events::Event};
+use super::{super::Health, events::Event, process_files::ProcessFiles};
 use crate::{
     counters::{DiskKey, SlowValues},
     inventory::{DiskQuery, Domain, DomainFact, Fact, SourceId, VmUuid},
@@ -26,6 +26,7 @@ const SLOW: Duration = Duration::from_millis(500);
 pub(super) struct ConnectionState {
     pub(super) id: SourceId,
     pub(super) uri: String,
+    pub(super) process_files: ProcessFiles,
     /// How often QEMU's counts of disks are polled; `None` = never.
     pub(super) block_statistics: Option<Duration>,
     facts: Facts,
@@ -70,6 +71,7 @@ impl ConnectionState {
         let state = State { lost: Some(SystemTime::now()), ..State::default() };
         Self {
             id,
+            process_files: ProcessFiles::of(&uri),
             uri,
             block_statistics,
             facts,

@@ -7,13 +7,18 @@ use virt::{
     error::{Error, ErrorNumber},
 };
 
-use super::{state, xml};
-use crate::inventory::{AutoStart, Domain, DomainProcess, FoundState, Persistence, VmUuid};
+use super::{process_files::ProcessFiles, state, xml};
+use crate::inventory::{AutoStart, Domain, FoundState, Persistence, VmUuid};
 
 /// The domain as it is now. `None`: libvirt gave no answer; `Some(None)`: the domain is gone.
-pub(super) fn query(connection: &Connect, uuid: VmUuid) -> Option<Option<Domain>> {
-    let found =
-        connection.lookup_domain_by_uuid(uuid.to_uuid()).and_then(|handle| describe(&handle));
+pub(super) fn query(
+    connection: &Connect,
+    files: &ProcessFiles,
+    uuid: VmUuid,
+) -> Option<Option<Domain>> {
+    let found = connection
+        .lookup_domain_by_uuid(uuid.to_uuid())
+        .and_then(|handle| describe(&handle, files));
     match found {
         Ok(domain) => Some(Some(domain)),
         Err(error) if is_gone(&error) => Some(None),
@@ -37,7 +42,7 @@ pub(super) fn query_state(connection: &Connect, uuid: VmUuid) -> Option<FoundSta
 ///
 /// Those of UUID, name, state and XML, and when the domain is gone before all is queried. Any other property that cannot
 /// be queried is unknown.
-pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
+pub(super) fn describe(handle: &Handle, files: &ProcessFiles) -> Result<Domain, Error> {
     let uuid = handle.uuid()?.into();
     let name = handle.name()?;
     let (state, reason) = handle.state()?;
@@ -63,16 +68,18 @@ pub(super) fn describe(handle: &Handle) -> Result<Domain, Error> {
         Some(false) => Persistence::Transient,
         None => Persistence::Unknown,
     };
+    // After the state: the file of a domain that runs is there.
+    let is_active = is_active.or_else(|| handle.is_active().ok()).unwrap_or(true);
     Ok(Domain {
+        process: files.process(&name, is_active),
+        machine: files.machine(handle.id()),
         uuid,
         name,
         os_type: parsed.os,
         state: found,
-        is_active: is_active.or_else(|| handle.is_active().ok()).unwrap_or(true),
+        is_active,
         auto_start,
         persistence,
-        process: DomainProcess::Untold,
-        machine: None,
         cpus: parsed.vcpus,
         max_cpus: parsed.max_vcpus,
         vcpu_ids: parsed.vcpu_ids,

@@ -202,7 +202,9 @@ impl<'a> EventLoop<'a> {
         let shared = &self.worker.shared;
         let mut domains: BTreeMap<_, _> = changed
             .iter()
-            .filter_map(|&uuid| Some((uuid, shared.call(|| query(self.connection, uuid))?)))
+            .filter_map(|&uuid| {
+                Some((uuid, shared.call(|| query(self.connection, &shared.process_files, uuid))?))
+            })
             .collect();
         let mut changes = Vec::new();
         for uuid in changed {

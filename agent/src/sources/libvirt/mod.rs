@@ -9,6 +9,7 @@
 //! Except for QEMU's own counts of disk I/O, nothing is polled. While libvirt does not answer, what it reported last
 //! stays; the source waits for its socket to appear, and tries ever more seldom in case the socket cannot be watched.
 
+mod address;
 mod block_statistics;
 mod config_watch;
 mod connection_state;
@@ -17,6 +18,7 @@ mod domain;
 mod event_loop;
 mod events;
 mod pace;
+mod process_files;
 #[cfg(test)]
 mod replays;
 mod socket_watch;
@@ -47,6 +49,7 @@ use crate::{
     inventory::{Connection, Domain, DomainFact, SourceId},
     worker::Facts,
 };
+use address::Address;
 use connection_state::ConnectionState;
 use disk_queries::{DiskQueries, Question};
 use domain::describe;
@@ -73,11 +76,14 @@ pub struct Handle {
 }
 
 /// What the core has to know about the connection with this URI. Domains of the drivers for QEMU and Cloud Hypervisor
-/// are processes of this host that hold a KVM VM; those of others are known by libvirt alone.
+/// are processes that hold a KVM VM, of this host unless the URI leads to another one; those of others are known by libvirt
+/// alone.
 #[must_use]
 pub fn connection(uri: &str) -> Connection {
-    let driver = uri.split([':', '+']).next().unwrap_or_default();
-    let has_processes = !matches!(driver, "test" | "xen" | "lxc" | "openvz" | "vz" | "esx" | "vpx");
+    let address = Address::of(uri);
+    let is_without =
+        matches!(address.driver, "test" | "xen" | "lxc" | "openvz" | "vz" | "esx" | "vpx");
+    let has_processes = !is_without && address.is_local();
     Connection { uri: uri.to_owned(), has_processes }
 }
 
@@ -246,12 +252,14 @@ impl Worker {
         let handles = self.shared.call(|| connection.list_all_domains(0))?;
         let domains: Vec<Domain> = handles
             .iter()
-            .filter_map(|handle| match self.shared.call(|| describe(handle)) {
-                Ok(domain) => Some(domain),
-                Err(error) => {
-                    // It went between the list and this.
-                    debug!("A domain cannot be described: {}", error.message());
-                    None
+            .filter_map(|handle| {
+                match self.shared.call(|| describe(handle, &self.shared.process_files)) {
+                    Ok(domain) => Some(domain),
+                    Err(error) => {
+                        // It went between the list and this.
+                        debug!("A domain cannot be described: {}", error.message());
+                        None
+                    }
                 }
             })
             .collect();

@@ -17,6 +17,7 @@ mod devices;
 mod disk_paths;
 mod files;
 mod image_headers;
+mod machine;
 mod memory_estimate;
 mod mounts;
 mod named_file;

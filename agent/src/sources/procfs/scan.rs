@@ -13,7 +13,7 @@ use super::{
     devices,
     disk_paths::{Before, DiskPaths},
     files::{self, OpenFiles},
-    memory_estimate,
+    machine, memory_estimate,
     process::{Measured, Process, Thread},
     vcpus,
 };
@@ -137,7 +137,8 @@ fn scan(
         has_positions: is_qemu,
         has_kvm: descriptors.has_kvm(),
         gaps: described.gaps.clone(),
-        machine: None,
+        // Without groups, or on a kernel without them, only libvirt's files tell.
+        machine: process.read("cgroup").ok().and_then(|text| machine::parse(&text)),
     };
     Ok(Some(Scan { process, vm, threads, vcpus, described }))
 }

@@ -1,0 +1,291 @@
+//! The files in which libvirt's drivers keep the processes of their domains: `NAME.pid` and the status `NAME.xml` in the
+//! driver's state directory (virQEMUDriverConfigNew() in src/qemu/qemu_conf.c, virCHDriverConfigNew() in src/ch/ch_conf.c).
+//! Only libvirt, or for a session the user, can write there.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat},
+    io::Errno,
+};
+
+use super::address::Address;
+use crate::inventory::{DomainProcess, Machine};
+
+/// Where the daemons of the system have their directories.
+const RUN: &str = "/run/libvirt";
+
+/// The name that a driver takes for its own file; a domain of this name has none.
+const DRIVER: &str = "driver";
+
+/// Names of the daemons, as the kernel shows them.
+const DAEMONS: [&str; 3] = ["libvirtd", "virtqemud", "virtchd"];
+
+/// Bytes that are read of a file: a number, or the first element of a status.
+const MAX_LEN: u64 = 4096;
+
+/// The files of one connection.
+#[derive(Debug)]
+pub(super) struct ProcessFiles {
+    driver: String,
+    /// The state directory; `None` = the driver has none that is known here.
+    dir: Option<PathBuf>,
+    /// The domains are those of the system's own daemon; another one numbers its domains, too.
+    is_system: bool,
+}
+
+impl ProcessFiles {
+    /// The files of the driver that a URI leads to.
+    pub(super) fn of(uri: &str) -> Self {
+        let address = Address::of(uri);
+        let runtime = || {
+            let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+            let cache = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+            Some(runtime.or_else(cache)?.join("libvirt"))
+        };
+        let driver = address.driver;
+        let of_socket = || Some(Path::new(address.parameter("socket")?).parent()?.to_owned());
+        let dir = match (driver, address.path) {
+            ("qemu" | "ch", _) if !address.is_local() => None,
+            ("qemu" | "ch", "/system") => {
+                Some(of_socket().unwrap_or_else(|| RUN.into()).join(driver))
+            }
+            ("qemu" | "ch", "/session") => {
+                of_socket().or_else(runtime).map(|dir| dir.join(driver).join("run"))
+            }
+            ("qemu", "/embed") => {
+                address.parameter("root").map(|root| Path::new(root).join("run/qemu"))
+            }
+            _ => None,
+        };
+        let is_system = address.is_local()
+            && address.path == "/system"
+            && address.parameter("socket").is_none();
+        Self { driver: driver.to_owned(), dir, is_system }
+    }
+
+    /// The control group of a domain that runs with this number.
+    pub(super) fn machine(&self, id: Option<u32>) -> Option<Machine> {
+        let id = id.filter(|_| self.is_system)?;
+        Some(Machine { driver: self.driver.clone(), id })
+    }
+
+    /// The process of a domain. Does not block: the directories are in memory, and nothing but regular files is read.
+    pub(super) fn process(&self, name: &str, is_active: bool) -> DomainProcess {
+        let Some(dir) = &self.dir else { return DomainProcess::Untold };
+        match Directory::open(dir, Path::new("/proc")) {
+            // A domain that is off may have a file of its last run.
+            Some(dir) if is_active => dir.process(name, self.driver == "qemu"),
+            Some(dir) if dir.is_in_use() => DomainProcess::None,
+            _ => DomainProcess::Untold,
+        }
+    }
+}
+
+/// A state directory that nothing but its owner can write.
+struct Directory<'a> {
+    dir: OwnedFd,
+    owner: u32,
+    proc_root: &'a Path,
+}
+
+impl<'a> Directory<'a> {
+    fn open(path: &Path, proc_root: &'a Path) -> Option<Self> {
+        let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, how, Mode::empty()).ok()?;
+        let stat = fstat(&dir).ok()?;
+        let found = Self { dir, owner: stat.st_uid, proc_root };
+        (is_private(&stat) && found.daemon_is_here()).then_some(found)
+    }
+
+    /// Whether the ids in the files are those of this PID namespace, as far as the file of the daemon tells.
+    fn daemon_is_here(&self) -> bool {
+        let Ok(text) = self.read(&format!("{DRIVER}.pid")) else { return true };
+        let comm = number(&text).map(|pid| self.proc_root.join(pid.to_string()).join("comm"));
+        let comm = comm.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+        DAEMONS.iter().any(|name| comm.trim_ascii_end() == name.as_bytes())
+    }
+
+    /// Whether the driver has locked the directory: then the process of each domain is in it.
+    fn is_in_use(&self) -> bool {
+        statat(&self.dir, format!("{DRIVER}.pid"), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// `writes_files`: the driver writes a file for each domain.
+    fn process(&self, name: &str, writes_files: bool) -> DomainProcess {
+        if name.contains(['/', '\0']) {
+            return DomainProcess::Untold;
+        }
+        let file = |end| {
+            if name == DRIVER {
+                Err(Errno::NOENT.into())
+            } else {
+                self.read(&format!("{name}{end}"))
+            }
+        };
+        let pid = match file(".pid") {
+            Ok(text) => number(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match self.read(&format!("{name}.xml")) {
+                    Ok(text) => number_in_status(&text),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        let is_none = writes_files && self.is_in_use();
+                        return if is_none { DomainProcess::None } else { DomainProcess::Untold };
+                    }
+                    Err(_) => None,
+                }
+            }
+            Err(_) => None,
+        };
+        let pid = pid.filter(|pid| self.owner == 0 || self.is_of_owner(*pid));
+        pid.map_or(DomainProcess::Untold, DomainProcess::Pid)
+    }
+
+    /// Whether a process is the owner's: a user may write the id of every process into files of the own session.
+    fn is_of_owner(&self, pid: u32) -> bool {
+        rustix::fs::stat(self.proc_root.join(pid.to_string()))
+            .is_ok_and(|stat| stat.st_uid == self.owner)
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let how =
+            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = openat(&self.dir, name, how, Mode::empty())?;
+        let stat = fstat(&file)?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if !is_file || !is_private(&stat) || stat.st_uid != self.owner {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let mut content = Vec::new();
+        File::from(file).take(MAX_LEN).read_to_end(&mut content)?;
+        Ok(content)
+    }
+}
+
+/// Whether neither group nor others can write.
+const fn is_private(stat: &Stat) -> bool {
+    stat.st_mode & 0o022 == 0
+}
+
+fn number(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok().filter(|&pid| pid > 0)
+}
+
+/// The process id in a domain's status: `<domstatus state='running' reason='booted' pid='4711'>`.
+fn number_in_status(text: &[u8]) -> Option<u32> {
+    let text = String::from_utf8_lossy(text);
+    let (_, element) = text.split_once("<domstatus ")?;
+    let (attributes, _) = element.split_once('>')?;
+    let value = attributes.split_once(" pid=").map(|(_, value)| value)?;
+    let quote = value.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
+    number(value[1..].split(quote).next()?.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+    };
+
+    use super::*;
+
+    fn dir_of(uri: &str) -> Option<String> {
+        ProcessFiles::of(uri).dir.map(|dir| dir.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn each_driver_has_a_directory_of_its_own() {
+        for (uri, dir) in [
+            ("qemu:///system", Some("/run/libvirt/qemu")),
+            ("ch:///system", Some("/run/libvirt/ch")),
+            (
+                "qemu+unix:///system?socket=/srv/libvirt/virtqemud-sock-ro",
+                Some("/srv/libvirt/qemu"),
+            ),
+            (
+                "qemu:///session?socket=/run/user/1000/libvirt/libvirt-sock&no_tty=1",
+                Some("/run/user/1000/libvirt/qemu/run"),
+            ),
+            ("qemu:///embed?root=/srv/root", Some("/srv/root/run/qemu")),
+            ("qemu+ssh://host/system", None),
+            ("qemu://host/system", None),
+            ("test:///default", None),
+            ("xen:///system", None),
+            ("", None),
+        ] {
+            assert_eq!(dir_of(uri).as_deref(), dir, "{uri}");
+        }
+        let machine = |uri: &str| ProcessFiles::of(uri).machine(Some(3));
+        assert_eq!(machine("ch:///system"), Some(Machine { driver: "ch".to_owned(), id: 3 }));
+        assert_eq!(machine("qemu:///session"), None);
+        assert_eq!(machine("qemu:///system?socket=/srv/libvirt-sock"), None);
+        assert_eq!(machine("qemu+ssh://host/system"), None);
+    }
+
+    #[test]
+    fn a_process_is_what_only_libvirt_could_write() {
+        use DomainProcess::{None, Pid, Untold};
+        let (state, proc_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let put = |name: &str, text: &str| {
+            let path = state.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        };
+        for pid in [1, 4711, 4712] {
+            fs::create_dir(proc_root.path().join(pid.to_string())).unwrap();
+        }
+        fs::write(proc_root.path().join("1/comm"), "virtqemud\n").unwrap();
+        let process = |name: &str| {
+            Directory::open(state.path(), proc_root.path()).map(|dir| dir.process(name, true))
+        };
+        assert_eq!(process("web"), Some(Untold), "the driver may have another directory");
+        put("driver.pid", "1");
+        assert_eq!(process("web"), Some(None));
+        put(
+            "web.xml",
+            "<!--\nWARNING\n-->\n\n<domstatus state='running' reason='booted' pid='4712'>\n<x pid='1'/>",
+        );
+        assert_eq!(process("web"), Some(Pid(4712)));
+        put("web.pid", "4711\n");
+        assert_eq!(process("web"), Some(Pid(4711)));
+        assert_eq!(process("driver"), Some(None), "that file is the driver's");
+        assert_eq!(process("../web"), Some(Untold));
+        // Of what others could write nothing is believed.
+        let mode = |name: &str, mode: u32| {
+            fs::set_permissions(state.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode("web.pid", 0o666);
+        assert_eq!(process("web"), Some(Untold));
+        put("web.pid", "x");
+        assert_eq!(process("web"), Some(Untold));
+        symlink("web.xml", state.path().join("link.pid")).unwrap();
+        assert_eq!(process("link"), Some(Untold));
+        rustix::fs::mkfifoat(rustix::fs::CWD, state.path().join("fifo.pid"), Mode::RUSR).unwrap();
+        assert_eq!(process("fifo"), Some(Untold));
+        fs::write(proc_root.path().join("1/comm"), "sh\n").unwrap();
+        assert_eq!(process("web"), Option::None, "a daemon in another PID namespace");
+        fs::write(proc_root.path().join("1/comm"), "libvirtd\n").unwrap();
+        fs::set_permissions(state.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(process("web"), Option::None);
+    }
+
+    #[test]
+    fn no_status_panics() {
+        for text in [
+            "",
+            "<domstatus",
+            "<domstatus pid=>",
+            "<domstatus x pid=>",
+            "<domstatus x pid='é",
+            "<domstatus a pid='9999999999999'>",
+        ] {
+            assert_eq!(number_in_status(text.as_bytes()), None, "{text}");
+        }
+    }
+}
