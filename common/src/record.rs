@@ -23,7 +23,7 @@ pub struct ThreadRecord {
     pub start: u64,
     /// Largest CPU time in ns that a reader has returned, so that no later value is smaller.
     pub high_water: u64,
-    /// KVM's id of the vCPU; valid with [`Owner::VCPU`] only.
+    /// A number of the vCPU that the agent gives; valid with [`Owner::VCPU`] only.
     pub vcpu: u32,
     /// Zero.
     pub reserved: u32,

@@ -56,7 +56,7 @@ pub trait Tracker {
     /// [`TrackError::TooManyVms`].
     fn track_vm(&self, tgid: u32) -> Result<VmSlot, TrackError>;
 
-    /// Starts to count a thread of that VM, or returns the slot that it already has. `vcpu` is KVM's id of the vCPU that
+    /// Starts to count a thread of that VM, or returns the slot that it already has. `vcpu` is the VMM's number of the vCPU that
     /// the thread runs; `None` = no vCPU, or not known to be one. The slot may have no value yet: it comes with the first
     /// event, or with the seed from [`HeldThread::schedstat`].
     ///

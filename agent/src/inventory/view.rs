@@ -102,7 +102,7 @@ pub struct Memory {
 /// One virtual CPU.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Vcpu {
-    /// KVM's id of the vCPU; vmCpuIndex is one more.
+    /// The VMM's own number of the vCPU, running or off; vmCpuIndex is one more.
     pub id: u32,
     /// The record of its thread; `None` = its probe is not live, and the columns are absent.
     pub slot: Option<ThreadSlot>,

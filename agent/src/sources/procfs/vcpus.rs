@@ -1,7 +1,7 @@
-//! Maps the threads of a VM's process to vCPU ids.
+//! Maps the threads of a VM's process to the numbers of its vCPUs.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     path::Path,
 };
@@ -19,11 +19,18 @@ const KVM_RUN: u64 = 0xae80;
 /// Most descriptors of KVM VMs of a process that are looked up: a process can duplicate one as often as it likes.
 const MAX_VMS: usize = 256;
 
+/// More than any kernel allows: KVM_CAP_MAX_VCPUS is 4,096 at most on x86.
+const MAX_VCPUS: u32 = 1 << 16;
+
 /// Attempts to read a thread's system call: a thread that is on a CPU shows none.
 const SYSCALL_TRIES: usize = 3;
 
-/// vCPU id by thread id, for a process with KVM VMs. Three methods, the most reliable first: KVM's debugfs, thread names,
-/// the descriptor in a thread's `KVM_RUN`. The search ends once each vCPU descriptor has its thread.
+/// vCPU number by thread id, for a process with KVM VMs. The number is the VMM's own (QEMU's cpu_index), which libvirt has, too, and
+/// which is the same while the VM is off. KVM's id is not: on x86 it is an APIC id, which has gaps in many topologies.
+///
+/// Three methods find the threads, the most reliable first: KVM's debugfs, thread names, the descriptor in a thread's `KVM_RUN`.
+/// The search ends once each vCPU descriptor has its thread. The number is in the thread's name; where names are missing, it
+/// is the rank of KVM's id among those of all vCPUs.
 pub(super) fn of_kvm(
     debugfs: &Path,
     pid: u32,
@@ -31,14 +38,14 @@ pub(super) fn of_kvm(
     vcpu_fds: &BTreeMap<u32, u32>,
     threads: &[Thread],
 ) -> BTreeMap<u32, u32> {
-    let mut found = BTreeMap::new();
+    let mut ids = BTreeMap::new();
     let tids: HashSet<u32> = threads.iter().map(|thread| thread.tid()).collect();
     // On any error (debugfs is not mounted, or not readable) the next method is tried.
     let debugfs = debugfs.join("kvm");
     let mut others = HashSet::new();
     for vm_fd in vm_fds.iter().take(MAX_VMS) {
         // The directory is named after the thread that created the VM, which is mostly the first one.
-        if from_debugfs(&debugfs.join(format!("{pid}-{vm_fd}")), &mut found).is_err() {
+        if from_debugfs(&debugfs.join(format!("{pid}-{vm_fd}")), &mut ids).is_err() {
             others.insert(*vm_fd);
         }
     }
@@ -49,28 +56,45 @@ pub(super) fn of_kvm(
                 && vm_fd.parse().is_ok_and(|vm_fd| others.contains(&vm_fd))
             {
                 // It may have been removed meanwhile.
-                let _ = from_debugfs(&debugfs.join(&name), &mut found);
+                let _ = from_debugfs(&debugfs.join(&name), &mut ids);
             }
         }
     }
-    found.retain(|tid, _| tids.contains(tid));
-    if found.len() < vcpu_fds.len() {
+    ids.retain(|tid, _| tids.contains(tid));
+    let name = |thread: &Thread| Some((thread.tid(), id_in_name(&thread.name().ok()?)?));
+    let names: BTreeMap<u32, u32> = threads.iter().filter_map(name).collect();
+    let mut numbers = numbers(vcpu_fds, &ids, &names);
+    if numbers.len() < vcpu_fds.len() {
         for thread in threads {
-            if let Some(id) = thread.name().ok().and_then(|name| id_in_name(&name))
-                && !found.values().any(|&known| known == id)
-                && vcpu_fds.values().any(|&known| known == id)
-            {
-                found.insert(thread.tid(), id);
-            }
-        }
-    }
-    if found.len() < vcpu_fds.len() {
-        for thread in threads {
-            if !found.contains_key(&thread.tid())
+            if !ids.contains_key(&thread.tid())
                 && let Some(id) = vcpu_fd_in_use(thread).and_then(|fd| vcpu_fds.get(&fd))
             {
-                found.insert(thread.tid(), *id);
+                ids.insert(thread.tid(), *id);
             }
+        }
+        numbers = self::numbers(vcpu_fds, &ids, &names);
+    }
+    numbers
+}
+
+/// The vCPU numbers of threads: `ids` = KVM's id of those for which it is known, `names` = the numbers in the names of threads.
+fn numbers(
+    vcpu_fds: &BTreeMap<u32, u32>,
+    ids: &BTreeMap<u32, u32>,
+    names: &BTreeMap<u32, u32>,
+) -> BTreeMap<u32, u32> {
+    let all: BTreeSet<u32> = vcpu_fds.values().chain(ids.values()).copied().collect();
+    let rank = |id: &u32| u32::try_from(all.range(..*id).count()).unwrap_or(u32::MAX);
+    let named: BTreeSet<u32> = names.values().copied().collect();
+    let are_named = named.len() == names.len() && ids.keys().all(|tid| names.contains_key(tid));
+    if !are_named {
+        return ids.iter().map(|(tid, id)| (*tid, rank(id))).collect();
+    }
+    let mut found: BTreeMap<u32, u32> =
+        ids.keys().filter_map(|tid| Some((*tid, *names.get(tid)?))).collect();
+    for (tid, number) in names {
+        if found.len() < all.len() {
+            found.entry(*tid).or_insert(*number);
         }
     }
     found
@@ -82,7 +106,7 @@ fn names_in(dir: &Path) -> impl Iterator<Item = String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
-/// vCPU id by thread id, for a QEMU without KVM. Where one thread runs all vCPUs, that thread is a vCPU only if the
+/// vCPU number by thread id, for a QEMU without KVM. Where one thread runs all vCPUs, that thread is a vCPU only if the
 /// VM has a single one: the time of several cannot be divided.
 pub(super) fn of_tcg(threads: &[Thread], cpus: u32) -> BTreeMap<u32, u32> {
     threads
@@ -98,7 +122,7 @@ pub(super) fn of_tcg(threads: &[Thread], cpus: u32) -> BTreeMap<u32, u32> {
         .collect()
 }
 
-/// Adds KVM's own record of each vCPU's thread: the one that last called `KVM_RUN`, 0 = none yet.
+/// Adds KVM's id by KVM's own record of each vCPU's thread: the one that last called `KVM_RUN`, 0 = none yet.
 fn from_debugfs(dir: &Path, found: &mut BTreeMap<u32, u32>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -115,14 +139,14 @@ fn from_debugfs(dir: &Path, found: &mut BTreeMap<u32, u32>) -> io::Result<()> {
     Ok(())
 }
 
-/// The vCPU id in a thread's name, in the formats of QEMU, Firecracker and Cloud Hypervisor.
+/// The vCPU number in a thread's name, in the formats of QEMU, Firecracker and Cloud Hypervisor.
 fn id_in_name(name: &str) -> Option<u32> {
     let number = name
         .strip_prefix("CPU ")
         .and_then(|rest| rest.strip_suffix("/KVM").or_else(|| rest.strip_suffix("/TCG")))
         .or_else(|| name.strip_prefix("fc_vcpu "))
         .or_else(|| name.strip_prefix("vcpu"))?;
-    number.parse().ok()
+    number.parse().ok().filter(|&number| number < MAX_VCPUS)
 }
 
 fn vcpu_fd_in_use(thread: &Thread) -> Option<u32> {
@@ -164,6 +188,46 @@ mod tests {
         ] {
             assert_eq!(id_in_name(name), id, "{name}");
         }
+    }
+
+    /// Six vCPUs of two sockets with three cores: APIC ids 0, 1, 2, 4, 5, 6. Thread 100 + n runs cpu_index n.
+    fn two_by_three() -> (BTreeMap<u32, u32>, BTreeMap<u32, u32>) {
+        let apic_ids = [0, 1, 2, 4, 5, 6];
+        let fds = (20..).zip(apic_ids).collect();
+        (fds, (100..).zip(apic_ids).collect())
+    }
+
+    #[test]
+    fn a_vcpu_has_the_number_of_its_vmm_whatever_its_apic_id() {
+        let (fds, ids) = two_by_three();
+        let expected: BTreeMap<u32, u32> = (100..).zip(0..6).collect();
+        let none = BTreeMap::new();
+        assert_eq!(numbers(&fds, &ids, &none), expected, "debugfs without names");
+        assert_eq!(numbers(&fds, &ids, &expected), expected, "debugfs and names");
+        assert_eq!(numbers(&fds, &none, &expected), expected, "names without debugfs");
+        // Some threads have been found so far.
+        let some = ids.iter().skip(3).map(|(tid, id)| (*tid, *id)).collect();
+        assert_eq!(numbers(&fds, &some, &none), (103..).zip(3..6).collect());
+    }
+
+    #[test]
+    fn a_vcpu_that_is_plugged_in_behind_a_gap_has_its_number() {
+        let fds = BTreeMap::from([(20, 0), (21, 2)]);
+        let ids = BTreeMap::from([(100, 0), (101, 2)]);
+        let names = BTreeMap::from([(100, 0), (101, 2)]);
+        assert_eq!(numbers(&fds, &ids, &names), names);
+    }
+
+    #[test]
+    fn names_that_lie_are_not_believed() {
+        let (fds, ids) = two_by_three();
+        let expected: BTreeMap<u32, u32> = (100..).zip(0..6).collect();
+        assert_eq!(numbers(&fds, &ids, &(100..106).map(|tid| (tid, 0)).collect()), expected);
+        // Another thread with such a name is none beside six that run vCPUs.
+        let mut names = expected.clone();
+        names.insert(200, 9);
+        assert_eq!(numbers(&fds, &ids, &names), expected);
+        assert_eq!(id_in_name("CPU 4294967295/KVM"), None);
     }
 
     #[cfg(target_arch = "x86_64")]
