@@ -195,10 +195,16 @@ impl Core {
             let Some(vm) = self.vms.get_mut(&identity) else { continue };
             vm.deadline = None;
             if vm.awaited.is_some_and(|until| until <= now.instant) && !is_under_way {
-                // No event has come: the VM is as it was found.
-                vm.awaited = None;
-                if let Some(state) = vm.row.as_ref().map(|row| row.oper_state) {
-                    vm.note(state, &mut self.changes);
+                let found = vm.row.as_ref().map(|row| row.oper_state);
+                if found == Some(OperState::Preparing) {
+                    // An event ends this state, however long libvirt takes to start the domain.
+                    vm.awaited = Some(now.instant + LATE);
+                } else {
+                    // No event has come: the VM is as it was found.
+                    vm.awaited = None;
+                    if let Some(state) = found {
+                        vm.note(state, &mut self.changes);
+                    }
                 }
             }
             self.dirty.insert(identity);
