@@ -14,6 +14,7 @@ mod backing_chains;
 mod counters;
 mod disk_paths;
 mod hanging_reads;
+mod identity;
 mod idle;
 mod images;
 mod inventory;

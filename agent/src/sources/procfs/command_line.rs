@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{cloud_hypervisor, options::options, qemu};
+use super::{cloud_hypervisor, options::options, presence::Intent, qemu};
 use crate::inventory::{Devices, VmUuid};
 
 /// Longest name that is kept, in bytes. SNMP serves 255.
@@ -32,8 +32,10 @@ pub(super) struct Description {
     pub(super) max_cpus: Option<u32>,
     /// QEMU without KVM: the vCPUs are emulated (TCG).
     pub(super) tcg: bool,
-    /// Not a VM: `-machine none`, or a libvirt daemon probing KVM.
+    /// Not a VM: `-machine none`.
     pub(super) no_machine: bool,
+    /// What its arguments say it is there for.
+    pub(super) intent: Intent,
     pub(super) devices: Devices,
     /// Path of Firecracker's configuration file, in the VMM's own root.
     pub(super) config_file: Option<String>,
@@ -51,8 +53,6 @@ pub(super) fn parse(cmdline: &[u8], read: &mut dyn FnMut(&str) -> Option<Vec<u8>
     match program {
         "qemu-kvm" | "kvm" => qemu::describe(program, &arguments, read),
         name if name.starts_with("qemu-system-") => qemu::describe(name, &arguments, read),
-        // libvirt's virHostCPUGetMSR() creates a VM to read the host's registers.
-        "libvirtd" | "virtqemud" => Description { no_machine: true, ..Description::default() },
         name if name.starts_with("firecracker") => firecracker(&arguments),
         name if name.starts_with("cloud-hyperviso") => cloud_hypervisor::describe(&arguments),
         _ => other(&arguments),

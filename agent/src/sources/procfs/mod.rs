@@ -24,6 +24,7 @@ mod named_file;
 mod options;
 mod path_walk;
 mod poller;
+mod presence;
 mod process;
 mod qcow2;
 mod qemu;

@@ -8,7 +8,11 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, openat, readlinkat, statx};
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, openat, readlinkat, statx},
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use crate::{
     counting::{HeldThread, RunState, Schedstat, identity_of},
@@ -43,6 +47,8 @@ pub(super) struct Stat {
     pub(super) comm: String,
     /// Field 3.
     pub(super) state: char,
+    /// Field 4: the parent's id.
+    pub(super) parent: u32,
     /// Field 22: start time in clock ticks since boot.
     pub(super) start_ticks: u64,
     /// Whether field 23, the size of virtual memory, is not 0. An exiting process loses its memory, and with it its command
@@ -95,6 +101,19 @@ impl Process {
 
     pub(super) fn stat(&self) -> io::Result<Stat> {
         parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))
+    }
+
+    /// Whether the process executes a program with one of these names that only root can replace. The names on its command
+    /// line are its own to choose.
+    pub(super) fn executes(&self, names: &[&str]) -> bool {
+        let Ok(target) = readlinkat(&self.dir, "exe", Vec::new()) else { return false };
+        let target = target.to_string_lossy();
+        let path = target.strip_suffix(" (deleted)").unwrap_or(&target);
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let wanted = StatxFlags::UID | StatxFlags::MODE;
+        let stat = statx(&self.dir, "exe", AtFlags::STATX_DONT_SYNC, wanted);
+        names.contains(&name)
+            && stat.is_ok_and(|stat| stat.stx_uid == 0 && stat.stx_mode & 0o022 == 0)
     }
 
     /// The process's descriptors, each with the target of its link.
@@ -265,6 +284,12 @@ pub(super) fn user(proc_root: &Path, pid: u32) -> Option<u32> {
     first_in_status(proc_root, pid, "Uid:")
 }
 
+/// A descriptor of a process, which is readable once the process has ended.
+pub(super) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
 /// Whether a process has not begun to exit (exit_mm() of the kernel's exit.c). Does not block.
 pub(super) fn has_memory(proc_root: &Path, pid: u32) -> bool {
     first_in_status(proc_root, pid, "VmSize:").is_some()
@@ -299,6 +324,7 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
     Some(Stat {
         comm,
         state: char::from(*fields.first()?.first()?),
+        parent: u32::try_from(number(fields.get(1)?)?).ok()?,
         start_ticks: number(fields.get(19)?)?,
         has_memory: number(fields.get(20)?)? != 0,
         cpu: u32::try_from(number(fields.get(36)?)?).ok()?,

@@ -14,10 +14,14 @@ use super::{
     disk_paths::{Before, DiskPaths},
     files::{self, OpenFiles},
     machine, memory_estimate,
+    presence::{self, Intent},
     process::{Measured, Process, Thread},
     vcpus,
 };
 use crate::inventory::{Devices, DiskSize, Memory, PathAnswer, VmProcess};
+
+/// The daemons of libvirt that probe KVM.
+const LIBVIRT: [&str; 2] = ["libvirtd", "virtqemud"];
 
 /// Mount points of procfs and debugfs.
 #[derive(Clone, Debug)]
@@ -40,10 +44,14 @@ pub(super) struct Scan {
     pub(super) vm: VmProcess,
     /// Every thread, ascending by id.
     pub(super) threads: Vec<Thread>,
-    /// vCPU id by thread id. An unplugged vCPU keeps its descriptor in QEMU, but has no thread.
+    /// vCPU number by thread id. An unplugged vCPU keeps its descriptor in QEMU, but has no thread.
     pub(super) vcpus: BTreeMap<u32, u32>,
     /// The parsed command line.
     pub(super) described: Description,
+    /// The parent's process id.
+    pub(super) parent: u32,
+    /// Whether it runs a VM of its own: a thread of it runs a vCPU, or KVM has made the VM for it. `None` = not known.
+    pub(super) is_own: Option<bool>,
 }
 
 /// What an earlier scan has found. It holds if the process still is the same.
@@ -56,7 +64,8 @@ pub(super) struct Earlier<'a> {
     pub(super) is_settled: bool,
 }
 
-/// Scans a process for a VM; `None`: it is not a VM, or gone. `domain_paths`: the paths that libvirt has for its disks.
+/// Scans a process for a VM; `None`: it is not a VM, or gone. `domain_paths`: the paths that libvirt has for its disks. `now_ns`: time
+/// since boot.
 ///
 /// # Errors
 ///
@@ -66,8 +75,9 @@ pub(super) fn scan_process(
     pid: u32,
     earlier: Option<Earlier<'_>>,
     domain_paths: &[String],
+    now_ns: u64,
 ) -> io::Result<Option<Scan>> {
-    match scan(roots, pid, earlier, domain_paths) {
+    match scan(roots, pid, earlier, domain_paths, now_ns) {
         Err(error) if is_gone(&error) => Ok(None),
         result => result,
     }
@@ -83,6 +93,7 @@ fn scan(
     pid: u32,
     earlier: Option<Earlier<'_>>,
     domain_paths: &[String],
+    now_ns: u64,
 ) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
     let descriptors = Descriptors::of(&process)?;
@@ -99,9 +110,21 @@ fn scan(
     if is_dead || described.no_machine || !(descriptors.has_kvm() || is_qemu) {
         return Ok(None);
     }
-    let threads = process.threads()?;
-    let Some(vcpus) = vcpu_threads(roots, pid, &descriptors, &described, &threads) else {
+    // It creates a VM to read the host's registers (virHostCPUGetTscInfo() in libvirt's virhostcpu.c).
+    if process.executes(&LIBVIRT) {
         return Ok(None);
+    }
+    let started_ns = ticks_to_ns(stat.start_ticks, clock_ticks_per_second().max(1));
+    let age = now_ns.saturating_sub(started_ns);
+    let threads = process.threads()?;
+    let Some(vcpus) = vcpu_threads(roots, pid, &descriptors, &described, &threads, age) else {
+        return Ok(None);
+    };
+    let has_made = || presence::has_made_vm(&roots.debugfs, pid, &descriptors.vms, &threads);
+    let is_own = match vcpus.is_empty() {
+        false => Some(true),
+        true if descriptors.has_kvm() => has_made(),
+        true => None,
     };
     let cpus = [vcpus.len(), descriptors.vcpus.len()].into_iter().find(|&seen| seen > 0);
     let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
@@ -117,7 +140,7 @@ fn scan(
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
-        started_ns: ticks_to_ns(stat.start_ticks, clock_ticks_per_second().max(1)),
+        started_ns,
         name: described.name.clone().unwrap_or_else(|| format!("{}-{pid}", stat.comm)),
         uuid: described.uuid,
         cpus,
@@ -140,7 +163,7 @@ fn scan(
         // Without groups, or on a kernel without them, only libvirt's files tell.
         machine: process.read("cgroup").ok().and_then(|text| machine::parse(&text)),
     };
-    Ok(Some(Scan { process, vm, threads, vcpus, described }))
+    Ok(Some(Scan { process, vm, threads, vcpus, described, parent: stat.parent, is_own }))
 }
 
 /// A process's descriptors, by what they refer to.
@@ -202,7 +225,11 @@ fn describe(
         let content = process.read_in_root(path);
         content.map_err(|why| gaps.push(format!("its file {path} was not read: {why}"))).ok()
     };
-    let mut described = command_line::parse(&process.read("cmdline")?, &mut read);
+    let cmdline = process.read("cmdline")?;
+    let mut described = command_line::parse(&cmdline, &mut read);
+    if described.vmm == Vmm::Qemu {
+        described.intent = Intent::of(&cmdline);
+    }
     // After the command line: an exiting process has an empty one.
     if !process.stat()?.has_memory {
         return Ok(None);
@@ -230,20 +257,23 @@ fn describe(
     Ok(Some(described))
 }
 
-/// vCPU id by thread id. `None`: a QEMU with KVM enabled, but neither a KVM VM nor TCG threads: it has not created its VM
-/// yet. With TCG threads it could not, and runs without KVM.
+/// vCPU number by thread id. `None`: a QEMU that runs no guest. With KVM enabled, but neither a KVM VM nor TCG threads, it has not
+/// created its VM yet; with TCG threads it could not, and runs without KVM. `age` in ns.
 fn vcpu_threads(
     roots: &Roots,
     pid: u32,
     descriptors: &Descriptors,
     described: &Description,
     threads: &[Thread],
+    age: u64,
 ) -> Option<BTreeMap<u32, u32>> {
     if descriptors.has_kvm() {
         let (vms, vcpus) = (&descriptors.vms, &descriptors.vcpus);
         return Some(vcpus::of_kvm(&roots.debugfs, pid, vms, vcpus, threads));
     }
-    if !described.tcg && vcpus::of_tcg(threads, 1).is_empty() {
+    let has_vcpu = !vcpus::of_tcg(threads, 1).is_empty();
+    let runs = presence::runs_guest(has_vcpu, described.intent, threads.len(), age);
+    if !runs || !(has_vcpu || described.tcg) {
         return None;
     }
     Some(vcpus::of_tcg(threads, described.cpus.unwrap_or(1)))

@@ -6,10 +6,12 @@ use std::{
 };
 
 /// Further scans after a VM was created: the VMM creates the vCPUs, and names their threads, after the VM.
-const FOLLOW_UPS: [Duration; 4] = [
+const FOLLOW_UPS: [Duration; 5] = [
     Duration::from_millis(20),
     Duration::from_millis(100),
     Duration::from_millis(500),
+    // A QEMU without KVM is a VM at this age, if not before.
+    Duration::from_millis(1050),
     Duration::from_secs(2),
 ];
 
@@ -136,7 +138,7 @@ mod tests {
             assert_eq!(schedule.take_due(at), [7]);
             scans.push(at - start);
         }
-        assert_eq!(scans, [ms(0), ms(20), ms(100), ms(500), ms(2000)]);
+        assert_eq!(scans, [ms(0), ms(20), ms(100), ms(500), ms(1050), ms(2000)]);
     }
 
     #[test]

@@ -8,22 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    io::Errno,
-    process::{Pid, PidfdFlags, pidfd_open},
-};
+use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
 use super::{
     SharedTracker,
     command_line::Description,
     image_headers::{HeaderReport, HeaderScanner, ScanTarget},
+    presence::Copies,
     process::{self, Thread},
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
 };
 use crate::{
-    counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot},
+    counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot, since_boot_ns},
     counting::{HeldThread, TrackError},
     inventory::{
         DiskSize, DomainDisk, Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess,
@@ -62,6 +60,7 @@ pub(super) struct TrackedProcesses {
     retired: Vec<Retired>,
     /// Slots of VMs that an earlier agent counted, by process id: whether they run will be known after a late read.
     unclear: BTreeMap<u32, VmSlot>,
+    copies: Copies,
     fences: u64,
     /// Facts since the last report.
     facts: Vec<Fact>,
@@ -149,6 +148,7 @@ impl TrackedProcesses {
             closed: HashMap::new(),
             retired: Vec::new(),
             unclear: BTreeMap::new(),
+            copies: Copies::default(),
             fences: 0,
             facts: Vec::new(),
         }
@@ -262,7 +262,7 @@ impl TrackedProcesses {
                 described,
                 is_settled: *is_settled,
             });
-            scan::scan_process(&roots, pid, earlier, &domain_paths)
+            scan::scan_process(&roots, pid, earlier, &domain_paths, since_boot_ns())
         };
         match self.readers.read(pid, is_known, Before { slot, unassigned }, read) {
             Ok(Answer::Done(result, before)) => self.take_scan(pid, result, before),
@@ -347,8 +347,12 @@ impl TrackedProcesses {
             return self.scan(pid);
         }
         let is_new = !self.known.contains_key(&pid);
+        let parent_is_vm = self.known.contains_key(&scan.parent);
+        if is_new && self.copies.has(&self.roots.proc, &scan.vm, scan.is_own, parent_is_vm) {
+            return ScanOutcome::Nothing;
+        }
         if is_new {
-            let pidfd = match open_pidfd(pid) {
+            let pidfd = match process::open_pidfd(pid) {
                 Ok(pidfd) => pidfd,
                 Err(error) if is_shortage(&error) => return self.unscanned(pid, &error),
                 Err(_) => return ScanOutcome::Nothing,
@@ -586,11 +590,6 @@ impl TrackedProcesses {
         }
         (slots, !later.is_empty())
     }
-}
-
-fn open_pidfd(pid: u32) -> std::io::Result<OwnedFd> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
-    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Whether an error is about what the agent lacks: descriptors, memory or threads.

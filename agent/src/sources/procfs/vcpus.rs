@@ -17,7 +17,7 @@ const IOCTL: u64 = 29;
 const KVM_RUN: u64 = 0xae80;
 
 /// Most descriptors of KVM VMs of a process that are looked up: a process can duplicate one as often as it likes.
-const MAX_VMS: usize = 256;
+pub(super) const MAX_VMS: usize = 256;
 
 /// More than any kernel allows: KVM_CAP_MAX_VCPUS is 4,096 at most on x86.
 const MAX_VCPUS: u32 = 1 << 16;

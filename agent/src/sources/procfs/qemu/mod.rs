@@ -12,7 +12,10 @@ mod services;
 use arguments::{Entry, GAP, Subject};
 use uuid::Uuid;
 
-use super::command_line::{Description, Vmm, cut};
+use super::{
+    command_line::{Description, Vmm, cut},
+    presence::Intent,
+};
 use crate::inventory::{Devices, VmUuid};
 
 /// Describes a QEMU by the name of its program and its arguments. `read` returns the content of a configuration file at a
@@ -41,6 +44,7 @@ pub(super) fn describe(
         max_cpus: machine.max_cpus,
         tcg: machine.tcg,
         no_machine: machine.board == "none",
+        intent: Intent::default(),
         devices,
         config_file: None,
         gaps: gaps(&entries),

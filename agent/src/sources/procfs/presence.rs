@@ -1,0 +1,171 @@
+//! Whether a process runs a VM, or only has what a VM has: a QEMU that is asked for its version, waits for its daemon, or is the
+//! copy of a VM's process that is about to execute a script.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::Path,
+};
+
+use super::{
+    process::{self, Thread},
+    vcpus::MAX_VMS,
+};
+use crate::{counting::HeldThread as _, inventory::VmProcess};
+
+/// Age in ns from which a QEMU without KVM is a VM though none of its threads has the name of a vCPU. A question takes less.
+pub(super) const GROWN: u64 = 1_000_000_000;
+
+/// Options of QEMU with which it prints something and ends.
+const QUESTIONS: [&str; 4] = ["version", "help", "h", "?"];
+
+/// Options whose value may be the question what there is to choose from. `-name help` is a name.
+const CHOICES: [&str; 19] = [
+    "machine", "M", "cpu", "accel", "device", "object", "netdev", "nic", "net", "chardev", "drive",
+    "audiodev", "audio", "soundhw", "display", "vga", "tpmdev", "d", "trace",
+];
+
+/// What the arguments of a QEMU say of whether it will run a guest itself.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Intent {
+    /// It prints something and ends.
+    pub(super) only_asks: bool,
+    /// A child of it runs the guest (`-daemonize`). The child has the same arguments.
+    pub(super) leaves_it_to_a_child: bool,
+}
+
+impl Intent {
+    /// Parses the content of `/proc/PID/cmdline`.
+    pub(super) fn of(cmdline: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(cmdline);
+        let mut arguments = text.split('\0').skip(1).peekable();
+        let mut found = Self::default();
+        while let Some(argument) = arguments.next() {
+            let option = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-'));
+            let Some(option) = option else { continue };
+            found.only_asks |= QUESTIONS.contains(&option);
+            found.leaves_it_to_a_child |= option == "daemonize";
+            if let Some(value) = arguments.peek().filter(|_| CHOICES.contains(&option)) {
+                found.only_asks |= value.split(',').any(|field| matches!(field, "help" | "?"));
+            }
+            // A value that looks like an option is none.
+            if arguments.peek().is_some_and(|value| !value.starts_with('-')) {
+                arguments.next();
+            }
+        }
+        found
+    }
+}
+
+/// Whether a QEMU without KVM runs a guest. `has_vcpu`: a thread has the name of a vCPU; `age` in ns.
+pub(super) const fn runs_guest(has_vcpu: bool, intent: Intent, threads: usize, age: u64) -> bool {
+    // The process that waits for its daemon has no other thread.
+    let waits = intent.leaves_it_to_a_child && threads < 2;
+    has_vcpu || (age >= GROWN && !intent.only_asks && !waits)
+}
+
+/// Whether KVM has made one of these VMs for this process. `None` = debugfs does not say. A descriptor that was inherited by fork(2) is
+/// of no use to the child.
+pub(super) fn has_made_vm(
+    debugfs: &Path,
+    pid: u32,
+    vm_fds: &[u32],
+    threads: &[Thread],
+) -> Option<bool> {
+    let kvm = debugfs.join("kvm");
+    let vm_fds: BTreeSet<u32> = vm_fds.iter().take(MAX_VMS).copied().collect();
+    if vm_fds.iter().any(|fd| kvm.join(format!("{pid}-{fd}")).exists()) {
+        return Some(true);
+    }
+    // The directory of a VM is named after the thread that created it.
+    let tids: BTreeSet<u32> = threads.iter().map(|thread| thread.tid()).collect();
+    let mut names = fs::read_dir(kvm).ok()?.flatten();
+    Some(names.any(|entry| {
+        let name = entry.file_name();
+        let parts = name.to_str().and_then(|name| name.split_once('-'));
+        parts.is_some_and(|(creator, fd)| {
+            creator.parse().is_ok_and(|creator| tids.contains(&creator))
+                && fd.parse().is_ok_and(|fd| vm_fds.contains(&fd))
+        })
+    }))
+}
+
+/// Copies of VMs' processes that are remembered before those that have ended are looked for.
+const MAX_COPIES: usize = 64;
+
+/// The copies of VMs' processes, made by fork(2), by process id, with their start: each has what the VM has, and runs nothing of
+/// it.
+#[derive(Debug, Default)]
+pub(super) struct Copies(HashMap<u32, u64>);
+
+impl Copies {
+    /// Whether a process that is not known as a VM is a copy. `is_own` = it runs a VM of its own, if that is known. It stays one when its parent has ended.
+    pub(super) fn has(
+        &mut self,
+        proc_root: &Path,
+        process: &VmProcess,
+        is_own: Option<bool>,
+        parent_is_vm: bool,
+    ) -> bool {
+        let (pid, start) = (process.pid, process.start_ticks);
+        if let Some(is_own) = is_own {
+            self.0.remove(&pid);
+            return !is_own;
+        }
+        if !parent_is_vm || self.0.get(&pid) == Some(&start) {
+            return self.0.get(&pid) == Some(&start);
+        }
+        if self.0.len() >= MAX_COPIES {
+            self.0.retain(|pid, _| process::user(proc_root, *pid).is_some());
+        }
+        self.0.insert(pid, start);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intent(line: &str) -> Intent {
+        Intent::of(line.split(' ').flat_map(|word| [word, "\0"]).collect::<String>().as_bytes())
+    }
+
+    #[test]
+    fn a_qemu_that_only_prints_is_no_vm_at_any_age() {
+        for line in [
+            "kvm --version",
+            "qemu-system-x86_64 -version",
+            "qemu-system-x86_64 -h",
+            "qemu-system-x86_64 -machine help",
+            "qemu-system-x86_64 -M ?",
+            "qemu-system-x86_64 -m 64 -device virtio-net-pci,help",
+            "qemu-system-x86_64 -cpu ?",
+        ] {
+            assert!(intent(line).only_asks, "{line}");
+            assert!(!runs_guest(false, intent(line), 4, u64::MAX), "{line}");
+        }
+        for line in [
+            "qemu-system-x86_64 -name help -m 64",
+            "qemu-system-x86_64 -name ? -uuid x",
+            "qemu-system-x86_64 -drive file=/help.img",
+            "qemu-system-x86_64 -append version",
+            "qemu-system-x86_64",
+            "",
+        ] {
+            assert!(!intent(line).only_asks, "{line}");
+            assert!(
+                runs_guest(false, intent(line), 1, GROWN)
+                    && !runs_guest(false, intent(line), 1, GROWN - 1)
+            );
+            assert!(runs_guest(true, intent(line), 3, 0), "at once, with a vCPU");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_its_daemon_is_no_vm() {
+        let daemon = intent("qemu-system-x86_64 -accel tcg -daemonize");
+        assert!(!runs_guest(false, daemon, 1, u64::MAX));
+        assert!(runs_guest(false, daemon, 4, GROWN));
+    }
+}
