@@ -74,8 +74,9 @@ struct PinDir(PathBuf);
 
 impl Drop for PinDir {
     fn drop(&mut self) {
-        if let Err(error) = Probe::detach(&self.0) {
-            eprintln!("{error}");
+        // `Probe::detach` would end the counting, too.
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("Cannot remove {}: {error}", self.0.display());
         }
     }
 }
