@@ -41,7 +41,12 @@ impl Core {
                 self.connection(source).hypervisor = Some((software, version));
                 self.describe_hypervisor();
             }
-            DomainFact::Listed(domains) => return self.list(source, domains, now),
+            DomainFact::Listed(domains) => {
+                return self.list(source, domains, &BTreeSet::new(), now);
+            }
+            DomainFact::ListedInPart(domains, undescribed) => {
+                return self.list(source, domains, &undescribed, now);
+            }
             DomainFact::Changed { domains, events } => self.change(source, domains, events, now),
             DomainFact::State(uuid, found, events) => {
                 self.take_state(source, uuid, found, events, now);
@@ -77,14 +82,23 @@ impl Core {
         false
     }
 
-    fn list(&mut self, source: SourceId, domains: Vec<Domain>, now: Now) -> bool {
+    fn list(
+        &mut self,
+        source: SourceId,
+        domains: Vec<Domain>,
+        undescribed: &BTreeSet<VmUuid>,
+        now: Now,
+    ) -> bool {
         let connection = self.connection(source);
         connection.is_live = true;
         let is_first = !std::mem::replace(&mut connection.has_listed, true);
         let mut domains: BTreeMap<_, _> =
             domains.into_iter().map(|domain| (domain.uuid, domain)).collect();
         for uuid in self.domains_of(source) {
-            if !domains.contains_key(&uuid) {
+            if undescribed.contains(&uuid) {
+                // libvirt answers again, so that the state known last holds.
+                self.dirty.insert(self.identity_of(source, uuid));
+            } else if !domains.contains_key(&uuid) {
                 self.update(source, uuid, None, is_first, now);
             }
         }

@@ -1,7 +1,7 @@
 //! What the threads of one libvirt connection share: how the connection is, and which domains it has.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -154,11 +154,12 @@ impl ConnectionState {
         self.scans.load(Relaxed)
     }
 
-    /// All domains have been read.
-    pub(super) fn list(&self, domains: &[Domain]) {
+    /// All domains have been read, but for these, which could not be.
+    pub(super) fn list(&self, domains: &[Domain], undescribed: &BTreeSet<VmUuid>) {
         self.scans.fetch_add(1, Relaxed);
         let mut known = self.domains();
-        known.names = domains.iter().map(|domain| (domain.uuid, domain.name.clone())).collect();
+        known.names.retain(|uuid, _| undescribed.contains(uuid));
+        known.names.extend(domains.iter().map(|domain| (domain.uuid, domain.name.clone())));
         let Domains { names, queries, migrating } = &mut *known;
         queries.retain(|uuid, _| names.contains_key(uuid));
         migrating.clear();

@@ -102,6 +102,7 @@ fn unless_gone<T>(property: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-fn is_gone(error: &Error) -> bool {
+/// Whether libvirt has no such domain any more.
+pub(super) fn is_gone(error: &Error) -> bool {
     error.code().is_known_and(|code| code == ErrorNumber::NoDomain)
 }

@@ -56,12 +56,21 @@ struct Batch {
 }
 
 impl<'a> EventLoop<'a> {
-    pub(super) fn new(worker: &'a Worker, connection: &'a Connect) -> Self {
+    /// `undescribed` = domains that libvirt could not describe when all were listed.
+    pub(super) fn new(
+        worker: &'a Worker,
+        connection: &'a Connect,
+        undescribed: BTreeSet<VmUuid>,
+    ) -> Self {
+        let mut pace = Pace::default();
+        for uuid in undescribed {
+            pace.retry(uuid, Instant::now());
+        }
         Self {
             worker,
             connection,
             transitions: Transitions::default(),
-            pace: Pace::default(),
+            pace,
             polled: Instant::now(),
             rounds: 0,
             copying: BTreeSet::new(),
@@ -210,7 +219,14 @@ impl<'a> EventLoop<'a> {
         for uuid in changed {
             match domains.get(&uuid) {
                 Some(None) => self.pace.forget(uuid),
-                _ => self.pace.note(uuid, now),
+                Some(Some(_)) => {
+                    self.pace.note(uuid, now);
+                    self.pace.succeeded(uuid);
+                }
+                None => {
+                    self.pace.note(uuid, now);
+                    self.pace.retry(uuid, now);
+                }
             }
             // A domain that libvirt could not describe is missing.
             let now = domains.get_mut(&uuid).and_then(Option::as_mut);

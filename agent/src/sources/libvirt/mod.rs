@@ -46,13 +46,13 @@ use super::{Command, Health};
 use crate::{
     counters::SlowValues,
     heartbeat::Heartbeat,
-    inventory::{Connection, Domain, DomainFact, SourceId},
+    inventory::{Connection, DomainFact, SourceId, VmUuid},
     worker::Facts,
 };
 use address::Address;
 use connection_state::ConnectionState;
 use disk_queries::{DiskQueries, Question};
-use domain::describe;
+use domain::{describe, is_gone};
 use event_loop::EventLoop;
 use events::{Event, EventSender, EventSubscription};
 use socket_watch::SocketWatch;
@@ -230,10 +230,10 @@ impl Worker {
         let is_first = shared.scans() == 0;
         // No event of an earlier connection is taken any more.
         shared.report(DomainFact::EventsUnderWay(BTreeSet::new(), last_event));
-        self.list(&connection)?;
+        let undescribed = self.list(&connection)?;
         shared.live(sender);
         info!(uri = shared.uri, domains = shared.len(), "libvirt is live");
-        EventLoop::new(self, &connection).run(&receiver, is_first);
+        EventLoop::new(self, &connection, undescribed).run(&receiver, is_first);
         Ok(())
     }
 
@@ -248,24 +248,25 @@ impl Worker {
         }
     }
 
-    fn list(&self, connection: &Connect) -> Result<(), Error> {
+    /// Reports all domains. Those that libvirt could not describe.
+    fn list(&self, connection: &Connect) -> Result<BTreeSet<VmUuid>, Error> {
         let handles = self.shared.call(|| connection.list_all_domains(0))?;
-        let domains: Vec<Domain> = handles
-            .iter()
-            .filter_map(|handle| {
-                match self.shared.call(|| describe(handle, &self.shared.process_files)) {
-                    Ok(domain) => Some(domain),
-                    Err(error) => {
-                        // It went between the list and this.
-                        debug!("A domain cannot be described: {}", error.message());
-                        None
-                    }
+        let mut domains = Vec::with_capacity(handles.len());
+        let mut undescribed = BTreeSet::new();
+        for handle in &handles {
+            match self.shared.call(|| describe(handle, &self.shared.process_files)) {
+                Ok(domain) => domains.push(domain),
+                // It went between the list and this.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => {
+                    debug!("A domain cannot be described: {}", error.message());
+                    undescribed.insert(handle.uuid()?.into());
                 }
-            })
-            .collect();
-        self.shared.list(&domains);
-        self.shared.report(DomainFact::Listed(domains));
-        Ok(())
+            }
+        }
+        self.shared.list(&domains, &undescribed);
+        self.shared.report(DomainFact::ListedInPart(domains, undescribed.clone()));
+        Ok(undescribed)
     }
 }
 

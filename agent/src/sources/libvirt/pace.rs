@@ -14,11 +14,19 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How far ahead of that a domain may be: four descriptions without a pause.
 const AHEAD: Duration = Duration::from_millis(750);
 
+/// Until a domain that could not be described is asked for again.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// After 64 s the pause between two attempts grows no longer.
+const MAX_DOUBLINGS: u32 = 6;
+
 /// Which domains were described how often, and which are to be described later.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// When each domain would have been described last, had there been a pause before each description.
     paced: HashMap<VmUuid, Instant>,
+    /// How often in a row each domain could not be described.
+    failures: HashMap<VmUuid, u32>,
     deferred: BTreeSet<(Instant, VmUuid)>,
 }
 
@@ -34,6 +42,18 @@ impl Pace {
         }
     }
 
+    /// libvirt could not describe a domain: it is asked again, ever more seldom.
+    pub(super) fn retry(&mut self, uuid: VmUuid, now: Instant) {
+        let failures = self.failures.entry(uuid).or_default();
+        self.deferred.insert((now + FIRST_RETRY * 2_u32.pow(*failures), uuid));
+        *failures = (*failures + 1).min(MAX_DOUBLINGS);
+    }
+
+    /// libvirt has described a domain.
+    pub(super) fn succeeded(&mut self, uuid: VmUuid) {
+        self.failures.remove(&uuid);
+    }
+
     /// A domain is described now.
     pub(super) fn note(&mut self, uuid: VmUuid, now: Instant) {
         let before = self.paced.get(&uuid).copied();
@@ -45,6 +65,7 @@ impl Pace {
 
     /// A domain is gone.
     pub(super) fn forget(&mut self, uuid: VmUuid) {
+        self.failures.remove(&uuid);
         if let Some(at) = self.paced.remove(&uuid) {
             self.withdraw(uuid, at);
         }
@@ -109,5 +130,25 @@ mod tests {
         pace.forget(a);
         assert_eq!(pace.poll_timeout(), None);
         assert_eq!(pace.due(later + Duration::from_secs(9)), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_domain_that_cannot_be_described_is_asked_for_ever_more_seldom() {
+        let uuid = VmUuid::of_bytes([1; 16]);
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let mut now = start;
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            pace.retry(uuid, now);
+            let due = pace.poll_timeout().unwrap();
+            pauses.push((due - now).as_secs());
+            now = due;
+            assert_eq!(pace.due(now), BTreeSet::from([uuid]));
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+        pace.succeeded(uuid);
+        pace.retry(uuid, now);
+        assert_eq!(pace.poll_timeout(), Some(now + FIRST_RETRY));
     }
 }

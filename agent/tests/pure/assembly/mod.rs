@@ -578,3 +578,24 @@ fn the_time_since_the_start_goes_on_over_a_managed_save() {
     host.libvirt(&[Shutdown], Some(Shutdown));
     assert_eq!(up(&host), None);
 }
+
+#[test]
+fn a_domain_that_libvirt_cannot_describe_stays_as_it_was_known() {
+    let mut host = Host::new();
+    host.libvirt(&[Running], Some(Running));
+    host.told();
+    let rows = |host: &Host| host.view.vms.iter().cloned().collect::<Vec<_>>();
+    let before = rows(&host);
+    host.libvirt_of(QEMU, DomainFact::Lost);
+    host.libvirt_of(QEMU, DomainFact::ListedInPart(Vec::new(), BTreeSet::from([UUID])));
+    host.settle();
+    assert_eq!(rows(&host), before);
+    host.told();
+    // One that was not listed is gone.
+    host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+    host.settle();
+    assert_eq!(
+        (host.states(), host.told()),
+        (vec![], vec![(Running, State(Shutdown)), (Shutdown, Deleted)])
+    );
+}
