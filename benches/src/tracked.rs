@@ -57,7 +57,9 @@ impl Tracked {
         vcpu: Option<u32>,
     ) -> anyhow::Result<ThreadSlot> {
         let slot = self.registration.track_thread(self.vm, thread, vcpu)?;
-        self.registration.settle(self.vm, &[thread]);
+        // The benchmarks read the records, as of a VM every thread of which has one.
+        let unrecorded = self.registration.unrecorded(self.vm);
+        self.registration.settle(self.vm, &[thread], Some(unrecorded));
         Ok(slot)
     }
 
@@ -121,7 +123,12 @@ impl HeldThread for OwnThread {
         let text = fs::read_to_string(self.path("stat"))?;
         let after_name = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
         let cpu = field::<u32>(after_name, 36)?;
-        Ok(RunState { runnable: after_name.starts_with('R'), cpu, is_real_time: false })
+        Ok(RunState {
+            runnable: after_name.starts_with('R'),
+            cpu,
+            is_real_time: false,
+            has_ended: false,
+        })
     }
 }
 

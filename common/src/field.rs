@@ -19,6 +19,8 @@ pub enum Presence {
     WithKvm,
     /// Kernels on which disk I/O can be counted; the others get CPU counters only.
     ForDisks,
+    /// Some kernels; a global says which.
+    Optional,
 }
 
 /// Declares the fields: variant, struct, member (the first name that the kernel's BTF has), presence.
@@ -133,6 +135,10 @@ fields! {
     BioBytes, "bio", "bi_iter.bi_size", ForDisks;
     BlockDeviceNumber, "block_device", "bd_dev", ForDisks;
     UringFile, "io_kiocb", "file", ForDisks;
+    /// `IOSQE_FIXED_FILE` and other flags of the request.
+    UringFlags, "io_kiocb", "flags", ForDisks;
+    /// The descriptor, between submission and completion. Since Linux 5.19.
+    UringDescriptor, "io_kiocb", "cqe.fd", Optional;
     UringOperation, "io_kiocb", "opcode", ForDisks;
     UringResult, "io_uring_cqe", "res", ForDisks;
 }

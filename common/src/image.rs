@@ -1,15 +1,21 @@
 //! The records of images, as QEMU calls the files and devices behind virtual disks, and the I/O counted in them.
 //!
-//! The records are a hash table with open addressing: a lookup begins at [`ImageKey::home_slot`], and a new record is the
-//! first free one from there. Both sides claim records; only the agent frees them. A race, or a record freed within the
-//! probe length, can leave two records of one image: both count, and the image's I/O is their sum.
+//! The records are a hash table in buckets of [`BUCKET_LEN`]. An image's record is in one of its two buckets
+//! ([`ImageKey::slot`]), a new one in the bucket with more free records. Both sides claim records; only the agent frees
+//! them. A race can leave two records of one image: both count, and the image's I/O is their sum.
 
 use crate::IMAGES;
 
-/// Probe length of the open-addressing table.
-pub const PROBES: usize = 16;
+/// Records in a bucket of the table.
+pub const BUCKET_LEN: u32 = 8;
 
-/// Buckets of a latency histogram: four to each doubling, from 2^10 ns (1 µs) to 2^34 ns (17 s).
+/// Records in which an image's may be: two buckets.
+pub const PROBES: u32 = 2 * BUCKET_LEN;
+
+/// Buckets of the table.
+const BUCKETS: u64 = IMAGES as u64 / BUCKET_LEN as u64;
+
+/// Buckets of a latency histogram: four to each doubling, from 2^10 ns (1 µs) to 2^34 ns (17 s). The last one has no end.
 pub const LATENCY_BUCKETS: usize = 96;
 
 /// log2 of the latency in ns at which the first octave of buckets begins.
@@ -125,12 +131,56 @@ impl ImageKey {
         (self.device as u64) << 32 | Self::CLAIMED | self.vm as u64
     }
 
-    /// Slot at which the lookup of this image begins.
+    /// Hash of the image.
     #[inline(always)]
     #[must_use]
-    pub const fn home_slot(self) -> u32 {
-        let mixed = (self.owner() ^ self.file.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        ((mixed >> 32) % IMAGES as u64) as u32
+    pub const fn hash(self) -> u64 {
+        // The finalizer of SplitMix64: every bit depends on every bit of the key.
+        let mixed = self.owner().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.file;
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// Slot of the record with number `probe`, below [`PROBES`], for an image with this [`hash`](Self::hash).
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the number of a record is below `IMAGES`")]
+    pub const fn slot(hash: u64, probe: u32) -> u32 {
+        let first = hash % BUCKETS;
+        let bucket = if probe < BUCKET_LEN {
+            first
+        } else {
+            // Never the same as the first one.
+            (first + 1 + (hash >> 32) % (BUCKETS - 1)) % BUCKETS
+        };
+        bucket as u32 * BUCKET_LEN + probe % BUCKET_LEN
+    }
+
+    /// 1 if a record with this owner word is claimed, 0 if it is free.
+    #[inline(always)]
+    #[must_use]
+    pub const fn taken_bit(owner: u64) -> u32 {
+        ((owner / Self::CLAIMED) & 1) as u32
+    }
+
+    /// The free record to be claimed: the first one of the bucket that has more of them. `taken` has a bit for each of the
+    /// [`PROBES`] records that is claimed. `None`: both buckets are full.
+    #[inline(always)]
+    #[must_use]
+    pub const fn free_probe(taken: u32) -> Option<u32> {
+        const BUCKET: u32 = (1 << BUCKET_LEN) - 1;
+        let (first, second) = (!taken & BUCKET, !taken >> BUCKET_LEN & BUCKET);
+        let free =
+            if second.count_ones() > first.count_ones() { second << BUCKET_LEN } else { first };
+        let mut probe = 0;
+        while probe < PROBES {
+            if free >> probe & 1 != 0 {
+                return Some(probe);
+            }
+            probe += 1;
+        }
+        None
     }
 
     /// The key with this owner word and file.
@@ -151,16 +201,21 @@ pub struct InFlight {
     pub position: u64,
     /// Bytes requested, clipped at the end of the file. 0 where the program does not know it.
     pub bytes: u64,
-    /// Owner word of the image's record at submission. Keeps a late completion from being counted in a record that was
-    /// reused since.
+    /// Owner word of the image's record at submission. With `file` it keeps a late completion from being counted in a record
+    /// that was reused since.
     pub owner: u64,
-    /// Slot of the image's record; of the VM's record for io_uring, whose image is known at completion only.
+    /// [`ImageKey::file`] of the image.
+    pub file: u64,
+    /// Slot of the image's record; [`InFlight::NO_IMAGE`].
     pub slot: u32,
     /// Bits of [`InFlight::WRITE`] and the following constants.
     pub flags: u32,
 }
 
 impl InFlight {
+    /// The image is known at completion only. The VM is in the owner word.
+    pub const NO_IMAGE: u32 = u32::MAX;
+
     /// The request writes.
     pub const WRITE: u32 = 1;
     /// Submitted with `IOCB_NOWAIT`; may be resubmitted without it.
@@ -196,7 +251,7 @@ pub const fn bucket_start(bucket: usize) -> u64 {
 const _: () = {
     assert!(size_of::<DirectionCounters>() == 32 + 8 * LATENCY_BUCKETS);
     assert!(size_of::<ImageRecord>() == 64 + 2 * size_of::<DirectionCounters>());
-    assert!(size_of::<InFlight>() == 40);
+    assert!(size_of::<InFlight>() == 48);
     assert!(IMAGES.is_power_of_two());
 };
 
@@ -216,23 +271,49 @@ mod tests {
         }
     }
 
+    /// The number of images in the table when the first one finds no record.
+    fn capacity(key: impl Fn(u64) -> ImageKey) -> usize {
+        let mut taken = [0; IMAGES];
+        for number in 0.. {
+            let key = key(number as u64);
+            let slot = |probe| ImageKey::slot(key.hash(), probe) as usize;
+            let bits = (0..PROBES).map(|probe| ImageKey::taken_bit(taken[slot(probe)]) << probe);
+            let Some(probe) = ImageKey::free_probe(bits.sum()) else { return number };
+            taken[slot(probe)] = key.owner();
+        }
+        unreachable!("the table is finite")
+    }
+
     #[test]
-    fn images_spread_over_the_table() {
-        let mut taken = [0_u8; IMAGES];
-        // A hundred VMs with ten images each, whose inodes follow each other.
-        for vm in 0..100 {
-            for file in 0..10 {
-                let key =
-                    ImageKey { vm, device: 254 << 20, file: 131_072 + u64::from(vm) * 10 + file };
-                let mut slot = key.home_slot() as usize;
-                let mut probes = 1;
-                while taken[slot] != 0 {
-                    slot = (slot + 1) % IMAGES;
-                    probes += 1;
-                }
-                taken[slot] = 1;
-                assert!(probes <= PROBES, "{key:?} takes {probes} probes");
+    fn seven_tenths_of_the_table_can_be_used() {
+        // Inodes that follow each other, ten for each VM, and random ones; block devices with following numbers.
+        let following = |number: u64| ImageKey {
+            vm: u16::try_from(number / 10).unwrap(),
+            device: 254 << 20,
+            file: 131_072 + number,
+        };
+        let random = |number: u64| {
+            let mut file = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            for factor in [0xbf58_476d_1ce4_e5b9_u64, 0x94d0_49bb_1331_11eb] {
+                file = (file ^ file >> 29).wrapping_mul(factor);
             }
+            ImageKey { vm: u16::try_from(number % 100).unwrap(), device: 1 << 20, file }
+        };
+        let devices = |number: u64| ImageKey {
+            vm: u16::try_from(number / 10).unwrap(),
+            device: 253 << 20 | u32::try_from(number).unwrap(),
+            file: ImageKey::NO_FILE,
+        };
+        for capacity in [capacity(following), capacity(random), capacity(devices)] {
+            assert!(capacity >= IMAGES * 7 / 10, "{capacity} images");
+        }
+    }
+
+    #[test]
+    fn the_two_buckets_of_an_image_differ() {
+        for file in 0..10_000 {
+            let hash = ImageKey { vm: 1, device: 2, file }.hash();
+            assert_ne!(ImageKey::slot(hash, 0), ImageKey::slot(hash, BUCKET_LEN));
         }
     }
 }

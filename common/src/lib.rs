@@ -22,7 +22,7 @@ pub use image::{ImageKey, ImageRecord, InFlight, Layer, Layers};
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of the shared layout. The agent adopts pinned maps of this version only.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Thread records in a block, the unit in which VMs get them.
 pub const BLOCK_LEN: usize = 8;
@@ -33,14 +33,30 @@ pub const THREADS: usize = 1 << 16;
 /// Number of VM records. Record 0 is never used.
 pub const VMS: usize = 4096;
 
-/// Largest number of blocks of one VM: 768 threads.
-pub const VM_BLOCKS: usize = 96;
+/// Largest number of blocks of one VM: 3,584 threads. KVM has at most 4,096 vCPUs in a VM, most builds 1,024.
+pub const VM_BLOCKS: usize = 448;
+
+/// Blocks of a VM, the first ones, in which the kernel looks for a free record of a new thread: 768 threads. It bounds the
+/// work of one clone(2) and of the verifier; the agent, which looks in all blocks, gives a record to a thread that got none.
+pub const SEARCHED_BLOCKS: usize = 96;
+
+const _: () = assert!(SEARCHED_BLOCKS <= VM_BLOCKS);
 
 /// Number of image records.
 pub const IMAGES: usize = 4096;
 
+/// Largest number of image records of one VM.
+pub const VM_IMAGES: usize = IMAGES / 8;
+
+/// Image records of files that belong to no disk yet which the kernel may claim for one VM. With more of them the VM is
+/// taken for a file server (9p, virtiofs).
+pub const VM_NEW_IMAGES: usize = 64;
+
 /// Largest number of counted requests in flight.
-pub const MAX_IN_FLIGHT: u32 = 32_768;
+pub const MAX_IN_FLIGHT: u32 = 65_536;
+
+/// Largest number of counted requests of one VM in flight.
+pub const VM_IN_FLIGHT: u32 = MAX_IN_FLIGHT / 16;
 
 /// Buckets of the in-flight filter (`INFLIGHT_FILTER`).
 pub const FILTER_LEN: u32 = 1024;

@@ -44,7 +44,7 @@ impl ThreadRecord {
     };
 }
 
-/// CPU usage of a VM's exited threads, and the blocks of thread records that the VM has.
+/// CPU usage of a VM's exited threads, what the VM has of the tables, and the blocks of thread records that it has.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct VmRecord {
@@ -57,13 +57,24 @@ pub struct VmRecord {
     /// Threads between the beginning of their exit and their last switch.
     pub dying: u64,
     /// Process id (thread group id) of the VM; 0 = the record is free.
-    pub tgid: u32,
+    pub tgid: u64,
     /// Bits of [`VmRecord::PENDING_THREADS`] and [`VmRecord::NO_IMAGES`].
-    pub flags: u32,
+    pub flags: u64,
     /// Largest total in ns that a reader has returned.
     pub high_water: u64,
-    /// Threads for which no record was free. Their time is counted when they have exited.
+    /// Threads that have been without a record, one after the other. Both sides add to it.
     pub unrecorded: u64,
+    /// What `unrecorded` was when every thread had a record. While it is less, the records lack a thread, and the kernel's
+    /// own sum over the process is the VM's CPU time.
+    pub recorded: u64,
+    /// Requests in flight. Wraps below 0 by those of an earlier VM with this record.
+    pub in_flight: u64,
+    /// Image records that the kernel has claimed for the VM.
+    pub new_images: u64,
+    /// The number of `new_images` that the kernel may reach; the agent raises it.
+    pub new_images_limit: u64,
+    /// Zero.
+    pub reserved: [u64; 3],
     /// Number of valid `blocks`. Written after the blocks.
     pub block_count: u64,
     /// The VM's blocks of thread records: block `b` is the records `b * BLOCK_LEN .. (b + 1) * BLOCK_LEN`.
@@ -72,26 +83,9 @@ pub struct VmRecord {
 
 impl VmRecord {
     /// An [`crate::EventKind::ThreadsChanged`] has been sent and not been handled.
-    pub const PENDING_THREADS: u32 = 1;
+    pub const PENDING_THREADS: u64 = 1;
     /// The VM has so many files open that the kernel must not create image records for it; the agent does.
-    pub const NO_IMAGES: u32 = 2;
-}
-
-impl Default for VmRecord {
-    fn default() -> Self {
-        Self {
-            exited: 0,
-            handovers_begun: 0,
-            handovers_done: 0,
-            dying: 0,
-            tgid: 0,
-            flags: 0,
-            high_water: 0,
-            unrecorded: 0,
-            block_count: 0,
-            blocks: [0; VM_BLOCKS],
-        }
-    }
+    pub const NO_IMAGES: u64 = 2;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.
@@ -106,6 +100,9 @@ impl Owner {
     pub const DYING: u64 = 1 << 49;
     /// The thread was seen inside `KVM_RUN`, and [`crate::EventKind::SeenInKvm`] was sent.
     pub const SEEN_IN_KVM: u64 = 1 << 50;
+    /// The first thread of a process has ended while others live. It keeps its record: its thread id is the process's, and
+    /// the kernel's sum over exited threads does not have its time.
+    pub const ENDED: u64 = 1 << 51;
 
     /// The owner word of a thread of the VM in `vm_slot`.
     #[inline(always)]
@@ -156,8 +153,8 @@ pub struct Meta {
 
 const _: () = {
     assert!(size_of::<ThreadRecord>() == 64 && align_of::<ThreadRecord>() == 64);
-    assert!(size_of::<VmRecord>() == 256 && align_of::<VmRecord>() == 64);
-    assert!(core::mem::offset_of!(VmRecord, blocks) == 64);
+    assert!(size_of::<VmRecord>() == 1024 && align_of::<VmRecord>() == 64);
+    assert!(core::mem::offset_of!(VmRecord, blocks) == 128);
     assert!(size_of::<Meta>() == 40);
     assert!(crate::THREADS <= 1 << 16 && crate::VMS <= 1 << 15);
 };

@@ -6,8 +6,7 @@ use kvmeter_common::{Layer, Layers};
 
 use crate::{
     image::{CurrentVm, File},
-    maps,
-    request::{OnMiss, begin, direction, end_with, in_flight_key, record_of},
+    request::{OnMiss, begin, direction, end_with, in_flight_key, land, record_of},
 };
 
 #[fentry]
@@ -28,8 +27,8 @@ fn begin_aio(kiocb: u64, is_write: bool) {
     let Some(file) = File::of_kiocb(kiocb) else { return };
     let Some(key) = file.key(vm.slot) else { return };
     let on_miss = if file.may_have_new_record() { OnMiss::Create(vm) } else { OnMiss::Ignore };
-    if let Some(slot) = record_of(key, Layers::only(Layer::Function), on_miss) {
-        begin(in_flight_key(kiocb), slot, 0, 0, direction(is_write));
+    if let Some(target) = record_of(key, Layers::only(Layer::Function), on_miss) {
+        begin(in_flight_key(kiocb), target, 0, 0, direction(is_write));
     }
 }
 
@@ -50,10 +49,7 @@ fn aio_complete_rw_too(ctx: FEntryContext) -> i32 {
 #[inline(always)]
 fn end_aio(ctx: &FEntryContext) {
     let (kiocb, result) = (ctx.arg(0), ctx.arg(1));
-    let address = in_flight_key(kiocb);
-    if let Some(request) = maps::in_flight(address)
-        && maps::remove(address)
-    {
-        end_with(request.slot, &request, result);
+    if let Some(request) = land(in_flight_key(kiocb)) {
+        end_with(&request, result);
     }
 }

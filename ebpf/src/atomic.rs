@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 #[cfg(target_arch = "bpf")]
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd};
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +23,25 @@ pub(crate) unsafe fn fetch_add(word: *mut u64, n: u64) -> u64 {
     // SAFETY: `word` is valid and aligned: upheld by the caller under this function's own `# Safety`.
     unsafe {
         AtomicU64::from_ptr(word).fetch_add(n, Ordering::SeqCst)
+    }
+}
+
+/// Sets bits and returns the previous value.
+///
+/// # Safety
+///
+/// `word` is aligned, lies in a map's value, and is written by atomic instructions and whole stores only.
+#[inline(always)]
+pub(crate) unsafe fn fetch_or(word: *mut u64, bits: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: `word` is valid and aligned: upheld by the caller under this function's own `# Safety`.
+    unsafe {
+        atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(word, bits)
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: `word` is valid and aligned: upheld by the caller under this function's own `# Safety`.
+    unsafe {
+        AtomicU64::from_ptr(word).fetch_or(bits, Ordering::SeqCst)
     }
 }
 

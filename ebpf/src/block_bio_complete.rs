@@ -2,15 +2,30 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use crate::{maps, memory::load, request::end};
+use crate::{
+    memory::load,
+    request::{end, land},
+};
 
 #[btf_tracepoint(function = "block_bio_complete")]
 fn block_bio_complete(ctx: BtfTracePointContext) -> i32 {
-    let bio: u64 = ctx.arg(1);
-    let Some(request) = maps::in_flight(bio) else { return 0 };
-    maps::remove(bio);
-    let has_failed = load!(u8, bio, BioStatus) != 0;
-    // `bi_size` is the residual by now: the size at submission counts.
-    end(request.slot, &request, (!has_failed).then_some(request.bytes));
+    complete(&ctx);
     0
+}
+
+/// Second copy, for a completion in an interrupt that hits the first one. See [`crate::aio`].
+#[btf_tracepoint(function = "block_bio_complete")]
+fn block_bio_complete_too(ctx: BtfTracePointContext) -> i32 {
+    complete(&ctx);
+    0
+}
+
+#[inline(always)]
+fn complete(ctx: &BtfTracePointContext) {
+    let bio: u64 = ctx.arg(1);
+    if let Some(request) = land(bio) {
+        let has_failed = load!(u8, bio, BioStatus) != 0;
+        // `bi_size` is the residual by now: the size at submission counts.
+        end(&request, (!has_failed).then_some(request.bytes));
+    }
 }

@@ -6,7 +6,7 @@ use kvmeter_common::{ImageKey, InFlight, Layer, Layers};
 use crate::{
     image::CurrentVm,
     memory::load,
-    request::{OnMiss, begin, begin_uncounted, direction, record_of},
+    request::{OnMiss, Target, begin, begin_uncounted, direction, record_of},
 };
 
 /// The bits of `bi_opf` with the operation.
@@ -19,13 +19,13 @@ const WRITE: u32 = 1;
 #[btf_tracepoint(function = "block_bio_queue")]
 fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
     let bio: u64 = ctx.arg(0);
-    let Some(slot) = slot_of(bio) else {
+    let Some(target) = target_of(bio) else {
         begin_uncounted(bio);
         return 0;
     };
     let flags = direction(operation_of(bio) != READ) | InFlight::ASYNC;
     let bytes = u64::from(load!(u32, bio, BioBytes));
-    begin(bio, slot, load!(u64, bio, BioSector), bytes, flags);
+    begin(bio, target, load!(u64, bio, BioSector), bytes, flags);
     0
 }
 
@@ -34,9 +34,9 @@ fn operation_of(bio: u64) -> u32 {
     load!(u32, bio, BioOperation) & OPERATION
 }
 
-/// The slot of the record for a bio that reads or writes.
+/// The record for a bio that reads or writes.
 #[inline(always)]
-fn slot_of(bio: u64) -> Option<u32> {
+fn target_of(bio: u64) -> Option<Target> {
     let vm = CurrentVm::get()?;
     // A write of 0 bytes is a flush.
     if operation_of(bio) > WRITE || load!(u32, bio, BioBytes) == 0 {

@@ -3,13 +3,29 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use crate::{maps, memory::load, request::end};
+use crate::{
+    memory::load,
+    request::{end, land},
+};
 
 /// Loop bound, for the verifier. A request of direct I/O usually has one bio; plugged neighbours may have been merged.
 const MAX_BIOS: usize = 64;
 
 #[btf_tracepoint(function = "block_rq_complete")]
 fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
+    complete(&ctx);
+    0
+}
+
+/// Second copy, for a completion in an interrupt that hits the first one. See [`crate::aio`].
+#[btf_tracepoint(function = "block_rq_complete")]
+fn block_rq_complete_too(ctx: BtfTracePointContext) -> i32 {
+    complete(&ctx);
+    0
+}
+
+#[inline(always)]
+fn complete(ctx: &BtfTracePointContext) {
     let (request, error, mut left): (u64, u32, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     let mut bio = load!(u64, request, RequestBio);
     for _ in 0..MAX_BIOS {
@@ -22,12 +38,10 @@ fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
             break;
         }
         left -= size;
-        if let Some(known) = maps::in_flight(bio) {
-            maps::remove(bio);
+        if let Some(known) = land(bio) {
             // `blk_status_t` is a u8.
-            end(known.slot, &known, (error & 0xff == 0).then_some(known.bytes));
+            end(&known, (error & 0xff == 0).then_some(known.bytes));
         }
         bio = load!(u64, bio, BioNext);
     }
-    0
 }

@@ -7,9 +7,8 @@ use kvmeter_common::{Layer, Layers};
 
 use crate::{
     image::{CurrentVm, File},
-    maps,
     memory::load,
-    request::{OnMiss, begin, direction, end_with, record_of},
+    request::{OnMiss, begin, direction, end_with, land, record_of},
 };
 
 /// Results after which the call is made again, by the caller or (`ERESTART*`) by the kernel: neither I/O nor a failure.
@@ -32,10 +31,10 @@ pub(crate) fn begin_call(registers: u64, layer: Layer, is_write: bool, has_posit
     // Logs and firmware are read and written without a position, too.
     let creates = has_position && file.may_have_new_record();
     let on_miss = if creates { OnMiss::Create(vm) } else { OnMiss::Ignore };
-    let Some(slot) = record_of(key, Layers::only(layer), on_miss) else { return };
+    let Some(target) = record_of(key, Layers::only(layer), on_miss) else { return };
     // SAFETY: the helper has no arguments and no precondition.
     let task = unsafe { bpf_get_current_task() };
-    begin(task, slot, 0, 0, direction(is_write));
+    begin(task, target, 0, 0, direction(is_write));
 }
 
 /// A call has returned a number of bytes or, below 0, an error.
@@ -43,11 +42,10 @@ pub(crate) fn begin_call(registers: u64, layer: Layer, is_write: bool, has_posit
 pub(crate) fn end_call(result: i64) {
     // SAFETY: the helper has no arguments and no precondition.
     let task = unsafe { bpf_get_current_task() };
-    let Some(request) = maps::in_flight(task) else { return };
-    maps::remove(task);
+    let Some(request) = land(task) else { return };
     let error = -result;
     if error != EINTR && error != EAGAIN && !(ERESTARTSYS..=ERESTART_RESTARTBLOCK).contains(&error)
     {
-        end_with(request.slot, &request, result);
+        end_with(&request, result);
     }
 }

@@ -5,12 +5,13 @@
     reason = "map memory is reached by raw pointers, and helpers are declared unsafe"
 )]
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task_btf};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use kvmeter_common::{Field, ImageKey, VmRecord};
 
 use crate::{
     kernel, maps,
     memory::{copy, copy_at, load},
+    task::Task,
     thread::get,
 };
 
@@ -42,7 +43,10 @@ impl CurrentVm {
     /// Whether the kernel may create records for files that the VM uses.
     #[inline(always)]
     pub(crate) fn may_create_records(self) -> bool {
-        maps::vm(self.slot).is_some_and(|vm| get!(vm, flags) & VmRecord::NO_IMAGES == 0)
+        maps::vm(self.slot).is_some_and(|vm| {
+            get!(vm, flags) & VmRecord::NO_IMAGES == 0
+                && get!(vm, new_images) < get!(vm, new_images_limit)
+        })
     }
 }
 
@@ -69,11 +73,25 @@ impl File {
         load!(u64, load!(u64, load!(u64, kiocb, KiocbFile), FileInode), InodeSize)
     }
 
+    /// The file that a request of io_uring names by a descriptor, before the kernel looks it up. `Err`: the kernel or the
+    /// request names it in another way.
+    #[inline(always)]
+    pub(crate) fn of_submitted(request: u64) -> Result<Option<Self>, ()> {
+        /// `REQ_F_FIXED_FILE` of the kernel's io_uring_types.h.
+        const FIXED_FILE: u32 = 1;
+        let has_descriptor = kernel::URING_HAS_DESCRIPTOR.load() != 0
+            && load!(u32, request, UringFlags) & FIXED_FILE == 0;
+        if has_descriptor {
+            Ok(Self::of_descriptor(load!(u32, request, UringDescriptor)))
+        } else {
+            Err(())
+        }
+    }
+
     /// The file behind a descriptor of the running process.
     #[inline(always)]
     pub(crate) fn of_descriptor(number: u32) -> Option<Self> {
-        let task = current_task();
-        let table = load!(u64, load!(u64, task, TaskFiles), FilesTable);
+        let table = Task::current().table_of_files();
         if number >= load!(u32, table, TableLen) {
             return None;
         }
@@ -124,12 +142,4 @@ impl File {
             file: copy(inode, Field::InodeNumber)?,
         })
     }
-}
-
-/// The running task, as a pointer whose type the verifier knows.
-#[inline(always)]
-fn current_task() -> u64 {
-    // SAFETY: the helper has no arguments and no precondition.
-    let task = unsafe { bpf_get_current_task_btf() };
-    task as u64
 }

@@ -3,10 +3,12 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
+use kvmeter_common::{ImageKey, InFlight};
+
 use crate::{
-    image::CurrentVm,
+    image::{CurrentVm, File},
     memory::load,
-    request::{begin, direction, in_flight_key},
+    request::{OnMiss, Target, URING_LAYERS, begin, direction, in_flight_key, record_of},
 };
 
 /// `IORING_OP_*` of the kernel's io_uring.h.
@@ -26,6 +28,25 @@ fn io_uring_submit_req(ctx: BtfTracePointContext) -> i32 {
         WRITEV | WRITE_FIXED | WRITE => true,
         _ => return 0,
     };
-    begin(in_flight_key(request), u32::from(vm.slot), 0, 0, direction(is_write));
+    if let Some(target) = target_of(request, vm) {
+        begin(in_flight_key(request), target, 0, 0, direction(is_write));
+    }
     0
+}
+
+/// The record for a request; of a file that is known at completion only, the VM.
+#[inline(always)]
+fn target_of(request: u64, vm: CurrentVm) -> Option<Target> {
+    match File::of_submitted(request) {
+        Ok(file) => {
+            let file = file?;
+            let can_create = file.may_have_new_record();
+            let on_miss = if can_create { OnMiss::Create(vm) } else { OnMiss::Ignore };
+            record_of(file.key(vm.slot)?, URING_LAYERS, on_miss)
+        }
+        Err(()) => {
+            let owner = ImageKey { vm: vm.slot, device: 0, file: 0 }.owner();
+            Some(Target { slot: InFlight::NO_IMAGE, owner, file: 0 })
+        }
+    }
 }

@@ -22,10 +22,10 @@ fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
         // In a record of layer `Ring` the hooks of io_uring count asynchronous requests; synchronous ones, those of
         // worker threads, count here.
         let layers = if is_async { direct } else { direct.and(Layer::Ring) };
-        let slot = record_of(File::key_of_kiocb(iocb, vm), layers, OnMiss::Create(vm))?;
-        Some((slot, is_async))
+        let target = record_of(File::key_of_kiocb(iocb, vm), layers, OnMiss::Create(vm))?;
+        Some((target, is_async))
     });
-    let Some((slot, is_async)) = counted else {
+    let Some((target, is_async)) = counted else {
         begin_uncounted(iocb);
         return 0;
     };
@@ -46,6 +46,6 @@ fn iomap_dio_rw_begin(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
     }
-    begin(iocb, slot, position, bytes, flags);
+    begin(iocb, target, position, bytes, flags);
     0
 }

@@ -21,6 +21,10 @@ pub(crate) static HAS_PREEMPT_NOTIFIERS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static URING_HAS_RESULT: Global<u64> = Global::new(0);
 
+/// 1 where a request of io_uring has its descriptor at submission (Linux 5.19), else 0.
+#[unsafe(no_mangle)]
+pub(crate) static URING_HAS_DESCRIPTOR: Global<u64> = Global::new(0);
+
 /// 1 where iomap has tracepoints for direct I/O (Linux 6.6), else 0.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_IOMAP_EVENTS: Global<u64> = Global::new(0);

@@ -9,19 +9,16 @@
 )]
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_EXIST, BPF_F_MMAPABLE},
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
 use kvmeter_common::{
-    EVENT_RING_LEN, Event, FILTER_LEN, IMAGES, ImageRecord, InFlight, MAX_IN_FLIGHT, Meta, Owner,
-    SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord,
+    EVENT_RING_LEN, Event, FILTER_LEN, IMAGES, ImageKey, ImageRecord, InFlight, MAX_IN_FLIGHT,
+    Meta, Owner, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VM_IN_FLIGHT, VMS, VmRecord,
 };
 
 use crate::{atomic, verifier};
-
-/// Number of image records; no record has this slot.
-pub(crate) const IMAGE_SLOTS: u32 = elements(IMAGES);
 
 /// A number of elements as the kernel stores it.
 #[expect(clippy::cast_possible_truncation, reason = "the assertion rules it out")]
@@ -44,7 +41,7 @@ static VM: Array<VmRecord> = Array::with_max_entries(elements(VMS), BPF_F_MMAPAB
 static META: Array<Meta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-static IMAGE: Array<ImageRecord> = Array::with_max_entries(IMAGE_SLOTS, BPF_F_MMAPABLE);
+static IMAGE: Array<ImageRecord> = Array::with_max_entries(elements(IMAGES), BPF_F_MMAPABLE);
 
 /// Keyed by kernel address: of the kiocb, bio or io_kiocb; for a system call, of the task, because a thread makes one call
 /// at a time.
@@ -74,6 +71,17 @@ pub(crate) fn slot_of(tid: u32) -> u16 {
     slot_entry(tid).map_or(0, |entry| unsafe { entry.read_volatile() })
 }
 
+/// Clears the slot of a thread id, if it is this one.
+#[inline(always)]
+pub(crate) fn forget(tid: u32, slot: u16) {
+    let Some(entry) = slot_entry(tid) else { return };
+    // SAFETY: `slot_entry` returns a valid, aligned entry.
+    if unsafe { entry.read_volatile() } == slot {
+        // SAFETY: `slot_entry` returns a valid, aligned entry.
+        unsafe { entry.write_volatile(0) };
+    }
+}
+
 #[inline(always)]
 pub(crate) fn thread(slot: u16) -> Option<*mut ThreadRecord> {
     THREAD.get_ptr_mut(u32::from(slot))
@@ -84,9 +92,12 @@ pub(crate) fn vm(slot: u16) -> Option<*mut VmRecord> {
     VM.get_ptr_mut(u32::from(slot))
 }
 
-/// The owner of a thread record.
+/// The owner of a thread record; `None`: no record has this slot, or slot 0.
 #[inline(always)]
 pub(crate) fn owner_of(slot: u16) -> Option<Owner> {
+    if slot == 0 {
+        return None;
+    }
     let record = thread(slot)?;
     // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
     Some(Owner(unsafe { (&raw const (*record).owner).read_volatile() }))
@@ -104,19 +115,39 @@ fn filter(address: u64) -> Option<*mut u64> {
     INFLIGHT_FILTER.get_ptr_mut(hash >> (32 - FILTER_LEN.ilog2()))
 }
 
-/// Stores the request in flight at `address`; `is_known`: it replaces one that is stored there.
+/// Stores a request in flight at `address`, unless its VM has as many as it may have.
 #[inline(always)]
-pub(crate) fn insert(address: u64, request: &InFlight, is_known: bool) {
-    if INFLIGHT.insert(address, request, 0).is_err() {
-        count_uncounted();
+pub(crate) fn insert(address: u64, request: &InFlight) {
+    let Some(of_vm) = in_flight_of_vm(request) else { return };
+    // SAFETY: `of_vm` is an aligned word of a value of the map.
+    let before = unsafe { atomic::fetch_add(of_vm, 1) };
+    if before.cast_signed() < i64::from(VM_IN_FLIGHT)
+        && INFLIGHT.insert(address, request, 0).is_ok()
+    {
+        if let Some(count) = filter(address) {
+            // SAFETY: `count` is a value of the map: an aligned word.
+            unsafe { atomic::fetch_add(count, 1) };
+        }
         return;
     }
-    if let Some(count) = filter(address)
-        && !is_known
-    {
-        // SAFETY: `count` is a value of the map: an aligned word.
-        unsafe { atomic::fetch_add(count, 1) };
-    }
+    // SAFETY: `of_vm` is an aligned word of a value of the map.
+    unsafe { atomic::fetch_add(of_vm, u64::MAX) };
+    count_uncounted();
+}
+
+/// Stores a request of the same VM in the place of the one at `address`.
+#[inline(always)]
+pub(crate) fn replace(address: u64, request: &InFlight) {
+    // It fails only if the request is gone.
+    let _ = INFLIGHT.insert(address, request, u64::from(BPF_EXIST));
+}
+
+/// The number of requests that the VM of this one has in flight.
+#[inline(always)]
+fn in_flight_of_vm(request: &InFlight) -> Option<*mut u64> {
+    let vm = vm(ImageKey::of(request.owner, 0).vm)?;
+    // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+    Some(unsafe { &raw mut (*vm).in_flight })
 }
 
 /// The request in flight at `address`.
@@ -132,15 +163,21 @@ pub(crate) fn in_flight(address: u64) -> Option<InFlight> {
     unsafe { INFLIGHT.get(address) }.copied()
 }
 
-/// Removes the request in flight at `address`. Returns whether it was stored until now.
+/// Removes the request in flight at `address`, a copy of which is `request`. Returns whether it was stored until now.
 #[inline(always)]
-pub(crate) fn remove(address: u64) -> bool {
-    let was_there = INFLIGHT.remove(address).is_ok();
-    if was_there && let Some(count) = filter(address) {
+pub(crate) fn remove(address: u64, request: &InFlight) -> bool {
+    if INFLIGHT.remove(address).is_err() {
+        return false;
+    }
+    if let Some(count) = filter(address) {
         // SAFETY: `count` is a value of the map: an aligned word.
         unsafe { atomic::fetch_add(count, u64::MAX) };
     }
-    was_there
+    if let Some(count) = in_flight_of_vm(request) {
+        // SAFETY: `count` is an aligned word of a value of the map.
+        unsafe { atomic::fetch_add(count, u64::MAX) };
+    }
+    true
 }
 
 /// Counts a request that cannot be counted for its image.

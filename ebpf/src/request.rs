@@ -11,7 +11,7 @@ use kvmeter_common::{
 use crate::{
     atomic,
     image::CurrentVm,
-    maps::{self, IMAGE_SLOTS},
+    maps,
     thread::{get, set},
     verifier,
 };
@@ -24,6 +24,10 @@ const EINVAL: i64 = 22;
 /// program both see an event.
 const TWICE_NS: u64 = 5000;
 
+/// A request of io_uring counts in a record of any of these layers.
+pub(crate) const URING_LAYERS: Layers =
+    Layers::only(Layer::Call).and(Layer::Function).and(Layer::Ring);
+
 /// What to do if an image has no record.
 #[derive(Clone, Copy)]
 pub(crate) enum OnMiss {
@@ -32,32 +36,47 @@ pub(crate) enum OnMiss {
     Create(CurrentVm),
 }
 
-/// The slot of the image's record. `None`: there is none, or its layer is another program's.
+/// An image's record, as a request in flight refers to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) slot: u32,
+    pub(crate) owner: u64,
+    pub(crate) file: u64,
+}
+
+/// The image's record. `None`: there is none, or its layer is another program's.
 #[inline(always)]
-pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Option<u32> {
-    let home = key.home_slot();
-    // A number and no `Option`, for the verifier.
-    let mut free = IMAGE_SLOTS;
-    // The lookup goes on behind a free record: it may have been freed after the image's was created.
-    for step in 0..maps::elements(PROBES) {
-        let slot = (home + step) % IMAGE_SLOTS;
+pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Option<Target> {
+    let hash = key.hash();
+    let target = |slot| Target { slot, owner: key.owner(), file: key.file };
+    // A bit for each record, without a branch: the verifier would follow every combination of free records.
+    let mut taken = 0_u32;
+    for probe in 0..PROBES {
+        let slot = ImageKey::slot(hash, probe);
         let record = maps::image(slot)?;
         let owner = get!(record, owner);
         if owner == key.owner() && get!(record, file) == key.file {
-            return layers.have(get!(record, layer)).then_some(slot);
+            return layers.have(get!(record, layer)).then_some(target(slot));
         }
-        if owner == 0 && free == IMAGE_SLOTS {
-            free = slot;
-        }
+        taken |= ImageKey::taken_bit(owner) << probe;
     }
     let OnMiss::Create(vm) = on_miss else { return None };
     if !vm.may_create_records() {
         return None;
     }
-    if free < IMAGE_SLOTS && claim(free, key, layers.for_new) {
+    let Some(probe) = ImageKey::free_probe(taken) else {
+        maps::count_uncounted();
+        return None;
+    };
+    let free = ImageKey::slot(hash, probe);
+    if claim(free, key, layers.for_new) {
+        if let Some(record) = maps::vm(vm.slot) {
+            // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+            unsafe { atomic::fetch_add(&raw mut (*record).new_images, 1) };
+        }
         let kind = EventKind::ImageClaimed as u32;
         maps::send(&Event { kind, tgid: vm.tgid, tid: 0, vm_slot: u32::from(vm.slot) });
-        return Some(free);
+        return Some(target(free));
     }
     maps::count_uncounted();
     None
@@ -93,41 +112,58 @@ pub(crate) const fn in_flight_key(request: u64) -> u64 {
 /// interrupts, and the kernel runs no program in an interrupt that hits the same program, on some kernels any program, on
 /// that CPU.
 #[inline(always)]
-pub(crate) fn begin(address: u64, slot: u32, position: u64, bytes: u64, flags: u32) {
+pub(crate) fn begin(address: u64, target: Target, position: u64, bytes: u64, flags: u32) {
     // SAFETY: the helper has no arguments and no precondition.
     let mut start = unsafe { bpf_ktime_get_ns() };
-    let known = maps::in_flight(address);
-    if let Some(known) = known {
-        let is_same = known.slot == slot
+    let Target { slot, owner, file } = target;
+    let mut replaces = false;
+    if let Some(known) = maps::in_flight(address) {
+        let is_same = (known.slot, known.owner, known.file) == (slot, owner, file)
             && known.position == position
             && (known.flags ^ flags) & InFlight::WRITE == 0;
         let may_be_retried = known.flags & (InFlight::NO_WAIT | InFlight::RETRIED) != 0;
         let is_seen_twice = start.wrapping_sub(known.start) < TWICE_NS;
         if is_same && (may_be_retried || is_seen_twice) {
             start = known.start;
-        } else {
+            replaces = true;
+        } else if maps::remove(address, &known) {
             end_missed(&known);
         }
     }
-    let owner = maps::image(slot).map_or(0, |image| get!(image, owner));
-    let request = InFlight { start, position, bytes, owner, slot, flags };
-    maps::insert(address, &request, known.is_some());
+    let request = InFlight { start, position, bytes, owner, file, slot, flags };
+    if replaces {
+        maps::replace(address, &request);
+    } else {
+        maps::insert(address, &request);
+    }
 }
 
 /// A request that is not counted begins at `address`: one that is stored there has been completed.
 #[inline(always)]
 pub(crate) fn begin_uncounted(address: u64) {
-    if let Some(known) = maps::in_flight(address) {
+    if let Some(known) = maps::in_flight(address)
+        && maps::remove(address, &known)
+    {
         end_missed(&known);
-        maps::remove(address);
     }
+}
+
+/// Removes the request in flight at `address`, which has been completed. `None`: none is known, or the other copy of the
+/// program was first, or the kernel could not remove it in this interrupt; then it counts as missed when the address is
+/// used again.
+#[inline(always)]
+pub(crate) fn land(address: u64) -> Option<InFlight> {
+    let request = maps::in_flight(address)?;
+    maps::remove(address, &request).then_some(request)
 }
 
 /// The counters for a request. `None`: the record was given to another image since.
 #[inline(always)]
-fn counters_of(slot: u32, request: &InFlight) -> Option<*mut DirectionCounters> {
-    let image = maps::image(slot)?;
-    if get!(image, owner) != request.owner {
+fn counters_of(request: &InFlight) -> Option<*mut DirectionCounters> {
+    let image = maps::image(request.slot)?;
+    // A closed record still counts what was in flight.
+    let file = get!(image, file);
+    if get!(image, owner) != request.owner || file != request.file && file != 0 {
         return None;
     }
     // SAFETY: `image` is a whole value of the map, and both are fields of it.
@@ -142,8 +178,8 @@ fn counters_of(slot: u32, request: &InFlight) -> Option<*mut DirectionCounters> 
 
 /// A request was completed with this many bytes; `None`: it failed.
 #[inline(always)]
-pub(crate) fn end(slot: u32, request: &InFlight, bytes: Option<u64>) {
-    let Some(counters) = counters_of(slot, request) else { return };
+pub(crate) fn end(request: &InFlight, bytes: Option<u64>) {
+    let Some(counters) = counters_of(request) else { return };
     let Some(bytes) = bytes else {
         // SAFETY: `counters` lies in a value of the map, and the field is an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*counters).errors, 1) };
@@ -156,9 +192,9 @@ pub(crate) fn end(slot: u32, request: &InFlight, bytes: Option<u64>) {
 
 /// A request was completed with a number of bytes or, below 0, an error.
 #[inline(always)]
-pub(crate) fn end_with(slot: u32, request: &InFlight, result: i64) {
+pub(crate) fn end_with(request: &InFlight, result: i64) {
     if result != -EINVAL {
-        end(slot, request, u64::try_from(result).ok());
+        end(request, u64::try_from(result).ok());
     }
 }
 
@@ -168,7 +204,7 @@ fn end_missed(request: &InFlight) {
     if request.flags & InFlight::ASYNC == 0 {
         return;
     }
-    let Some(counters) = counters_of(request.slot, request) else { return };
+    let Some(counters) = counters_of(request) else { return };
     let latency = get!(counters, latency_ns).checked_div(get!(counters, requests)).unwrap_or(0);
     count(counters, request.bytes, latency);
 }

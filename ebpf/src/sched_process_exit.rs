@@ -12,11 +12,10 @@ use crate::{atomic, maps, task::Task, thread::Thread};
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::new(ctx.arg(0));
     let Some(thread) = Thread::find(maps::slot_of(task.pid()), task) else { return 0 };
-    let owner = thread.owner();
+    let Some(owner) = thread.mark(Owner::DYING) else { return 0 };
     if owner.has(Owner::DYING) {
         return 0;
     }
-    thread.mark(Owner::DYING);
     if let Some(vm) = maps::vm(owner.vm_slot()) {
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).dying, 1) };

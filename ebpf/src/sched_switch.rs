@@ -9,7 +9,7 @@ use kvmeter_common::{EventKind, Owner, word};
 use crate::{
     atomic, kernel, maps,
     task::Task,
-    thread::{Thread, get, set},
+    thread::{Thread, get, set, stop_dying},
 };
 
 /// `TASK_DEAD` of the kernel's sched.h: the task's last switch.
@@ -80,28 +80,51 @@ fn arrive(thread: Thread, task: Task, now: u64) {
 /// `task` has made its last switch: its CPU time goes to the VM.
 #[inline(always)]
 fn finish(thread: Thread, task: Task) {
-    // A thread that was registered after it had begun to exit was not counted as dying.
-    let was_dying = thread.owner().has(Owner::DYING);
+    let is_last = task.live_threads() <= 0;
+    if task.is_first_of_process() && !is_last {
+        keep(thread);
+        return;
+    }
     let Some(vm) = thread.hand_over(task.sum_exec_runtime()) else { return };
-    if let Some(entry) = maps::slot_entry(task.pid()) {
-        // SAFETY: `slot_entry` returns a valid, aligned entry.
-        if unsafe { entry.read_volatile() } == thread.slot {
-            // SAFETY: `slot_entry` returns a valid, aligned entry.
-            unsafe { entry.write_volatile(0) };
-        }
+    maps::forget(task.pid(), thread.slot);
+    if is_last {
+        finish_first(task);
+        return;
     }
     // The hand-over includes the last microseconds of a thread, after the kernel had added the thread to its own sum.
     // While no thread is exiting, the kernel's sum is complete and replaces ours. The order matters: a thread that begins
     // to exit meanwhile is seen in `dying`, and one that has also finished makes the exchange fail.
-    let minus_one = u64::MAX;
-    if was_dying {
-        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
-        unsafe { atomic::fetch_add(&raw mut (*vm).dying, minus_one) };
-    }
     let exited = get!(vm, exited);
     let sum_of_kernel = task.sum_sched_runtime();
     if get!(vm, dying) == 0 {
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::compare_exchange(&raw mut (*vm).exited, exited, sum_of_kernel) };
+    }
+}
+
+/// The first thread of a process has ended before others. The kernel keeps it as a zombie and leaves its time out of the
+/// sum over exited threads, and its thread id is the process's: the record stays.
+#[inline(always)]
+fn keep(thread: Thread) {
+    if let Some(before) = thread.mark(Owner::ENDED)
+        && before.has(Owner::DYING)
+        && !before.has(Owner::ENDED)
+        && let Some(vm) = maps::vm(before.vm_slot())
+    {
+        stop_dying(vm);
+    }
+}
+
+/// The last thread of a process has ended: frees the record of the first one, if that ended earlier.
+#[inline(always)]
+fn finish_first(last: Task) {
+    let tgid = last.tgid();
+    let slot = maps::slot_of(tgid);
+    let Some(record) = maps::thread(slot) else { return };
+    let first = Thread { slot, record };
+    let owner = first.owner();
+    if slot != 0 && owner.tid() == tgid && owner.has(Owner::ENDED) {
+        first.hand_over(word::shows(get!(record, run), 0));
+        maps::forget(tgid, slot);
     }
 }

@@ -1,5 +1,9 @@
 //! Reads of the kernel's `task_struct`.
 
+#![expect(unsafe_code, reason = "helpers are declared unsafe")]
+
+use aya_ebpf::helpers::bpf_get_current_task_btf;
+
 use crate::{kernel, memory::load};
 
 /// A `struct task_struct *` among a program's arguments: the verifier knows its type.
@@ -7,6 +11,13 @@ use crate::{kernel, memory::load};
 pub(crate) struct Task(u64);
 
 impl Task {
+    /// The running task.
+    #[inline(always)]
+    pub(crate) fn current() -> Self {
+        // SAFETY: the helper has no arguments and no precondition.
+        Self(unsafe { bpf_get_current_task_btf() } as u64)
+    }
+
     /// The task that a program was given as an argument.
     #[inline(always)]
     pub(crate) const fn new(argument: u64) -> Self {
@@ -21,6 +32,12 @@ impl Task {
     #[inline(always)]
     pub(crate) fn tgid(self) -> u32 {
         load!(u32, self.0, TaskTgid)
+    }
+
+    /// Whether it is the first thread of its process: the thread ids of the process and of its first thread are the same.
+    #[inline(always)]
+    pub(crate) fn is_first_of_process(self) -> bool {
+        self.pid() == self.tgid()
     }
 
     /// The first eight bytes of the name.
@@ -76,6 +93,12 @@ impl Task {
     #[inline(always)]
     pub(crate) fn sum_sched_runtime(self) -> u64 {
         load!(u64, self.signal(), SignalSumSchedRuntime)
+    }
+
+    /// The `struct fdtable *` with its open files.
+    #[inline(always)]
+    pub(crate) fn table_of_files(self) -> u64 {
+        load!(u64, load!(u64, self.0, TaskFiles), FilesTable)
     }
 
     #[inline(always)]

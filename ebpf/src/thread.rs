@@ -6,7 +6,9 @@
 
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
-use kvmeter_common::{BLOCK_LEN, Event, EventKind, Owner, ThreadRecord, VM_BLOCKS, VmRecord, word};
+use kvmeter_common::{
+    BLOCK_LEN, Event, EventKind, Owner, SEARCHED_BLOCKS, ThreadRecord, VmRecord, word,
+};
 
 use crate::{atomic, maps, task::Task};
 
@@ -61,10 +63,30 @@ impl Thread {
         Owner(get!(self.record, owner))
     }
 
-    /// Sets flags of the owner word.
+    /// Sets flags of the owner word. Returns the word before; `None`: the record was freed meanwhile.
     #[inline(always)]
-    pub(crate) fn mark(self, flags: u64) {
-        set!(self.record, owner, self.owner().0 | flags);
+    pub(crate) fn mark(self, flags: u64) -> Option<Owner> {
+        self.exchange_owner(|owner| owner.0 | flags)
+    }
+
+    /// Stores a new owner word. Returns the word before; `None`: the record was freed meanwhile.
+    #[inline(always)]
+    fn exchange_owner(self, new: impl Fn(Owner) -> u64) -> Option<Owner> {
+        // The agent, the only other writer while the record is claimed, writes the word once in a scan at most.
+        for _ in 0..2 {
+            let owner = self.owner();
+            if owner.0 == 0 {
+                break;
+            }
+            // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+            let is_done = unsafe {
+                atomic::compare_exchange(&raw mut (*self.record).owner, owner.0, new(owner))
+            };
+            if is_done {
+                return Some(owner);
+            }
+        }
+        None
     }
 
     /// Sends an event about this thread.
@@ -89,8 +111,12 @@ impl Thread {
         unsafe { atomic::fetch_add(&raw mut (*vm).exited, sum) };
         self.clear();
         // The exchange orders the stores of `clear` before the record becomes free.
-        // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
-        unsafe { atomic::compare_exchange(&raw mut (*self.record).owner, self.owner().0, 0) };
+        let before = self.exchange_owner(|_| 0);
+        // A thread that was registered after it had begun to exit was not counted as dying. The agent, which frees a record
+        // in the same way, may have been first.
+        if before.is_some_and(|owner| owner.has(Owner::DYING) && !owner.has(Owner::ENDED)) {
+            stop_dying(vm);
+        }
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).handovers_done, 1) };
         Some(vm)
@@ -119,12 +145,33 @@ impl Thread {
     }
 }
 
+/// A thread of the VM has made its last switch.
+#[inline(always)]
+pub(crate) fn stop_dying(vm: *mut VmRecord) {
+    // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+    unsafe { atomic::fetch_add(&raw mut (*vm).dying, u64::MAX) };
+}
+
+/// The VM whose process a task belongs to: the VM's slot and record. The process is known by the record of its first
+/// thread, which stays until the last thread ends, or else by the task's own.
+#[inline(always)]
+pub(crate) fn vm_of(task: Task) -> Option<(u16, *mut VmRecord)> {
+    let tgid = task.tgid();
+    let first = maps::owner_of(maps::slot_of(tgid)).filter(|owner| owner.tid() == tgid);
+    let owner = match first {
+        Some(owner) => owner,
+        None => Thread::find(maps::slot_of(task.pid()), task)?.owner(),
+    };
+    let vm = maps::vm(owner.vm_slot())?;
+    (get!(vm, tgid) == u64::from(tgid)).then_some((owner.vm_slot(), vm))
+}
+
 /// Claims a free record of the VM for a new thread.
 #[inline(always)]
 pub(crate) fn claim_record(vm_slot: u16, vm: *mut VmRecord, tid: u32) -> Option<Thread> {
     let count = get!(vm, block_count);
     let owner = Owner::new(tid, vm_slot).0;
-    for b in 0..VM_BLOCKS {
+    for b in 0..SEARCHED_BLOCKS {
         if b as u64 >= count {
             break;
         }

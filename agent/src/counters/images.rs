@@ -6,7 +6,7 @@ use std::sync::atomic::{
     fence,
 };
 
-use kvmeter_common::{IMAGES, ImageKey, Layer, image::PROBES};
+use kvmeter_common::{ImageKey, Layer, image::PROBES};
 
 use super::{
     DiskIo, Records, VmSlot,
@@ -216,7 +216,7 @@ impl Records {
     }
 
     /// Finds or claims a record for `key` on `layer`, and closes its records of other layers. `None` = no record is free
-    /// within the probe length.
+    /// in the image's buckets.
     pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Option<ImageSlot> {
         let mut claimed = None;
         for slot in self.images_of(key) {
@@ -228,11 +228,18 @@ impl Records {
             }
         }
         claimed.or_else(|| {
-            let free = probes(key).find(|slot| {
-                self.image(*slot).is_some_and(|record| {
-                    record.owner.compare_exchange(0, key.owner(), AcqRel, Relaxed).is_ok()
-                })
-            })?;
+            let slots: Vec<_> = probes(key).collect();
+            let free = loop {
+                let owners = slots.iter().filter_map(|slot| self.image(*slot));
+                let taken = owners.zip(0..).fold(0, |taken, (record, probe)| {
+                    taken | ImageKey::taken_bit(record.owner.load(Acquire)) << probe
+                });
+                let free = *slots.get(ImageKey::free_probe(taken)? as usize)?;
+                let owner = &self.image(free)?.owner;
+                if owner.compare_exchange(0, key.owner(), AcqRel, Relaxed).is_ok() {
+                    break free;
+                }
+            };
             let record = self.image(free)?;
             record.layer.store(layer as u32, Relaxed);
             record.file.store(key.file, Release);
@@ -284,12 +291,11 @@ fn cells(direction: &SharedDirectionCounters) -> impl Iterator<Item = &AtomicU64
     numbers.into_iter().chain(&direction.buckets)
 }
 
-/// The slots in which an image's record can be, in probing order.
+/// The slots in which an image's record can be: those of its first bucket, then those of its second.
 fn probes(key: ImageKey) -> impl Iterator<Item = ImageSlot> {
-    (0..PROBES).filter_map(move |step| {
-        let slot = (key.home_slot() as usize + step) % IMAGES;
-        u16::try_from(slot).ok().map(ImageSlot)
-    })
+    let hash = key.hash();
+    let slot = move |probe| u16::try_from(ImageKey::slot(hash, probe)).ok().map(ImageSlot);
+    (0..PROBES).filter_map(slot)
 }
 
 fn is_open_for(record: &SharedImageRecord, key: ImageKey) -> bool {

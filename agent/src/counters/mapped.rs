@@ -15,7 +15,7 @@ use std::{
 };
 
 use kvmeter_common::{
-    ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VmRecord,
+    ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VM_NEW_IMAGES, VmRecord,
     image::{DirectionCounters, LATENCY_BUCKETS},
 };
 use memmap2::{MmapOptions, MmapRaw};
@@ -45,13 +45,18 @@ pub(crate) struct SharedThreadRecord {
 impl SharedThreadRecord {
     /// Resets the record and frees it. The owner is reset last, so that the next owner finds the other fields empty.
     pub(crate) fn free(&self) {
-        // `vcpu` is valid with a flag of the owner only.
+        self.clear();
+        self.owner.store(ThreadRecord::EMPTY.owner, Release);
+    }
+
+    /// Resets all but the owner, and `vcpu`, which is valid with a flag of the owner only.
+    pub(crate) fn clear(&self) {
         let Self {
             run,
             wait,
             switches_in,
             preemptions,
-            owner,
+            owner: _,
             start,
             high_water,
             vcpu: _,
@@ -64,7 +69,6 @@ impl SharedThreadRecord {
         preemptions.store(empty.preemptions, Relaxed);
         start.store(empty.start, Relaxed);
         high_water.store(empty.high_water, Relaxed);
-        owner.store(empty.owner, Release);
     }
 }
 
@@ -76,12 +80,61 @@ pub(crate) struct SharedVmRecord {
     pub(crate) handovers_begun: AtomicU64,
     pub(crate) handovers_done: AtomicU64,
     pub(crate) dying: AtomicU64,
-    pub(crate) tgid: AtomicU32,
-    pub(crate) flags: AtomicU32,
+    pub(crate) tgid: AtomicU64,
+    pub(crate) flags: AtomicU64,
     pub(crate) high_water: AtomicU64,
     pub(crate) unrecorded: AtomicU64,
+    pub(crate) recorded: AtomicU64,
+    pub(crate) in_flight: AtomicU64,
+    pub(crate) new_images: AtomicU64,
+    pub(crate) new_images_limit: AtomicU64,
+    pub(crate) reserved: [AtomicU64; 3],
     pub(crate) block_count: AtomicU64,
     pub(crate) blocks: [AtomicU16; VM_BLOCKS],
+}
+
+impl SharedVmRecord {
+    /// Whether every live thread has a record and `exited` is known.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.recorded.load(Relaxed) == self.unrecorded.load(Relaxed)
+    }
+
+    /// Resets the record, but for the VM's process id and blocks. The next VM with the record begins with the kernel's own sum:
+    /// no thread of that VM has a record yet.
+    pub(crate) fn clear(&self) {
+        let Self {
+            exited,
+            handovers_begun,
+            handovers_done,
+            dying,
+            tgid: _,
+            flags,
+            high_water,
+            unrecorded,
+            recorded,
+            in_flight,
+            new_images,
+            new_images_limit,
+            reserved: _,
+            block_count: _,
+            blocks: _,
+        } = self;
+        for cell in [
+            exited,
+            handovers_begun,
+            handovers_done,
+            dying,
+            flags,
+            high_water,
+            recorded,
+            in_flight,
+            new_images,
+        ] {
+            cell.store(0, Relaxed);
+        }
+        unrecorded.store(1, Relaxed);
+        new_images_limit.store(VM_NEW_IMAGES as u64, Relaxed);
+    }
 }
 
 /// [`Meta`] in shared memory.
@@ -155,6 +208,11 @@ assert_same_layout!(
     flags,
     high_water,
     unrecorded,
+    recorded,
+    in_flight,
+    new_images,
+    new_images_limit,
+    reserved,
     block_count,
     blocks
 );
@@ -182,7 +240,7 @@ assert_same_layout!(
 
 // SAFETY: `repr(C)`, atomics only, 64 bytes without padding.
 unsafe impl Shared for SharedThreadRecord {}
-// SAFETY: `repr(C)`, atomics only, 256 bytes without padding.
+// SAFETY: `repr(C)`, atomics only, 1024 bytes without padding.
 unsafe impl Shared for SharedVmRecord {}
 // SAFETY: `repr(C)`, atomics only, 40 bytes without padding.
 unsafe impl Shared for SharedMeta {}

@@ -7,7 +7,7 @@ mod disk;
 mod images;
 pub(crate) mod mapped;
 mod readings;
-mod records;
+pub(crate) mod records;
 mod slow;
 
 pub use disk::{DiskIo, DiskSize};

@@ -85,7 +85,9 @@ impl Records {
     /// Whether the record belongs to the VM with this process id.
     #[must_use]
     pub fn is_vm(&self, slot: VmSlot, pid: u32) -> bool {
-        self.vms.get(usize::from(slot.0)).is_some_and(|vm| vm.tgid.load(Ordering::Acquire) == pid)
+        self.vms
+            .get(usize::from(slot.0))
+            .is_some_and(|vm| vm.tgid.load(Ordering::Acquire) == u64::from(pid))
     }
 
     /// The map entry with the slot of a thread id; `None` = the id is beyond the `pid_max` at load time.
@@ -107,7 +109,7 @@ impl Records {
         })
     }
 
-    /// CPU time in ns of a VM's live and exited threads, now.
+    /// CPU time in ns of a VM's recorded and exited threads, now. Never less than the sum of what was returned for them.
     fn vm_sum(&self, vm: &SharedVmRecord) -> u64 {
         let mut sum = 0;
         for _ in 0..TRIES {
@@ -120,7 +122,8 @@ impl Records {
             sum = vm.exited.load(Ordering::Acquire);
             for (_, thread) in self.threads_of(vm) {
                 // A thread that was switched in after `now` is some nanoseconds short; the high-water mark covers that.
-                sum = sum.wrapping_add(shows(thread.run.load(Ordering::Acquire), now));
+                let shown = shows(thread.run.load(Ordering::Acquire), now);
+                sum = sum.wrapping_add(shown.max(thread.high_water.load(Ordering::Acquire)));
             }
             fence(Ordering::Acquire);
             if vm.handovers_begun.load(Ordering::Relaxed) == done {
@@ -128,6 +131,18 @@ impl Records {
             }
         }
         sum
+    }
+
+    /// CPU time in ns of a VM's process. `None` = the process is gone.
+    ///
+    /// While a thread has no record, this is the kernel's own sum over the process, which lacks what a running thread has done
+    /// since the last tick of its CPU, or the sum over the records, if that is more.
+    fn process_sum(&self, vm: &SharedVmRecord) -> Option<u64> {
+        let sum = self.vm_sum(vm);
+        if vm.is_complete() {
+            return Some(sum);
+        }
+        Some(process_ns(vm.tgid.load(Ordering::Relaxed))?.max(sum))
     }
 
     /// Whether programs still count in these records. `kvmeter detach` clears the layout word while an agent may be running.
@@ -150,7 +165,7 @@ impl Readings for Records {
         if record.tgid.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        Some(monotone(&record.high_water, self.vm_sum(record)))
+        Some(monotone(&record.high_water, self.process_sum(record)?))
     }
 
     fn thread(&self, vcpu: ThreadSlot) -> Option<ThreadReading> {
@@ -222,6 +237,18 @@ pub fn since_boot_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Boottime))
 }
 
+/// CPU time in ns of all threads of a process, those that have exited included: the kernel's own sum. `None` = no process
+/// has this id.
+pub(crate) fn process_ns(tgid: u64) -> Option<u64> {
+    /// The scheduler's clock of a process: `CPUCLOCK_SCHED` of the kernel's posix-timers.h.
+    const SCHED: i32 = 2;
+    let pid = i32::try_from(tgid).ok().filter(|pid| *pid > 0)?;
+    // As clock_getcpuclockid(3) makes it, which reads the clock once more.
+    let time = nix::time::ClockId::from_raw(!pid << 3 | SCHED).now().ok()?;
+    let seconds = u64::try_from(time.tv_sec()).ok()?;
+    Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+}
+
 /// Owner of a record; `None` = the record is free.
 fn owner(record: &SharedThreadRecord) -> Option<Owner> {
     let owner = record.owner.load(Ordering::Acquire);
@@ -264,7 +291,7 @@ fn monotone(high_water: &AtomicU64, value: u64) -> u64 {
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns`.
-pub(super) fn monotonic_ns() -> u64 {
+pub(crate) fn monotonic_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Monotonic))
 }
 

@@ -6,10 +6,10 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use kvmeter_common::{BLOCK_LEN, Owner, THREADS, VM_BLOCKS, VMS, VmRecord, word};
-use nix::time::ClockId;
 use rustix::{
     process::Pid,
     thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield},
@@ -19,10 +19,14 @@ use super::{HeldThread, Schedstat, TrackError, Tracker};
 use crate::counters::{
     ImageRecordInfo, ImageSlot, Records, ThreadSlot, VmSlot,
     mapped::{SharedThreadRecord, SharedVmRecord},
+    records::{monotonic_ns, process_ns},
 };
 
 /// Attempts to compute the CPU time of exited threads while no thread is switched.
 const EXITED_TRIES: usize = 8;
+
+/// Time in which a CPU on which a thread runs has a tick, at 250 Hz or more.
+const TICK: Duration = Duration::from_millis(5);
 
 /// Attempts to read the entry of a reused thread id while its former owner is on its way to its last switch.
 const STALE_TRIES: usize = 10_000;
@@ -69,7 +73,7 @@ impl<R: AsRef<Records>> Registration<R> {
         blocks[0] = true;
         let (mut vms, mut known) = (VecDeque::new(), HashMap::new());
         for (slot, vm) in (0..).zip(maps.vms.iter()).skip(1) {
-            let tgid = vm.tgid.load(Ordering::Relaxed);
+            let tgid = tgid_of(vm);
             if tgid == 0 {
                 vms.push_back(slot);
                 continue;
@@ -139,11 +143,36 @@ impl<R: AsRef<Records>> Registration<R> {
         }
     }
 
+    /// Takes the record of a thread that is no vCPU for one that is. The VM's CPU time is the kernel's own sum from here on.
+    fn claim_of_another(&self, vm_slot: VmSlot, tid: u32) -> Option<(u16, &SharedThreadRecord)> {
+        let vm = self.vm(vm_slot);
+        let tgid = tgid_of(vm);
+        let (slot, record, owner) = self.records().threads_of(vm).find_map(|(slot, record)| {
+            let owner = Owner(record.owner.load(Ordering::Acquire));
+            let is_spared = owner.0 & (Owner::VCPU | Owner::DYING) != 0 || owner.tid() == tgid;
+            (owner.0 != 0 && !is_spared).then_some((slot, record, owner))
+        })?;
+        vm.unrecorded.fetch_add(1, Ordering::AcqRel);
+        self.release(owner.tid(), slot, record);
+        self.claim_record(vm_slot, tid)
+    }
+
     /// Undoes the registration of a thread that has no record to hand over.
     fn release(&self, tid: u32, slot: u16, record: &SharedThreadRecord) {
         if let Some(entry) = self.records().slot_entry(tid) {
             // Fails if the id was reused for another thread of a VM.
             let _ = entry.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        // The programs count a dying thread until it hands its record over, which this one will not.
+        let owner = Owner(record.owner.load(Ordering::Acquire));
+        if owner.has(Owner::DYING) && !owner.has(Owner::ENDED) {
+            record.clear();
+            let freed =
+                record.owner.compare_exchange(owner.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+            if freed.is_ok() {
+                self.vm(VmSlot(owner.vm_slot())).dying.fetch_sub(1, Ordering::AcqRel);
+            }
+            return;
         }
         record.free();
     }
@@ -163,16 +192,36 @@ impl<R: AsRef<Records>> Registration<R> {
         unless_known(&record.run, stat.run_ns);
     }
 
+    /// Whether the record follows the thread. A thread that was seeded while it ran does not, until its next switch: once the
+    /// kernel has counted CPU time of it after the seed, it is read as running. A switch would have changed the record, so
+    /// it is on its CPU since before it was registered.
+    fn is_known(record: &SharedThreadRecord, thread: &dyn HeldThread) -> bool {
+        let load = |cell: &AtomicU64| cell.load(Ordering::Acquire);
+        let word = load(&record.run);
+        let has_switched = word::is_running(word)
+            || word::is_running(load(&record.wait))
+            || load(&record.switches_in) != 0
+            || load(&record.preemptions) != 0;
+        if has_switched {
+            return true;
+        }
+        let (Ok(stat), Ok(state)) = (thread.schedstat(), thread.run_state()) else { return true };
+        let now = monotonic_ns();
+        if !state.runnable {
+            return true;
+        }
+        if word == word::UNKNOWN || stat.run_ns <= word::shows(word, now) {
+            return false;
+        }
+        let running = word::running(stat.run_ns, now);
+        let _ = record.run.compare_exchange(word, running, Ordering::AcqRel, Ordering::Relaxed);
+        true
+    }
+
     /// Seeds the CPU time of the exited threads: the process's CPU clock minus its live threads. The kernel updates all of
     /// these at the same events, so between two events the difference is exact.
     fn seed_exited(&self, vm: &SharedVmRecord, threads: &[&dyn HeldThread]) {
         let tgid = vm.tgid.load(Ordering::Relaxed);
-        let Some(clock) = i32::try_from(tgid)
-            .ok()
-            .and_then(|pid| nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(pid)).ok())
-        else {
-            return;
-        };
         for attempt in 0..EXITED_TRIES {
             let state = || {
                 [&vm.handovers_begun, &vm.handovers_done, &vm.dying, &vm.exited]
@@ -180,11 +229,11 @@ impl<R: AsRef<Records>> Registration<R> {
             };
             let before = state();
             let [begun, done, dying, exited] = before;
-            let Some(process) = process_ns(clock) else { return };
+            let Some(process) = process_ns(tgid) else { return };
             let live: Option<u64> =
                 threads.iter().map(|thread| thread.schedstat().ok().map(|stat| stat.run_ns)).sum();
             let Some(live) = live else { return };
-            let quiet = process_ns(clock) == Some(process) && begun == done && dying == 0;
+            let quiet = process_ns(tgid) == Some(process) && begun == done && dying == 0;
             // A process that is never quiet during the loop gets a value that is off by at most the duration of the
             // loop; the kernel's own sum replaces it when the next thread ends.
             if (quiet || attempt + 1 == EXITED_TRIES) && state() == before {
@@ -214,7 +263,10 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         };
         drop(free);
         let vm = self.vm(slot);
-        vm.tgid.store(tgid, Ordering::Release);
+        if vm.tgid.load(Ordering::Acquire) != u64::from(tgid) {
+            vm.clear();
+            vm.tgid.store(u64::from(tgid), Ordering::Release);
+        }
         // The kernel reports new threads again, before the scan: it may miss later ones.
         vm.flags.fetch_and(!VmRecord::PENDING_THREADS, Ordering::AcqRel);
         Ok(slot)
@@ -227,12 +279,15 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         vcpu: Option<u32>,
     ) -> Result<ThreadSlot, TrackError> {
         let tid = thread.tid();
-        let entry = self.records().slot_entry(tid).ok_or(TrackError::BeyondPidMax { tid })?;
+        let entry = self.records().slot_entry(tid).ok_or_else(|| {
+            self.vm(vm).unrecorded.fetch_add(1, Ordering::AcqRel);
+            TrackError::BeyondPidMax { tid }
+        })?;
         let mut known = entry.load(Ordering::Acquire);
         for _ in 0..STALE_TRIES {
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
-            if known == 0 || !owner.has(Owner::DYING) {
+            if known == 0 || !owner.has(Owner::DYING) || owner.has(Owner::ENDED) {
                 break;
             }
             // The former owner of the id is about to be switched out for the last time.
@@ -246,7 +301,8 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             }
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
-            if owner.tid() == tid && owner.vm_slot() == vm.0 && !owner.has(Owner::DYING) {
+            let is_live = !owner.has(Owner::DYING) || owner.has(Owner::ENDED);
+            if owner.tid() == tid && owner.vm_slot() == vm.0 && is_live {
                 if let Some(id) = vcpu {
                     record.vcpu.store(id, Ordering::Relaxed);
                     record.owner.fetch_or(Owner::VCPU, Ordering::AcqRel);
@@ -259,8 +315,13 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 let _ = entry.compare_exchange(known, 0, Ordering::AcqRel, Ordering::Relaxed);
             }
         }
-        let (slot, record) =
-            self.claim_record(vm, tid).ok_or(TrackError::TooManyThreads { tid })?;
+        let claimed = self
+            .claim_record(vm, tid)
+            .or_else(|| vcpu.and_then(|_| self.claim_of_another(vm, tid)));
+        let (slot, record) = claimed.ok_or_else(|| {
+            self.vm(vm).unrecorded.fetch_add(1, Ordering::AcqRel);
+            TrackError::TooManyThreads { tid }
+        })?;
         if let Some(id) = vcpu {
             record.vcpu.store(id, Ordering::Relaxed);
             record.owner.fetch_or(Owner::VCPU, Ordering::AcqRel);
@@ -276,17 +337,31 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             self.release(tid, slot, record);
             return Err(TrackError::Gone { tid });
         };
+        if state.has_ended {
+            if u64::from(tid) != self.vm(vm).tgid.load(Ordering::Relaxed) {
+                self.release(tid, slot, record);
+                return Err(TrackError::Gone { tid });
+            }
+            record.owner.fetch_or(Owner::DYING | Owner::ENDED, Ordering::AcqRel);
+        }
         if !state.runnable {
             Self::seed(record, stat);
         }
         Ok(ThreadSlot(slot))
     }
 
-    fn settle(&self, vm: VmSlot, threads: &[&dyn HeldThread]) {
-        let unknown = |thread: &dyn HeldThread| {
+    fn unrecorded(&self, vm: VmSlot) -> u64 {
+        self.vm(vm).unrecorded.load(Ordering::Acquire)
+    }
+
+    fn settle(&self, vm: VmSlot, threads: &[&dyn HeldThread], unrecorded: Option<u64>) -> bool {
+        let record_of = |thread: &dyn HeldThread| {
             let slot = self.records().slot_entry(thread.tid())?.load(Ordering::Acquire);
             let record = self.records().threads.get(usize::from(slot))?;
-            (slot != 0 && record.run.load(Ordering::Acquire) == word::UNKNOWN).then_some(record)
+            (slot != 0).then_some(record)
+        };
+        let unknown = |thread: &dyn HeldThread| {
+            record_of(thread).filter(|record| record.run.load(Ordering::Acquire) == word::UNKNOWN)
         };
         let mut cpus = CpuVisit::new();
         for &thread in threads {
@@ -303,16 +378,32 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             }
         }
         drop(cpus);
+        // Until the next tick of the CPU of each thread that was seeded while it ran.
+        let deadline = Instant::now() + TICK;
+        let is_settled = loop {
+            let is_known = |thread: &&dyn HeldThread| {
+                record_of(*thread).is_none_or(|record| Self::is_known(record, *thread))
+            };
+            let are_known = threads.iter().all(is_known);
+            if are_known || Instant::now() > deadline {
+                break are_known;
+            }
+            sched_yield();
+        };
         let vm = self.vm(vm);
         self.keep_spare(vm);
-        if vm.exited.load(Ordering::Acquire) == 0 {
+        if let Some(unrecorded) = unrecorded
+            && vm.recorded.load(Ordering::Acquire) != unrecorded
+        {
             self.seed_exited(vm, threads);
+            vm.recorded.store(unrecorded, Ordering::Release);
         }
+        is_settled
     }
 
     fn untrack_vm(&self, vm: VmSlot) {
         let cells = self.vm(vm);
-        let tgid = cells.tgid.load(Ordering::Acquire);
+        let tgid = tgid_of(cells);
         if tgid == 0 {
             return;
         }
@@ -329,17 +420,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         }
         let blocks: Vec<u16> = blocks_of(cells).collect();
         cells.block_count.store(0, Ordering::Release);
-        for cell in [
-            &cells.exited,
-            &cells.handovers_begun,
-            &cells.handovers_done,
-            &cells.dying,
-            &cells.high_water,
-            &cells.unrecorded,
-        ] {
-            cell.store(0, Ordering::Relaxed);
-        }
-        cells.flags.store(0, Ordering::Relaxed);
+        cells.clear();
         cells.tgid.store(0, Ordering::Release);
         let mut free = self.free();
         free.blocks.extend(blocks);
@@ -354,6 +435,12 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         images.filter(|image| image.vm() == vm && image.is_unassigned()).collect()
     }
 
+    fn allow_images(&self, vm: VmSlot, count: usize) {
+        let vm = self.vm(vm);
+        let limit = vm.new_images.load(Ordering::Acquire).saturating_add(count as u64);
+        vm.new_images_limit.store(limit, Ordering::Release);
+    }
+
     fn limit_images(&self, vm: VmSlot) {
         self.vm(vm).flags.fetch_or(VmRecord::NO_IMAGES, Ordering::AcqRel);
     }
@@ -366,7 +453,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         (0..)
             .zip(self.records().vms.iter())
             .skip(1)
-            .filter_map(|(slot, vm)| match vm.tgid.load(Ordering::Acquire) {
+            .filter_map(|(slot, vm)| match tgid_of(vm) {
                 0 => None,
                 tgid => Some((VmSlot(slot), tgid)),
             })
@@ -379,9 +466,9 @@ fn blocks_of(vm: &SharedVmRecord) -> impl Iterator<Item = u16> {
     vm.blocks[..count.min(VM_BLOCKS)].iter().map(|block| block.load(Ordering::Relaxed))
 }
 
-fn process_ns(clock: ClockId) -> Option<u64> {
-    let time = clock.now().ok()?;
-    Some(u64::try_from(time.tv_sec()).ok()? * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+/// The process id of a VM; 0 = the record is free.
+fn tgid_of(vm: &SharedVmRecord) -> u32 {
+    u32::try_from(vm.tgid.load(Ordering::Acquire)).unwrap_or(0)
 }
 
 /// Moves the calling thread to the CPUs of other threads. The switch there is an event that brings the CPU time of a thread

@@ -41,7 +41,7 @@ impl HeldThread for Leader {
     }
 
     fn run_state(&self) -> io::Result<RunState> {
-        Ok(RunState { runnable: true, cpu: 0, is_real_time: false })
+        Ok(RunState { runnable: true, cpu: 0, is_real_time: false, has_ended: false })
     }
 }
 

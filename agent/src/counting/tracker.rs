@@ -44,6 +44,8 @@ pub struct RunState {
     pub cpu: u32,
     /// Whether its scheduling policy lets it keep that CPU for ever.
     pub is_real_time: bool,
+    /// Whether it has ended: the first thread of a process stays until the last one ends (state `Z`).
+    pub has_ended: bool,
 }
 
 /// Starts and stops the counting of VMs. A slot stays valid until it is freed.
@@ -70,15 +72,25 @@ pub trait Tracker {
         vcpu: Option<u32>,
     ) -> Result<ThreadSlot, TrackError>;
 
+    /// The number of threads of a VM that have been without a record. To be read before the threads are listed.
+    fn unrecorded(&self, vm: VmSlot) -> u64;
+
     /// Completes a scan, after the last [`Tracker::track_thread`]: seeds threads that ran without an event since, and the
-    /// CPU time of exited threads. A thread that stays unknown gets its value at its next switch.
-    fn settle(&self, vm: VmSlot, threads: &[&dyn HeldThread]);
+    /// CPU time of exited threads. `unrecorded` is what [`Tracker::unrecorded`] was before the last listing, if `threads`
+    /// are all threads of the process; until then the VM's CPU time is the kernel's own sum over the process.
+    ///
+    /// Returns whether every thread is known. One that is not may be running, or wait for its CPU: its value comes with its
+    /// next switch, or with a later scan.
+    fn settle(&self, vm: VmSlot, threads: &[&dyn HeldThread], unrecorded: Option<u64>) -> bool;
 
     /// Stops the counting of a VM and frees its slots.
     fn untrack_vm(&self, vm: VmSlot);
 
     /// The open image records of a VM that are not assigned to a disk.
     fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo>;
+
+    /// Sets how many image records the kernel may claim for this VM by itself until the next scan.
+    fn allow_images(&self, vm: VmSlot, count: usize);
 
     /// Stops the kernel from creating image records for this VM by itself.
     fn limit_images(&self, vm: VmSlot);
@@ -97,7 +109,9 @@ pub enum TrackError {
     #[error("All {0} VM records are in use; VMs beyond that are listed but not counted")]
     TooManyVms(usize),
     /// The VM has the maximum number of threads, or all thread records are in use.
-    #[error("No thread record is free for thread {tid}; it is not counted")]
+    #[error(
+        "No thread record is free for thread {tid}; the CPU time of its VM is the kernel's own sum, which is up to a tick late"
+    )]
     TooManyThreads {
         /// The thread.
         tid: u32,

@@ -25,7 +25,7 @@ pub struct Hook {
 pub const SCHED_HOOKS: [Hook; 5] = [
     Hook::new("sched_process_exit", "end of threads and VMs").required(),
     Hook::new("sched_switch", "CPU time").required(),
-    Hook::new("sched_process_fork", "threads that VMs start"),
+    Hook::new("task_newtask", "threads that VMs start"),
     Hook::new("sched_wakeup", "run-queue wait"),
     Hook::new("sched_process_exec", "start of QEMU without KVM"),
 ];
@@ -50,6 +50,9 @@ impl Hook {
         match (self.attach_point, self.program(ebpf)?) {
             (AttachPoint::Tracepoint, Program::BtfTracePoint(program)) => {
                 program.load(offsets.tracepoint(self.name), btf)
+            }
+            (AttachPoint::Second(tracepoint), Program::BtfTracePoint(program)) => {
+                program.load(tracepoint, btf)
             }
             (AttachPoint::Fentry(function), Program::FEntry(program)) => {
                 program.load(function, btf)
@@ -86,8 +89,10 @@ impl Hook {
 /// The point in the kernel at which a program runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AttachPoint {
-    /// A tracepoint.
+    /// The tracepoint with the program's name.
     Tracepoint,
+    /// A tracepoint that has a program with its name, too.
+    Second(&'static str),
     /// Entry of a function.
     Fentry(&'static str),
     /// Exit of a function.

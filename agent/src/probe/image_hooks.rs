@@ -92,12 +92,18 @@ macro_rules! call {
     };
 }
 
-const DIO: [Hook; 2] =
-    of("direct I/O of disks that are files", ["iomap_dio_complete", "iomap_dio_rw_begin"]);
-const BDEV: [Hook; 3] = of(
-    "direct I/O of disks that are block devices",
-    ["block_rq_complete", "block_bio_complete", "block_bio_queue"],
-);
+const DIO: [Hook; 3] = [
+    Hook::new("iomap_dio_complete", BY_DIO),
+    second("iomap_dio_complete_too", "iomap_dio_complete", BY_DIO),
+    Hook::new("iomap_dio_rw_begin", BY_DIO),
+];
+const BDEV: [Hook; 5] = [
+    Hook::new("block_rq_complete", BY_BDEV),
+    second("block_rq_complete_too", "block_rq_complete", BY_BDEV),
+    Hook::new("block_bio_complete", BY_BDEV),
+    second("block_bio_complete_too", "block_bio_complete", BY_BDEV),
+    Hook::new("block_bio_queue", BY_BDEV),
+];
 const SYSCALL: [Hook; 2] = of("I/O of disks by system calls", ["sys_exit", "sys_enter"]);
 const IO_URING: [Hook; 2] =
     of("I/O of disks by io_uring", ["io_uring_complete", "io_uring_submit_req"]);
@@ -121,8 +127,15 @@ const AIO: [Hook; 4] = [
     at_entry(BY_AIO, "aio_write", "aio_write"),
 ];
 
+const BY_DIO: &str = "direct I/O of disks that are files";
+const BY_BDEV: &str = "direct I/O of disks that are block devices";
 const BY_CALLS: &str = "I/O of disks by positioned system calls";
 const BY_AIO: &str = "I/O of disks by io_submit(2)";
+
+/// A second copy of a program, for events in an interrupt that hits the first one.
+const fn second(name: &'static str, tracepoint: &'static str, purpose: &'static str) -> Hook {
+    Hook { attach_point: AttachPoint::Second(tracepoint), ..Hook::new(name, purpose) }
+}
 
 const fn at_entry(purpose: &'static str, name: &'static str, function: &'static str) -> Hook {
     Hook { attach_point: AttachPoint::Fentry(function), ..Hook::new(name, purpose) }

@@ -39,7 +39,7 @@ pub struct Offsets {
     /// Name of the tracepoint at which io_uring submits a request.
     uring_submit: &'static str,
     /// The programs' other globals.
-    globals: [(&'static str, u64); 5],
+    globals: [(&'static str, u64); 6],
 }
 
 impl Offsets {
@@ -72,6 +72,7 @@ impl Offsets {
             // The offset stays 0: a load that is never run needs one, too.
             match field.presence() {
                 Presence::WithKvm => has_preempt_notifiers = false,
+                Presence::Optional => {}
                 Presence::ForDisks => {
                     let field = format!("{} in struct {name}", members[0]);
                     missing_field = Some(format!("the kernel's BTF has no {field}"));
@@ -84,10 +85,14 @@ impl Offsets {
         let tells_state = btf.tracepoint_args("sched_switch")? >= 4;
         // Since Linux 6.13 the result is in the completion queue entry instead.
         let tells_result = btf.tracepoint_args("io_uring_complete").is_ok_and(|count| count > 3);
+        let descriptor = Field::UringDescriptor;
+        let has_descriptor =
+            btf.field_offset(descriptor.of_struct(), descriptor.members()[0]).is_ok();
         let globals = [
             ("SWITCH_HAS_STATE", u64::from(tells_state)),
             ("HAS_PREEMPT_NOTIFIERS", u64::from(has_preempt_notifiers)),
             ("URING_HAS_RESULT", u64::from(tells_result)),
+            ("URING_HAS_DESCRIPTOR", u64::from(has_descriptor)),
             ("HAS_IOMAP_EVENTS", u64::from(btf.tracepoint_args("iomap_dio_rw_begin").is_ok())),
             ("O_DIRECT", u64::from(rustix::fs::OFlags::DIRECT.bits())),
         ];
@@ -178,7 +183,7 @@ mod tests {
             table: [0; Field::COUNT],
             missing_field: None,
             uring_submit: "",
-            globals: [("", 0); 5],
+            globals: [("", 0); 6],
         };
         let [low, high] = Field::TaskTgid.placeholder().to_le_bytes();
         // r1 = *(u32 *)(r2 + placeholder), the same as a store, a load at 16, and the second half of a wide load

@@ -49,7 +49,8 @@ impl HeldThread for OwnThread {
         Ok(RunState {
             runnable: fields[0] == "R",
             cpu: fields[36].parse().unwrap(),
-            is_real_time: false,
+            is_real_time: fields[38] != "0",
+            has_ended: false,
         })
     }
 }
@@ -165,7 +166,7 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
     let held = OwnThread(burner.tid);
     let vm = registration.track_vm(std::process::id()).unwrap();
     let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
-    registration.settle(vm, &[&held]);
+    registration.settle(vm, &[&held], None);
     assert!(records.vcpu_time_ns(slot).is_some(), "known without waiting for the next switch");
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -200,6 +201,45 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
 }
 
 #[test]
+fn a_real_time_thread_that_runs_while_it_is_registered_counts_without_a_switch() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, registration, _probe) = start(&pins);
+    let burner = Burner::start();
+    // On its own CPU, and no thread but one of higher priority interrupts it.
+    let chrt = |arguments: &[&str]| {
+        let done = std::process::Command::new("chrt").args(arguments).status().unwrap();
+        assert!(done.success());
+    };
+    let tid = burner.tid.to_string();
+    burner.burn();
+    chrt(&["-f", "-p", "1", &tid]);
+    let held = OwnThread(burner.tid);
+    wait_until(PATIENCE, "it runs", || held.run_state().unwrap().runnable.then_some(())).unwrap();
+    let vm = registration.track_vm(std::process::id()).unwrap();
+    let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
+    let is_known = wait_until(PATIENCE, "it is known", || {
+        registration.settle(vm, &[&held], None).then_some(())
+    });
+    let reading = |_| (records.vcpu_time_ns(slot), held.schedstat().unwrap().run_ns);
+    let [before, after] = [(); 2].map(|()| {
+        thread::sleep(Duration::from_millis(30));
+        reading(())
+    });
+    let switches = records.thread(slot).unwrap().switches_in;
+    chrt(&["-o", "-p", "0", &tid]);
+    burner.rest();
+    burner.end();
+    assert!(is_known.is_ok());
+    println!("{before:?} {after:?}, {switches} switches");
+    for (ours, kernel) in [before, after] {
+        let late = kernel.abs_diff(ours.unwrap());
+        assert!(late < 10_000_000, "{before:?} {after:?}: {late} ns");
+    }
+    assert!(after.0.unwrap() - before.0.unwrap() > 5_000_000, "{before:?} {after:?}");
+}
+
+#[test]
 fn no_counter_goes_back_while_threads_migrate() {
     require!("ebpf");
     let pins = PinDir::new();
@@ -209,7 +249,7 @@ fn no_counter_goes_back_while_threads_migrate() {
     let held = OwnThread(burner.tid);
     let vm = registration.track_vm(std::process::id()).unwrap();
     let slot = registration.track_thread(vm, &held, Some(0)).unwrap();
-    registration.settle(vm, &[&held]);
+    registration.settle(vm, &[&held], None);
     let cpus = thread::available_parallelism().unwrap().get();
     let reads = rounds(250_000, 25_000);
     thread::scope(|scope| {

@@ -41,6 +41,7 @@ mod notifications;
 #[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
 mod objects;
 mod preflight;
+mod process_time;
 mod qemu_options;
 mod requests;
 #[path = "../second_mib/mod.rs"]

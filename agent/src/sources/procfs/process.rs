@@ -235,11 +235,12 @@ impl HeldThread for Thread {
     fn run_state(&self) -> io::Result<RunState> {
         let stat = parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))?;
         // A dead thread's files stay readable until its last reference is dropped.
-        if matches!(stat.state, 'X' | 'x' | 'Z') {
+        if matches!(stat.state, 'X' | 'x') {
             return Err(io::ErrorKind::NotFound.into());
         }
         let is_real_time = matches!(stat.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE);
-        Ok(RunState { runnable: stat.state == 'R', cpu: stat.cpu, is_real_time })
+        let (runnable, has_ended) = (stat.state == 'R', stat.state == 'Z');
+        Ok(RunState { runnable, cpu: stat.cpu, is_real_time, has_ended })
     }
 }
 

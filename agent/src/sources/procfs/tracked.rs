@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kvmeter_common::VM_NEW_IMAGES;
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
@@ -16,13 +17,13 @@ use super::{
     command_line::Description,
     image_headers::{HeaderReport, HeaderScanner, ScanTarget},
     presence::Copies,
-    process::{self, Thread},
+    process,
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
+    threads::{self, Registered},
 };
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot, since_boot_ns},
-    counting::{HeldThread, TrackError},
     inventory::{
         DiskSize, DomainDisk, Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess,
         retry::Backoff,
@@ -32,10 +33,6 @@ use crate::{
 /// Age from which the description of a VM is final: its VMM has allocated the memory by then.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// With more unassigned images than this, the VM is taken for a file server (9p, virtiofs), and the kernel creates no image
-/// records for it by itself.
-const MAX_UNASSIGNED: usize = 64;
-
 /// Grace period after which the record of a closed, unassigned image is freed.
 const CLOSED_GRACE: Duration = Duration::from_secs(5);
 
@@ -44,9 +41,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(20);
 
 /// Pause between two warnings in the log that processes cannot be scanned.
 const QUIET: Duration = Duration::from_secs(60);
-
-/// Most listings of the threads of a process in one scan, until no new thread is found.
-const PASSES: usize = 8;
 
 /// The VM processes of this host.
 pub(super) struct TrackedProcesses {
@@ -428,7 +422,7 @@ impl TrackedProcesses {
     }
 
     /// Frees unassigned image records whose file is closed, after a grace period: a VMM creates an image, closes it and
-    /// reopens it. Returns whether another scan is needed.
+    /// reopens it. Those of a file server (9p, virtiofs) are freed whether open or not. Returns whether another scan is needed.
     fn free_closed(
         &mut self,
         slot: VmSlot,
@@ -436,12 +430,16 @@ impl TrackedProcesses {
         unassigned: &[ImageRecordInfo],
     ) -> bool {
         let Some(tracker) = &self.tracker else { return false };
-        if unassigned.len() > MAX_UNASSIGNED {
+        tracker.allow_images(slot, VM_NEW_IMAGES.saturating_sub(unassigned.len()));
+        let is_file_server = unassigned.len() >= VM_NEW_IMAGES;
+        if is_file_server {
             tracker.limit_images(slot);
         }
         let open: HashSet<_> = vm.files.iter().map(|file| file.key(slot)).collect();
-        let mut closed: Vec<_> =
-            unassigned.iter().filter(|image| !open.contains(&image.key)).collect();
+        let mut closed: Vec<_> = unassigned
+            .iter()
+            .filter(|image| is_file_server || !open.contains(&image.key))
+            .collect();
         if !closed.is_empty() {
             // A late scan may have been overtaken by an assignment.
             let still = tracker.unassigned_images(slot);
@@ -548,47 +546,24 @@ impl TrackedProcesses {
         }
     }
 
-    /// Registers every thread. Returns the slots by thread id, and whether threads started meanwhile.
+    /// Registers every thread. Returns the slots by thread id, and whether another scan is needed.
     fn track_threads(
         &mut self,
         pid: u32,
         slot: Option<VmSlot>,
         scan: &Scan,
     ) -> (HashMap<u32, ThreadSlot>, bool) {
-        let mut slots = HashMap::new();
-        let (Some(tracker), Some(slot)) = (&self.tracker, slot) else { return (slots, false) };
-        let mut later: Vec<Thread> = Vec::new();
-        let mut failure = None;
-        let mut tried = 0;
-        for _ in 0..PASSES {
-            let threads =
-                if tried == 0 { &scan.threads[..] } else { &later[tried - scan.threads.len()..] };
-            tried += threads.len();
-            for thread in threads {
-                match tracker.track_thread(slot, thread, scan.vcpus.get(&thread.tid()).copied()) {
-                    Ok(thread_slot) => {
-                        slots.insert(thread.tid(), thread_slot);
-                    }
-                    Err(TrackError::Gone { .. }) => {}
-                    Err(error) => failure = Some(error),
-                }
-            }
-            // There is no event for a thread that an unregistered thread started meanwhile.
-            let known = |tid| scan.threads.iter().chain(&later).any(|thread| thread.tid() == tid);
-            match scan.process.threads_except(known) {
-                Ok(more) if !more.is_empty() => later.extend(more),
-                _ => break,
-            }
-        }
-        let all: Vec<&dyn HeldThread> =
-            scan.threads.iter().chain(&later).map(|thread| thread as &dyn HeldThread).collect();
-        tracker.settle(slot, &all);
+        let (Some(tracker), Some(slot)) = (&self.tracker, slot) else {
+            return (HashMap::new(), false);
+        };
+        let Registered { slots, is_moving, failure } =
+            threads::register(&**tracker, slot, pid, scan);
         if let (Some(error), Some(known)) = (failure, self.known.get_mut(&pid))
             && !std::mem::replace(&mut known.has_warned, true)
         {
             warn!(vm = known.vm.name, pid, "{error}");
         }
-        (slots, !later.is_empty())
+        (slots, is_moving)
     }
 }
 

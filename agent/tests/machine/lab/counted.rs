@@ -30,7 +30,7 @@ impl HeldThread for Leader {
     }
 
     fn run_state(&self) -> io::Result<RunState> {
-        Ok(RunState { runnable: true, cpu: 0, is_real_time: false })
+        Ok(RunState { runnable: true, cpu: 0, is_real_time: false, has_ended: false })
     }
 }
 
@@ -40,6 +40,7 @@ pub(crate) struct Counted {
     pub(crate) registration: Registration<Arc<Records>>,
     pub(crate) probe: Probe,
     pub(crate) vm: VmSlot,
+    pub(crate) pid: u32,
     _pins: PinDir,
 }
 
@@ -68,13 +69,20 @@ impl Counted {
                 }
             }
         }
-        Self { records, registration, probe, vm, _pins: pins }
+        Self { records, registration, probe, vm, pid, _pins: pins }
+    }
+
+    /// Declares that the process has no other thread than its first one.
+    pub(crate) fn has_all_threads(&self) {
+        let unrecorded = self.registration.unrecorded(self.vm);
+        self.registration.settle(self.vm, &[&Leader(self.pid)], Some(unrecorded));
     }
 
     /// Counts the process with this id instead, by the same methods.
     pub(crate) fn follow(&mut self, pid: u32) {
         self.registration.untrack_vm(self.vm);
         self.vm = track(&self.registration, pid);
+        self.pid = pid;
     }
 
     pub(crate) fn key(&self, path: &Path) -> ImageKey {

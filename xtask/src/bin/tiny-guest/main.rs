@@ -3,6 +3,7 @@
 
 mod disk;
 mod duty;
+mod first_thread;
 mod machine;
 
 use std::{
@@ -47,12 +48,18 @@ struct Options {
     /// Threads that the VMM starts and ends in a second, beside those of the vCPUs
     #[arg(long, default_value_t = 0)]
     churn: u32,
+    /// Threads of the VMM that sleep
+    #[arg(long, default_value_t = 0)]
+    sleepers: u32,
     /// vCPUs' threads have the name of the process
     #[arg(long)]
     unnamed: bool,
     /// The VM is made by a thread of its own, as Cloud Hypervisor does it
     #[arg(long)]
     vmm_thread: bool,
+    /// With --vmm-thread: the first thread uses 300 ms of CPU time and ends, and the others go on
+    #[arg(long, requires = "vmm_thread")]
+    headless: bool,
     /// It opens this file, and executes another program as soon as it is ready: closing the file is a part of that
     #[arg(long)]
     exec_over: Option<PathBuf>,
@@ -66,7 +73,12 @@ fn main() -> anyhow::Result<()> {
     if !options.vmm_thread {
         return run(&options);
     }
+    let is_headless = options.headless;
     let vmm = thread::Builder::new().name("vmm".to_owned()).spawn(move || run(&options))?;
+    if is_headless {
+        spin(Duration::from_millis(300));
+        first_thread::end();
+    }
     vmm.join().unwrap_or_else(|_| bail!("the VMM has panicked"))
 }
 
@@ -81,6 +93,10 @@ fn run(options: &Options) -> anyhow::Result<()> {
     for id in 0..options.vcpus {
         let place = usize::try_from(id)?;
         machine.add_vcpu(options.duty.get(place).copied().unwrap_or(last))?;
+    }
+    for _ in 0..options.sleepers {
+        let sleeper = thread::Builder::new().name("sleeper".to_owned()).stack_size(64 << 10);
+        sleeper.spawn(|| thread::sleep(Duration::MAX))?;
     }
     if options.churn > 0 {
         let pause = Duration::from_secs(1) / options.churn;
@@ -114,14 +130,16 @@ fn say(what: &str, machine: &Machine) -> anyhow::Result<()> {
 
 fn churn(pause: Duration) {
     loop {
-        let worker = thread::spawn(|| {
-            let start = Instant::now();
-            while start.elapsed() < Duration::from_micros(100) {
-                std::hint::spin_loop();
-            }
-        });
+        let worker = thread::spawn(|| spin(Duration::from_micros(100)));
         thread::sleep(pause);
         // It cannot panic.
         let _ = worker.join();
+    }
+}
+
+fn spin(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
     }
 }
