@@ -221,6 +221,7 @@ fn domain(number: u32, state: OperState) -> Domain {
         nics: vec![DomainNic {
             mac: vec![2, 0, 0, 0, 0, 1],
             device: Some(format!("vnet{number}")),
+            unnamed: None,
             model: "virtio".to_owned(),
         }],
     }

@@ -212,7 +212,8 @@ impl Core {
             return;
         }
         let known = self.domain_of(identity);
-        let has_same_disks = known.zip(domain.as_ref()).is_some_and(|(a, b)| a.disks == b.disks);
+        let has_same_devices =
+            known.zip(domain.as_ref()).is_some_and(|(a, b)| a.disks == b.disks && a.nics == b.nics);
         let before = known.map(Mark::of);
         self.mark(uuid, before, domain.as_ref().map(Mark::of));
         if domain.is_some() {
@@ -228,7 +229,7 @@ impl Core {
             vm.run = self.runs.next();
         }
         self.dirty.insert(identity);
-        let has_new_disks = domain.is_some() && !has_same_disks;
+        let has_new_devices = domain.is_some() && !has_same_devices;
         match domain {
             Some(domain) => {
                 vm.domain = Some((source, domain));
@@ -244,7 +245,7 @@ impl Core {
             }
         }
         self.resolve(uuid, now, is_old);
-        if has_new_disks {
+        if has_new_devices {
             self.rescan(identity);
         }
         self.forget_namesakes(uuid);

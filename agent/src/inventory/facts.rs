@@ -35,6 +35,8 @@ pub struct VmProcess {
     pub vcpus: Vec<Vcpu>,
     /// Devices from the command line.
     pub devices: Devices,
+    /// The interfaces of the host of which it holds descriptors.
+    pub taps: Taps,
     /// The regular files and block devices that the process has open.
     pub files: Vec<OpenFile>,
     /// What the paths of its disks mean to it: those of `devices`, and those that libvirt has for its domain.
@@ -270,15 +272,43 @@ impl Submission {
     }
 }
 
-/// A network interface of a [`Domain`].
+/// A network interface of a [`Domain`] or [`VmProcess`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct DomainNic {
     /// Link-layer address.
     pub mac: Vec<u8>,
-    /// Name of the host's interface.
+    /// Name of the host's interface. It is only text: [`Taps`] says which interfaces a process holds.
     pub device: Option<String>,
+    /// What is known of a tap whose name is not told; `None` = its name is told, or the host has no interface for it.
+    pub unnamed: Option<UnnamedTap>,
     /// Model of the device in the guest.
     pub model: String,
+}
+
+/// A tap whose name is not on the command line.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UnnamedTap {
+    /// The process was started with these descriptors of it.
+    Descriptors(Vec<u32>),
+    /// The kernel named it when the process opened it. The process opened its taps in ascending order of these numbers.
+    Opened(usize),
+}
+
+/// The taps and macvtaps of a process.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Taps {
+    /// Their names in the host's network namespace, in ascending order of the first descriptor of each.
+    Held(Vec<String>),
+    /// Their names are of another network namespace than the agent's.
+    Elsewhere,
+    /// The process's descriptors or its network namespace could not be read.
+    Unknown,
+}
+
+impl Default for Taps {
+    fn default() -> Self {
+        Self::Held(Vec::new())
+    }
 }
 
 impl VmProcess {

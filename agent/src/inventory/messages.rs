@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AdminState, Change, ChangeEvent, CountedBy, Domain, DomainDisk, FoundState, Inventory,
+    AdminState, Change, ChangeEvent, CountedBy, Domain, DomainDisk, FoundState, IfIndex, Inventory,
     OperState, VmIndex, VmProcess, VmUuid,
 };
 use crate::counters::VmSlot;
@@ -91,12 +91,14 @@ pub enum DomainFact {
 }
 
 /// A network interface of the host, as IF-MIB numbers it.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NicNumbers {
-    /// ifIndex; 0 = none.
+    /// ifIndex.
     pub if_index: u32,
-    /// ifIndex of the physical interface through which it reaches the network; 0 = none.
-    pub parent_if_index: u32,
+    /// Whether a process can hold it by a descriptor: a tap or macvtap.
+    pub is_tap: bool,
+    /// ifIndex of the physical interface through which it reaches the network.
+    pub parent: IfIndex,
 }
 
 /// How the disks of a VM's process are counted.
@@ -134,7 +136,7 @@ pub enum Output {
     Count(Arc<VmPlan>),
     /// A VM's process is gone; its disks are not counted any more.
     EndCount(VmSlot),
-    /// A process is to be scanned again, since its disks have changed.
+    /// A process is to be scanned again, since its disks or interfaces have changed.
     Rescan(u32),
     /// What these paths of disks mean to a process is to be found out: all that libvirt has for its domain.
     ResolvePaths(u32, Arc<[String]>),

@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`facts`] and [`messages`] (what goes in and out), [`state`] (one VM), [`core`], [`domains`]
 //! (facts of libvirt), [`processes`], [`pairing`] (which process is which domain's), [`namesakes`] (VMs with one UUID),
-//! [`rows`], [`table`].
+//! [`rows`], [`nics`], [`table`].
 
 mod change;
 mod core;
@@ -14,6 +14,7 @@ mod facts;
 mod indexes;
 mod messages;
 mod namesakes;
+mod nics;
 mod pairing;
 mod paths;
 mod processes;
@@ -31,7 +32,7 @@ pub use change::{Change, ChangeEvent};
 pub(crate) use facts::mac;
 pub use facts::{
     Devices, Domain, DomainDisk, DomainNic, DomainProcess, FileIdentity, FoundState, ImageHeader,
-    Machine, OpenFile, Submission, VmProcess,
+    Machine, OpenFile, Submission, Taps, UnnamedTap, VmProcess,
 };
 pub use indexes::{BadIndex, SavedIndexes};
 pub use messages::{
@@ -42,7 +43,7 @@ pub use paths::PathAnswer;
 pub use registry::Registry;
 pub use table::VmTable;
 pub use view::{
-    AdminState, AutoStart, CountedBy, Disk, Hypervisor, Inventory, Memory, Nic, OperState,
+    AdminState, AutoStart, CountedBy, Disk, Hypervisor, IfIndex, Inventory, Memory, Nic, OperState,
     Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
 };
 pub use vm_uuid::VmUuid;

@@ -1,16 +1,12 @@
 //! The row of a VM, made of its domain and its process, and what follows from the row: what is to be counted, and what
 //! libvirt is to be asked about its disks.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
-    AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, DomainNic, Memory,
-    Nic, NicNumbers, OperState, Output, Persistence, QueriedDisk, SourceId, StorageMedia,
-    StorageSource, Vcpu, Vm, VmPlan, VmProcess,
+    AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, Memory, OperState,
+    Output, Persistence, QueriedDisk, SourceId, StorageMedia, StorageSource, Vcpu, Vm, VmPlan,
+    VmProcess,
     core::UNFOLLOWED,
     indexes::{Identity, Part},
     state::{Presence, VmState},
@@ -125,61 +121,6 @@ impl Core {
         counted.map_or(CountedBy::Pending, |(_, counted)| counted.clone())
     }
 
-    fn nics(&mut self, identity: Identity, vm: &VmState, process: Option<&VmProcess>) -> Vec<Nic> {
-        let reported = match (&vm.domain, process) {
-            (Some((_, domain)), _) => &domain.nics[..],
-            (None, Some(process)) => &process.devices.nics[..],
-            (None, None) => &[],
-        };
-        self.note_nic_users(identity, vm.row.as_deref(), reported);
-        let mut nics: Vec<Nic> = reported
-            .iter()
-            .zip(nic_keys(reported))
-            .map(|(nic, key)| {
-                let index = self.indexes.assign_part(identity, Part::Nic(&key));
-                let numbers = nic.device.as_ref().and_then(|device| self.nics.get(device));
-                let NicNumbers { if_index, parent_if_index } = numbers.copied().unwrap_or_default();
-                Nic {
-                    index,
-                    device: nic.device.clone(),
-                    if_index,
-                    parent_if_index,
-                    model: nic.model.clone(),
-                    phys_address: nic.mac.clone(),
-                }
-            })
-            .collect();
-        nics.sort_by_key(|nic| nic.index);
-        nics.dedup_by_key(|nic| nic.index);
-        nics
-    }
-
-    /// Keeps the list of the VMs that use an interface of the host.
-    pub(super) fn note_nic_users(
-        &mut self,
-        identity: Identity,
-        before: Option<&Vm>,
-        now: &[DomainNic],
-    ) {
-        let before = before.map_or(&[][..], |row| &row.nics);
-        let used: HashSet<&String> = now.iter().filter_map(|nic| nic.device.as_ref()).collect();
-        for device in before.iter().filter_map(|nic| nic.device.as_ref()) {
-            if !used.contains(device)
-                && let Some(users) = self.nic_users.get_mut(device)
-            {
-                users.remove(&identity);
-                if users.is_empty() {
-                    self.nic_users.remove(device);
-                }
-            }
-        }
-        for device in now.iter().filter_map(|nic| nic.device.as_ref()) {
-            if !self.nic_users.get(device).is_some_and(|users| users.contains(&identity)) {
-                self.nic_users.entry(device.clone()).or_default().insert(identity);
-            }
-        }
-    }
-
     /// Has the source of processes find out what libvirt's paths mean to the domain's process.
     fn ask_paths(&mut self, vm: &mut VmState) {
         let (Some((_, domain)), Some(pid)) = (&vm.domain, vm.pid) else { return };
@@ -279,23 +220,6 @@ fn disks_of<'a>(vm: &'a VmState, process: Option<&'a VmProcess>) -> &'a [DomainD
         (None, Some(process)) => &process.devices.disks,
         (None, None) => &[],
     }
-}
-
-/// What each network interface keeps its index by: its address, which may be missing, and need not be unique in a VM. Of those
-/// with one address the second has `#2` behind it.
-fn nic_keys(nics: &[DomainNic]) -> Vec<String> {
-    let mut counts: HashMap<String, u32> = HashMap::new();
-    let key = |(at, nic): (usize, &DomainNic)| {
-        let key = match (&nic.mac[..], &nic.device) {
-            (&[], Some(device)) => device.clone(),
-            (&[], None) => return format!("#{at}"),
-            (mac, _) => mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
-        };
-        let count = counts.entry(key.clone()).or_default();
-        *count += 1;
-        if *count == 1 { key } else { format!("{key}#{count}") }
-    };
-    nics.iter().enumerate().map(key).collect()
 }
 
 fn of_domain(

@@ -163,14 +163,23 @@ pub struct Nic {
     pub index: u32,
     /// Name of the host's interface.
     pub device: Option<String>,
-    /// vmNetworkIfIndex; 0 = not in the host's interface table.
-    pub if_index: u32,
-    /// vmNetworkParent; 0 = none.
-    pub parent_if_index: u32,
+    /// vmNetworkIfIndex.
+    pub if_index: IfIndex,
+    /// vmNetworkParent.
+    pub parent: IfIndex,
     /// vmNetworkModel.
     pub model: String,
     /// vmNetworkPhysAddress; empty = not known.
     pub phys_address: Vec<u8>,
+}
+
+/// The number of an interface in the host's interface table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum IfIndex {
+    /// ifIndex, from 1.
+    Is(u32),
+    /// There is none, for this reason.
+    Absent(&'static str),
 }
 
 /// VirtualMachineAdminState; the numbers are the MIB's.

@@ -46,7 +46,7 @@ pub trait Source: Send + Sync {
 /// What a source is to do. One that cannot do it leaves it.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Scan this process again: its disks have changed.
+    /// Scan this process again: its disks or interfaces have changed.
     Rescan(u32),
     /// Find out what these paths of disks mean to this process, besides those on its command line.
     ResolvePaths(u32, Arc<[String]>),

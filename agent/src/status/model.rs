@@ -208,6 +208,9 @@ pub struct Vm {
     pub vcpus: Vec<Vcpu>,
     /// The disks in the order of vmStorageIndex.
     pub disks: Vec<Disk>,
+    /// The network interfaces in the order of vmNetworkIndex.
+    #[serde(default)]
+    pub nics: Vec<Nic>,
     /// What could not be found out about the VM, each with the reason.
     pub gaps: Vec<String>,
 }
@@ -251,6 +254,21 @@ pub struct Disk {
     pub read: Option<DiskRequests>,
     /// What was written, nothing while the VM is off; `None` = not known.
     pub write: Option<DiskRequests>,
+}
+
+/// One virtual network interface.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Nic {
+    /// vmNetworkIndex.
+    pub index: u32,
+    /// Name of the host's interface; `None` = not known, or there is none.
+    pub device: Option<String>,
+    /// vmNetworkIfIndex; `None` = it is 0.
+    pub if_index: Option<u32>,
+    /// vmNetworkParent; `None` = it is 0.
+    pub parent_if_index: Option<u32>,
+    /// Why one of them is 0; `None` = neither is.
+    pub why: Option<String>,
 }
 
 /// Requests on a disk in one direction.

@@ -1,7 +1,7 @@
 //! The report as text: short lines and aligned tables.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Write},
     time::Duration,
 };
@@ -54,6 +54,7 @@ impl fmt::Display for Summary<'_> {
         for (vm, gap) in vms.iter().flat_map(|vm| vm.gaps.iter().map(move |gap| (vm, gap))) {
             writeln!(f, "VM {}: {}", vm.index, Printable(gap))?;
         }
+        missing_interfaces(f, vms)?;
         if vms.iter().any(|vm| !vm.disks.is_empty()) {
             f.write_char('\n')?;
             disks(vms).fmt(f)?;
@@ -215,6 +216,28 @@ fn vcpus(vms: &[Vm]) -> Table<7> {
         ]);
     }
     table
+}
+
+/// A line for each reason why interfaces of running VMs lack a number, with how many there are and the first of them.
+fn missing_interfaces(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
+    let mut reasons = BTreeMap::new();
+    let running = vms.iter().filter(|vm| vm.pid.is_some());
+    for (vm, nic) in running.flat_map(|vm| vm.nics.iter().map(move |nic| (vm, nic))) {
+        let Some(why) = &nic.why else { continue };
+        let column = if nic.if_index.is_none() { "vmNetworkIfIndex" } else { "vmNetworkParent" };
+        reasons.entry((column, why)).or_insert((0, vm.index, nic)).0 += 1;
+    }
+    for ((column, why), (count, vm, nic)) in reasons {
+        let device = nic.device.as_deref().map(|name| format!(", {}", Printable(name)));
+        let (index, device) = (nic.index, device.unwrap_or_default());
+        let others = if count == 1 { String::new() } else { format!(" and {} others", count - 1) };
+        writeln!(
+            f,
+            "{column} is 0 for interface {index} of VM {vm}{device}{others}: {}",
+            Printable(why)
+        )?;
+    }
+    Ok(())
 }
 
 fn disks(vms: &[Vm]) -> Table<12> {

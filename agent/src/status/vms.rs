@@ -1,6 +1,6 @@
 //! The VMs of the report: what the values of this moment are called in the document.
 
-use super::model::{Disk, DiskRequests, Vcpu, Vm};
+use super::model::{Disk, DiskRequests, Nic, Vcpu, Vm};
 use crate::{
     counters::Requests,
     inventory,
@@ -27,6 +27,7 @@ fn vm(moment: Moment<'_>, vm: &inventory::Vm) -> Vm {
         why: cpu.why_absent().map(str::to_owned),
         vcpus,
         disks: vm.disks.iter().map(|of| disk(moment, vm, of)).collect(),
+        nics: vm.nics.iter().map(nic).collect(),
         gaps: values::vm_gaps(vm).to_vec(),
     }
 }
@@ -60,6 +61,16 @@ fn disk(moment: Moment<'_>, vm: &inventory::Vm, disk: &inventory::Disk) -> Disk 
         age_ms: counter.age_ns.map(|age| age / 1_000_000),
         read: io.map(|io| requests(io.reads, io.read_octets, io.read_ns, more_read)),
         write: io.map(|io| requests(io.writes, io.write_octets, io.write_ns, more_write)),
+    }
+}
+
+fn nic(nic: &inventory::Nic) -> Nic {
+    Nic {
+        index: nic.index,
+        device: values::nic_device(nic).map(str::to_owned),
+        if_index: values::nic_if_index(nic),
+        parent_if_index: values::nic_parent_if_index(nic),
+        why: values::nic_why_absent(nic).map(str::to_owned),
     }
 }
 

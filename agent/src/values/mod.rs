@@ -25,7 +25,9 @@ pub use disk::{
 pub use host::{host_up_time_ns, hypervisor, table_last_change_ns, vm_count};
 pub use identity::{vm_gaps, vm_name, vm_os_type, vm_process, vm_uuid};
 pub use memory::{vm_current_memory, vm_max_memory, vm_min_memory};
-pub use network::{nic_if_index, nic_model, nic_parent_if_index, nic_phys_address};
+pub use network::{
+    nic_device, nic_if_index, nic_model, nic_parent_if_index, nic_phys_address, nic_why_absent,
+};
 pub use number::Number;
 pub use state::{is_down, vm_admin_state, vm_auto_start, vm_oper_state, vm_persistence};
 pub use time::{vm_time_ns, vm_up_time_ns};

@@ -9,8 +9,8 @@ use crate::{
         ThreadSlot, VmSlot,
     },
     inventory::{
-        CountedBy, Disk, Memory, Nic, OperState, StorageAccess, StorageMedia, StorageSource, Vcpu,
-        Vm, VmIndex,
+        CountedBy, Disk, IfIndex, Memory, Nic, OperState, StorageAccess, StorageMedia,
+        StorageSource, Vcpu, Vm, VmIndex,
     },
     probe::Method,
 };
@@ -245,11 +245,12 @@ fn facts_that_no_source_reports_are_absent() {
     let nic = Nic {
         index: 1,
         device: Some("tap0".to_owned()),
-        if_index: 0,
-        parent_if_index: 3,
+        if_index: IfIndex::Absent("why"),
+        parent: IfIndex::Is(3),
         model: String::new(),
         phys_address: Vec::new(),
     };
     assert_eq!((nic_if_index(&nic), nic_parent_if_index(&nic)), (None, Some(3)));
+    assert_eq!((nic_device(&nic), nic_why_absent(&nic)), (Some("tap0"), Some("why")));
     assert_eq!((nic_model(&nic), nic_phys_address(&nic)), (None, None));
 }

@@ -17,6 +17,7 @@ mod hanging_reads;
 mod identity;
 mod idle;
 mod images;
+mod interfaces;
 mod inventory;
 mod kernels;
 #[cfg(feature = "libvirt")]

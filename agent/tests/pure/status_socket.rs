@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kvmeter::status::client::{self, ClientError};
 use kvmeter::status::model::{
-    Agentx, Disk, DiskRequests, HangingRead, Hook, Latency, Notifications, Probe, ProbeMode,
+    Agentx, Disk, DiskRequests, HangingRead, Hook, Latency, Nic, Notifications, Probe, ProbeMode,
     Report, Requests, SessionState, SourceState, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
@@ -118,6 +118,13 @@ fn report() -> Report {
                         ..DiskRequests::default()
                     }),
                 }],
+                nics: vec![Nic {
+                    index: 1,
+                    device: Some("tap0".into()),
+                    if_index: Some(9),
+                    parent_if_index: None,
+                    why: Some("it is in no bridge".into()),
+                }],
                 gaps: vec![],
             },
             Vm {
@@ -130,6 +137,7 @@ fn report() -> Report {
                 why: None,
                 vcpus: vec![],
                 disks: vec![],
+                nics: vec![],
                 gaps: vec!["its configuration file vm.json was not read".into()],
             },
         ],
@@ -290,6 +298,7 @@ VM  VCPU   TID   CPU-S  WAIT-S  SWITCHES  PREEMPTIONS
  1     0  4244  61.999   0.001        12            3
  1     1     -       -       -         -            -
 VM 12: its configuration file vm.json was not read
+vmNetworkParent is 0 for interface 1 of VM 1, tap0: it is in no bridge
 
 VM  DISK  TARGET  COUNTED-BY  READS  P50-US  P99-US  P99.9-US  WRITES  P50-US  P99-US  P99.9-US
  1     1  vda     dio          1200      71     480      1900       7       -       -         -

@@ -18,6 +18,7 @@ use kvmeter::{
         vm_mib::{rows::Vms, vm},
     },
     snmp::{Oid, Value},
+    values::nic_if_index,
 };
 
 static ROOT: Node = Node::root("SECOND-MIB", "secondMIB");
@@ -286,7 +287,7 @@ static MODEL_TABLE: Table<Snapshot, Models> = Table {
             "secondModelIfIndex",
             Syntax::Unsigned32(&[]),
             "The ifIndex of the first one.",
-            |_, (_, nic)| Some(Value::Gauge32(nic.if_index)),
+            |_, (_, nic)| Some(Value::Gauge32(nic_if_index(nic).unwrap_or(0))),
         ),
     ],
 };

@@ -17,6 +17,7 @@ const MACHINE: &[&str] = &["agent/machine", "agent/privileges", "xtask/lab", "xt
 const ONE_AT_A_TIME: &[&str] = &[
     "hanging_reads",
     "identity",
+    "interfaces",
     "inventory",
     "libvirt_away",
     "libvirt_connections",

@@ -204,6 +204,7 @@ fn interface(node: Node<'_, '_>) -> DomainNic {
     DomainNic {
         mac: attribute("mac", "address").map(mac).unwrap_or_default(),
         device: attribute("target", "dev").map(str::to_owned),
+        unnamed: None,
         model: attribute("model", "type").unwrap_or_default().to_owned(),
     }
 }

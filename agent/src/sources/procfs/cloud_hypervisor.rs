@@ -8,7 +8,7 @@ use super::{
     options::{Fields, is_on},
 };
 use crate::{
-    inventory::{Devices, DomainDisk, DomainNic, StorageSource, VmUuid, mac},
+    inventory::{Devices, DomainDisk, DomainNic, StorageSource, UnnamedTap, VmUuid, mac},
     sources::storage_location::Location,
 };
 
@@ -81,6 +81,7 @@ pub(super) fn describe(arguments: &[&str]) -> Description {
             "net" => devices.nics.push(DomainNic {
                 mac: fields.get("mac").map(mac).unwrap_or_default(),
                 device: fields.get("tap").map(str::to_owned),
+                unnamed: unnamed_tap(&fields, devices.nics.len()),
                 model: "virtio".to_owned(),
             }),
             _ => {}
@@ -90,6 +91,16 @@ pub(super) fn describe(arguments: &[&str]) -> Description {
     let total = memory.total();
     (found.memory, found.max_memory) = (total.map(|total| total.0), total.map(|total| total.1));
     Description { devices, ..found }
+}
+
+/// What is known of a tap that `tap=` does not name: `fd=3`, `fd=[3,4]`, or nothing.
+fn unnamed_tap(fields: &Fields, order: usize) -> Option<UnnamedTap> {
+    if ["tap", "socket", "vhost_socket"].iter().any(|key| fields.get(key).is_some()) {
+        return None;
+    }
+    let Some(told) = fields.get("fd") else { return Some(UnnamedTap::Opened(order)) };
+    let numbers = told.trim_matches(['[', ']']).split(',').map(str::trim);
+    Some(UnnamedTap::Descriptors(numbers.filter_map(|number| number.parse().ok()).collect()))
 }
 
 /// Each value with its option: `--disk=a`, `--disk a b`.
@@ -268,6 +279,10 @@ mod tests {
         let taps: Vec<_> =
             found.devices.nics.iter().filter_map(|nic| nic.device.as_deref()).collect();
         assert_eq!(taps, ["tap0", "tap1", "tap2"]);
+        let found = described("--net fd=[3,4],mac=52:54:00:00:00:01 fd=5 num_queues=2 socket=/s");
+        let unnamed = found.devices.nics.into_iter().map(|nic| nic.unnamed).collect::<Vec<_>>();
+        let told = |fds: &[u32]| Some(UnnamedTap::Descriptors(fds.to_vec()));
+        assert_eq!(unnamed, [told(&[3, 4]), told(&[5]), Some(UnnamedTap::Opened(2)), None]);
         assert_eq!(described("--cpus boot=2").max_cpus, Some(2));
     }
 

@@ -40,6 +40,7 @@ pub(super) fn firecracker(config: &[u8]) -> Devices {
             .map(|nic| DomainNic {
                 mac: mac(&text(nic, "guest_mac")),
                 device: Some(text(nic, "host_dev_name")),
+                unnamed: None,
                 model: "virtio".to_owned(),
             })
             .collect(),

@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 use super::{
     mounts::Mounts,
     process::{DescriptorInfo, Process},
+    taps,
 };
 use crate::inventory::{FileIdentity, OpenFile};
 
@@ -28,6 +29,8 @@ pub(super) struct OpenFiles {
     places: HashMap<FileIdentity, usize>,
     /// What each descriptor refers to.
     pub(super) by_descriptor: HashMap<u32, FileIdentity>,
+    /// Descriptors of taps, with the names of the interfaces.
+    pub(super) taps: Vec<(u32, String)>,
 }
 
 /// The regular files and block devices among `descriptors`. `known`: the files of the previous scan, whose filesystem is not
@@ -49,7 +52,11 @@ pub(super) fn open(
             break;
         }
         // An error: closed meanwhile.
-        let Ok(info) = process.descriptor_info(*fd) else { continue };
+        let Ok((info, tap)) = process.descriptor_info(*fd) else { continue };
+        if let Some(tap) = tap.or_else(|| taps::macvtap(process, *fd, path)) {
+            found.taps.push((*fd, tap));
+            continue;
+        }
         let mut filesystem = filesystems.of(info.mount)?;
         let Some(identity) = identity(process, *fd, info, filesystem) else { continue };
         let is_block_device = identity.is_block_device();

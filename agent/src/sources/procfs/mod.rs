@@ -31,6 +31,7 @@ mod qemu;
 mod readers;
 mod scan;
 mod schedule;
+mod taps;
 mod threads;
 mod tracked;
 mod uevent;

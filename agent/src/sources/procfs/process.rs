@@ -2,6 +2,7 @@
 //! or fails; never of another one that was given the same id since.
 
 use std::{
+    ffi::CString,
     fs::File,
     io::{self, Read as _},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
@@ -184,10 +185,25 @@ impl Process {
         open_again(&found)
     }
 
-    /// Open flags, mount and inode of a descriptor. Asks no filesystem.
-    pub(super) fn descriptor_info(&self, fd: u32) -> io::Result<DescriptorInfo> {
-        let name = format!("fdinfo/{fd}");
-        parse_descriptor_info(&self.read(&name)?).ok_or_else(|| malformed("fdinfo"))
+    /// Open flags, mount and inode of a descriptor, and the interface if it is a tap. Asks no filesystem.
+    pub(super) fn descriptor_info(&self, fd: u32) -> io::Result<(DescriptorInfo, Option<String>)> {
+        let text = self.read(&format!("fdinfo/{fd}"))?;
+        let info = parse_descriptor_info(&text).ok_or_else(|| malformed("fdinfo"))?;
+        Ok((info, parse_tap(&text)))
+    }
+
+    /// The network namespace, as the link to it names it.
+    pub(super) fn network_namespace(&self) -> rustix::io::Result<CString> {
+        readlinkat(&self.dir, "ns/net", Vec::new())
+    }
+
+    /// The device number of a descriptor's file; `None`: it is no character device.
+    pub(super) fn character_device(&self, fd: u32) -> io::Result<Option<(u32, u32)>> {
+        let link = format!("fd/{fd}");
+        let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
+        let is_one = kind == FileType::CharacterDevice;
+        Ok(is_one.then_some((found.stx_rdev_major, found.stx_rdev_minor)))
     }
 
     /// The threads, ascending by id. Threads that exit meanwhile are left out.
@@ -345,6 +361,14 @@ fn parse_descriptor_info(text: &[u8]) -> Option<DescriptorInfo> {
     })
 }
 
+/// The name of a tap in its network namespace (tun_chr_show_fdinfo() in drivers/net/tun.c). `None`: it is no tap, or no
+/// interface is attached to it.
+fn parse_tap(text: &[u8]) -> Option<String> {
+    let mut lines = text.split(|&byte| byte == b'\n');
+    let name = lines.find_map(|line| line.strip_prefix(b"iff:"))?.trim_ascii();
+    String::from_utf8(name.to_vec()).ok().filter(|name| !name.is_empty())
+}
+
 fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
@@ -399,12 +423,20 @@ mod tests {
         assert_eq!(parse_descriptor_info(b"flags:\t9\nmnt_id:\t25\n"), None);
     }
 
+    #[test]
+    fn a_tap_has_a_name() {
+        let before = "pos:\t0\nflags:\t0104002\nmnt_id:\t30\nino:\t87\n";
+        let tap = |line: &str| parse_tap(format!("{before}{line}").as_bytes());
+        assert_eq!(tap("iff:\tvnet7\n"), Some("vnet7".to_owned()));
+        assert_eq!((tap("iff:\t\n"), tap("")), (None, None));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn no_bytes_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (parse_stat(&text), parse_descriptor_info(&text));
+            let _ = (parse_stat(&text), parse_descriptor_info(&text), parse_tap(&text));
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     machine, memory_estimate,
     presence::{self, Intent},
     process::{Measured, Process, Thread},
-    vcpus,
+    taps, vcpus,
 };
 use crate::inventory::{Devices, DiskSize, Memory, PathAnswer, VmProcess};
 
@@ -136,7 +136,8 @@ fn scan(
     let own = own.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
     let paths = own.chain(domain_paths).map(String::as_str);
     let paths = DiskPaths::new(&process, &open).answer_all(paths, before)?;
-    let devices = measured_devices(&process, &described, &open, &paths);
+    let mut devices = measured_devices(&process, &described, &open, &paths);
+    taps::name_interfaces(&mut devices.nics, &open.taps, is_qemu);
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
@@ -153,6 +154,7 @@ fn scan(
         slot: None,
         vcpus: Vec::new(),
         devices,
+        taps: taps::taps(&process, &open.taps),
         files: open.files,
         paths,
         headers: Vec::new(),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kvmeter::inventory::{
-    Devices, Domain, DomainFact, DomainNic, Fact, OperState::Running, SavedIndexes, VmProcess,
+    Devices, Domain, DomainFact, DomainNic, Fact, IfIndex, NicNumbers, OperState::Running, Output,
+    SavedIndexes, Taps, UnnamedTap, VmProcess,
 };
 
 use super::{Host, QEMU, domain, process};
@@ -12,6 +13,7 @@ fn nic(octet: u8, device: &str) -> DomainNic {
     DomainNic {
         mac: vec![2, 0, 0, 0, 0, octet],
         device: Some(device.to_owned()),
+        unnamed: None,
         model: "virtio".to_owned(),
     }
 }
@@ -43,4 +45,109 @@ fn interfaces_with_one_address_are_each_a_row_of_their_own() {
     assert_eq!(rows(&host), expected[..3]);
     host.libvirt_of(QEMU, of(team));
     assert_eq!(rows(&host), expected);
+}
+
+/// ifIndex of the first interface's device and of its parent, or why there is none.
+fn numbers(host: &Host) -> (Result<u32, &'static str>, Result<u32, &'static str>) {
+    let nic = &host.view.vms.iter().next().unwrap().nics[0];
+    let number = |of| match of {
+        IfIndex::Is(number) => Ok(number),
+        IfIndex::Absent(why) => Err(why),
+    };
+    (number(nic.if_index), number(nic.parent))
+}
+
+const TAP: NicNumbers = NicNumbers { if_index: 7, is_tap: true, parent: IfIndex::Is(2) };
+
+fn held(names: &[&str]) -> Taps {
+    Taps::Held(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+#[test]
+fn an_interface_of_the_host_changes_the_rows_that_use_it() {
+    let mut host = Host::new();
+    host.fact(Fact::Process(Arc::new(VmProcess { taps: held(&["vnet0"]), ..process(1) })));
+    host.libvirt(&[Running], Some(Running));
+    let gone = "the host's network namespace has no interface of this name";
+    assert_eq!(numbers(&host), (Err(gone), Err(gone)));
+    host.fact(Fact::HostNic("vnet0".to_owned(), Some(TAP)));
+    assert_eq!(numbers(&host), (Ok(7), Ok(2)));
+    let unplugged = NicNumbers { parent: IfIndex::Absent("it is in no bridge"), ..TAP };
+    host.fact(Fact::HostNic("vnet0".to_owned(), Some(unplugged)));
+    assert_eq!(numbers(&host), (Ok(7), Err("it is in no bridge")));
+    host.fact(Fact::HostNic("vnet0".to_owned(), None));
+    assert_eq!(numbers(&host), (Err(gone), Err(gone)));
+}
+
+#[test]
+fn a_name_is_no_interface_unless_the_process_holds_it() {
+    let why = |nic: &DomainNic, taps: &Taps, of_domain: bool, numbers_of: NicNumbers| {
+        let mut host = Host::new();
+        let device = nic.device.clone().unwrap_or_else(|| "eth0".to_owned());
+        host.fact(Fact::HostNic(device, Some(numbers_of)));
+        let devices = match of_domain {
+            true => Devices::default(),
+            false => Devices { nics: vec![nic.clone()], ..Devices::default() },
+        };
+        let found = VmProcess { devices, taps: taps.clone(), ..process(1) };
+        host.fact(Fact::Process(Arc::new(found)));
+        let domains = if of_domain {
+            vec![Domain { nics: vec![nic.clone()], ..domain(Running) }]
+        } else {
+            Vec::new()
+        };
+        host.libvirt_of(QEMU, DomainFact::Listed(domains));
+        assert_eq!(numbers(&host).0.err(), numbers(&host).1.err());
+        numbers(&host).0
+    };
+    let eth0 = nic(1, "eth0");
+    let hardware = NicNumbers { if_index: 4, is_tap: false, parent: IfIndex::Is(4) };
+    let unnamed = |tap| DomainNic { device: None, unnamed: tap, ..nic(1, "") };
+    for of_domain in [false, true] {
+        let why = |nic: &DomainNic, taps, numbers| why(nic, &taps, of_domain, numbers);
+        assert_eq!(why(&eth0, held(&["eth0"]), TAP), Ok(7));
+        assert_eq!(
+            why(&eth0, held(&["eth0"]), hardware).unwrap_err(),
+            "the host's interface of this name is no tap"
+        );
+        for taps in [held(&[]), held(&["tap0"])] {
+            let expected = "the VM's process does not hold a tap of this name";
+            assert_eq!(why(&eth0, taps, hardware), Err(expected));
+        }
+        let expected = "the VM's process is in another network namespace";
+        assert_eq!(why(&eth0, Taps::Elsewhere, TAP), Err(expected));
+        let expected = "the descriptors of the VM's process cannot be read";
+        assert_eq!(why(&eth0, Taps::Unknown, TAP), Err(expected));
+        for (tap, expected) in [
+            (None, "the host has no interface for it"),
+            (
+                Some(UnnamedTap::Descriptors(vec![9])),
+                "the descriptor that the VM's process was told is no tap",
+            ),
+            (Some(UnnamedTap::Opened(0)), "which tap of the VM's process it is cannot be told"),
+        ] {
+            assert_eq!(why(&unnamed(tap), held(&["eth0"]), TAP), Err(expected));
+        }
+    }
+}
+
+#[test]
+fn a_domain_without_a_process_has_no_interface() {
+    let mut host = Host::new();
+    host.fact(Fact::HostNic("vnet0".to_owned(), Some(TAP)));
+    host.libvirt(&[Running], Some(Running));
+    let why = "no process of the VM is known on this host";
+    assert_eq!(numbers(&host), (Err(why), Err(why)));
+}
+
+#[test]
+fn an_interface_that_is_plugged_in_has_the_process_scanned_again() {
+    let mut host = Host::new();
+    host.fact(Fact::Process(Arc::new(VmProcess { taps: held(&["vnet0"]), ..process(1) })));
+    host.libvirt(&[Running], Some(Running));
+    let nics = vec![nic(1, "vnet0"), nic(2, "vnet1")];
+    let listed = DomainFact::Listed(vec![Domain { nics, ..domain(Running) }]);
+    host.core.handle(Fact::Libvirt(QEMU, listed), host.now);
+    let mut outputs = std::iter::from_fn(|| host.core.poll_output());
+    assert!(outputs.any(|output| matches!(output, Output::Rescan(1))));
 }

@@ -21,7 +21,7 @@ use kvmeter::{
         ChangeEvent::{self, Deleted, State},
         Connection, Core, CoreConfig, CountedBy, CountingReport, DiskQuery, DiskSize, Domain,
         DomainDisk, DomainFact, DomainNic, DomainProcess, Fact, Fence, FoundState, Inventory,
-        Memory, NicNumbers, Now,
+        Memory, Now,
         OperState::{self, Migrating, Running, Shutdown, Shuttingdown, Unknown},
         Output, Persistence, SavedIndexes, SourceId, StorageAccess, StorageMedia, StorageSource,
         Submission, VmProcess, VmUuid,
@@ -182,6 +182,7 @@ fn domain(state: OperState) -> Domain {
         nics: vec![DomainNic {
             mac: vec![2, 0, 0, 0, 0, 1],
             device: Some("vnet0".to_owned()),
+            unnamed: None,
             model: "virtio".to_owned(),
         }],
     }
@@ -426,23 +427,6 @@ fn a_fence_comes_back_after_the_view_without_the_process() {
         }
     }
     panic!("the fence did not come back");
-}
-
-#[test]
-fn an_interface_of_the_host_changes_the_rows_that_use_it() {
-    let mut host = Host::new();
-    host.start(1);
-    host.libvirt(&[Running], Some(Running));
-    let numbers = |host: &Host| {
-        let nic = host.view.vms.iter().next().unwrap().nics[0].clone();
-        (nic.if_index, nic.parent_if_index)
-    };
-    assert_eq!(numbers(&host), (0, 0));
-    let known = NicNumbers { if_index: 7, parent_if_index: 2 };
-    host.fact(Fact::HostNic("vnet0".to_owned(), Some(known)));
-    assert_eq!(numbers(&host), (7, 2));
-    host.fact(Fact::HostNic("vnet0".to_owned(), None));
-    assert_eq!(numbers(&host), (0, 0));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use kvmeter::{
     counters::Readings as _,
-    inventory::{Inventory, OperState, Vm},
+    inventory::{IfIndex, Inventory, OperState, Vm},
     mib::VM_MIB,
     snmp::{Oid, OwnedValue},
 };
@@ -14,6 +14,14 @@ pub(crate) fn name(suffix: &[u32]) -> Oid {
         name.push(part).expect("short");
         name
     })
+}
+
+/// As a column has it: 0 = there is none.
+pub(crate) fn if_index(of: IfIndex) -> u32 {
+    match of {
+        IfIndex::Is(if_index) => if_index,
+        IfIndex::Absent(_) => 0,
+    }
 }
 
 /// Every instance, listed row by row and sorted: the slow and plain way.
@@ -55,8 +63,8 @@ pub(crate) fn oracle(inventory: &Inventory, readings: &FixedReadings) -> Vec<(Oi
             }
         }
         for nic in &vm.nics {
-            put(&[1, 8, 1, 2, i, nic.index], saturated(nic.if_index));
-            put(&[1, 8, 1, 3, i, nic.index], saturated(nic.parent_if_index));
+            put(&[1, 8, 1, 2, i, nic.index], saturated(if_index(nic.if_index)));
+            put(&[1, 8, 1, 3, i, nic.index], saturated(if_index(nic.parent)));
             put(&[1, 8, 1, 4, i, nic.index], text(&nic.model));
             put(&[1, 8, 1, 5, i, nic.index], OwnedValue::OctetString(nic.phys_address.clone()));
         }

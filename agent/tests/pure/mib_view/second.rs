@@ -21,7 +21,7 @@ use proptest::prelude::*;
 
 use super::{
     host::{FixedReadings, running_vm, snapshot},
-    oracle::oracle,
+    oracle::{if_index, oracle},
     shapes::inventory,
 };
 use crate::second_mib::{MODULE, STATE, faults, models, temperature};
@@ -59,7 +59,7 @@ fn second(root: &[u32], inventory: &Inventory) -> Vec<(Oid, OwnedValue)> {
             let column = [&[1, 10, 1, 2], index.parts()].concat();
             // A name of more than 128 sub-identifiers is no name.
             if root.len() + column.len() <= Oid::MAX_LEN {
-                put(&column, Value::Gauge32(nic.if_index));
+                put(&column, Value::Gauge32(if_index(nic.if_index)));
             }
         }
     }

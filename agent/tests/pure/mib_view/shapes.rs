@@ -8,8 +8,8 @@ use std::{
 use kvmeter::{
     counters::{ThreadSlot, VmSlot},
     inventory::{
-        AdminState, AutoStart, Hypervisor, Inventory, Memory, Nic, OperState, Persistence, Vcpu,
-        Vm, VmIndex, VmUuid,
+        AdminState, AutoStart, Hypervisor, IfIndex, Inventory, Memory, Nic, OperState, Persistence,
+        Vcpu, Vm, VmIndex, VmUuid,
     },
     snmp::Oid,
 };
@@ -48,12 +48,16 @@ fn vcpus() -> impl Strategy<Value = Vec<Vcpu>> {
 
 fn nics() -> impl Strategy<Value = Vec<Nic>> {
     let nic = (count(), count(), text(), collection::vec(any::<u8>(), 0..20));
-    collection::btree_map(index(), nic, 0..4).prop_map(|nics| {
-        let nic = |(index, (if_index, parent_if_index, model, phys_address))| Nic {
+    let number = |number: u32| match number {
+        0 => IfIndex::Absent("it is in no bridge"),
+        number => IfIndex::Is(number),
+    };
+    collection::btree_map(index(), nic, 0..4).prop_map(move |nics| {
+        let nic = |(index, (if_index, parent, model, phys_address))| Nic {
             index,
             device: None,
-            if_index,
-            parent_if_index,
+            if_index: number(if_index),
+            parent: number(parent),
             model,
             phys_address,
         };

@@ -1,0 +1,152 @@
+//! The taps and macvtaps of which a process holds descriptors, and which of its network interfaces each belongs to. What a
+//! command line says is only text; a descriptor is the kernel's word.
+
+use std::{collections::BTreeSet, ffi::OsString, path::Path};
+
+use super::process::Process;
+use crate::inventory::{DomainNic, Taps, UnnamedTap};
+
+/// Where the kernel lists character devices by their numbers.
+const CHARACTER_DEVICES: &str = "/sys/dev/char";
+
+/// The name of a macvtap, if a descriptor of this path is one. Its device is named `tap` and the ifIndex
+/// (drivers/net/macvtap.c), and lies below the interface in sysfs: `…/net/macvtap0/macvtap/tap9`.
+pub(super) fn macvtap(process: &Process, fd: u32, path: &str) -> Option<String> {
+    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+    let number = path.rsplit('/').next()?.strip_prefix("tap")?;
+    number.parse::<u32>().ok()?;
+    let (major, minor) = process.character_device(fd).ok()??;
+    let device = std::fs::read_link(format!("{CHARACTER_DEVICES}/{major}:{minor}")).ok()?;
+    let tap = OsString::from(format!("tap{number}"));
+    interface_of(&device).filter(|_| device.file_name() == Some(&tap))
+}
+
+/// The interface of the device of a macvtap or ipvtap in sysfs.
+fn interface_of(device: &Path) -> Option<String> {
+    let mut above = device.ancestors().skip(1).filter_map(Path::file_name);
+    above.next().filter(|class| *class == "macvtap" || *class == "ipvtap")?;
+    let name = above.next()?.to_str()?.to_owned();
+    above.next().filter(|class| *class == "net")?;
+    Some(name)
+}
+
+/// What the interfaces are to the host. `held`: in ascending order of descriptors.
+pub(super) fn taps(process: &Process, held: &[(u32, String)]) -> Taps {
+    if held.is_empty() {
+        return Taps::default();
+    }
+    let own = std::fs::read_link("/proc/self/ns/net");
+    match (process.network_namespace(), own) {
+        (Ok(its), Ok(own)) if its.to_bytes() == own.as_os_str().as_encoded_bytes() => {
+            Taps::Held(names(held))
+        }
+        (Ok(_), Ok(_)) => Taps::Elsewhere,
+        _ => Taps::Unknown,
+    }
+}
+
+/// Each name once, as a tap with many queues has a descriptor for each.
+fn names(held: &[(u32, String)]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for (_, name) in held {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+/// Names the taps of interfaces by the descriptors. `is_complete`: the description lists all interfaces that the VMM was
+/// started with, as QEMU's does; a VMM that is told them by an API has an interface for each tap.
+pub(super) fn name_interfaces(
+    nics: &mut Vec<DomainNic>,
+    held: &[(u32, String)],
+    is_complete: bool,
+) {
+    for nic in nics.iter_mut() {
+        if let Some(UnnamedTap::Descriptors(told)) = &nic.unnamed
+            && let Some((_, name)) = held.iter().find(|(fd, _)| told.contains(fd))
+        {
+            (nic.device, nic.unnamed) = (Some(name.clone()), None);
+        }
+    }
+    let names = names(held);
+    if nics.is_empty() && !is_complete {
+        let of_tap = |name| DomainNic { device: Some(name), ..DomainNic::default() };
+        nics.extend(names.into_iter().map(of_tap));
+        return;
+    }
+    // The others were opened in the order of their backends, and so are their descriptors, unless one was closed since.
+    let named: BTreeSet<&String> = nics.iter().filter_map(|nic| nic.device.as_ref()).collect();
+    let free: Vec<String> = names.iter().filter(|name| !named.contains(name)).cloned().collect();
+    let order = |nic: &DomainNic| match nic.unnamed {
+        Some(UnnamedTap::Opened(order)) => Some(order),
+        _ => None,
+    };
+    let opened: BTreeSet<usize> = nics.iter().filter_map(order).collect();
+    if opened.len() != free.len() {
+        return;
+    }
+    for nic in nics {
+        if let Some(order) = order(nic)
+            && let Some(name) = free.get(opened.range(..order).count())
+        {
+            (nic.device, nic.unnamed) = (Some(name.clone()), None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_macvtap_is_above_its_device() {
+        let of = |path: &str| interface_of(Path::new(path));
+        let device = "../../devices/virtual/net/macvtap0/macvtap/tap9";
+        assert_eq!(of(device).as_deref(), Some("macvtap0"));
+        assert_eq!(of("../../devices/virtual/net/net/ipvtap/tap9").as_deref(), Some("net"));
+        assert_eq!(of("../../devices/virtual/misc/tun"), None);
+        assert_eq!(of("tap9"), None);
+    }
+
+    fn named(name: &str) -> DomainNic {
+        DomainNic { device: Some(name.to_owned()), ..DomainNic::default() }
+    }
+
+    fn unnamed(tap: UnnamedTap) -> DomainNic {
+        DomainNic { unnamed: Some(tap), ..DomainNic::default() }
+    }
+
+    fn devices(mut nics: Vec<DomainNic>, held: &[(u32, &str)], is_complete: bool) -> Vec<String> {
+        let held: Vec<_> = held.iter().map(|(fd, name)| (*fd, (*name).to_owned())).collect();
+        name_interfaces(&mut nics, &held, is_complete);
+        nics.into_iter().map(|nic| nic.device.unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn a_tap_is_known_by_its_descriptor() {
+        use UnnamedTap::{Descriptors, Opened};
+        let queues = [(20, "t1"), (21, "t1"), (22, "t0"), (23, "t0")];
+        let told = |fds: &[u32]| unnamed(Descriptors(fds.to_vec()));
+        assert_eq!(devices(vec![told(&[22, 23]), told(&[20, 21])], &queues, true), ["t0", "t1"]);
+        assert_eq!(devices(vec![told(&[9])], &queues, true), [""], "no tap");
+        // In the order of their backends, which need not be that of the interfaces.
+        let opened = |at| unnamed(Opened(at));
+        assert_eq!(devices(vec![opened(7), opened(3)], &queues, true), ["t0", "t1"]);
+        assert_eq!(devices(vec![opened(7), named("t1")], &queues, true), ["t0", "t1"]);
+        // Two of one backend, a hub.
+        assert_eq!(devices(vec![opened(1), opened(1)], &queues[..2], true), ["t1", "t1"]);
+        // One of them was plugged in or out since.
+        assert_eq!(devices(vec![opened(7)], &queues, true), [""]);
+        assert_eq!(devices(vec![opened(1), opened(2)], &queues[..2], true), ["", ""]);
+    }
+
+    #[test]
+    fn a_vmm_that_is_told_its_interfaces_by_an_api_has_one_for_each_tap() {
+        let queues = [(20, "t1"), (21, "t1"), (22, "t0")];
+        assert_eq!(devices(Vec::new(), &queues, false), ["t1", "t0"]);
+        assert!(devices(Vec::new(), &queues, true).is_empty());
+        assert_eq!(devices(vec![named("t9")], &queues, false), ["t9"]);
+    }
+}
