@@ -58,16 +58,7 @@ fn assess_hook(HookState { hook, failure, .. }: HookState) -> Check {
 }
 
 fn assess_object(error: &ProbeError) -> Check {
-    let fix = match error {
-        ProbeError::BuiltWithout | ProbeError::NoProgram { .. } => {
-            "install a complete build, or run `cargo xtask setup` and build it again"
-        }
-        ProbeError::NoBtf { .. } | ProbeError::Btf { .. } => {
-            "boot Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y"
-        }
-        _ => "run as root; `dmesg` may tell which policy refuses BPF",
-    };
-    Check::fail("hooks", with_causes(error), fix)
+    Check::fail("hooks", with_causes(error), error.fix())
 }
 
 #[cfg(test)]
@@ -104,6 +95,6 @@ mod tests {
         let missing = || std::io::ErrorKind::NotFound.into();
         let no_btf = ProbeError::NoBtf { path: "/btf".into(), source: missing() };
         assert!(fix(no_btf).contains("CONFIG_DEBUG_INFO_BTF=y"));
-        assert!(fix(ProbeError::PidMax(missing())).starts_with("run as root"));
+        assert!(fix(ProbeError::PidMax(missing())).contains("/proc"));
     }
 }

@@ -1,6 +1,10 @@
 //! Errors of the probe.
 
-use std::{error::Error, io, path::PathBuf};
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::ProgramError;
 use thiserror::Error;
@@ -27,12 +31,38 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// The kernel's BTF lacks something.
-    #[error("The kernel's BTF in {} does not fit; kvmeter needs Linux 5.15 or later", path.display())]
+    #[error("The kernel's BTF in {} lacks what kvmeter reads", path.display())]
     Btf {
         /// The file.
         path: PathBuf,
         /// What is missing.
         source: BtfError,
+    },
+    /// The kernel's BTF has a kind of type that this version does not know.
+    #[error("The kernel's BTF in {} is newer than this kvmeter", path.display())]
+    BtfTooNew {
+        /// The file.
+        path: PathBuf,
+        /// What is unknown.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The data is no BTF.
+    #[error("The file {} is no BTF of this machine's kernel, or damaged", path.display())]
+    BtfDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: BtfError,
+    },
+    /// Another agent counts with these pins.
+    #[error(
+        "Another kvmeter counts with the pins under {}: two agents would give the same records to two VMs; end the other one, or \
+         set another `pin_dir` in the section [probe] of the configuration",
+        dir.display()
+    )]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
     },
     /// The pin directory is not on a BPF filesystem.
     #[error(
@@ -89,6 +119,47 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
+    /// Sorts an error of reading the BTF in `path` by what is to be done about it.
+    pub(super) fn btf(path: &Path, source: BtfError) -> Self {
+        let path = path.to_owned();
+        match source {
+            BtfError::UnknownKind { .. } => Self::BtfTooNew { path, source: Box::new(source) },
+            BtfError::Missing(_) | BtfError::BitField(_) | BtfError::TooFar(_) => {
+                Self::Btf { path, source }
+            }
+            BtfError::Truncated { .. } | BtfError::BadMagic | BtfError::TooDeep => {
+                Self::BtfDamaged { path, source }
+            }
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub const fn fix(&self) -> &'static str {
+        match self {
+            Self::BuiltWithout | Self::NoProgram { .. } => {
+                "install a complete build, or run `cargo xtask setup` and build it again"
+            }
+            Self::NoBtf { .. } | Self::Btf { .. } => {
+                "boot Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y"
+            }
+            Self::BtfTooNew { .. } => {
+                "install a newer kvmeter; until then, set KVMETER_BTF to a file with this kernel's BTF that this version can read, \
+                 such as one that an older pahole has made"
+            }
+            Self::BtfDamaged { .. } => {
+                "unset KVMETER_BTF, or set it to a file with this kernel's BTF"
+            }
+            Self::NotBpffs { .. } => "mount -t bpf bpf /sys/fs/bpf, or set probe.pin_dir",
+            Self::InUse { .. } => "end the other agent, or set probe.pin_dir",
+            Self::PinsChanged { .. } | Self::Map { .. } => "run `kvmeter detach` and start again",
+            Self::PidMax(_) => "mount /proc",
+            Self::Pin { .. } | Self::Load(_) | Self::Hook { .. } => {
+                "run as root; `dmesg` may tell which policy refuses BPF"
+            }
+        }
+    }
+
     pub(super) fn load(source: impl Error + Send + Sync + 'static) -> Self {
         Self::Load(Box::new(source))
     }
@@ -122,4 +193,18 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_btf_that_is_too_new_too_old_or_none_has_its_own_fix() {
+        let fix = |source| ProbeError::btf(Path::new("/btf"), source).fix();
+        assert!(fix(BtfError::UnknownKind { id: 7, kind: 20 }).contains("a newer kvmeter"));
+        assert!(fix(BtfError::Missing("x".to_owned())).contains("Linux 5.15 or later"));
+        assert!(fix(BtfError::BadMagic).contains("unset KVMETER_BTF"));
+        assert!(fix(BtfError::Truncated { at: 1, what: "type" }).contains("unset KVMETER_BTF"));
+    }
 }

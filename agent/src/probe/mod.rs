@@ -84,8 +84,7 @@ impl Probe {
         }
         let object = offsets.relocate(object).map_err(ProbeError::load)?;
         let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
-        let btf = aya::Btf::parse_file(kernel_btf, aya::Endianness::default())
-            .map_err(ProbeError::load)?;
+        let btf = parse_for_loader(kernel_btf)?;
         let hooks = if is_same {
             SCHED_HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec()
         } else {
@@ -126,8 +125,7 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
     offsets.set_globals(&mut loader);
     let object = offsets.relocate(object).map_err(ProbeError::load)?;
     let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
-    let btf =
-        aya::Btf::parse_file(kernel_btf, aya::Endianness::default()).map_err(ProbeError::load)?;
+    let btf = parse_for_loader(kernel_btf)?;
     let of = |method: Method| method.hooks().iter().map(move |hook| (*hook, Some(method)));
     let for_disks = Method::ALL.into_iter().flat_map(of);
     let hooks = SCHED_HOOKS.into_iter().map(|hook| (hook, None)).chain(for_disks);
@@ -140,6 +138,12 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
             HookState { hook, method, failure }
         })
         .collect())
+}
+
+/// The kernel's BTF for the loader, which has a parser of its own.
+fn parse_for_loader(path: &Path) -> Result<aya::Btf, ProbeError> {
+    aya::Btf::parse_file(path, aya::Endianness::default())
+        .map_err(|source| ProbeError::BtfTooNew { path: path.to_owned(), source: Box::new(source) })
 }
 
 /// Attaches the hooks for CPU time, and writes layout and fingerprint into the record about the maps.

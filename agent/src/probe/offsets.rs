@@ -47,13 +47,13 @@ impl Offsets {
     ///
     /// # Errors
     ///
-    /// [`ProbeError::NoBtf`] when the file cannot be read, [`ProbeError::Btf`] when it lacks a field.
+    /// [`ProbeError::NoBtf`] when the file cannot be read, others when it lacks a field or cannot be parsed.
     pub fn of_kernel(path: &Path) -> Result<Self, ProbeError> {
         let data =
             fs::read(path).map_err(|source| ProbeError::NoBtf { path: path.to_owned(), source })?;
         Btf::parse(&data)
             .and_then(|btf| Self::from_btf(&btf))
-            .map_err(|source| ProbeError::Btf { path: path.to_owned(), source })
+            .map_err(|source| ProbeError::btf(path, source))
     }
 
     fn from_btf(btf: &Btf<'_>) -> Result<Self, BtfError> {

@@ -5,7 +5,7 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,10 @@ use kvmeter_common::{
     EVENT_RING_LEN, FILTER_LEN, IMAGES, ImageRecord, InFlight, LAYOUT, MAX_IN_FLIGHT, Meta,
     SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord, names,
 };
-use rustix::fs::statfs;
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags, flock, statfs},
+    io::Errno,
+};
 
 use super::ProbeError;
 
@@ -45,6 +48,9 @@ pub(super) const META_WORDS: usize = size_of::<Meta>() / 8;
 #[derive(Debug)]
 pub(super) struct Pins {
     dir: PathBuf,
+    /// The directory with the pins of all layouts, locked: one agent at a time counts with them. The kernel unlocks it when
+    /// the agent ends in any way.
+    _lock: OwnedFd,
 }
 
 /// A complete set of maps of this layout.
@@ -61,7 +67,7 @@ pub(super) struct FoundMaps {
 }
 
 impl Pins {
-    /// Creates the directory, for root only.
+    /// Creates the directory, for root only, and locks that of all layouts.
     pub(super) fn open(pin_dir: &Path) -> Result<Self, ProbeError> {
         let dir = pin_dir.join(format!("v{LAYOUT}"));
         // The filesystem is checked before anything is created in it.
@@ -74,7 +80,7 @@ impl Pins {
             .mode(0o700)
             .create(&dir)
             .map_err(|source| ProbeError::pin(&dir, source))?;
-        Ok(Self { dir })
+        Ok(Self { dir, _lock: lock(pin_dir)? })
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -202,6 +208,17 @@ impl Pins {
             fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+fn lock(pin_dir: &Path) -> Result<OwnedFd, ProbeError> {
+    let failed = |source: Errno| ProbeError::pin(pin_dir, source);
+    let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let held = rustix::fs::open(pin_dir, how, Mode::empty()).map_err(failed)?;
+    match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(held),
+        Err(Errno::WOULDBLOCK) => Err(ProbeError::InUse { dir: pin_dir.to_owned() }),
+        Err(error) => Err(failed(error)),
     }
 }
 

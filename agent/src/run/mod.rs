@@ -60,6 +60,9 @@ pub enum RunError {
     /// VMs cannot be found.
     #[error(transparent)]
     Procfs(#[from] ProcfsError),
+    /// Another agent has the pins.
+    #[error(transparent)]
+    InUse(ProbeError),
     /// A thread of the agent.
     #[error("Cannot start a thread")]
     Thread(#[source] io::Error),
@@ -92,7 +95,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // First of all, for it tells whether another agent has these directories.
     let status = Server::bind(&config.state.runtime_dir)?;
     raise_descriptor_limit();
-    let (counting, events) = begin_to_count(&config.probe);
+    let (counting, events) = begin_to_count(&config.probe)?;
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 
     let tree = mib::tree()?;
@@ -216,7 +219,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
+fn begin_to_count(config: &config::Probe) -> Result<(Counting, Option<Events>), RunError> {
     let started = Probe::start(&config.pin_dir, &check::btf_path()).and_then(|probe| {
         let records = Records::map(&probe).map_err(|source| ProbeError::Map { source })?;
         Ok((probe, records))
@@ -237,14 +240,15 @@ fn begin_to_count(config: &config::Probe) -> (Counting, Option<Events>) {
             }
             let records = Some(records);
             let image_hooks = Some(Arc::new(Mutex::new(image_hooks)));
-            (Counting { records, image_hooks, hooks, adopted }, Some(events))
+            Ok((Counting { records, image_hooks, hooks, adopted }, Some(events)))
         }
+        Err(error @ ProbeError::InUse { .. }) => Err(RunError::InUse(error)),
         Err(error) => {
-            let error = with_causes(&error);
-            warn!("VMs are served without counters: {error}. `kvmeter check` says more");
+            let error = format!("{}. Fix: {}", with_causes(&error), error.fix());
+            warn!("VMs are served without counters: {error}");
             let failed = |hook| HookState { hook, method: None, failure: Some(error.clone()) };
             let hooks = SCHED_HOOKS.map(failed).to_vec();
-            (Counting { records: None, image_hooks: None, hooks, adopted: false }, None)
+            Ok((Counting { records: None, image_hooks: None, hooks, adopted: false }, None))
         }
     }
 }

@@ -324,6 +324,19 @@ fn a_new_probe_adopts_what_an_old_one_counted() {
 }
 
 #[test]
+fn a_second_agent_with_the_same_pins_ends_with_a_message() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (_records, _registration, first) = start(&pins);
+    let Err(error) = Probe::start(pins.path(), Path::new(KERNEL_BTF)) else {
+        panic!("two agents count with the same pins");
+    };
+    assert!(error.to_string().starts_with("Another kvmeter counts with the pins under"), "{error}");
+    drop(first);
+    assert!(start(&pins).2.adopted);
+}
+
+#[test]
 fn records_that_nobody_counts_in_are_given_out_no_more() {
     require!("ebpf");
     let pins = PinDir::new();

@@ -168,6 +168,52 @@ fn without_btf_vms_are_served_and_only_their_counters_are_absent() {
     stage.wait_for("the VM is gone", VM_NUMBER, &[], |number| number == Some(0));
 }
 
+#[test]
+fn a_btf_with_a_new_kind_of_type_wants_a_newer_kvmeter_wherever_it_is_told() {
+    require!("kvm", "snmpd");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("btf");
+    let mut btf = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    make_newer(&mut btf);
+    fs::write(&path, btf).unwrap();
+    let stage = Stage::with(|agent| agent.set("KVMETER_BTF", path.to_str().unwrap()));
+    let why = stage.status()["probe"]["hooks"][0]["why"].as_str().unwrap().to_owned();
+    let check = stage.agent.ask("check", &["--json"]).unwrap();
+    let check: serde_json::Value = serde_json::from_slice(&check.stdout).unwrap();
+    let checks = check["checks"].as_array().unwrap();
+    let hooks = checks.iter().find(|check| check["name"] == "hooks").unwrap();
+    let told =
+        format!("{}. Fix: {}", hooks["found"].as_str().unwrap(), hooks["fix"].as_str().unwrap());
+    assert_eq!(why, told);
+    assert!(why.contains("is newer than this kvmeter") && why.contains("a newer kvmeter"), "{why}");
+    assert!(!why.contains("5.15"), "{why}");
+    assert!(stage.agent.log().contains(&why), "{}", stage.agent.log());
+}
+
+/// Gives one type of kind `FLOAT`, behind which there is no data, a kind that no version knows.
+fn make_newer(btf: &mut [u8]) {
+    const FLOAT: u32 = 16;
+    let word = |btf: &[u8], at: usize| u32::from_le_bytes(btf[at..at + 4].try_into().unwrap());
+    let mut at = (word(btf, 4) + word(btf, 8)) as usize;
+    loop {
+        let info = word(btf, at + 4);
+        let (kind, count) = (info >> 24 & 31, info as usize & 0xffff);
+        if kind == FLOAT {
+            let newer = info & !(31 << 24) | 20 << 24;
+            btf[at + 4..at + 8].copy_from_slice(&newer.to_le_bytes());
+            return;
+        }
+        at += 12
+            + match kind {
+                1 | 14 | 17 => 4,
+                3 => 12,
+                4 | 5 | 15 | 19 => 12 * count,
+                6 | 13 => 8 * count,
+                _ => 0,
+            };
+    }
+}
+
 /// Kills a process that is not a child when dropped.
 struct Kill(i32);
 
