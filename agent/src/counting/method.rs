@@ -27,6 +27,8 @@ enum Condition {
     UsesAio,
     /// io_submit(2) is possible, and `aio` works.
     MayUseAio,
+    /// A VMM other than QEMU has a context of io_submit(2), and may use it for this disk, also with the page cache.
+    MaySubmit,
     /// The file is open with `O_DIRECT`.
     IsDirect,
     /// Direct I/O on the file goes through iomap, and `dio` works.
@@ -85,6 +87,9 @@ const RULES: &[Rule] = {
         // Last resort: the block layer sees large requests split, and completions in interrupts may be missed.
         rule(&[NeedsBdev], &[Bdev], BY_BLOCK_LAYER),
         rule(&[UsesAio], &[Aio, Vfs], BY_AIO),
+        // `syscall` would miss what goes by io_submit(2).
+        rule(&[MaySubmit, MayUseRing], &[Aio, Vfs, IoUring], BY_AIO),
+        rule(&[MaySubmit], &[Aio, Vfs], BY_AIO),
         rule(&[HasVfs, IsDirect, MayUseAio, MayUseRing], &[Vfs, Aio, IoUring], DIRECT_CALLS),
         rule(&[HasVfs, IsDirect, MayUseAio], &[Vfs, Aio], DIRECT_CALLS),
         rule(&[HasVfs, IsDirect, MayUseRing], &[Vfs, IoUring], DIRECT_CALLS),
@@ -138,6 +143,7 @@ impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
                 matches!(submission, Submission::Unknown | Submission::IoUring)
                     && self.can(Method::Aio)
             }
+            Condition::MaySubmit => submission == Submission::Unknown && process.has_aio,
             Condition::IsDirect => file.is_direct,
             Condition::HasDio => {
                 file.is_direct && file.has_iomap && !is_block_device && self.can(Method::Dio)
@@ -265,6 +271,8 @@ mod tests {
             (all, DIRECT_FILE, Threads, false, true),
             (events, DIRECT_DEVICE, Threads, false, true),
             (functions, DIRECT_FILE, Native, false, true),
+            (all, CACHED_FILE, Unknown, true, false),
+            (all, CACHED_FILE, Unknown, false, false),
             (functions, DIRECT_FILE, Unknown, true, true),
             (functions, DIRECT_FILE, Unknown, false, true),
             (no_aio, DIRECT_FILE, Unknown, true, true),
@@ -280,11 +288,28 @@ mod tests {
         ];
         assert_eq!(rows.len(), RULES.len());
         for (rule, (has, file, submission, has_io_uring, has_positions)) in RULES.iter().zip(rows) {
-            let process = VmProcess { has_io_uring, has_positions, ..VmProcess::default() };
+            let has_aio = rule.conditions.contains(&Condition::MaySubmit);
+            let process =
+                VmProcess { has_io_uring, has_aio, has_positions, ..VmProcess::default() };
             let choice = choice(has, file, submission, &process).unwrap();
             assert_eq!((choice.methods, choice.why), (rule.methods, rule.why), "{rule:?}");
             assert_eq!(choice.layer, layer_of(rule.methods), "{rule:?}");
         }
+    }
+
+    #[test]
+    fn a_vmm_that_may_use_io_submit_is_not_counted_where_nothing_sees_that() {
+        let process = VmProcess { has_aio: true, ..VmProcess::default() };
+        let chosen = |has: &[Method], file| {
+            choice(has, file, Submission::Unknown, &process).map(|choice| choice.methods)
+        };
+        let events = &[Dio, Bdev, Syscall, IoUring][..];
+        let none = chosen(events, CACHED_FILE).map(<[Method]>::len);
+        assert_eq!(none, Err("it needs aio, which does not work: not here".to_owned()));
+        assert_eq!(chosen(&Method::ALL, CACHED_FILE).unwrap(), &[Aio, Vfs]);
+        // One hook sees all direct I/O, however it was submitted.
+        assert_eq!(chosen(events, DIRECT_FILE).unwrap(), &[Dio]);
+        assert_eq!(chosen(events, DIRECT_DEVICE).unwrap(), &[Bdev]);
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct VmProcess {
     pub headers: Vec<ImageHeader>,
     /// Whether it has an io_uring ring.
     pub has_io_uring: bool,
+    /// Whether it is another VMM than QEMU and has a context of io_submit(2): any of its requests may go by that.
+    pub has_aio: bool,
     /// Whether it uses positioned I/O only (pread and pwrite, as QEMU does), and never seeks before it reads or writes.
     pub has_positions: bool,
     /// Whether it has a KVM VM open.

@@ -159,6 +159,8 @@ fn scan(
         paths,
         headers: Vec::new(),
         has_io_uring: descriptors.has_io_uring,
+        // QEMU makes such a context for disks whose configuration says so.
+        has_aio: !is_qemu && has_aio_context(&process.read("maps").unwrap_or_default()),
         has_positions: is_qemu,
         has_kvm: descriptors.has_kvm(),
         gaps: described.gaps.clone(),
@@ -202,6 +204,12 @@ impl Descriptors {
     const fn has_kvm(&self) -> bool {
         !self.vms.is_empty()
     }
+}
+
+/// Whether there is a ring of io_submit(2) in the memory map of a process (`aio_setup_ring` of the kernel's aio.c).
+fn has_aio_context(maps: &[u8]) -> bool {
+    let is_ring = |line: &[u8]| line.ends_with(b" /[aio] (deleted)") || line.ends_with(b" /[aio]");
+    maps.split(|byte| *byte == b'\n').any(is_ring)
 }
 
 /// Whether a process without a KVM VM is worth reading its command line.
@@ -337,6 +345,15 @@ fn parse_cpu_list(text: &str) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_context_of_io_submit_is_in_the_memory_map() {
+        let line = |name| format!("7f0000-7f1000 rw-s 00000000 00:11 12345      {name}\n");
+        let maps = |name| ["7f2000-7f3000 rw-p 00000000 00:00 0 \n", &line(name)].concat();
+        assert!(has_aio_context(maps("/[aio] (deleted)").as_bytes()));
+        assert!(!has_aio_context(maps("/x[aio] (deleted)").as_bytes()));
+        assert!(!has_aio_context(maps("[heap]").as_bytes()));
+    }
 
     #[test]
     fn cpu_lists() {
