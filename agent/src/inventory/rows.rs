@@ -162,7 +162,10 @@ impl Core {
                 process: Arc::clone(process),
                 disks: planned.collect(),
                 is_of_domain,
-                may_be_of_domain: !is_of_domain && process.uuid.is_some() && self.is_any_live(),
+                may_be_of_domain: !is_of_domain
+                    && process.uuid.is_some()
+                    && vm.awaited.is_some()
+                    && self.is_any_live(),
             })
         });
         if plan.as_ref() == vm.plan.as_deref() {

@@ -53,3 +53,24 @@ fn a_domain_that_libvirt_cannot_describe_stays_as_it_was_known() {
         (vec![], vec![(Running, State(Shutdown)), (Shutdown, Deleted)])
     );
 }
+
+#[test]
+fn the_images_of_a_process_belong_to_it_once_libvirt_has_had_its_say() {
+    let mut host = Host::new();
+    let waits = |host: &mut Host| {
+        let plans = host.others.drain(..).filter_map(|output| match output {
+            Output::Count(plan) => Some(plan.may_be_of_domain),
+            _ => None,
+        });
+        plans.reduce(|_, last| last)
+    };
+    host.start(7);
+    assert_eq!(waits(&mut host), Some(true), "libvirt may be about to report its domain");
+    host.settle();
+    assert_eq!(waits(&mut host), Some(false), "libvirt has not");
+    // A domain that libvirt does report gives its disks.
+    host.start(8);
+    host.end(7);
+    host.libvirt(&[Running], Some(Running));
+    assert_ne!(waits(&mut host), Some(true));
+}
