@@ -179,7 +179,9 @@ fn process(number: u32) -> VmProcess {
         cpus: 4,
         max_cpus: Some(4),
         slot: slot(number).map(VmSlot),
-        vcpus: (0..4).map(|id| Vcpu { id, slot: slot(number * 4 + id).map(ThreadSlot) }).collect(),
+        vcpus: (0..4)
+            .map(|id| Vcpu { id, slot: slot(number * 4 + id).map(ThreadSlot::without_thread) })
+            .collect(),
         has_kvm: true,
         ..VmProcess::default()
     }

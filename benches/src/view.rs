@@ -103,7 +103,7 @@ fn host() -> anyhow::Result<Inventory> {
     let vm = |index: u32| {
         let vcpu = |id| {
             let slot = u16::try_from((index - 1) * VCPUS + id + 1).context("Too many vCPUs")?;
-            Ok(Vcpu { id, slot: Some(ThreadSlot(slot)) })
+            Ok(Vcpu { id, slot: Some(ThreadSlot::without_thread(slot)) })
         };
         anyhow::Ok(Vm {
             index: VmIndex(index),
@@ -138,7 +138,7 @@ fn host() -> anyhow::Result<Inventory> {
 struct MadeUp;
 
 impl Readings for MadeUp {
-    fn vcpu_time_ns(&self, ThreadSlot(slot): ThreadSlot) -> Option<u64> {
+    fn vcpu_time_ns(&self, ThreadSlot { record: slot, .. }: ThreadSlot) -> Option<u64> {
         Some(u64::from(slot) * 1_234_567_891)
     }
 
@@ -146,7 +146,7 @@ impl Readings for MadeUp {
         Some(u64::from(slot) * 12_345_678_912)
     }
 
-    fn cpu_mask(&self, ThreadSlot(slot): ThreadSlot) -> Option<CpuMask> {
+    fn cpu_mask(&self, ThreadSlot { record: slot, .. }: ThreadSlot) -> Option<CpuMask> {
         Some(CpuMask::of_numbers((0..1024).filter(|cpu| (u32::from(slot) + cpu).is_multiple_of(3))))
     }
 

@@ -4,9 +4,25 @@ use rustix::thread::CpuSet;
 
 use super::{DiskIo, ImageSlot, Requests};
 
-/// Slot of a thread's record: 1 to 65,535.
+/// The record of a thread, and which thread's it is: the kernel frees a record when its thread exits, and gives it to the next
+/// thread of the VM, before any view tells.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ThreadSlot(pub u16);
+pub struct ThreadSlot {
+    /// Number of the record: 1 to 65,535.
+    pub record: u16,
+    /// Thread id in the initial PID namespace.
+    pub tid: u32,
+    /// `task->start_time` in ns; 0 = the thread had no event yet.
+    pub start: u64,
+}
+
+impl ThreadSlot {
+    /// A record of no thread, for counters that are not the kernel's.
+    #[must_use]
+    pub const fn without_thread(record: u16) -> Self {
+        Self { record, tid: 0, start: 0 }
+    }
+}
 
 /// Slot of a VM's record: 1 to 4,095.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -96,6 +96,11 @@ impl Records {
         Some(&self.tid_slot.get(tid / SLOTS_PER_ELEMENT)?[tid % SLOTS_PER_ELEMENT])
     }
 
+    /// The record of a thread; `None` = the record is free, or another thread's.
+    fn record_of(&self, thread: ThreadSlot) -> Option<&SharedThreadRecord> {
+        self.threads.get(usize::from(thread.record)).filter(|record| is_of(record, thread))
+    }
+
     /// The VM's thread records, free ones included.
     pub(crate) fn threads_of<'a>(
         &'a self,
@@ -154,10 +159,19 @@ impl Records {
 
 impl Readings for Records {
     fn vcpu_time_ns(&self, vcpu: ThreadSlot) -> Option<u64> {
-        let record = self.threads.get(usize::from(vcpu.0)).filter(|_| self.are_counted())?;
-        owner(record)?;
+        let record = self.record_of(vcpu).filter(|_| self.are_counted())?;
         let now = read(&record.run)?;
-        Some(monotone(&record.high_water, now))
+        fence(Ordering::Acquire);
+        if !is_of(record, vcpu) {
+            return None;
+        }
+        let given = monotone(&record.high_water, now);
+        if is_of(record, vcpu) {
+            return Some(given);
+        }
+        // The record got another thread just now: the next reader must not take this thread's time for that one's.
+        let _ = record.high_water.compare_exchange(given, 0, Ordering::Relaxed, Ordering::Relaxed);
+        None
     }
 
     fn vm_time_ns(&self, vm: VmSlot) -> Option<u64> {
@@ -169,19 +183,22 @@ impl Readings for Records {
     }
 
     fn thread(&self, vcpu: ThreadSlot) -> Option<ThreadReading> {
-        let record = self.threads.get(usize::from(vcpu.0))?;
-        Some(ThreadReading {
-            tid: owner(record)?.tid(),
+        let record = self.record_of(vcpu)?;
+        let reading = ThreadReading {
+            tid: vcpu.tid,
             wait_ns: read(&record.wait),
             switches_in: record.switches_in.load(Ordering::Relaxed),
             preemptions: record.preemptions.load(Ordering::Relaxed),
-        })
+        };
+        fence(Ordering::Acquire);
+        is_of(record, vcpu).then_some(reading)
     }
 
     fn cpu_mask(&self, vcpu: ThreadSlot) -> Option<CpuMask> {
-        let record = self.threads.get(usize::from(vcpu.0))?;
-        let tid = rustix::process::Pid::from_raw(i32::try_from(owner(record)?.tid()).ok()?)?;
-        rustix::thread::sched_getaffinity(Some(tid)).ok().map(CpuMask::new)
+        let record = self.record_of(vcpu)?;
+        let tid = rustix::process::Pid::from_raw(i32::try_from(vcpu.tid).ok()?)?;
+        let mask = rustix::thread::sched_getaffinity(Some(tid)).ok().map(CpuMask::new);
+        mask.filter(|_| is_of(record, vcpu))
     }
 
     fn disk_io(&self, images: &[ImageSlot]) -> Option<DiskIo> {
@@ -249,10 +266,11 @@ pub(crate) fn process_ns(tgid: u64) -> Option<u64> {
     Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
 }
 
-/// Owner of a record; `None` = the record is free.
-fn owner(record: &SharedThreadRecord) -> Option<Owner> {
+/// Whether a record is that of this thread now.
+fn is_of(record: &SharedThreadRecord, thread: ThreadSlot) -> bool {
     let owner = record.owner.load(Ordering::Acquire);
-    (owner != 0).then_some(Owner(owner))
+    let start = record.start.load(Ordering::Relaxed);
+    owner != 0 && Owner(owner).tid() == thread.tid && (thread.start == 0 || thread.start == start)
 }
 
 /// The time that a word shows at a moment at which the word was in memory; `None` = no event yet.
@@ -299,4 +317,55 @@ pub(crate) fn monotonic_ns() -> u64 {
 fn nanoseconds(time: rustix::time::Timespec) -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
         + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OF_VIEW: ThreadSlot = ThreadSlot { record: 9, tid: 100, start: 7 };
+
+    fn records_with(tid: u32, start: u64, ns: u64) -> Records {
+        let records = Records::in_memory();
+        records.meta[0].layout.store(u64::from(LAYOUT), Ordering::Relaxed);
+        put(&records, tid, start, ns);
+        records
+    }
+
+    fn put(records: &Records, tid: u32, start: u64, ns: u64) {
+        let record = &records.threads[9];
+        record.free();
+        record.run.store(word::at_rest(ns), Ordering::Relaxed);
+        record.wait.store(word::at_rest(1), Ordering::Relaxed);
+        record.start.store(start, Ordering::Relaxed);
+        record.owner.store(Owner::new(tid, 1).0, Ordering::Release);
+    }
+
+    #[test]
+    fn a_record_that_passed_to_another_thread_is_absent_in_a_view_with_the_first() {
+        let records = records_with(100, 7, 79_034);
+        assert_eq!(records.vcpu_time_ns(OF_VIEW), Some(79_034));
+        assert_eq!(records.thread(OF_VIEW).map(|thread| thread.tid), Some(100));
+        // Another thread, and a later one with the same id.
+        for (tid, start) in [(101, 8), (100, 8)] {
+            put(&records, tid, start, 6);
+            assert_eq!(records.vcpu_time_ns(OF_VIEW), None);
+            assert_eq!(records.thread(OF_VIEW), None);
+            assert!(records.cpu_mask(OF_VIEW).is_none());
+            // The next view has that one, whose time begins with its own.
+            assert_eq!(records.vcpu_time_ns(ThreadSlot { record: 9, tid, start }), Some(6));
+        }
+        records.threads[9].free();
+        assert_eq!(records.vcpu_time_ns(OF_VIEW), None);
+    }
+
+    #[test]
+    fn a_thread_without_an_event_is_known_by_its_id() {
+        let records = records_with(100, 0, 5);
+        let of_view = ThreadSlot { start: 0, ..OF_VIEW };
+        assert_eq!(records.vcpu_time_ns(of_view), Some(5));
+        // Its first event brings the start.
+        put(&records, 100, 7, 6);
+        assert_eq!(records.vcpu_time_ns(of_view), Some(6));
+    }
 }

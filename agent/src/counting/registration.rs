@@ -307,7 +307,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                     record.vcpu.store(id, Ordering::Relaxed);
                     record.owner.fetch_or(Owner::VCPU, Ordering::AcqRel);
                 }
-                return Ok(ThreadSlot(known));
+                return Ok(slot_of(known, record, tid));
             }
             if owner.tid() == tid {
                 self.release(tid, known, record);
@@ -347,7 +347,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         if !state.runnable {
             Self::seed(record, stat);
         }
-        Ok(ThreadSlot(slot))
+        Ok(slot_of(slot, record, tid))
     }
 
     fn unrecorded(&self, vm: VmSlot) -> u64 {
@@ -459,6 +459,10 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             })
             .collect()
     }
+}
+
+fn slot_of(slot: u16, record: &SharedThreadRecord, tid: u32) -> ThreadSlot {
+    ThreadSlot { record: slot, tid, start: record.start.load(Ordering::Relaxed) }
 }
 
 fn blocks_of(vm: &SharedVmRecord) -> impl Iterator<Item = u16> {

@@ -19,7 +19,7 @@ use crate::{
 struct Live;
 
 impl Readings for Live {
-    fn vcpu_time_ns(&self, ThreadSlot(slot): ThreadSlot) -> Option<u64> {
+    fn vcpu_time_ns(&self, ThreadSlot { record: slot, .. }: ThreadSlot) -> Option<u64> {
         (slot != 9).then_some(70)
     }
 
@@ -27,7 +27,7 @@ impl Readings for Live {
         Some(90)
     }
 
-    fn thread(&self, ThreadSlot(slot): ThreadSlot) -> Option<ThreadReading> {
+    fn thread(&self, ThreadSlot { record: slot, .. }: ThreadSlot) -> Option<ThreadReading> {
         let tid = u32::from(slot) + 100;
         Some(ThreadReading { tid, wait_ns: None, switches_in: 5, preemptions: 2 })
     }
@@ -135,11 +135,13 @@ fn the_numbers_of_a_vcpu_are_absent_together() {
     let without_thread = Vcpu { id: 0, slot: None };
     for (get, number) in all {
         let of = |vm: &Vm, vcpu: &Vcpu| read(|moment| get(moment, vm, vcpu), &slow);
-        let [live, ended] = of(&counted(), &Vcpu { id: 0, slot: Some(ThreadSlot(1)) });
+        let [live, ended] =
+            of(&counted(), &Vcpu { id: 0, slot: Some(ThreadSlot::without_thread(1)) });
         assert_eq!(live.value(), number);
         let no_time = "the thread has exited or has not run yet, or the counting has ended";
         assert_eq!(ended, Number::Absent(no_time));
-        let [silent, _] = of(&counted(), &Vcpu { id: 0, slot: Some(ThreadSlot(9)) });
+        let [silent, _] =
+            of(&counted(), &Vcpu { id: 0, slot: Some(ThreadSlot::without_thread(9)) });
         assert_eq!(silent, Number::Absent(no_time));
         let [live, _] = of(&counted(), &without_thread);
         assert_eq!(live, Number::Absent("its thread is not known"));
@@ -153,7 +155,7 @@ fn the_numbers_of_a_vcpu_are_absent_together() {
 fn the_thread_of_a_vcpu_and_its_affinity_need_a_thread() {
     let slow = SlowValues::default();
     let of = |slot: Option<u16>| {
-        let vcpu = Vcpu { id: 0, slot: slot.map(ThreadSlot) };
+        let vcpu = Vcpu { id: 0, slot: slot.map(ThreadSlot::without_thread) };
         let get = |moment: Moment<'_>| {
             let mask = vcpu_cpu_mask(moment, &vcpu);
             (vcpu_thread(moment, &vcpu), [0, 1].map(|cpu| mask.and_then(|mask| mask.has(cpu))))

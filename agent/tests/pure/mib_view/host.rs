@@ -51,7 +51,7 @@ impl FixedReadings {
 }
 
 impl Readings for FixedReadings {
-    fn vcpu_time_ns(&self, ThreadSlot(slot): ThreadSlot) -> Option<u64> {
+    fn vcpu_time_ns(&self, ThreadSlot { record: slot, .. }: ThreadSlot) -> Option<u64> {
         self.count();
         (slot % 3 != 0).then_some(u64::from(slot) * 1_234_567)
     }
@@ -61,7 +61,7 @@ impl Readings for FixedReadings {
         (slot % 3 != 0).then_some(u64::MAX - u64::from(slot))
     }
 
-    fn thread(&self, ThreadSlot(slot): ThreadSlot) -> Option<ThreadReading> {
+    fn thread(&self, ThreadSlot { record: slot, .. }: ThreadSlot) -> Option<ThreadReading> {
         self.count();
         let switches_in = u64::from(slot);
         let thread = ThreadReading {
@@ -73,7 +73,7 @@ impl Readings for FixedReadings {
         (slot != 3).then_some(thread)
     }
 
-    fn cpu_mask(&self, ThreadSlot(slot): ThreadSlot) -> Option<CpuMask> {
+    fn cpu_mask(&self, ThreadSlot { record: slot, .. }: ThreadSlot) -> Option<CpuMask> {
         self.count();
         let has = |cpu: &u32| (u32::from(slot) + cpu) % 3 == 1;
         (slot % 4 != 0).then(|| CpuMask::of_numbers((0..100).filter(has)))

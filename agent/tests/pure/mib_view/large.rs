@@ -52,8 +52,9 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn host() -> Arc<Inventory> {
-    let slot =
-        |vm: u32, id: u32| ThreadSlot(u16::try_from((vm * VCPUS + id) % 65_535 + 1).unwrap());
+    let slot = |vm: u32, id: u32| {
+        ThreadSlot::without_thread(u16::try_from((vm * VCPUS + id) % 65_535 + 1).unwrap())
+    };
     let vcpus = |vm| (0..VCPUS).map(|id| Vcpu { id, slot: Some(slot(vm, id)) }).collect();
     Arc::new(Inventory {
         vms: (1..=VMS).map(|vm| running_vm(vm, vcpus(vm))).collect(),

@@ -41,7 +41,7 @@ fn vcpus() -> impl Strategy<Value = Vec<Vcpu>> {
         6 => 0..5_u32,
         1 => sample::select(vec![0x7fff_fffd, 0x7fff_fffe, 0x7fff_ffff, u32::MAX - 1, u32::MAX]),
     ];
-    let slot = option::of((1..10_u16).prop_map(ThreadSlot));
+    let slot = option::of((1..10_u16).prop_map(ThreadSlot::without_thread));
     collection::btree_map(id, slot, 0..5)
         .prop_map(|vcpus| vcpus.into_iter().map(|(id, slot)| Vcpu { id, slot }).collect())
 }

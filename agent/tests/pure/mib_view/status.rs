@@ -167,7 +167,7 @@ proptest! {
 
 #[test]
 fn the_status_and_snmp_leave_out_the_same() {
-    let vcpu = |id, slot: Option<u16>| Vcpu { id, slot: slot.map(ThreadSlot) };
+    let vcpu = |id, slot: Option<u16>| Vcpu { id, slot: slot.map(ThreadSlot::without_thread) };
     let vcpus = || vec![vcpu(0, Some(1)), vcpu(1, Some(3)), vcpu(4, None)];
     let counted = running_vm(1, vcpus());
     let silent = Vm { slot: Some(VmSlot(3)), ..running_vm(2, vcpus()) };
