@@ -60,7 +60,6 @@ struct Free {
 
 /// The indexes of one VM and of its parts.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 struct Given {
     index: u32,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -23,9 +23,8 @@ const FORMAT: u32 = 1;
 /// What tells one boot of the host from another.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The file as it is written.
+/// The file as it is written. A later version may add fields, which this one leaves out.
 #[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 struct Saved {
     format: u32,
     boot_id: String,
@@ -162,6 +161,20 @@ mod tests {
         thread.join().unwrap();
         assert_eq!(file(dir.path(), "boot").load(), saved);
         assert_eq!(file(dir.path(), "another").load(), SavedIndexes::default());
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_left_out() {
+        let [now, later] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        fs::write(now.path().join(FILE), SAVED).unwrap();
+        let more = SAVED
+            .replace("\"index\":3,", "\"index\":3,\"ports\":{\"a\":1},")
+            .replace("\"format\":1,", "\"format\":1,\"written_by\":\"9.9\",");
+        assert_ne!(more, SAVED);
+        fs::write(later.path().join(FILE), more).unwrap();
+        let [now, later] = [now, later].map(|dir| file(dir.path(), "boot").load());
+        assert_eq!(now, later);
+        assert_ne!(later, SavedIndexes::default());
     }
 
     #[test]

@@ -17,14 +17,14 @@ use thiserror::Error;
 use tokio::{
     io::AsyncWriteExt,
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time,
 };
 use tracing::{debug, warn};
 
 use super::{Report, socket_path};
 
-/// Number of connections served at once; others wait in the listener's queue.
+/// Number of connections served and of reports made at once; others wait in the listener's queue.
 const AT_ONCE: usize = 4;
 
 /// Deadline of a connection.
@@ -118,12 +118,11 @@ impl Server {
                 Ok((stream, _)) => {
                     let report = Arc::clone(&report);
                     tokio::spawn(async move {
-                        match time::timeout(DEADLINE, answer(stream, report)).await {
+                        match time::timeout(DEADLINE, answer(stream, report, permit)).await {
                             Ok(Ok(())) => {}
                             Ok(Err(e)) => debug!("A status connection failed: {e}"),
-                            Err(_) => debug!("A status connection did not read in time"),
+                            Err(_) => debug!("A status connection was not served in time"),
                         }
-                        drop(permit);
                     });
                 }
                 Err(e) => {
@@ -143,14 +142,19 @@ impl Drop for Server {
     }
 }
 
-async fn answer<F>(mut stream: UnixStream, report: Arc<F>) -> io::Result<()>
+async fn answer<F>(
+    mut stream: UnixStream,
+    report: Arc<F>,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<()>
 where
     F: Fn() -> Report + Send + Sync + 'static,
 {
-    let document = tokio::task::spawn_blocking(move || {
+    // The permit stays with a report that outlives its connection: the number of threads is bounded.
+    let (document, _permit) = tokio::task::spawn_blocking(move || {
         let mut document = serde_json::to_vec(&report())?;
         document.push(b'\n');
-        io::Result::Ok(document)
+        io::Result::Ok((document, permit))
     })
     .await??;
     stream.write_all(&document).await?;

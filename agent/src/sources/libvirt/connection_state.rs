@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crossbeam_channel::{Sender, bounded};
@@ -45,7 +45,7 @@ struct State {
     /// Since when there is none.
     lost: Option<SystemTime>,
     /// When a call was answered last.
-    answered: Option<SystemTime>,
+    answered: Option<Instant>,
     /// Reaches the thread that follows events, while it does.
     events: Option<Sender<Event>>,
 }
@@ -114,8 +114,8 @@ impl ConnectionState {
         let state = self.state();
         // In a storm of events the ping may wait in the queue although libvirt answers; the time of the last answer tells
         // the two apart.
-        let is_old = |at: &SystemTime| at.elapsed().is_ok_and(|age| age >= SLOW);
-        let hangs = state.answered.filter(|at| !answers && is_old(at));
+        let silence = state.answered.map(|at| at.elapsed()).filter(|age| *age >= SLOW);
+        let hangs = silence.filter(|_| !answers).and_then(|age| SystemTime::now().checked_sub(age));
         let (text, stale_since) = match (&state.error, state.lost, hangs) {
             (Some(error), since, _) => (error.clone(), since),
             (None, _, Some(since)) => ("it does not answer".to_owned(), Some(since)),
@@ -145,7 +145,7 @@ impl ConnectionState {
     /// Makes a call to libvirt, and notes that it was answered.
     pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> T {
         let answer = call();
-        self.state().answered = Some(SystemTime::now());
+        self.state().answered = Some(Instant::now());
         answer
     }
 
