@@ -25,8 +25,8 @@ const MAX_DOUBLINGS: u32 = 6;
 pub(super) struct Pace {
     /// When each domain would have been described last, had there been a pause before each description.
     paced: HashMap<VmUuid, Instant>,
-    /// How often in a row each domain could not be described.
-    failures: HashMap<VmUuid, u32>,
+    /// Domains that could not be described: how often in a row, and when each is to be asked for again.
+    failures: HashMap<VmUuid, (u32, Instant)>,
     deferred: BTreeSet<(Instant, VmUuid)>,
 }
 
@@ -44,14 +44,22 @@ impl Pace {
 
     /// libvirt could not describe a domain: it is asked again, ever more seldom.
     pub(super) fn retry(&mut self, uuid: VmUuid, now: Instant) {
-        let failures = self.failures.entry(uuid).or_default();
-        self.deferred.insert((now + FIRST_RETRY * 2_u32.pow(*failures), uuid));
-        *failures = (*failures + 1).min(MAX_DOUBLINGS);
+        let count = self.withdraw_retry(uuid).unwrap_or(0);
+        let due = now + FIRST_RETRY * 2_u32.pow(count);
+        self.deferred.insert((due, uuid));
+        self.failures.insert(uuid, ((count + 1).min(MAX_DOUBLINGS), due));
     }
 
     /// libvirt has described a domain.
     pub(super) fn succeeded(&mut self, uuid: VmUuid) {
-        self.failures.remove(&uuid);
+        self.withdraw_retry(uuid);
+    }
+
+    /// How often the domain could not be described.
+    fn withdraw_retry(&mut self, uuid: VmUuid) -> Option<u32> {
+        let (count, due) = self.failures.remove(&uuid)?;
+        self.deferred.remove(&(due, uuid));
+        Some(count)
     }
 
     /// A domain is described now.
@@ -60,12 +68,14 @@ impl Pace {
         if let Some(at) = before {
             self.withdraw(uuid, at);
         }
-        self.paced.insert(uuid, before.map_or(now, |at| at.max(now)) + PAUSE);
+        // Events that are never delayed do not delay the others for longer.
+        let paced = before.map_or(now, |at| at.max(now)) + PAUSE;
+        self.paced.insert(uuid, paced.min(now + AHEAD + PAUSE));
     }
 
     /// A domain is gone.
     pub(super) fn forget(&mut self, uuid: VmUuid) {
-        self.failures.remove(&uuid);
+        self.withdraw_retry(uuid);
         if let Some(at) = self.paced.remove(&uuid) {
             self.withdraw(uuid, at);
         }
@@ -133,6 +143,18 @@ mod tests {
     }
 
     #[test]
+    fn changes_of_state_that_are_never_delayed_delay_other_events_by_one_pause() {
+        let uuid = VmUuid::of_bytes([1; 16]);
+        let now = Instant::now();
+        let mut pace = Pace::default();
+        for _ in 0..1000 {
+            pace.note(uuid, now);
+        }
+        assert!(!pace.admits(uuid, now));
+        assert_eq!(pace.poll_timeout(), Some(now + PAUSE));
+    }
+
+    #[test]
     fn a_domain_that_cannot_be_described_is_asked_for_ever_more_seldom() {
         let uuid = VmUuid::of_bytes([1; 16]);
         let start = Instant::now();
@@ -148,7 +170,12 @@ mod tests {
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
         pace.succeeded(uuid);
-        pace.retry(uuid, now);
-        assert_eq!(pace.poll_timeout(), Some(now + FIRST_RETRY));
+        // An attempt for another reason meanwhile takes the place of the one that is due.
+        for _ in 0..3 {
+            pace.retry(uuid, now);
+        }
+        assert_eq!(pace.deferred.len(), 1);
+        pace.succeeded(uuid);
+        assert_eq!(pace.poll_timeout(), None);
     }
 }

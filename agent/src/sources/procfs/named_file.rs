@@ -13,6 +13,18 @@ use super::{
 /// Bytes that are read of a file. A longer one is not read at all: its beginning would be taken for the whole.
 const MAX_LEN: u64 = 256 * 1024;
 
+/// Characters of a name that are shown.
+const MAX_SHOWN: usize = 128;
+
+/// A file's name for the log and the status: the process may have put anything into it, of any length.
+pub(super) fn shown(name: &str) -> String {
+    let mut shown: String = name.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect();
+    if name.chars().nth(MAX_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// Why a file was not read.
 #[derive(Debug, Error)]
 pub(super) enum Unread {
@@ -86,6 +98,13 @@ mod tests {
     use std::{fs, os::unix::fs::symlink, path::Path, process};
 
     use super::*;
+
+    #[test]
+    fn a_name_makes_no_line_of_its_own() {
+        assert_eq!(shown("/i/é.cfg"), "/i/é.cfg");
+        assert_eq!(shown("/x\nERROR forged\x1b[0m"), "/x\\nERROR forged\\u{1b}[0m");
+        assert_eq!(shown(&"a".repeat(200_000)).chars().count(), MAX_SHOWN + 1);
+    }
 
     #[test]
     fn a_small_file_is_read_on_any_filesystem_of_this_host() {

@@ -14,7 +14,7 @@ use super::{
 use crate::{counting::HeldThread as _, inventory::VmProcess};
 
 /// Age in ns from which a QEMU without KVM is a VM though none of its threads has the name of a vCPU. A question takes less.
-pub(super) const GROWN: u64 = 1_000_000_000;
+pub(super) const GROWN: u64 = 500_000_000;
 
 /// Options of QEMU with which it prints something and ends.
 const QUESTIONS: [&str; 4] = ["version", "help", "h", "?"];

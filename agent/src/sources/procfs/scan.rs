@@ -14,6 +14,7 @@ use super::{
     disk_paths::{Before, DiskPaths},
     files::{self, OpenFiles},
     machine, memory_estimate,
+    named_file::shown,
     presence::{self, Intent},
     process::{Measured, Process, Thread},
     taps, vcpus,
@@ -233,7 +234,8 @@ fn describe(
     let mut gaps = Vec::new();
     let mut read = |path: &str| {
         let content = process.read_in_root(path);
-        content.map_err(|why| gaps.push(format!("its file {path} was not read: {why}"))).ok()
+        let gap = |why| format!("its file {} was not read: {why}", shown(path));
+        content.map_err(|why| gaps.push(gap(why))).ok()
     };
     let cmdline = process.read("cmdline")?;
     let mut described = command_line::parse(&cmdline, &mut read);

@@ -384,8 +384,11 @@ impl TrackedProcesses {
         let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
         vm.note_sizes(&known.sizes);
         vm.note_headers(&known.headers);
-        for gap in vm.gaps.iter().filter(|gap| is_new || !known.vm.gaps.contains(gap)) {
-            warn!(vm = vm.name, pid, "{gap}");
+        if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap)) {
+            warn!(
+                vm = vm.name,
+                pid, gap, "Not all is known of a VM; `kvmeter status` has the list"
+            );
         }
         if is_new {
             info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");

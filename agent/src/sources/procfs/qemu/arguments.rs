@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    super::options::Fields,
+    super::{named_file::shown, options::Fields},
     config_file::{self, Group},
 };
 
@@ -227,7 +227,10 @@ pub(super) fn entries(
             Ok(groups) => found.add_file(groups),
             Err(error) => {
                 let mut fields = Fields::default();
-                fields.set(GAP, &format!("its file {value} is no configuration of QEMU: {error}"));
+                fields.set(
+                    GAP,
+                    &format!("its file {} is no configuration of QEMU: {error}", shown(value)),
+                );
                 found.add(Subject::Unread, fields);
             }
         }
