@@ -36,13 +36,18 @@ pub(super) enum Part<'a> {
 }
 
 /// Gives each thing the smallest index that is free. A VM with a UUID, and what belongs to it, keeps its indexes
-/// while it is away; a process gives them back with its end, and they rest for [`REST`] then.
+/// while it is away, unless more than [`MAX_AWAY`] others have gone since; a process gives them back with its end. Then they
+/// rest for [`REST`].
 #[derive(Debug, Default)]
 pub(super) struct Indexes {
     given: HashMap<Identity, Given>,
     free: Free,
     /// Indexes that were given back, with the time from which they are free.
     resting: VecDeque<(Instant, u32)>,
+    /// VMs with a UUID that are away, the one that has been away longest first, by a number that grows.
+    away: BTreeMap<u64, Identity>,
+    /// The number of each VM in `away`.
+    away_as: HashMap<Identity, u64>,
     now: Option<Instant>,
     is_new: bool,
 }
@@ -50,6 +55,10 @@ pub(super) struct Indexes {
 /// Time for which the index of a VM that is gone is not given again: a notification or a poll under way is about the VM that
 /// had it, and a bulk notification gathers changes for up to a minute.
 const REST: Duration = Duration::from_secs(61);
+
+/// Most VMs that keep their indexes while they are away. A host that gives each VM a new UUID would otherwise give ever larger
+/// indexes, and with them ever longer bulk notifications.
+const MAX_AWAY: usize = 1024;
 
 /// The free indexes of VMs, as ranges: to find the smallest costs the logarithm of the number of gaps.
 #[derive(Debug)]
@@ -103,7 +112,12 @@ impl Indexes {
         let given: HashMap<_, _> =
             saved.into_iter().map(|(uuid, given)| (Identity::Uuid(uuid.into()), given)).collect();
         let free = Free::without(&given.values().map(|given| given.index).collect());
-        Self { given, free, ..Self::default() }
+        // Which of them are there is not known yet; the larger indexes are those of the later VMs.
+        let mut known: Vec<_> = given.iter().map(|(of, given)| (given.index, *of)).collect();
+        known.sort_unstable();
+        let mut indexes = Self { given, free, ..Self::default() };
+        known.into_iter().for_each(|(_, identity)| indexes.note_away(identity));
+        indexes
     }
 
     /// What is to outlive the agent.
@@ -130,6 +144,9 @@ impl Indexes {
 
     /// The index of this VM, its own or a new one.
     pub(super) fn assign(&mut self, identity: Identity) -> VmIndex {
+        if let Some(number) = self.away_as.remove(&identity) {
+            self.away.remove(&number);
+        }
         if let Some(given) = self.given.get(&identity) {
             return VmIndex(given.index);
         }
@@ -160,15 +177,49 @@ impl Indexes {
         index
     }
 
-    /// Takes back the index of a VM that cannot come again. `is_gone`: its process has ended, so its index rests; a process
+    /// A VM with a UUID is away from now on.
+    fn note_away(&mut self, identity: Identity) {
+        let number = self.away.last_key_value().map_or(0, |(last, _)| last + 1);
+        if let Some(before) = self.away_as.insert(identity, number) {
+            self.away.remove(&before);
+        }
+        self.away.insert(number, identity);
+    }
+
+    /// Takes back the indexes of the VMs that have been away longest, if there are too many.
+    fn forget_longest_away(&mut self) {
+        while self.away.len() > MAX_AWAY
+            && let Some((_, identity)) = self.away.pop_first()
+        {
+            self.away_as.remove(&identity);
+            if let Some(given) = self.given.remove(&identity) {
+                self.rest(given.index);
+                self.is_new = true;
+            }
+        }
+    }
+
+    /// From now on an index rests.
+    fn rest(&mut self, index: u32) {
+        match self.now {
+            Some(now) => self.resting.push_back((now + REST, index)),
+            None => self.free.put(index),
+        }
+    }
+
+    /// Takes back the index of a VM that cannot come again, and notes that one with a UUID is away. `is_gone`: its process has ended, so its index rests; a process
     /// that is another row now leaves the index free.
     pub(super) fn release(&mut self, identity: Identity, is_gone: bool) {
-        if matches!(identity, Identity::Process { .. })
-            && let Some(given) = self.given.remove(&identity)
-        {
-            match self.now.filter(|_| is_gone) {
-                Some(now) => self.resting.push_back((now + REST, given.index)),
-                None => self.free.put(given.index),
+        if matches!(identity, Identity::Uuid(_)) {
+            if self.given.contains_key(&identity) {
+                self.note_away(identity);
+                self.forget_longest_away();
+            }
+        } else if let Some(given) = self.given.remove(&identity) {
+            if is_gone {
+                self.rest(given.index);
+            } else {
+                self.free.put(given.index);
             }
         }
     }
@@ -255,6 +306,40 @@ mod tests {
         indexes.set_time(now + Duration::from_secs(600));
         assert_eq!(indexes.assign(process(12)).0, 5);
         assert_eq!(indexes.assign(uuid(1)).0, 2, "a VM with a UUID comes back");
+    }
+
+    #[test]
+    fn of_too_many_vms_that_are_away_the_one_that_has_been_longest_gives_its_index_back() {
+        let numbered = |number: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+            Identity::Uuid(VmUuid::of_bytes(bytes))
+        };
+        let mut indexes = Indexes::default();
+        let now = Instant::now();
+        indexes.set_time(now);
+        let stays = uuid(255);
+        assert_eq!(indexes.assign(stays).0, 1);
+        for number in 0..=MAX_AWAY {
+            indexes.assign(numbered(number));
+            indexes.release(numbered(number), true);
+        }
+        assert_eq!(indexes.get(numbered(0)), None);
+        assert_eq!(indexes.get(numbered(1)), Some(VmIndex(3)));
+        assert_eq!(indexes.get(stays), Some(VmIndex(1)), "it is not away");
+        // One that was there again meanwhile has not been away for longest.
+        indexes.assign(numbered(1));
+        indexes.release(numbered(1), true);
+        indexes.set_time(now + REST);
+        assert_eq!(indexes.assign(numbered(9999)).0, 2, "it has rested");
+        indexes.release(numbered(9999), true);
+        assert_eq!((indexes.get(numbered(1)), indexes.get(numbered(2))), (Some(VmIndex(3)), None));
+        let saved = indexes.to_saved();
+        assert_eq!(saved.0.len(), MAX_AWAY + 1);
+        let mut after = Indexes::of_saved(saved);
+        after.set_time(now);
+        after.assign(stays);
+        assert_eq!(after.away.len(), MAX_AWAY);
     }
 
     proptest! {
