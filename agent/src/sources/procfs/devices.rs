@@ -16,7 +16,7 @@ use crate::{
 
 /// Most disks, and most NICs, of a VM; a longer list is truncated. Each costs lookups in every
 /// scan.
-const MAX_DEVICES: usize = 512;
+pub(super) const MAX_DEVICES: usize = 512;
 
 /// Parses Firecracker's configuration file (docs/getting-started.md, `--config-file`).
 pub(super) fn firecracker(config: &[u8]) -> Devices {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     super::{
-        devices::disk,
+        devices::{MAX_DEVICES, disk},
         options::{Fields, is_on},
     },
     arguments::{Entry, Subject},
@@ -92,7 +92,7 @@ fn uses<'a>(entry: &'a Entry) -> impl Iterator<Item = (&'a str, Device<'a>)> {
     })
 }
 
-/// The disks of normalized options, in their order. `default_bus`: of drives that name none. `flashes`: drives with firmware.
+/// The disks of normalized options, in their order, as many as are kept. `default_bus`: of drives that name none. `flashes`: drives with firmware.
 pub(super) fn disks(entries: &[Entry], default_bus: &str, flashes: &[String]) -> Vec<DomainDisk> {
     let of_nodes = |entry: &&Entry| matches!(entry.subject, Subject::Blockdev | Subject::Drive);
     let nodes = Nodes::of(entries.iter().filter(of_nodes).map(|entry| &entry.fields));
@@ -104,6 +104,9 @@ pub(super) fn disks(entries: &[Entry], default_bus: &str, flashes: &[String]) ->
     let ids: HashSet<&str> = drives.filter_map(|entry| entry.fields.get("id")).collect();
     let mut disks = Vec::new();
     for entry in entries {
+        if disks.len() >= MAX_DEVICES {
+            break;
+        }
         match entry.subject {
             Subject::Drive => {
                 let id = entry.fields.get("id");

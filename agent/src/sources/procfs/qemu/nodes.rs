@@ -140,6 +140,9 @@ impl Chain {
             chain.add(nodes.child(node, "data-file").and_then(|data| nodes.location(data)));
             // Of a quorum, which has no format, the first is the top image.
             for (at, _) in node.member("children").into_iter().flat_map(Fields::members) {
+                if nodes.visits.get() == 0 {
+                    break;
+                }
                 if at != "0" {
                     let copy = nodes.child(node, &format!("children.{at}"));
                     chain.add(copy.and_then(|copy| nodes.location(copy)));

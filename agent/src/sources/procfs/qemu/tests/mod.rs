@@ -120,6 +120,11 @@ fn a_hostile_command_line_costs_linear_time() {
     lines.push(format!("-blockdev\0{}", "a.".repeat(120_000)));
     lines.push(format!("-drive\0file={}", "json:{\"filename\":\"".repeat(13_000)));
     lines.push(format!("-drive\0file={}", "blkdebug::".repeat(25_000)));
+    lines.push(format!(
+        "-blockdev\0{{\"driver\":\"quorum\",\"node-name\":\"a\",\"children\":[0{}]}}{}",
+        ",0".repeat(43_000),
+        "\0-device\0d,drive=a".repeat(7000)
+    ));
     for line in lines {
         let arguments: Vec<&str> = line.split('\0').collect();
         let start = Instant::now();
