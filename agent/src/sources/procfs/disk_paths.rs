@@ -452,6 +452,30 @@ mod tests {
     }
 
     #[test]
+    fn the_steps_of_all_paths_of_a_process_are_bounded() {
+        let sleeper = Sleeper::new("a");
+        sleeper.link("a/../".repeat(800), "long");
+        fs::create_dir(sleeper.path("c")).unwrap();
+        fs::write(sleeper.path("c/disk.img"), "c").unwrap();
+        let last = sleeper.path("c/disk.img");
+        let closed = PathAnswer::Closed(identity(&last));
+        for (count, is_known) in [(10, true), (100, false)] {
+            let long = (0..count).map(|at| sleeper.path(&format!("long/none{at}")));
+            let paths: Vec<String> = long.chain([last.clone()]).collect();
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            let answers = sleeper.answers(&paths, None).0;
+            assert_eq!(answers.len(), paths.len());
+            let answer = &answers[&last];
+            if is_known {
+                assert_eq!(*answer, closed);
+            } else {
+                let is_loop = |why: &String| why.contains("symbolic links");
+                assert!(matches!(answer, PathAnswer::Unknown(why) if is_loop(why)), "{answer:?}");
+            }
+        }
+    }
+
+    #[test]
     fn what_cannot_be_followed_is_unknown_for_a_true_reason() {
         let sleeper = Sleeper::new("a");
         sleeper.link("loop", "loop");

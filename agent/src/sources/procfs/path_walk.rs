@@ -32,6 +32,9 @@ const MAX_LINKS: usize = 40;
 /// Components of one path with its links: a path has 4095 bytes at most, and so has each link.
 const MAX_STEPS: usize = 8192;
 
+/// Components of all paths of a walker. Each costs several system calls.
+const MAX_STEPS_IN_ALL: usize = 1 << 16;
+
 /// How a descriptor is opened that only stands for a place.
 const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
@@ -47,7 +50,7 @@ pub(super) enum End {
     Missing(Place),
     /// The rest of the path is on a filesystem that may block.
     MayBlock(Place, String),
-    /// It cannot be followed: too many links, or no right to.
+    /// It cannot be followed: too many links or components, or no right to.
     Failed(Errno),
 }
 
@@ -79,6 +82,17 @@ pub(super) struct Walker<'a> {
     root: Rc<OwnedFd>,
     root_info: DescriptorInfo,
     mounts: Mounts<BufReader<File>>,
+    /// How many more components may be followed.
+    steps: usize,
+}
+
+/// What is left of a path.
+#[derive(Default)]
+struct Rest {
+    /// Components, the next one last.
+    names: Vec<Vec<u8>>,
+    /// How many components there were in all.
+    steps: usize,
 }
 
 /// A place on the way.
@@ -95,7 +109,7 @@ impl<'a> Walker<'a> {
         let root = process.open_place("root")?;
         let root_info = info_of(root.as_fd())?;
         let mounts = Mounts::new(BufReader::new(process.open("mountinfo")?));
-        Ok(Self { process, root: Rc::new(root), root_info, mounts })
+        Ok(Self { process, root: Rc::new(root), root_info, mounts, steps: MAX_STEPS_IN_ALL })
     }
 
     /// Follows a path; a relative one from the process's present working directory.
@@ -104,6 +118,9 @@ impl<'a> Walker<'a> {
     ///
     /// Those that say nothing about the path: the agent lacks memory or descriptors, or the process is gone.
     pub(super) fn walk(&mut self, path: &str) -> rustix::io::Result<End> {
+        if self.steps == 0 {
+            return Ok(End::Failed(Errno::LOOP));
+        }
         let start = if path.starts_with('/') {
             self.at_root()
         } else {
@@ -119,14 +136,10 @@ impl<'a> Walker<'a> {
     }
 
     fn walk_from(&mut self, start: Step, path: &str) -> rustix::io::Result<End> {
-        let mut rest = Vec::new();
-        push(&mut rest, path.as_bytes());
-        let (mut at, mut links, mut steps) = (start, 0, 0);
-        while let Some(name) = rest.pop() {
-            steps += 1;
-            if steps > MAX_STEPS {
-                return Err(Errno::LOOP);
-            }
+        let mut rest = Rest::default();
+        self.push(&mut rest, path.as_bytes())?;
+        let (mut at, mut links) = (start, 0);
+        while let Some(name) = rest.names.pop() {
             let next = match &name[..] {
                 b"." => continue,
                 b".." => self.parent(&at),
@@ -135,14 +148,14 @@ impl<'a> Walker<'a> {
             let next = match next {
                 Ok(Some(next)) => next,
                 Ok(None) => {
-                    rest.push(name);
+                    rest.names.push(name);
                     let kind =
                         self.mount_of(&at)?.map_or_else(String::new, |mount| mount.kind.clone());
-                    return Ok(End::MayBlock(place(&at, &rest)?, kind));
+                    return Ok(End::MayBlock(place(&at, &rest.names)?, kind));
                 }
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {
-                    rest.push(name);
-                    return Ok(End::Missing(place(&at, &rest)?));
+                    rest.names.push(name);
+                    return Ok(End::Missing(place(&at, &rest.names)?));
                 }
                 Err(error) => return Err(error),
             };
@@ -161,16 +174,33 @@ impl<'a> Walker<'a> {
                 return Err(Errno::LOOP);
             }
             if !mount.is_local() {
-                rest.push(name);
-                return Ok(End::MayBlock(place(&at, &rest)?, mount.kind));
+                rest.names.push(name);
+                return Ok(End::MayBlock(place(&at, &rest.names)?, mount.kind));
             }
             let target = readlinkat(&next.held, "", Vec::new())?;
             if target.as_bytes().starts_with(b"/") {
                 at = self.at_root();
             }
-            push(&mut rest, target.as_bytes());
+            self.push(&mut rest, target.as_bytes())?;
         }
         self.end(at)
+    }
+
+    /// Puts the components of a path in front of the rest.
+    fn push(&mut self, rest: &mut Rest, path: &[u8]) -> rustix::io::Result<()> {
+        let components = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+        let count = components.clone().count();
+        rest.steps += count;
+        if rest.steps > MAX_STEPS {
+            return Err(Errno::LOOP);
+        }
+        let Some(left) = self.steps.checked_sub(count) else {
+            self.steps = 0;
+            return Err(Errno::LOOP);
+        };
+        self.steps = left;
+        rest.names.extend(components.rev().map(<[u8]>::to_vec));
+        Ok(())
     }
 
     /// The end of a path that has been followed.
@@ -234,12 +264,6 @@ impl<'a> Walker<'a> {
     fn mount_of(&mut self, at: &Step) -> rustix::io::Result<Option<&Mount>> {
         self.mounts.get(at.info.mount).map_err(|_| Errno::IO)
     }
-}
-
-/// Puts the components of a path in front of the rest, the next one last.
-fn push(rest: &mut Vec<Vec<u8>>, path: &[u8]) {
-    let components = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
-    rest.extend(components.rev().map(<[u8]>::to_vec));
 }
 
 /// The place of what `rest`, the next component last, leads to from here.
