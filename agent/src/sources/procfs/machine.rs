@@ -7,7 +7,7 @@ const DRIVERS: [&str; 2] = ["qemu", "ch"];
 
 /// The domain in whose group a process is: `machine.slice/machine-qemu\x2d3\x2dweb.scope` with systemd (virSystemdMakeScopeName()
 /// in libvirt's virsystemd.c), `machine/qemu-3-web.libvirt-qemu` without (virCgroupNewMachineManual() in vircgroup.c). Only
-/// root can make groups there.
+/// root can make groups there, except below a group that is delegated.
 pub(super) fn parse(text: &[u8]) -> Option<Machine> {
     let text = String::from_utf8_lossy(text);
     text.lines().find_map(|line| {
@@ -16,14 +16,16 @@ pub(super) fn parse(text: &[u8]) -> Option<Machine> {
         let mut parts = path.strip_prefix('/')?.split('/');
         match parts.next()? {
             "machine.slice" => {
-                let scope = |part: &str| {
-                    let name = part.strip_prefix("machine-")?.strip_suffix(".scope")?;
-                    of_name(&name.replace("\\x2d", "-"))
-                };
-                // A domain's partition is a slice below that of all machines.
-                parts.find_map(scope)
+                // A domain's partition is a slice below that of all machines. What is below another group may be made by
+                // the root of a container.
+                let scope = parts.find(|part| !part.ends_with(".slice"))?;
+                let name = scope.strip_prefix("machine-")?.strip_suffix(".scope")?;
+                of_name(&name.replace("\\x2d", "-"))
             }
-            "machine" => parts.find_map(|part| of_name(part.split_once(".libvirt-")?.0)),
+            "machine" => {
+                let group = parts.find(|part| !part.ends_with(".partition"))?;
+                of_name(group.split_once(".libvirt-")?.0)
+            }
             _ => None,
         }
     })
@@ -54,6 +56,20 @@ mod tests {
                 machine("ch", 12),
             ),
             ("12:cpuset:/machine/qemu-1-web.libvirt-qemu/emulator\n0::/", machine("qemu", 1)),
+            ("0::/machine/prod.partition/qemu-1-web.libvirt-qemu/emulator", machine("qemu", 1)),
+            // Below the group of a container, whose root may make groups.
+            (
+                r"0::/machine.slice/machine-lxc\x2d1\x2dct.scope/machine-qemu\x2d3\x2dweb.scope",
+                None,
+            ),
+            (
+                r"0::/machine.slice/libpod-ab.scope/machine.slice/machine-qemu\x2d3\x2dweb.scope",
+                None,
+            ),
+            (r"0::/machine.slice/ab/machine-qemu\x2d3\x2dweb.scope", None),
+            (r"0::/machine.slice/a.service/a.slice/machine-qemu\x2d3\x2dweb.scope", None),
+            ("0::/machine/lxc-1-ct.libvirt-lxc/qemu-3-web.libvirt-qemu", None),
+            ("0::/machine/prod.partition/ab/qemu-3-web.libvirt-qemu", None),
             ("0::/user.slice/user-1000.slice/machine.slice/machine-qemu\\x2d3\\x2dweb.scope", None),
             ("0::/../machine.slice/machine-qemu\\x2d3\\x2dweb.scope", None),
             ("0::/machine.slice/machine-lxc\\x2d3\\x2dweb.scope", None),
