@@ -18,7 +18,10 @@ use std::{
 use crossbeam_channel::{Sender, bounded, unbounded};
 use tracing::warn;
 
-use super::process::{self, Process};
+use super::{
+    machine,
+    process::{self, Process},
+};
 use crate::{sources::HangingRead, worker::Facts};
 
 /// A read that takes longer is late. Its result is used nevertheless, when it comes.
@@ -27,8 +30,8 @@ const DEADLINE: Duration = Duration::from_millis(100);
 /// Most late reads in all. While there are as many, no process is read.
 const MAX_LATE: usize = 64;
 
-/// Most late reads of processes that are neither root's nor known as VMs: users who make their processes unreadable leave
-/// readers for the others.
+/// Most late reads of processes that are neither root's nor domains of libvirt's system daemon: users who make their
+/// processes unreadable leave readers for these.
 const MAX_LATE_OF_USERS: usize = 32;
 
 /// Most of these of one user.
@@ -93,7 +96,7 @@ struct Late<T, C> {
     pid: u32,
     /// `None` = it was gone when its read was late.
     process: Option<Process>,
-    /// The user, if the read counts against a user's share of the readers; `None` = the process is root's or a VM.
+    /// The user, if the read counts against a user's share of the readers; `None` = the process is root's or a domain.
     user: Option<u32>,
     reader: Reader<T>,
     kept: C,
@@ -142,9 +145,8 @@ impl<T: Send + 'static, C> Readers<T, C> {
         Arc::clone(&self.shared)
     }
 
-    /// Whether a process, which is known as a VM or not, can be read now. If not, it can be when
-    /// [`take_returned`](Self::take_returned) names it.
-    pub(super) fn can_read(&mut self, pid: u32, is_vm: bool) -> bool {
+    /// Whether a process can be read now. If not, it can be when [`take_returned`](Self::take_returned) names it.
+    pub(super) fn can_read(&mut self, pid: u32) -> bool {
         if self.late.is_empty() {
             return true;
         }
@@ -153,7 +155,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
             late.again = true;
             return false;
         }
-        let user = self.share_of(pid, is_vm);
+        let user = self.share_of(pid);
         let of_users = self.late.iter().filter(|late| late.user.is_some()).count();
         let of_user = self.late.iter().filter(|late| late.user == user).count();
         let is_full = self.late.len() >= MAX_LATE
@@ -164,11 +166,17 @@ impl<T: Send + 'static, C> Readers<T, C> {
         !is_full
     }
 
-    /// The user against whom a read of the process counts; `None` = the process is root's or a VM, which have no share.
-    fn share_of(&self, pid: u32, is_vm: bool) -> Option<u32> {
+    /// The user against whom a read of the process counts; `None` = the process is root's or of a libvirt domain. Does not block.
+    fn share_of(&self, pid: u32) -> Option<u32> {
         // Of a process that is gone the user is not known: the share is that of no real user.
         let user = process::user(&self.proc_root, pid).unwrap_or(u32::MAX);
-        Some(user).filter(|user| *user != 0 && !is_vm)
+        Some(user).filter(|user| *user != 0 && !self.is_domain(pid))
+    }
+
+    /// Whether libvirt's system daemon started the process as a domain. A user can make any process look like another VM.
+    fn is_domain(&self, pid: u32) -> bool {
+        let groups = fs::read(self.proc_root.join(pid.to_string()).join("cgroup"));
+        groups.is_ok_and(|groups| machine::parse(&groups).is_some())
     }
 
     /// Reads a process on another thread, and waits for the result until [`DEADLINE`]. `kept` is given back with it.
@@ -179,7 +187,6 @@ impl<T: Send + 'static, C> Readers<T, C> {
     pub(super) fn read(
         &mut self,
         pid: u32,
-        is_vm: bool,
         kept: C,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Answer<T, C>> {
@@ -194,7 +201,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let process = Process::hold(&self.proc_root, pid).ok();
         let program = process.as_ref().and_then(|process| process.program().ok());
         let program = program.unwrap_or_default();
-        let user = self.share_of(pid, is_vm);
+        let user = self.share_of(pid);
         if self.warned.is_none_or(|warned| warned.elapsed() >= QUIET) {
             self.warned = Some(Instant::now());
             warn!(pid, program, "Reading a process takes long; `kvmeter status` lists such reads");
@@ -346,15 +353,15 @@ mod tests {
     fn a_read_that_blocks_delays_no_other_and_is_used_when_it_returns() {
         let mut readers = readers();
         let own = std::process::id();
-        assert!(matches!(readers.read(1, false, "first", || 1), Ok(Answer::Done(1, "first"))));
+        assert!(matches!(readers.read(1, "first", || 1), Ok(Answer::Done(1, "first"))));
         let thread = readers.idle.as_ref().unwrap().tid;
         let (open, gate) = bounded(0);
-        assert!(matches!(readers.read(own, false, "blocked", blocked(gate)), Ok(Answer::Late)));
-        assert!(!readers.can_read(own, false) && readers.is_unread(own));
+        assert!(matches!(readers.read(own, "blocked", blocked(gate)), Ok(Answer::Late)));
+        assert!(!readers.can_read(own) && readers.is_unread(own));
         let hanging = readers.hanging().list();
         assert_eq!((hanging.len(), hanging[0].pid), (1, own));
-        assert!(readers.can_read(1, false));
-        assert!(matches!(readers.read(1, false, "next", || 2), Ok(Answer::Done(2, "next"))));
+        assert!(readers.can_read(1));
+        assert!(matches!(readers.read(1, "next", || 2), Ok(Answer::Done(2, "next"))));
         assert_ne!(readers.idle.as_ref().unwrap().tid, thread, "another thread reads");
         assert!(readers.take_returned().0.is_empty());
 
@@ -368,40 +375,65 @@ mod tests {
             panic!("{returned:?}")
         };
         assert_eq!(*pid, own);
-        assert!(readers.hanging().list().is_empty() && readers.can_read(own, false));
+        assert!(readers.hanging().list().is_empty() && readers.can_read(own));
+    }
+
+    /// A directory such as `/proc`, with the user and control group of each process.
+    fn proc_of(processes: impl IntoIterator<Item = (u32, u32, &'static str)>) -> tempfile::TempDir {
+        let proc_root = tempfile::tempdir().unwrap();
+        for (pid, user, group) in processes {
+            let dir = proc_root.path().join(pid.to_string());
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("status"), format!("Name:\tx\nUid:\t{user}\t0\t0\t0\n")).unwrap();
+            fs::write(dir.join("cgroup"), format!("0::{group}\n")).unwrap();
+        }
+        proc_root
     }
 
     #[test]
-    fn the_number_of_late_reads_is_bounded() {
+    fn users_leave_readers_for_root_and_libvirt() {
+        const USERS: u32 = 100;
+        let [root, domain] = [1, 2];
+        // Ten processes of each user.
+        let of_users = (10..USERS * 10).map(|pid| (pid, pid / 10, "/user.slice"));
+        let others = [
+            (root, 0, "/init.scope"),
+            (domain, 64055, r"/machine.slice/machine-qemu\x2d3\x2dweb.scope"),
+        ];
+        let proc_root = proc_of(of_users.chain(others));
         let mut readers = readers();
+        readers.proc_root = proc_root.path().to_owned();
         let (open, gate) = bounded(0);
-        let own = std::process::id();
-        let user = process::user(&readers.proc_root, own).unwrap();
-        let late = |readers: &mut Readers<u32, &'static str>, user: Option<u32>| {
+        let late = |readers: &mut Readers<u32, &'static str>, pid: u32| {
             let reader = Reader::start(&readers.facts, &readers.wake).unwrap();
             reader.jobs.send(Box::new(blocked(gate.clone()))).unwrap();
             reader.desk.state().is_late = true;
-            readers.late.push(Late { pid: 0, process: None, user, reader, kept: "", again: false });
+            let user = readers.share_of(pid);
+            readers.late.push(Late { pid, process: None, user, reader, kept: "", again: false });
         };
-        for _ in 0..MAX_LATE_OF_USER {
-            late(&mut readers, Some(user));
+        for pid in 10..20 {
+            if readers.can_read(pid) {
+                late(&mut readers, pid);
+            }
         }
-        assert_eq!(readers.can_read(own, false), user == 0, "a user has a share, root excepted");
-        assert!(readers.can_read(own, true), "a VM is read");
-        for other in 1..=MAX_LATE_OF_USERS - MAX_LATE_OF_USER {
-            late(&mut readers, u32::try_from(other).ok());
+        assert_eq!(readers.late.len(), MAX_LATE_OF_USER, "a user has a share");
+        for pid in 20..USERS * 10 {
+            if readers.can_read(pid) {
+                late(&mut readers, pid);
+            }
         }
-        // No process has this id.
-        assert!(!readers.can_read(u32::MAX, false), "users have a share");
-        assert!(readers.can_read(own, true), "a VM is read");
+        assert_eq!(readers.late.len(), MAX_LATE_OF_USERS, "users have a share");
+        // Of a process that is gone the user is not known.
+        assert!(!readers.can_read(u32::MAX));
+        assert!(readers.can_read(root) && readers.can_read(domain));
         while readers.late.len() < MAX_LATE {
-            late(&mut readers, None);
+            late(&mut readers, domain);
         }
-        assert!(!readers.can_read(own, true), "the number is bounded in all");
+        assert!(!readers.can_read(root), "the number is bounded in all");
         drop(open);
         rustix::io::read(&readers.wake, &mut [0; 8]).unwrap();
         let (returned, waiting) = readers.take_returned();
         assert!(!returned.is_empty());
-        assert!(waiting.contains(&own), "it can be read now");
+        assert!(waiting.contains(&root), "it can be read now");
     }
 }

@@ -237,10 +237,9 @@ impl TrackedProcesses {
         if known.is_some_and(|known| known.ending) {
             return ScanOutcome::KNOWN;
         }
-        if !self.readers.can_read(pid, known.is_some()) {
+        if !self.readers.can_read(pid) {
             return self.unread(pid);
         }
-        let is_known = known.is_some();
         // Before the scan: the kernel reports later threads by events again.
         let slot = known.and_then(|_| self.track_vm(pid));
         let unassigned = slot.zip(self.tracker.as_ref());
@@ -258,7 +257,7 @@ impl TrackedProcesses {
             });
             scan::scan_process(&roots, pid, earlier, &domain_paths, since_boot_ns())
         };
-        match self.readers.read(pid, is_known, Before { slot, unassigned }, read) {
+        match self.readers.read(pid, Before { slot, unassigned }, read) {
             Ok(Answer::Done(result, before)) => self.take_scan(pid, result, before),
             Ok(Answer::Late) => self.unread(pid),
             Err(error) => {
