@@ -33,17 +33,17 @@ fn no_time_is_booked_for_the_wrong_vm() {
         let mut guest = TinyGuest::start(&["--vcpus", "2", "--duty", duty]).unwrap();
         pids.insert(guest.pid());
         tids.extend(guest.tids());
-        stage.wait_for("the VM is counted", VM_CPU_CORE_TIME, &[1, 2], |time| time.is_some());
+        let index = stage.wait_for_vm(guest.pid(), 2);
         if !is_busy {
             for (vcpu, &tid) in (1..).zip(guest.tids()) {
-                let served = stage.number(VM_CPU_CORE_TIME, &[1, vcpu]).unwrap();
+                let served = stage.number(VM_CPU_CORE_TIME, &[index, vcpu]).unwrap();
                 let kernel = schedstat_ns(guest.pid(), tid);
                 assert!(
                     kernel.abs_diff(served * 1000) < 1000,
                     "round {round}, vCPU {vcpu}: {served} µs served, {kernel} ns in the kernel"
                 );
             }
-            let served = stage.number(VM_CPU_TIME, &[1]).unwrap() * 1000;
+            let served = stage.number(VM_CPU_TIME, &[index]).unwrap() * 1000;
             let kernel = process_clock_ns(guest.pid());
             assert!(
                 served <= kernel + 1_000_000,
