@@ -51,6 +51,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use kvmeter_common::EventKind;
+use rustix::io::Errno;
 use thiserror::Error;
 use tracing::{debug, warn};
 
@@ -81,6 +82,9 @@ const FULL_SCAN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Deadline for one turn of this source's thread, which scans the processes with an event.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Most uevents that are read in one turn: in a flood of them, the processes with an event are scanned between two turns.
+const MAX_UEVENTS: usize = 10_000;
 
 /// What this source needs of the probes.
 pub struct ProbeHandles {
@@ -181,6 +185,7 @@ impl Procfs {
             processes: TrackedProcesses::new(tracker, headers, roots, readers),
             schedule: Schedule::default(),
             lost: 0,
+            are_uevents_lost: false,
             full_scan_due: None,
             last_full_scan: Instant::now(),
             images_claimed: BTreeSet::new(),
@@ -283,6 +288,8 @@ struct Worker {
     schedule: Schedule,
     /// Number of lost events of the programs at the last check.
     lost: u64,
+    /// Whether uevents were lost, and the queue has not been empty since.
+    are_uevents_lost: bool,
     full_scan_due: Option<Instant>,
     last_full_scan: Instant,
     /// Processes for which the kernel created an image record since the last report.
@@ -384,11 +391,13 @@ impl Worker {
     }
 
     fn take_uevents(&mut self) {
-        loop {
+        for _ in 0..MAX_UEVENTS {
             let now = Instant::now();
             let next = uevent::next(&self.uevents);
             debug!(?next, "uevent");
             match next {
+                // The scan of all processes finds what it is about.
+                Ok(Some(_)) if self.are_uevents_lost => {}
                 // The uevent has the id of the thread that created the VM, which may have exited since.
                 Ok(Some(Uevent::VmCreated(tid))) => {
                     self.schedule.born(self.processes.process_of(tid).unwrap_or(tid), now);
@@ -402,14 +411,22 @@ impl Worker {
                     }
                 },
                 Ok(Some(Uevent::Cpus)) => self.report_cpus(),
-                Ok(None) => return,
+                Ok(None) => break,
+                // One error for all that are lost until the queue is empty: netlink_overrun() in net/netlink/af_netlink.c. What
+                // is lost after a scan of all processes, and before the queue is empty, would never be seen.
+                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
+                    self.are_uevents_lost = true;
+                }
                 Err(error) => {
-                    // ENOBUFS is one error for all lost uevents.
-                    warn!("Uevents of KVM were lost ({error}); scanning all processes");
+                    self.processes.warn(&format!("Uevents of KVM cannot be read: {error}"));
                     self.scan_all_soon(now);
                     return;
                 }
             }
+        }
+        if std::mem::take(&mut self.are_uevents_lost) {
+            self.processes.warn("Uevents of KVM were lost; all processes are scanned");
+            self.scan_all_soon(Instant::now());
         }
     }
 

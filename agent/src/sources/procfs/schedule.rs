@@ -20,6 +20,12 @@ const FOLLOW_UPS: [Duration; 5] = [
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
+/// Most scans at once of a process within [`WINDOW`]: what else is to be seen at once waits for the end of the window.
+const PROMPT: u32 = 8;
+
+/// No VM changes this often; a process that does so all the time takes little of the time of the others' scans.
+const WINDOW: Duration = Duration::from_millis(400);
+
 /// The scans that are due.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
@@ -38,20 +44,43 @@ struct Entry {
     last: Option<Instant>,
     /// The current interval between scans for changed threads.
     pause: Duration,
+    /// When the current window began, and the scans at once in it.
+    window: Option<Instant>,
+    prompt: u32,
+}
+
+impl Entry {
+    /// When the process can be scanned at the earliest for something that is to be seen at once.
+    fn earliest(&mut self, now: Instant) -> Instant {
+        let window = match self.window {
+            Some(window) if now < window + WINDOW => window,
+            _ => {
+                self.prompt = 0;
+                *self.window.insert(now)
+            }
+        };
+        if self.due.is_none_or(|due| due > now) {
+            self.prompt += 1;
+        }
+        if self.prompt <= PROMPT { now } else { window + WINDOW }
+    }
 }
 
 impl Schedule {
     /// A process may have become a VM: scan it now and at the follow-ups.
     pub(super) fn born(&mut self, pid: u32, now: Instant) {
         let entry = self.entry(pid);
-        entry.due = Some(now);
-        entry.born = Some(now);
+        let due = entry.earliest(now);
+        entry.due = Some(entry.due.map_or(due, |known| known.min(due)));
+        entry.born = Some(due);
         entry.follow_ups = 0;
     }
 
     /// Something has changed that readers must see: scan the process now.
     pub(super) fn urgent(&mut self, pid: u32, now: Instant) {
-        self.entry(pid).due = Some(now);
+        let entry = self.entry(pid);
+        let due = entry.earliest(now);
+        entry.due = Some(entry.due.map_or(due, |known| known.min(due)));
     }
 
     /// The threads of a process have changed: scan it as soon as its interval allows.
@@ -116,6 +145,8 @@ impl Schedule {
             follow_ups: FOLLOW_UPS.len(),
             last: None,
             pause: MIN_PAUSE,
+            window: None,
+            prompt: 0,
         })
     }
 }
@@ -158,6 +189,31 @@ mod tests {
         schedule.changed(7, later);
         assert_eq!(schedule.take_due(later), [7]);
         assert_eq!(schedule.next(), None);
+    }
+
+    #[test]
+    fn a_process_that_always_changes_is_scanned_at_a_bounded_rate_and_never_late() {
+        let start = Instant::now();
+        for is_born in [false, true] {
+            let mut schedule = Schedule::default();
+            let mut scans = Vec::new();
+            let mut unseen = None;
+            let mut latest = Duration::ZERO;
+            for i in 0..10_000 {
+                let now = start + ms(i);
+                match is_born {
+                    true => schedule.born(7, now),
+                    false => schedule.urgent(7, now),
+                }
+                unseen.get_or_insert(now);
+                if schedule.take_due(now) == [7] {
+                    latest = latest.max(now - unseen.take().unwrap_or(now));
+                    scans.push(now);
+                }
+            }
+            assert!(scans.len() <= 500, "{} scans in 10 s", scans.len());
+            assert!(latest <= WINDOW, "{latest:?} late");
+        }
     }
 
     #[test]
