@@ -9,6 +9,8 @@ extern crate xtask_test;
 #[macro_use]
 mod lab;
 
+#[cfg(feature = "libvirt")]
+mod adversary;
 mod agentx_snmpd;
 mod backing_chains;
 mod counters;

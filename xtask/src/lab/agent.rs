@@ -86,7 +86,10 @@ impl Agent {
         let path = self.dir.join("kvmeter.log");
         let log = fs::File::create(&path).map_err(|source| LabError::File { path, source })?;
         let mut command = self.command("run")?;
-        command.env("KVMETER_LOG", "debug").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        if self.environment.iter().all(|(variable, _)| variable != "KVMETER_LOG") {
+            command.env("KVMETER_LOG", "debug");
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(Child::start(&mut command)?);
         wait_until(PATIENCE, "the agent serves", || {
             let ended = self.child.as_mut().is_none_or(|child| child.ended().is_some());

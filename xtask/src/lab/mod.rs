@@ -1,6 +1,7 @@
 //! Real guests, daemons, an SNMP master and the agent itself, each private to its test and ended when its value is
 //! dropped.
 
+mod adversary;
 mod agent;
 mod child;
 mod client;
@@ -22,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use adversary::{Adversary, User};
 pub use agent::Agent;
 pub use child::Child;
 pub use client::{Answer, Client};

@@ -15,6 +15,7 @@ const MACHINE: &[&str] = &["agent/machine", "agent/privileges", "xtask/lab", "xt
 
 /// Modules of tests that do not measure time, but look at all VMs or at all programs of the host: one at a time.
 const ONE_AT_A_TIME: &[&str] = &[
+    "adversary",
     "hanging_reads",
     "identity",
     "interfaces",
