@@ -24,6 +24,8 @@ pub enum Command {
     Status(Inspect),
     /// Print the text of VM-MIB as this agent serves it, for managers that have no copy
     Mib(MibText),
+    /// As root: make the directory of the pins for the user that the service runs as, who owns the state directory
+    Prepare(ConfigFile),
     /// Stop counting: remove the pinned BPF programs and counters
     Detach(ConfigFile),
 }

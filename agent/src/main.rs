@@ -35,6 +35,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Mib(text) => mib(text),
         Command::Check(options) => check(&options),
         Command::Status(options) => status(&options),
+        Command::Prepare(file) => prepare(&file),
         Command::Detach(file) => detach(&file),
     }
 }
@@ -85,6 +86,14 @@ fn status(options: &Inspect) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{}", Summary(&report))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prepare(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file.config.as_deref())?;
+    let pin_dir = &config.probe.pin_dir;
+    let user = Probe::prepare(pin_dir, &config.state.dir)?;
+    writeln!(io::stdout(), "{} belongs to user {user}", pin_dir.display())?;
     Ok(ExitCode::SUCCESS)
 }
 

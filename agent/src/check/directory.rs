@@ -2,13 +2,17 @@
 
 use std::{
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs};
 
 use super::Check;
-use crate::{config::Config, probe::BPF_FS_MAGIC};
+use crate::{
+    config::Config,
+    probe::{BPF_FS_MAGIC, ProbeError, check_owners, with_causes},
+};
 
 /// Directory in which KVM lists the threads of its vCPUs.
 const KVM_DEBUGFS: &str = "/sys/kernel/debug/kvm";
@@ -21,6 +25,10 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
         statfs(&beside).map(|found| found.f_type.cast_unsigned()).map_err(io::Error::from),
         writable(&beside),
     )];
+    // The user that the service runs as, which need not be the one of this check.
+    let of_service = std::fs::metadata(&config.state.dir).map(|state| state.uid());
+    let trusted: Vec<u32> = of_service.into_iter().collect();
+    checks.push(assess_owner(pin_dir, check_owners(pin_dir, &trusted)));
     checks.push(assess_debugfs(std::fs::read_dir(KVM_DEBUGFS).map(drop)));
     for (key, dir) in
         [("state.dir", &config.state.dir), ("state.runtime_dir", &config.state.runtime_dir)]
@@ -62,6 +70,19 @@ fn assess_bpffs(pin_dir: &Path, magic: io::Result<u64>, writable: io::Result<()>
     }
 }
 
+fn assess_owner(pin_dir: &Path, owners: Result<(), ProbeError>) -> Check {
+    const NAME: &str = "pin directory";
+    match owners {
+        Ok(()) => Check::ok(NAME, format!("{}: no other user can change it", pin_dir.display())),
+        Err(ProbeError::NotOurs { dir, why }) => Check::fail(
+            NAME,
+            format!("{} {why}: whoever can change the pins can end the counting", dir.display()),
+            format!("rm -r {}, as root, or set probe.pin_dir to another place", dir.display()),
+        ),
+        Err(error) => Check::fail(NAME, with_causes(&error), "run as root"),
+    }
+}
+
 fn assess_debugfs(opened: io::Result<()>) -> Check {
     const NAME: &str = "debugfs";
     match opened {
@@ -96,7 +117,7 @@ fn assess_dir(key: &str, dir: &Path, writable: io::Result<()>) -> Check {
 mod tests {
     use super::*;
     use crate::check::Verdict;
-    use std::fs;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     fn denied() -> io::Result<()> {
         Err(io::ErrorKind::PermissionDenied.into())
@@ -126,6 +147,26 @@ mod tests {
         config.probe.pin_dir = dir.path().join("pins/deeper");
         let bpffs = checks(&config).swap_remove(0);
         assert!(bpffs.found.ends_with("is not below a bpffs"), "{bpffs:?}");
+    }
+
+    #[test]
+    fn a_pin_directory_that_others_can_change_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = dir.path().join("pins");
+        let verdict = || assess_owner(&pins, check_owners(&pins, &[])).verdict;
+        assert_eq!(verdict(), Verdict::Ok, "it is made below a directory of kvmeter's own");
+        fs::create_dir(&pins).unwrap();
+        assert_eq!(verdict(), Verdict::Ok);
+        fs::set_permissions(&pins, fs::Permissions::from_mode(0o770)).unwrap();
+        let Verdict::Fail(fix) = verdict() else { panic!("mode 0770") };
+        assert!(fix.starts_with("rm -r ") && fix.contains("/pins"), "{fix}");
+        fs::set_permissions(&pins, fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(matches!(verdict(), Verdict::Fail(_)));
+        fs::set_permissions(&pins, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        assert_eq!(verdict(), Verdict::Ok, "others cannot rename what is not theirs");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(verdict(), Verdict::Fail(_)));
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn assess(address: &Address, connected: io::Result<()>) -> Check {
         }
         io::ErrorKind::NotFound => "correct the host in agentx.address".to_owned(),
         io::ErrorKind::PermissionDenied if unix => {
-            "run as root, or set `agentXPerms 0660 0550 root GROUP` in snmpd.conf and restart snmpd"
+            "run as root, or set `agentXPerms 0660 0750 root kvmeter` in snmpd.conf and restart snmpd"
                 .to_owned()
         }
         io::ErrorKind::ConnectionRefused if unix => {

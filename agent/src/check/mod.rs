@@ -8,6 +8,7 @@ mod directory;
 mod hook;
 mod kernel;
 mod master;
+mod namespace;
 mod source;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use kernel::btf_path;
+pub use namespace::blind_spots;
 
 use crate::{
     config::{Config, ConfigError},
@@ -84,6 +86,7 @@ pub fn preflight(config: Result<Config, &ConfigError>) -> Preflight {
         Err(e) => (assess_config(e), Config::default()),
     };
     let mut checks = vec![first];
+    checks.extend(namespace::checks());
     let host: Vec<Check> = kernel::checks().into_iter().chain(capability::checks()).collect();
     let able = !host.iter().any(Check::fails);
     checks.extend(host);

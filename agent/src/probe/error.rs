@@ -74,6 +74,17 @@ pub enum ProbeError {
         /// The directory.
         dir: PathBuf,
     },
+    /// Others can change the pins.
+    #[error(
+        "The directory {} {why}: whoever can change the pins can end the counting",
+        dir.display()
+    )]
+    NotOurs {
+        /// The directory.
+        dir: PathBuf,
+        /// Who can.
+        why: String,
+    },
     /// A pin cannot be made, opened or removed.
     #[error("The pin {} cannot be used; kvmeter must start as root or with CAP_BPF, CAP_PERFMON and write access there", path.display())]
     Pin {
@@ -151,6 +162,7 @@ impl ProbeError {
                 "unset KVMETER_BTF, or set it to a file with this kernel's BTF"
             }
             Self::NotBpffs { .. } => "mount -t bpf bpf /sys/fs/bpf, or set probe.pin_dir",
+            Self::NotOurs { .. } => "remove that directory as root, or set probe.pin_dir",
             Self::InUse { .. } => "end the other agent, or set probe.pin_dir",
             Self::PinsChanged { .. } | Self::Map { .. } => "run `kvmeter detach` and start again",
             Self::PidMax(_) => "mount /proc",

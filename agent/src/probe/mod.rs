@@ -11,10 +11,12 @@ mod hook;
 mod image_hooks;
 mod object;
 mod offsets;
+mod pin_owners;
 mod pins;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
@@ -30,8 +32,9 @@ pub use events::Events;
 pub use hook::{Hook, HookState, SCHED_HOOKS};
 pub use image_hooks::{ImageHooks, Method};
 pub use offsets::Offsets;
+pub(crate) use pin_owners::check_owners;
 use pins::Pins;
-pub(crate) use pins::{BPF_FS_MAGIC, pid_max};
+pub(crate) use pins::{BPF_FS_MAGIC, is_attached, pid_max};
 
 /// File with the kernel's own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -101,6 +104,18 @@ impl Probe {
             .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
         let image_hooks = ImageHooks::load(ebpf, &btf, pins, &offsets, is_same);
         maps.into_probe(image_hooks, hooks, adopted)
+    }
+
+    /// Makes `pin_dir`, and gives it and the pins in it to the owner of `example`, which must exist. To be called as root.
+    ///
+    /// # Errors
+    ///
+    /// [`ProbeError::NotBpffs`], [`ProbeError::NotOurs`] or [`ProbeError::Pin`]
+    pub fn prepare(pin_dir: &Path, example: &Path) -> Result<u32, ProbeError> {
+        let owner =
+            std::fs::metadata(example).map_err(|source| ProbeError::pin(example, source))?;
+        pin_owners::give(pin_dir, owner.uid(), owner.gid())?;
+        Ok(owner.uid())
     }
 
     /// Ends the counting: removes the pins of every layout below `pin_dir`. Returns whether there was any.

@@ -22,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::ProbeError;
+use super::{ProbeError, pin_owners::check_owners};
 
 /// `BPF_FS_MAGIC` of the kernel's magic.h.
 pub(crate) const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -67,7 +67,7 @@ pub(super) struct FoundMaps {
 }
 
 impl Pins {
-    /// Creates the directory, for root only, and locks that of all layouts.
+    /// Creates the directory, for the agent's user only, and locks that of all layouts.
     pub(super) fn open(pin_dir: &Path) -> Result<Self, ProbeError> {
         let dir = pin_dir.join(format!("v{LAYOUT}"));
         // The filesystem is checked before anything is created in it.
@@ -75,11 +75,14 @@ impl Pins {
         if !is_bpffs(existing) {
             return Err(ProbeError::NotBpffs { dir: pin_dir.to_owned() });
         }
+        check_owners(pin_dir, &[])?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&dir)
             .map_err(|source| ProbeError::pin(&dir, source))?;
+        // What was made by another user meanwhile.
+        check_owners(pin_dir, &[])?;
         Ok(Self { dir, _lock: lock(pin_dir)? })
     }
 
@@ -222,6 +225,13 @@ fn lock(pin_dir: &Path) -> Result<OwnedFd, ProbeError> {
     }
 }
 
+/// Whether the program of a hook that was attached still is: without its pin it is detached. A pin that cannot be looked
+/// at counts as there.
+pub(crate) fn is_attached(pin_dir: &Path, hook: &str) -> bool {
+    let link = pin_dir.join(format!("v{LAYOUT}")).join(format!("link_{hook}"));
+    !fs::symlink_metadata(link).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 fn is_array(map: &MapData, value_len: usize, entries: usize) -> bool {
     map.info().is_ok_and(|info| {
         info.map_type().is_ok_and(|kind| kind == MapType::Array)
@@ -291,6 +301,6 @@ fn is_layout(name: &OsStr) -> bool {
     number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-fn is_bpffs(dir: &Path) -> bool {
+pub(super) fn is_bpffs(dir: &Path) -> bool {
     statfs(dir).is_ok_and(|fs| u64::try_from(fs.f_type).is_ok_and(|magic| magic == BPF_FS_MAGIC))
 }

@@ -95,6 +95,9 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // First of all, for it tells whether another agent has these directories.
     let status = Server::bind(&config.state.runtime_dir)?;
     raise_descriptor_limit();
+    for spot in check::blind_spots() {
+        warn!("Not all of the host is seen: {spot}");
+    }
     let (counting, events) = begin_to_count(&config.probe)?;
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 

@@ -8,10 +8,12 @@ use std::{
 use super::Counting;
 use crate::{
     agentx::{Phase, Statistics},
+    check,
     config::Config,
     counters::{NoCounters, Readings, Records, SlowValues},
     inventory::Registry,
     notify,
+    probe::{HookState, is_attached},
     sources::{self, Source},
     status::{
         self,
@@ -93,16 +95,24 @@ impl Reporter {
         let is_detached = records.as_ref().is_some_and(|records| !records.are_counted());
         let detached = is_detached
             .then(|| "`kvmeter detach` has ended the counting; start the agent anew".to_owned());
+        let why = |state: &HookState| {
+            let is_gone = || !is_attached(&self.config.probe.pin_dir, state.hook.name);
+            let gone = || "its pin was removed, so it is detached; start the agent anew".to_owned();
+            detached.clone().or_else(|| state.failure.clone()).or_else(|| is_gone().then(gone))
+        };
         Probe {
             mode: if records.is_some() { ProbeMode::Ebpf } else { ProbeMode::Degraded },
             hooks: hooks
                 .iter()
                 .chain(&of_images)
-                .map(|state| Hook {
-                    name: state.hook.name.to_owned(),
-                    method: state.method.map(|method| method.name().to_owned()),
-                    live: state.failure.is_none() && !is_detached,
-                    why: detached.clone().or_else(|| state.failure.clone()),
+                .map(|state| {
+                    let why = why(state);
+                    Hook {
+                        name: state.hook.name.to_owned(),
+                        method: state.method.map(|method| method.name().to_owned()),
+                        live: why.is_none(),
+                        why,
+                    }
                 })
                 .collect(),
             adopted: *adopted,
@@ -171,6 +181,7 @@ impl Reporter {
             notifications: self.notifications(),
             probe: self.probe(),
             sources,
+            blind_spots: check::blind_spots(),
             vms: status::vms(moment),
         }
     }

@@ -19,6 +19,9 @@ pub struct Report {
     pub probe: Probe,
     /// The sources of VMs.
     pub sources: Vec<SourceState>,
+    /// What the agent does not see of the host because it does not live in the host's namespaces, each with the fix.
+    #[serde(default)]
+    pub blind_spots: Vec<String>,
     /// The VMs in the order of vmIndex.
     pub vms: Vec<Vm>,
 }

@@ -20,7 +20,8 @@ pub struct Summary<'a>(pub &'a Report);
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { version, pid, uptime_ns, agentx, notifications, probe, sources, vms } = self.0;
+        let Report { version, pid, uptime_ns, agentx, notifications, probe, .. } = self.0;
+        let Report { sources, blind_spots, vms, .. } = self.0;
         writeln!(
             f,
             "kvmeter {version}, pid {pid}, up {}\n",
@@ -42,6 +43,9 @@ impl fmt::Display for Summary<'_> {
         f.write_char('\n')?;
         source_states(sources).fmt(f)?;
         hanging_reads(f, sources)?;
+        for spot in blind_spots {
+            writeln!(f, "not all of the host is seen: {}", Printable(spot))?;
+        }
         f.write_char('\n')?;
         vm_rows(vms).fmt(f)?;
         let total = vms.iter().map(|vm| vm.vcpus.len()).sum::<usize>();

@@ -41,16 +41,16 @@ impl Drop for Directory {
     }
 }
 
-fn temporary() -> TempDir {
+pub(crate) fn temporary() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-fn raw(path: impl AsRef<Path>) {
+pub(crate) fn raw(path: impl AsRef<Path>) {
     fs::write(path, vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
 }
 
 /// A script that is executed instead of a program.
-fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+pub(crate) fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     fs::write(&path, format!("#!/bin/sh -e\n{text}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -72,7 +72,13 @@ fn sandboxed_stage(dir: &Path) -> Stage {
 }
 
 /// QEMU in a mount namespace of its own, which `prepare` changes first. Paused, with its monitor.
-fn qemu_after(dir: &Path, cwd: &Path, prepare: &str, socket: &str, more: &[&str]) -> (Child, Qmp) {
+pub(crate) fn qemu_after(
+    dir: &Path,
+    cwd: &Path,
+    prepare: &str,
+    socket: &str,
+    more: &[&str],
+) -> (Child, Qmp) {
     let accelerator = if missing("kvm").is_none() { "kvm" } else { "tcg" };
     let start = format!("{prepare}\nexec setpriv --pdeathsig KILL qemu-system-x86_64 \"$@\"");
     let start = script(dir, "start-qemu", &start);
@@ -87,14 +93,14 @@ fn qemu_after(dir: &Path, cwd: &Path, prepare: &str, socket: &str, more: &[&str]
     (child, qmp)
 }
 
-fn node(name: &str, driver: &str, path: &str) -> String {
+pub(crate) fn node(name: &str, driver: &str, path: &str) -> String {
     format!(
         r#"{{"driver":"{driver}","filename":"{path}","node-name":"{name}","cache":{{"direct":true}}}}"#
     )
 }
 
 /// Waits until the disk is counted in the kernel. Returns vmIndex and vmStorageIndex.
-fn counted(stage: &Stage, pid: u32, target: &str) -> [u32; 2] {
+pub(crate) fn counted(stage: &Stage, pid: u32, target: &str) -> [u32; 2] {
     let found = |stage: &Stage| {
         let index = stage.index_of(pid)?;
         let disk = stage.disk(index, target);
@@ -107,7 +113,7 @@ fn counted(stage: &Stage, pid: u32, target: &str) -> [u32; 2] {
 
 /// Has each disk, given by its name and that of its node in QEMU, read a number of octets of its own, and compares sizes and
 /// counts.
-fn check(stage: &mut Stage, qmp: &mut Qmp, pid: u32, disks: &[(&str, &str)]) {
+pub(crate) fn check(stage: &mut Stage, qmp: &mut Qmp, pid: u32, disks: &[(&str, &str)]) {
     let indexes: Vec<_> = disks.iter().map(|(disk, _)| counted(stage, pid, disk)).collect();
     for index in &indexes {
         let kib = Some(SIZE / 1024);

@@ -49,6 +49,7 @@ mod qemu_options;
 mod requests;
 #[path = "../second_mib/mod.rs"]
 mod second_mib;
+mod service;
 mod shortage;
 mod thread_ids;
 

@@ -156,6 +156,7 @@ fn status_shows_what_the_agent_reports() {
             unrecorded_threads: 0,
         },
         sources: vec![],
+        blind_spots: vec![],
         vms: vec![],
     };
     let runtime =

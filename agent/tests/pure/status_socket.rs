@@ -87,6 +87,7 @@ fn report() -> Report {
                 function: Some("request_wait_answer".into()),
             }],
         }],
+        blind_spots: vec![],
         vms: vec![
             Vm {
                 index: 1,

@@ -19,10 +19,22 @@ fn setting(name: &str) -> &'static str {
 
 #[test]
 fn it_grants_what_is_required_and_no_more() {
-    let granted: BTreeSet<String> =
-        setting("CapabilityBoundingSet").split(' ').map(str::to_owned).collect();
-    let required = REQUIRED.iter().map(|required| required.capability.to_string()).collect();
-    assert_eq!(granted, required);
+    let required = REQUIRED.iter().map(|required| required.capability.to_string());
+    let required: BTreeSet<String> = required.collect();
+    for set in ["CapabilityBoundingSet", "AmbientCapabilities"] {
+        let granted = setting(set).split(' ').map(str::to_owned).collect();
+        assert_eq!(required, granted, "{set}");
+    }
+}
+
+#[test]
+fn it_runs_as_a_user_of_its_own_that_the_other_files_know() {
+    assert_eq!((setting("User"), setting("Group")), ("kvmeter", "kvmeter"));
+    assert_eq!(setting("ExecStartPre"), "-+/usr/bin/kvmeter prepare");
+    let sysusers = include_str!("../../etc/kvmeter.sysusers");
+    assert!(sysusers.lines().any(|line| line.starts_with("u kvmeter ")));
+    let snmpd = include_str!("../../etc/snmpd-kvmeter.conf");
+    assert!(snmpd.lines().any(|line| line == "agentXPerms 0660 0750 root kvmeter"));
 }
 
 #[test]

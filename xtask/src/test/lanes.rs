@@ -26,6 +26,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "notification_storm",
     "notifications",
     "qemu_options",
+    "service",
 ];
 
 /// Modules of tests that mostly wait: each line beside the others.
