@@ -16,6 +16,7 @@ const MACHINE: &[&str] = &["agent/machine", "agent/privileges", "xtask/lab", "xt
 /// Modules of tests that do not measure time, but look at all VMs or at all programs of the host: one at a time.
 const ONE_AT_A_TIME: &[&str] = &[
     "adversary",
+    "disk_paths",
     "hanging_reads",
     "identity",
     "interfaces",
@@ -27,6 +28,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "notifications",
     "qemu_options",
     "service",
+    "shortage",
 ];
 
 /// Modules of tests that mostly wait: each line beside the others.
