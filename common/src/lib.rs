@@ -45,9 +45,6 @@ const _: () = assert!(SEARCHED_BLOCKS <= VM_BLOCKS);
 /// Number of image records.
 pub const IMAGES: usize = 4096;
 
-/// Largest number of image records of one VM.
-pub const VM_IMAGES: usize = IMAGES / 8;
-
 /// Image records of files that belong to no disk yet which the kernel may claim for one VM. With more of them the VM is
 /// taken for a file server (9p, virtiofs).
 pub const VM_NEW_IMAGES: usize = 64;
