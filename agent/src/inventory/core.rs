@@ -37,7 +37,7 @@ pub struct CoreConfig {
     pub shows_processes: bool,
     /// Whether there are probes, so that disks can be counted.
     pub counts: bool,
-    /// The libvirt connections; [`SourceId`] is the place in this list.
+    /// The libvirt connections; [`SourceId`](super::SourceId) is the place in this list.
     pub connections: Vec<Connection>,
     /// The hypervisor, as long as no libvirt connection reports one.
     pub hypervisor: Hypervisor,
