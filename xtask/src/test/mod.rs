@@ -65,7 +65,8 @@ fn quick(options: &Options, results: &mut Results) -> anyhow::Result<()> {
     ];
     let lanes = Lanes::of(binaries::build(&features.of(&arguments))?)?;
     eprintln!("==> Pure tests");
-    lane(&lanes.pure, options.filter.as_deref(), "", results)
+    lane(&lanes.pure, options.filter.as_deref(), "", results)?;
+    if options.only_tests { Ok(()) } else { checks::on_idle_cpus(features) }
 }
 
 fn whole(options: &Options, results: &mut Results) -> anyhow::Result<()> {
