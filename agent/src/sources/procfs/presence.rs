@@ -1,17 +1,10 @@
 //! Whether a process runs a VM, or only has what a VM has: a QEMU that is asked for its version, waits for its daemon, or is the
 //! copy of a VM's process that is about to execute a script.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fs,
-    path::Path,
-};
+use std::{collections::HashMap, path::Path};
 
-use super::{
-    process::{self, Thread},
-    vcpus::MAX_VMS,
-};
-use crate::{counting::HeldThread as _, inventory::VmProcess};
+use super::process;
+use crate::inventory::VmProcess;
 
 /// Age in ns from which a QEMU without KVM is a VM though none of its threads has the name of a vCPU. A question takes less.
 pub(super) const GROWN: u64 = 500_000_000;
@@ -62,32 +55,6 @@ pub(super) const fn runs_guest(has_vcpu: bool, intent: Intent, threads: usize, a
     // The process that waits for its daemon has no other thread.
     let waits = intent.leaves_it_to_a_child && threads < 2;
     has_vcpu || (age >= GROWN && !intent.only_asks && !waits)
-}
-
-/// Whether KVM has made one of these VMs for this process. `None` = debugfs does not say. A descriptor that was inherited by fork(2) is
-/// of no use to the child.
-pub(super) fn has_made_vm(
-    debugfs: &Path,
-    pid: u32,
-    vm_fds: &[u32],
-    threads: &[Thread],
-) -> Option<bool> {
-    let kvm = debugfs.join("kvm");
-    let vm_fds: BTreeSet<u32> = vm_fds.iter().take(MAX_VMS).copied().collect();
-    if vm_fds.iter().any(|fd| kvm.join(format!("{pid}-{fd}")).exists()) {
-        return Some(true);
-    }
-    // The directory of a VM is named after the thread that created it.
-    let tids: BTreeSet<u32> = threads.iter().map(|thread| thread.tid()).collect();
-    let mut names = fs::read_dir(kvm).ok()?.flatten();
-    Some(names.any(|entry| {
-        let name = entry.file_name();
-        let parts = name.to_str().and_then(|name| name.split_once('-'));
-        parts.is_some_and(|(creator, fd)| {
-            creator.parse().is_ok_and(|creator| tids.contains(&creator))
-                && fd.parse().is_ok_and(|fd| vm_fds.contains(&fd))
-        })
-    }))
 }
 
 /// Copies of VMs' processes that are remembered before those that have ended are looked for.

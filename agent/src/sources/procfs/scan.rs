@@ -19,7 +19,10 @@ use super::{
     process::{Measured, Process, Thread},
     taps, vcpus,
 };
-use crate::inventory::{Devices, DiskSize, Memory, PathAnswer, VmProcess};
+use crate::{
+    counting::HeldThread,
+    inventory::{Devices, DiskSize, Memory, PathAnswer, VmProcess},
+};
 
 /// The daemons of libvirt that probe KVM.
 const LIBVIRT: [&str; 2] = ["libvirtd", "virtqemud"];
@@ -118,13 +121,18 @@ fn scan(
     let started_ns = ticks_to_ns(stat.start_ticks, clock_ticks_per_second().max(1));
     let age = now_ns.saturating_sub(started_ns);
     let threads = process.threads()?;
-    let Some(vcpus) = vcpu_threads(roots, pid, &descriptors, &described, &threads, age) else {
-        return Ok(None);
+    let tids = threads.iter().map(HeldThread::tid).collect();
+    let vm_dirs = vcpus::vm_dirs(&roots.debugfs, pid, &descriptors.vms, &tids);
+    let vcpus = if descriptors.has_kvm() {
+        let dirs = vm_dirs.as_deref().unwrap_or_default();
+        Some(vcpus::of_kvm(dirs, &descriptors.vcpus, &threads, &tids))
+    } else {
+        tcg_threads(&described, &threads, age)
     };
-    let has_made = || presence::has_made_vm(&roots.debugfs, pid, &descriptors.vms, &threads);
+    let Some(vcpus) = vcpus else { return Ok(None) };
     let is_own = match vcpus.is_empty() {
         false => Some(true),
-        true if descriptors.has_kvm() => has_made(),
+        true if descriptors.has_kvm() => vm_dirs.map(|dirs| !dirs.is_empty()),
         true => None,
     };
     let cpus = [vcpus.len(), descriptors.vcpus.len()].into_iter().find(|&seen| seen > 0);
@@ -269,20 +277,13 @@ fn describe(
     Ok(Some(described))
 }
 
-/// vCPU number by thread id. `None`: a QEMU that runs no guest. With KVM enabled, but neither a KVM VM nor TCG threads, it has not
-/// created its VM yet; with TCG threads it could not, and runs without KVM. `age` in ns.
-fn vcpu_threads(
-    roots: &Roots,
-    pid: u32,
-    descriptors: &Descriptors,
+/// vCPU number by thread id, of a QEMU without a KVM VM. `None`: it runs no guest. With KVM enabled, but without TCG threads, it has
+/// not created its VM yet; with TCG threads it could not, and runs without KVM. `age` in ns.
+fn tcg_threads(
     described: &Description,
     threads: &[Thread],
     age: u64,
 ) -> Option<BTreeMap<u32, u32>> {
-    if descriptors.has_kvm() {
-        let (vms, vcpus) = (&descriptors.vms, &descriptors.vcpus);
-        return Some(vcpus::of_kvm(&roots.debugfs, pid, vms, vcpus, threads));
-    }
     let has_vcpu = !vcpus::of_tcg(threads, 1).is_empty();
     let runs = presence::runs_guest(has_vcpu, described.intent, threads.len(), age);
     if !runs || !(has_vcpu || described.tcg) {

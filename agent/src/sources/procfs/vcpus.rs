@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::process::Thread;
@@ -17,7 +17,7 @@ const IOCTL: u64 = 29;
 const KVM_RUN: u64 = 0xae80;
 
 /// Most descriptors of KVM VMs of a process that are looked up: a process can duplicate one as often as it likes.
-pub(super) const MAX_VMS: usize = 256;
+const MAX_VMS: usize = 256;
 
 /// More than any kernel allows: KVM_CAP_MAX_VCPUS is 4,096 at most on x86.
 const MAX_VCPUS: u32 = 1 << 16;
@@ -25,40 +25,58 @@ const MAX_VCPUS: u32 = 1 << 16;
 /// Attempts to read a thread's system call: a thread that is on a CPU shows none.
 const SYSCALL_TRIES: usize = 3;
 
+/// The directories in debugfs of the VMs that KVM has made for this process. `None`: debugfs is not mounted, or not readable. A VM
+/// whose descriptor was inherited by fork(2) is another process's.
+pub(super) fn vm_dirs(
+    debugfs: &Path,
+    pid: u32,
+    vm_fds: &[u32],
+    tids: &HashSet<u32>,
+) -> Option<Vec<PathBuf>> {
+    let kvm = debugfs.join("kvm");
+    let (mut dirs, mut others) = (Vec::new(), HashSet::new());
+    for vm_fd in vm_fds.iter().take(MAX_VMS) {
+        // The directory is named after the thread that created the VM, which is mostly the first one.
+        let dir = kvm.join(format!("{pid}-{vm_fd}"));
+        if dir.exists() {
+            dirs.push(dir);
+        } else {
+            others.insert(*vm_fd);
+        }
+    }
+    if others.is_empty() {
+        return Some(dirs);
+    }
+    let Ok(entries) = fs::read_dir(&kvm) else { return (!dirs.is_empty()).then_some(dirs) };
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        if let Some((creator, vm_fd)) = name.split_once('-')
+            && creator.parse().is_ok_and(|creator| tids.contains(&creator))
+            && vm_fd.parse().is_ok_and(|vm_fd| others.contains(&vm_fd))
+        {
+            dirs.push(kvm.join(name));
+        }
+    }
+    Some(dirs)
+}
+
 /// vCPU number by thread id, for a process with KVM VMs. The number is the VMM's own (QEMU's cpu_index), which libvirt has, too, and
 /// which is the same while the VM is off. KVM's id is not: on x86 it is an APIC id, which has gaps in many topologies.
 ///
 /// Three methods find the threads, the most reliable first: KVM's debugfs, thread names, the descriptor in a thread's `KVM_RUN`.
 /// The search ends once each vCPU descriptor has its thread. The number is in the thread's name; where names are missing, it
 /// is the rank of KVM's id among those of all vCPUs.
+///
+/// `vm_dirs`: those of [`vm_dirs`]; without one the next method is tried.
 pub(super) fn of_kvm(
-    debugfs: &Path,
-    pid: u32,
-    vm_fds: &[u32],
+    vm_dirs: &[PathBuf],
     vcpu_fds: &BTreeMap<u32, u32>,
     threads: &[Thread],
+    tids: &HashSet<u32>,
 ) -> BTreeMap<u32, u32> {
     let mut ids = BTreeMap::new();
-    let tids: HashSet<u32> = threads.iter().map(|thread| thread.tid()).collect();
-    // On any error (debugfs is not mounted, or not readable) the next method is tried.
-    let debugfs = debugfs.join("kvm");
-    let mut others = HashSet::new();
-    for vm_fd in vm_fds.iter().take(MAX_VMS) {
-        // The directory is named after the thread that created the VM, which is mostly the first one.
-        if from_debugfs(&debugfs.join(format!("{pid}-{vm_fd}")), &mut ids).is_err() {
-            others.insert(*vm_fd);
-        }
-    }
-    if !others.is_empty() {
-        for name in names_in(&debugfs) {
-            if let Some((creator, vm_fd)) = name.split_once('-')
-                && creator.parse().is_ok_and(|creator| tids.contains(&creator))
-                && vm_fd.parse().is_ok_and(|vm_fd| others.contains(&vm_fd))
-            {
-                // It may have been removed meanwhile.
-                let _ = from_debugfs(&debugfs.join(&name), &mut ids);
-            }
-        }
+    for dir in vm_dirs {
+        // It may have been removed meanwhile.
+        let _ = from_debugfs(dir, &mut ids);
     }
     ids.retain(|tid, _| tids.contains(tid));
     let name = |thread: &Thread| Some((thread.tid(), id_in_name(&thread.name().ok()?)?));
@@ -98,12 +116,6 @@ fn numbers(
         }
     }
     found
-}
-
-/// The names in a directory; none if it cannot be read.
-fn names_in(dir: &Path) -> impl Iterator<Item = String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// vCPU number by thread id, for a QEMU without KVM. Where one thread runs all vCPUs, that thread is a vCPU only if the
