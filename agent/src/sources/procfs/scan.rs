@@ -1,6 +1,7 @@
 //! Scans one process: whether it is a VM, and the facts about it that procfs shows.
 
 use std::{
+    cell::LazyCell,
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
@@ -63,8 +64,8 @@ pub(super) struct Scan {
 pub(super) struct Earlier<'a> {
     pub(super) vm: &'a VmProcess,
     pub(super) described: &'a Description,
-    /// Whether the description is final. The command line and the memory map are not read again then: that read would block on
-    /// a process that is stuck while it changes its memory.
+    /// Whether the description is final. The command line is not read again then, nor the memory map for an estimate: these
+    /// reads block on a process that is stuck while it changes its memory.
     pub(super) is_settled: bool,
 }
 
@@ -106,7 +107,8 @@ fn scan(
     if !descriptors.has_kvm() && !may_be_qemu(&stat.comm) {
         return Ok(None);
     }
-    let Some(described) = describe(&process, &descriptors, earlier)? else {
+    let maps = LazyCell::new(|| process.read("maps").unwrap_or_default());
+    let Some(described) = describe(&process, &descriptors, earlier, &maps)? else {
         return Ok(None);
     };
     let is_dead = matches!(stat.state, 'Z' | 'X');
@@ -169,7 +171,7 @@ fn scan(
         headers: Vec::new(),
         has_io_uring: descriptors.has_io_uring,
         // QEMU makes such a context for disks whose configuration says so.
-        has_aio: !is_qemu && has_aio_context(&process.read("maps").unwrap_or_default()),
+        has_aio: !is_qemu && has_aio_context(&maps),
         has_positions: is_qemu,
         has_kvm: descriptors.has_kvm(),
         gaps: described.gaps.clone(),
@@ -232,6 +234,7 @@ fn describe(
     process: &Process,
     descriptors: &Descriptors,
     earlier: Option<Earlier<'_>>,
+    maps: &LazyCell<Vec<u8>, impl FnOnce() -> Vec<u8>>,
 ) -> io::Result<Option<Description>> {
     if let Some(settled) = earlier.filter(|earlier| earlier.is_settled) {
         return Ok(Some(settled.described.clone()));
@@ -271,7 +274,7 @@ fn describe(
         };
     }
     if described.memory.is_none() && descriptors.has_kvm() {
-        described.memory = memory_estimate::estimate(&process.read("maps").unwrap_or_default());
+        described.memory = memory_estimate::estimate(maps);
         described.max_memory = described.max_memory.or(described.memory);
     }
     Ok(Some(described))
