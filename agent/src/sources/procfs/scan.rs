@@ -287,12 +287,15 @@ fn tcg_threads(
     threads: &[Thread],
     age: u64,
 ) -> Option<BTreeMap<u32, u32>> {
-    let has_vcpu = !vcpus::of_tcg(threads, 1).is_empty();
+    let found = vcpus::of_tcg(threads);
+    let has_vcpu = !found.is_empty();
     let runs = presence::runs_guest(has_vcpu, described.intent, threads.len(), age);
     if !runs || !(has_vcpu || described.tcg) {
         return None;
     }
-    Some(vcpus::of_tcg(threads, described.cpus.unwrap_or(1)))
+    // The time of a thread that runs several vCPUs cannot be divided.
+    let of_all = (described.cpus.unwrap_or(1) == 1).then_some(0);
+    Some(found.into_iter().filter_map(|(tid, id)| Some((tid, id.or(of_all)?))).collect())
 }
 
 /// The devices, with types and sizes of the disks' files as far as the process has them open. Of another one the type alone,

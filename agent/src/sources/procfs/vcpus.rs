@@ -118,16 +118,14 @@ fn numbers(
     found
 }
 
-/// vCPU number by thread id, for a QEMU without KVM. Where one thread runs all vCPUs, that thread is a vCPU only if the
-/// VM has a single one: the time of several cannot be divided.
-pub(super) fn of_tcg(threads: &[Thread], cpus: u32) -> BTreeMap<u32, u32> {
+/// The threads that run the vCPUs of a QEMU without KVM: thread id and vCPU number. `None` = this thread runs all vCPUs.
+pub(super) fn of_tcg(threads: &[Thread]) -> Vec<(u32, Option<u32>)> {
     threads
         .iter()
         .filter_map(|thread| {
-            let name = thread.name().ok()?;
-            let id = match name.as_str() {
-                "ALL CPUs/TCG" if cpus == 1 => 0,
-                name => id_in_name(name)?,
+            let id = match thread.name().ok()?.as_str() {
+                "ALL CPUs/TCG" => None,
+                name => Some(id_in_name(name)?),
             };
             Some((thread.tid(), id))
         })
