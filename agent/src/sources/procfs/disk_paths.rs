@@ -62,11 +62,12 @@ impl<'a> DiskPaths<'a> {
         let before = before.map(|before| Known::new(before, &self.open.files));
         let mut answers = BTreeMap::new();
         let mut doubts = Vec::new();
+        let mut seen = HashSet::new();
         for path in paths {
             if answers.len() + doubts.len() >= MAX_PATHS {
                 break;
             }
-            if path.is_empty() || answers.contains_key(path) {
+            if path.is_empty() || !seen.insert(path) {
                 continue;
             }
             let known = before.as_ref().and_then(|before| before.of(path));
