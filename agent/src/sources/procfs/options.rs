@@ -8,17 +8,17 @@ use serde_json::Value as Json;
 /// shorter, and dropping members takes stack.
 const MAX_DEPTH: usize = 64;
 
+/// The name of an option, behind one or two dashes; `None`: the argument is no option.
+pub(super) fn name_of(argument: &str) -> Option<&str> {
+    let rest = argument.strip_prefix('-')?;
+    Some(rest.strip_prefix('-').unwrap_or(rest))
+}
+
 /// Splits arguments into options (one or two dashes) and their values: the text after `=`, or the next argument.
 pub(super) fn options<'a>(arguments: &[&'a str]) -> Vec<(&'a str, &'a str)> {
-    let name = |argument: &'a str| {
-        argument
-            .strip_prefix("--")
-            .or_else(|| argument.strip_prefix('-'))
-            .filter(|name| !name.is_empty())
-    };
     let mut options = Vec::new();
     for (i, argument) in arguments.iter().enumerate() {
-        let Some(option) = name(argument) else { continue };
+        let Some(option) = name_of(argument).filter(|name| !name.is_empty()) else { continue };
         options.push(match option.split_once('=') {
             Some((option, value)) => (option, value),
             None => {

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use super::process;
+use super::{options::name_of, process};
 use crate::inventory::VmProcess;
 
 /// Age in ns from which a QEMU without KVM is a VM though none of its threads has the name of a vCPU. A question takes less.
@@ -28,14 +28,12 @@ pub(super) struct Intent {
 }
 
 impl Intent {
-    /// Parses the content of `/proc/PID/cmdline`.
-    pub(super) fn of(cmdline: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(cmdline);
-        let mut arguments = text.split('\0').skip(1).peekable();
+    /// Reads the arguments, without the program's name.
+    pub(super) fn of(arguments: &[&str]) -> Self {
+        let mut arguments = arguments.iter().copied().peekable();
         let mut found = Self::default();
         while let Some(argument) = arguments.next() {
-            let option = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-'));
-            let Some(option) = option else { continue };
+            let Some(option) = name_of(argument) else { continue };
             found.only_asks |= QUESTIONS.contains(&option);
             found.leaves_it_to_a_child |= option == "daemonize";
             if let Some(value) = arguments.peek().filter(|_| CHOICES.contains(&option)) {
@@ -95,7 +93,7 @@ mod tests {
     use super::*;
 
     fn intent(line: &str) -> Intent {
-        Intent::of(line.split(' ').flat_map(|word| [word, "\0"]).collect::<String>().as_bytes())
+        Intent::of(&line.split(' ').skip(1).chain([""]).collect::<Vec<_>>())
     }
 
     #[test]

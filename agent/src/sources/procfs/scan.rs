@@ -16,7 +16,7 @@ use super::{
     files::{self, OpenFiles},
     machine, memory_estimate,
     named_file::shown,
-    presence::{self, Intent},
+    presence,
     process::{Measured, Process, Thread},
     taps, vcpus,
 };
@@ -250,9 +250,6 @@ fn describe(
     };
     let cmdline = process.read("cmdline")?;
     let mut described = command_line::parse(&cmdline, &mut read);
-    if described.vmm == Vmm::Qemu {
-        described.intent = Intent::of(&cmdline);
-    }
     // After the command line: an exiting process has an empty one.
     if !process.stat()?.has_memory {
         return Ok(None);

@@ -3,7 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    super::{named_file::shown, options::Fields},
+    super::{
+        named_file::shown,
+        options::{Fields, name_of},
+    },
     config_file::{self, Group},
 };
 
@@ -189,7 +192,7 @@ pub(super) fn entries(
     let (mut files, mut bytes) = (0, 0);
     let mut rest = arguments.iter().copied();
     while let Some(argument) = rest.next() {
-        let Some(option) = option_of(argument) else {
+        let Some(option) = name_of(argument) else {
             // The command line ends with a NUL.
             if !argument.is_empty() {
                 let image = Short { name: "hda", bus: "", is_optical: false };
@@ -203,7 +206,7 @@ pub(super) fn entries(
             rest.next().unwrap_or_default()
         } else {
             let mut ahead = rest.clone();
-            let next = ahead.next().filter(|next| option_of(next).is_none());
+            let next = ahead.next().filter(|next| name_of(next).is_none());
             if next.is_some() {
                 rest = ahead;
             }
@@ -236,12 +239,6 @@ pub(super) fn entries(
         }
     }
     found.entries
-}
-
-/// The name of an option; `None`: the argument is none.
-fn option_of(argument: &str) -> Option<&str> {
-    let rest = argument.strip_prefix('-')?;
-    Some(rest.strip_prefix('-').unwrap_or(rest))
 }
 
 #[cfg(test)]

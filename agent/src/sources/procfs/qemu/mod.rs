@@ -44,7 +44,7 @@ pub(super) fn describe(
         max_cpus: machine.max_cpus,
         tcg: machine.tcg,
         no_machine: machine.board == "none",
-        intent: Intent::default(),
+        intent: Intent::of(arguments),
         devices,
         config_file: None,
         gaps: gaps(&entries),
