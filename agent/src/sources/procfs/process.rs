@@ -111,10 +111,12 @@ impl Process {
         let target = target.to_string_lossy();
         let path = target.strip_suffix(" (deleted)").unwrap_or(&target);
         let name = path.rsplit('/').next().unwrap_or_default();
+        if !names.contains(&name) {
+            return false;
+        }
         let wanted = StatxFlags::UID | StatxFlags::MODE;
         let stat = statx(&self.dir, "exe", AtFlags::STATX_DONT_SYNC, wanted);
-        names.contains(&name)
-            && stat.is_ok_and(|stat| stat.stx_uid == 0 && stat.stx_mode & 0o022 == 0)
+        stat.is_ok_and(|stat| stat.stx_uid == 0 && stat.stx_mode & 0o022 == 0)
     }
 
     /// The process's descriptors, each with the target of its link.
