@@ -15,6 +15,11 @@ impl VmUuid {
         Self(Uuid::from_bytes(bytes))
     }
 
+    /// Parses a UUID in any of its textual forms; `None`: the text is no UUID.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Uuid::try_parse(text).ok().map(Self)
+    }
+
     /// The 16 bytes in network byte order: the value of vmUUID.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {

@@ -1,7 +1,5 @@
 //! Parses Cloud Hypervisor's command line. Accepts any text.
 
-use uuid::Uuid;
-
 use super::{
     command_line::{Description, Vmm},
     devices::disk,
@@ -74,8 +72,7 @@ pub(super) fn describe(arguments: &[&str]) -> Description {
                 found.max_cpus = max.unwrap_or(found.cpus);
             }
             "platform" => {
-                let uuid = fields.get("uuid").and_then(|text| Uuid::try_parse(text).ok());
-                found.uuid = uuid.map(VmUuid::from).or(found.uuid);
+                found.uuid = fields.get("uuid").and_then(VmUuid::parse).or(found.uuid);
             }
             "disk" => devices.disks.push(disk_of(&fields, devices.disks.len())),
             "net" => devices.nics.push(DomainNic {

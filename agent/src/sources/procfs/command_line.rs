@@ -1,7 +1,5 @@
 //! Parses a VMM's command line into the description of its VM. Accepts any bytes.
 
-use uuid::Uuid;
-
 use super::{cloud_hypervisor, options::options, presence::Intent, qemu};
 use crate::inventory::{Devices, VmUuid};
 
@@ -66,7 +64,7 @@ fn firecracker(arguments: &[&str]) -> Description {
         match option {
             "id" => {
                 found.name = Some(cut(value));
-                found.uuid = uuid(value);
+                found.uuid = VmUuid::parse(value);
             }
             "config-file" => found.config_file = Some(value.to_owned()),
             _ => {}
@@ -81,10 +79,6 @@ fn other(arguments: &[&str]) -> Description {
         .into_iter()
         .find(|&(option, value)| option == "name" && !value.is_empty());
     Description { name: name.map(|(_, value)| cut(value)), ..Description::default() }
-}
-
-fn uuid(text: &str) -> Option<VmUuid> {
-    Uuid::try_parse(text).ok().map(VmUuid::from)
 }
 
 /// The name, truncated to [`MAX_NAME`] at a character boundary.
@@ -119,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_uuid_that_is_none_is_left_out() {
-        assert_eq!(uuid("2f5bd8a2"), None);
+        assert_eq!(VmUuid::parse("2f5bd8a2"), None);
     }
 
     proptest! {

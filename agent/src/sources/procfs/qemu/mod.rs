@@ -10,7 +10,6 @@ mod numbers;
 mod services;
 
 use arguments::{Entry, GAP, Subject};
-use uuid::Uuid;
 
 use super::{
     command_line::{Description, Vmm, cut},
@@ -73,18 +72,14 @@ fn uuid(entries: &[Entry]) -> Option<VmUuid> {
     let (mut given, mut smbios) = (None, None);
     for Entry { subject, fields, .. } in entries {
         match subject {
-            Subject::Uuid => given = fields.implied().and_then(parse_uuid),
+            Subject::Uuid => given = fields.implied().and_then(VmUuid::parse),
             Subject::Smbios if fields.get("type") == Some("1") => {
-                smbios = fields.get("uuid").and_then(parse_uuid);
+                smbios = fields.get("uuid").and_then(VmUuid::parse);
             }
             _ => {}
         }
     }
     given.or(smbios)
-}
-
-fn parse_uuid(text: &str) -> Option<VmUuid> {
-    Uuid::try_parse(text).ok().map(VmUuid::from)
 }
 
 /// Parses a configuration file, for the fuzzer.
