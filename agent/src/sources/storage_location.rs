@@ -1,6 +1,9 @@
 //! Where the data of a disk is, as it may be published: of what a network reaches the scheme, host, port and path, without
 //! user names, passwords, keys and parameters. Accepts any text, and leaves out what it cannot tell from a credential.
 
+/// The protocols of QEMU's file names behind which a path follows.
+pub(crate) const LOCAL: [&str; 3] = ["file", "host_device", "host_cdrom"];
+
 /// Where the data of a disk is.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Location {
@@ -31,8 +34,9 @@ impl Location {
                 return Self::Local(name.to_owned());
             };
             match scheme {
-                "file" | "host_device" | "host_cdrom"
-                    if !rest.starts_with("//") || rest.starts_with("///") =>
+                scheme
+                    if LOCAL.contains(&scheme)
+                        && (!rest.starts_with("//") || rest.starts_with("///")) =>
                 {
                     return Self::of_path(rest);
                 }
@@ -73,10 +77,7 @@ impl Location {
     /// and may contain credentials.
     pub(crate) fn of_path(path: &str) -> Self {
         if path.contains("://") || path.starts_with("json:") {
-            let found = Self::of_name(path);
-            if found != Self::Local(path.to_owned()) {
-                return found;
-            }
+            return Self::of_name(path);
         }
         Self::Local(path.to_owned())
     }
@@ -123,8 +124,8 @@ impl Address {
     }
 }
 
-/// Splits a name with a colon before the first slash.
-fn split_scheme(name: &str) -> Option<(&str, &str)> {
+/// Splits a name with a colon before the first slash, as `path_has_protocol()` of QEMU's `block.c` finds it.
+pub(crate) fn split_scheme(name: &str) -> Option<(&str, &str)> {
     let at = name.find([':', '/'])?;
     let (scheme, rest) = name.split_at(at);
     rest.strip_prefix(':').map(|rest| (scheme, rest))

@@ -26,7 +26,10 @@ use super::{
     process::Process,
     qcow2::{HEADER_LEN, Header},
 };
-use crate::inventory::{DiskSize, FileIdentity, ImageHeader};
+use crate::{
+    inventory::{DiskSize, FileIdentity, ImageHeader},
+    sources::storage_location::{LOCAL, split_scheme},
+};
 
 /// Most scans that run at the same time. Further ones wait until one ends.
 const MAX_SCANS: usize = 8;
@@ -250,18 +253,16 @@ fn read_up_to(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
 
 /// The path in the name of an image, as QEMU takes it; `None` where the name is a network location.
 pub(super) fn file_of(name: &str) -> Option<String> {
-    if let Some(json) = name.strip_prefix("json:") {
-        let fields = Fields::parse_json(json)?;
-        let path = fields.get("filename").or_else(|| fields.get("file.filename"));
-        return path.map(str::to_owned);
+    match split_scheme(name) {
+        Some(("json", json)) => {
+            let fields = Fields::parse_json(json)?;
+            let path = fields.get("filename").or_else(|| fields.get("file.filename"));
+            path.map(str::to_owned)
+        }
+        Some((scheme, path)) if LOCAL.contains(&scheme) => Some(path.to_owned()),
+        Some(_) => None,
+        None => (!name.is_empty()).then(|| name.to_owned()),
     }
-    let prefixes = ["file:", "host_device:", "host_cdrom:"];
-    if let Some(path) = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)) {
-        return Some(path.to_owned());
-    }
-    // As in QEMU's path_has_protocol(): a colon before the first slash.
-    let is_protocol = name.split('/').next().is_some_and(|first| first.contains(':'));
-    (!is_protocol && !name.is_empty()).then(|| name.to_owned())
 }
 
 /// Parses a header and a file name, for the fuzzer.
