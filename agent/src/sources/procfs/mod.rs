@@ -9,7 +9,8 @@
 //! [`named_file`], which reads a small file, and [`disk_paths`], which finds the open file ([`files`]) of each disk;
 //! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
 //! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
-//! [`tracked`] keeps the known VMs and registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events.
+//! [`tracked`] keeps the known VMs and registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events;
+//! [`warnings`] keeps the log short.
 
 mod cloud_hypervisor;
 mod command_line;
@@ -36,6 +37,7 @@ mod threads;
 mod tracked;
 mod uevent;
 mod vcpus;
+mod warnings;
 
 use std::{
     collections::BTreeSet,

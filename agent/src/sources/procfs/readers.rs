@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
@@ -21,6 +21,7 @@ use tracing::warn;
 use super::{
     machine,
     process::{self, Process},
+    warnings::WarningLimit,
 };
 use crate::{sources::HangingRead, worker::Facts};
 
@@ -40,9 +41,6 @@ const MAX_LATE_OF_USER: usize = 8;
 /// Size of a reader's stack. A VMM's JSON is parsed on it, which may nest 128 levels deep.
 const STACK: usize = 1 << 20;
 
-/// Pause between two warnings in the log.
-const QUIET: Duration = Duration::from_secs(60);
-
 /// The readers, and what is known of the late reads. `C` = what is kept with a late read until it returns.
 #[derive(Debug)]
 pub(super) struct Readers<T, C> {
@@ -55,7 +53,7 @@ pub(super) struct Readers<T, C> {
     /// Processes that are to be read when a late read has returned.
     waiting: BTreeSet<u32>,
     shared: Arc<Hanging>,
-    warned: Option<Instant>,
+    warnings: WarningLimit,
 }
 
 /// The late reads as the status sees them.
@@ -136,7 +134,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
             late: Vec::new(),
             waiting: BTreeSet::new(),
             shared: Arc::default(),
-            warned: None,
+            warnings: WarningLimit::default(),
         }
     }
 
@@ -202,8 +200,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let program = process.as_ref().and_then(|process| process.program().ok());
         let program = program.unwrap_or_default();
         let user = self.share_of(pid);
-        if self.warned.is_none_or(|warned| warned.elapsed() >= QUIET) {
-            self.warned = Some(Instant::now());
+        if self.warnings.allows() {
             warn!(pid, program, "Reading a process takes long; `kvmeter status` lists such reads");
         }
         self.shared.shown().push(Shown {

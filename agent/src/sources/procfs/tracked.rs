@@ -21,6 +21,7 @@ use super::{
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
     threads::{self, Registered},
+    warnings::WarningLimit,
 };
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot, since_boot_ns},
@@ -38,9 +39,6 @@ const CLOSED_GRACE: Duration = Duration::from_secs(5);
 
 /// First retry delay for reading image headers.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-
-/// Pause between two warnings in the log that processes cannot be scanned.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// The VM processes of this host.
 pub(super) struct TrackedProcesses {
@@ -61,8 +59,8 @@ pub(super) struct TrackedProcesses {
     headers: HeaderScanner,
     /// VMs whose header scan waits until another one ends.
     waiting: BTreeSet<u32>,
-    /// When the log last had a warning that processes cannot be scanned.
-    warned: Option<Instant>,
+    /// Warnings that processes cannot be scanned.
+    warnings: WarningLimit,
 }
 
 /// The readers of processes. What a scan found out before it read is kept with the read.
@@ -134,7 +132,7 @@ impl TrackedProcesses {
         Self {
             headers,
             waiting: BTreeSet::new(),
-            warned: None,
+            warnings: WarningLimit::default(),
             roots: Arc::new(roots),
             readers,
             tracker,
@@ -405,12 +403,11 @@ impl TrackedProcesses {
 
     /// Writes to the log that processes cannot be scanned for now, once a minute as a warning.
     pub(super) fn warn(&mut self, what: &str) {
-        if self.warned.is_some_and(|warned| warned.elapsed() < QUIET) {
+        if self.warnings.allows() {
+            warn!("{what}; it is tried again, and what was known of VMs stays");
+        } else {
             debug!("{what}");
-            return;
         }
-        self.warned = Some(Instant::now());
-        warn!("{what}; it is tried again, and what was known of VMs stays");
     }
 
     /// Handles an error of a scan that says nothing about the process.
