@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::BufReader,
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -16,15 +16,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, readlinkat, statx},
+    fs::{FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, readlinkat, statx},
     io::Errno,
 };
 
 use super::{
     mounts::{Mount, Mounts},
-    process::{self, DescriptorInfo, Process},
+    process::{self, DescriptorInfo, Process, WITHOUT_REQUEST, kind_of},
 };
-use crate::{counting::identity_of, inventory::FileIdentity};
+use crate::inventory::FileIdentity;
 
 /// Links that are followed on one path, as many as the kernel follows (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -37,9 +37,6 @@ const MAX_STEPS_IN_ALL: usize = 1 << 16;
 
 /// How a descriptor is opened that only stands for a place.
 const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
-
-/// How a descriptor is asked for attributes that the kernel has in memory.
-const WITHOUT_REQUEST: AtFlags = AtFlags::EMPTY_PATH.union(AtFlags::STATX_DONT_SYNC);
 
 /// Where a path ends.
 #[derive(Debug)]
@@ -79,8 +76,7 @@ pub(super) struct Place {
 /// Follows paths of one process.
 pub(super) struct Walker<'a> {
     process: &'a Process,
-    root: Rc<OwnedFd>,
-    root_info: DescriptorInfo,
+    root: Step,
     mounts: Mounts<BufReader<File>>,
     /// How many more components may be followed.
     steps: usize,
@@ -96,9 +92,19 @@ struct Rest {
 }
 
 /// A place on the way.
+#[derive(Clone)]
 struct Step {
     held: Rc<OwnedFd>,
     info: DescriptorInfo,
+}
+
+impl Step {
+    /// The place that a descriptor stands for. Mount and inode are read from procfs: statx(2) may ask the filesystem.
+    fn of(held: OwnedFd) -> rustix::io::Result<Self> {
+        let info = process::own_descriptor_info(held.as_fd())
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok(Self { held: Rc::new(held), info })
+    }
 }
 
 impl<'a> Walker<'a> {
@@ -106,10 +112,9 @@ impl<'a> Walker<'a> {
     ///
     /// Those of opening the process's root and list of mounts.
     pub(super) fn new(process: &'a Process) -> rustix::io::Result<Self> {
-        let root = process.open_place("root")?;
-        let root_info = info_of(root.as_fd())?;
+        let root = Step::of(process.open_place("root")?)?;
         let mounts = Mounts::new(BufReader::new(process.open("mountinfo")?));
-        Ok(Self { process, root: Rc::new(root), root_info, mounts, steps: MAX_STEPS_IN_ALL })
+        Ok(Self { process, root, mounts, steps: MAX_STEPS_IN_ALL })
     }
 
     /// Follows a path; a relative one from the process's present working directory.
@@ -122,11 +127,9 @@ impl<'a> Walker<'a> {
             return Ok(End::Failed(Errno::LOOP));
         }
         let start = if path.starts_with('/') {
-            self.at_root()
+            self.root.clone()
         } else {
-            let held = Rc::new(self.process.open_place("cwd")?);
-            let info = info_of(held.as_fd())?;
-            Step { held, info }
+            Step::of(self.process.open_place("cwd")?)?
         };
         match self.walk_from(start, path) {
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::SRCH)) => Err(error),
@@ -179,7 +182,7 @@ impl<'a> Walker<'a> {
             }
             let target = readlinkat(&next.held, "", Vec::new())?;
             if target.as_bytes().starts_with(b"/") {
-                at = self.at_root();
+                at = self.root.clone();
             }
             self.push(&mut rest, target.as_bytes())?;
         }
@@ -216,18 +219,14 @@ impl<'a> Walker<'a> {
         Ok(End::Found(Found { held: at.held, identity, kind, mount, place }))
     }
 
-    fn at_root(&self) -> Step {
-        Step { held: Rc::clone(&self.root), info: self.root_info }
-    }
-
     fn parent(&mut self, at: &Step) -> rustix::io::Result<Option<Step>> {
-        if self.is_root(at)? { Ok(Some(self.at_root())) } else { self.look_up(at, b"..") }
+        if self.is_root(at)? { Ok(Some(self.root.clone())) } else { self.look_up(at, b"..") }
     }
 
     /// Whether this is the process's root, above which nothing leads.
     fn is_root(&mut self, at: &Step) -> rustix::io::Result<bool> {
         let of = |info: &DescriptorInfo| (info.mount, info.inode);
-        if of(&at.info) != of(&self.root_info) {
+        if of(&at.info) != of(&self.root.info) {
             return Ok(false);
         }
         // Every subvolume of Btrfs begins with the same inode number; only statx(2) tells their devices apart.
@@ -238,7 +237,7 @@ impl<'a> Walker<'a> {
             let found = statx(held, "", WITHOUT_REQUEST, StatxFlags::INO)?;
             Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
         };
-        Ok(device(&at.held)? == device(&self.root)?)
+        Ok(device(&at.held)? == device(&self.root.held)?)
     }
 
     /// Looks up one component, without following it; `None`: the lookup may block.
@@ -257,8 +256,7 @@ impl<'a> Walker<'a> {
             }
             cached => cached?,
         };
-        let info = info_of(held.as_fd())?;
-        Ok(Some(Step { held: Rc::new(held), info }))
+        Step::of(held).map(Some)
     }
 
     fn mount_of(&mut self, at: &Step) -> rustix::io::Result<Option<&Mount>> {
@@ -284,16 +282,4 @@ fn place(at: &Step, rest: &[Vec<u8>]) -> rustix::io::Result<Place> {
         }
     }
     Ok(Place { mount: at.info.mount, path })
-}
-
-/// Mount and inode of a descriptor of this process. Unlike statx(2), asks no filesystem.
-fn info_of(held: BorrowedFd<'_>) -> rustix::io::Result<DescriptorInfo> {
-    process::own_descriptor_info(held)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-}
-
-/// Type and identity, on a filesystem that answers from memory.
-fn kind_of(held: BorrowedFd<'_>) -> rustix::io::Result<(FileType, Option<FileIdentity>)> {
-    let found = statx(held, "", WITHOUT_REQUEST, StatxFlags::TYPE | StatxFlags::INO)?;
-    Ok((FileType::from_raw_mode(found.stx_mode.into()), identity_of(&found)))
 }

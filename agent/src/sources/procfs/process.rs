@@ -5,12 +5,12 @@ use std::{
     ffi::CString,
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, openat, readlinkat, statx},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx},
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
 };
@@ -27,6 +27,9 @@ const MAX_FILE: u64 = 256 * 1024;
 const SCHED_FIFO: u64 = 1;
 const SCHED_RR: u64 = 2;
 const SCHED_DEADLINE: u64 = 6;
+
+/// How a descriptor is asked for attributes that the kernel has in memory.
+pub(super) const WITHOUT_REQUEST: AtFlags = AtFlags::EMPTY_PATH.union(AtFlags::STATX_DONT_SYNC);
 
 /// `/proc/PID`.
 #[derive(Debug)]
@@ -147,9 +150,8 @@ impl Process {
     /// Type and size of an open file, from the kernel's cached attributes: a network filesystem sends no request. `None`:
     /// neither a regular file nor a block device.
     pub(super) fn measure_descriptor(&self, fd: u32) -> io::Result<Option<Measured>> {
-        let link = format!("fd/{fd}");
         let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::BLOCKS;
-        let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
+        let found = self.stat_descriptor(fd, wanted)?;
         Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
             FileType::RegularFile => {
                 // statx(2): blocks of 512 bytes
@@ -168,10 +170,12 @@ impl Process {
     /// The identity of a descriptor's file, from the kernel's cached attributes. `None`: neither a regular file nor a block
     /// device.
     pub(super) fn identity_of_descriptor(&self, fd: u32) -> io::Result<Option<FileIdentity>> {
-        let wanted = StatxFlags::TYPE | StatxFlags::INO;
-        let link = format!("fd/{fd}");
-        let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, wanted)?;
-        Ok(identity_of(&found))
+        Ok(identity_of(&self.stat_descriptor(fd, StatxFlags::TYPE | StatxFlags::INO)?))
+    }
+
+    /// Attributes of a descriptor's file, from the kernel's cache.
+    fn stat_descriptor(&self, fd: u32, wanted: StatxFlags) -> rustix::io::Result<Statx> {
+        statx(&self.dir, format!("fd/{fd}"), AtFlags::STATX_DONT_SYNC, wanted)
     }
 
     /// Opens a descriptor's file for reading, if it still is the file with the identity `expected`. Reading from it may block
@@ -179,9 +183,7 @@ impl Process {
     pub(super) fn open_descriptor(&self, fd: u32, expected: FileIdentity) -> io::Result<File> {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let found = openat(&self.dir, format!("fd/{fd}"), place, Mode::empty())?;
-        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = statx(&found, "", how, StatxFlags::TYPE | StatxFlags::INO)?;
-        if identity_of(&stat) != Some(expected) {
+        if kind_of(found.as_fd())?.1 != Some(expected) {
             return Err(io::ErrorKind::NotFound.into());
         }
         open_again(&found)
@@ -201,8 +203,7 @@ impl Process {
 
     /// The device number of a descriptor's file; `None`: it is no character device.
     pub(super) fn character_device(&self, fd: u32) -> io::Result<Option<(u32, u32)>> {
-        let link = format!("fd/{fd}");
-        let found = statx(&self.dir, link, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
+        let found = self.stat_descriptor(fd, StatxFlags::TYPE)?;
         let kind = FileType::from_raw_mode(found.stx_mode.into());
         let is_one = kind == FileType::CharacterDevice;
         Ok(is_one.then_some((found.stx_rdev_major, found.stx_rdev_minor)))
@@ -279,10 +280,18 @@ pub(super) fn own_descriptor_info(held: BorrowedFd<'_>) -> io::Result<Descriptor
     let text = std::fs::read(format!("/proc/self/fdinfo/{}", held.as_raw_fd()))?;
     let mut info = parse_descriptor_info(&text).ok_or_else(|| malformed("fdinfo"))?;
     if info.inode.is_none() {
-        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        info.inode = Some(statx(held, "", how, StatxFlags::INO)?.stx_ino);
+        info.inode = Some(statx(held, "", WITHOUT_REQUEST, StatxFlags::INO)?.stx_ino);
     }
     Ok(info)
+}
+
+/// Type and identity of a descriptor's file, from the kernel's cached attributes. The identity is `None` of what is neither
+/// a regular file nor a block device.
+pub(super) fn kind_of(
+    held: BorrowedFd<'_>,
+) -> rustix::io::Result<(FileType, Option<FileIdentity>)> {
+    let found = statx(held, "", WITHOUT_REQUEST, StatxFlags::TYPE | StatxFlags::INO)?;
+    Ok((FileType::from_raw_mode(found.stx_mode.into()), identity_of(&found)))
 }
 
 /// The size of a block device. sysfs has it in sectors of 512 bytes, whatever the device's own are.
