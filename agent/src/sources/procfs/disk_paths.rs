@@ -59,7 +59,7 @@ impl<'a> DiskPaths<'a> {
         paths: impl Iterator<Item = &'p str>,
         before: Option<Before<'_>>,
     ) -> io::Result<BTreeMap<String, PathAnswer>> {
-        let before = before.map(|before| Known::new(before, &self.open.files));
+        let before = before.map(|before| Known::new(before, self.open));
         let mut answers = BTreeMap::new();
         let mut doubts = Vec::new();
         let mut seen = HashSet::new();
@@ -213,24 +213,23 @@ impl<'a> DiskPaths<'a> {
 /// The answers of the previous scan whose files are still open.
 struct Known<'a> {
     before: Before<'a>,
-    /// Path of each open file now and in the previous scan.
-    now: HashMap<FileIdentity, &'a str>,
+    open: &'a OpenFiles,
+    /// Path of each file that was open in the previous scan.
     then: HashMap<FileIdentity, &'a str>,
 }
 
 impl<'a> Known<'a> {
-    fn new(before: Before<'a>, open: &'a [OpenFile]) -> Self {
-        let by_identity =
-            |files: &'a [OpenFile]| files.iter().map(|file| (file.identity, &*file.path)).collect();
-        Self { before, now: by_identity(open), then: by_identity(before.files) }
+    fn new(before: Before<'a>, open: &'a OpenFiles) -> Self {
+        let then = before.files.iter().map(|file| (file.identity, &*file.path)).collect();
+        Self { before, open, then }
     }
 
     /// The file, and whether the answer still holds without another look: a renamed file may be one that got a freed inode
     /// number.
     fn of(&self, path: &str) -> Option<(FileIdentity, bool)> {
         let PathAnswer::Open(identity) = self.before.paths.get(path)? else { return None };
-        let now = self.now.get(identity)?;
-        Some((*identity, self.then.get(identity) == Some(now)))
+        let now = self.open.file(*identity)?;
+        Some((*identity, self.then.get(identity) == Some(&&*now.path)))
     }
 }
 
