@@ -64,6 +64,11 @@ impl Entry {
         }
         if self.prompt <= PROMPT { now } else { window + WINDOW }
     }
+
+    /// Has the process scanned at this time, if not before.
+    fn scan_at(&mut self, due: Instant) {
+        self.due = Some(self.due.map_or(due, |known| known.min(due)));
+    }
 }
 
 impl Schedule {
@@ -71,7 +76,7 @@ impl Schedule {
     pub(super) fn born(&mut self, pid: u32, now: Instant) {
         let entry = self.entry(pid);
         let due = entry.earliest(now);
-        entry.due = Some(entry.due.map_or(due, |known| known.min(due)));
+        entry.scan_at(due);
         entry.born = Some(due);
         entry.follow_ups = 0;
     }
@@ -80,7 +85,7 @@ impl Schedule {
     pub(super) fn urgent(&mut self, pid: u32, now: Instant) {
         let entry = self.entry(pid);
         let due = entry.earliest(now);
-        entry.due = Some(entry.due.map_or(due, |known| known.min(due)));
+        entry.scan_at(due);
     }
 
     /// The threads of a process have changed: scan it as soon as its interval allows.
@@ -97,7 +102,7 @@ impl Schedule {
             }
         };
         let due = earliest.max(now);
-        entry.due = Some(entry.due.map_or(due, |known| known.min(due)));
+        entry.scan_at(due);
     }
 
     /// A process has ended.
