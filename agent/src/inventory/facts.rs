@@ -245,6 +245,12 @@ impl DomainDisk {
         let has_none = ["raw", "fixed-vhd", "fixedvhd", "vhd"].contains(&self.format.as_str());
         self.chain_is_in_image || !has_none
     }
+
+    /// Sets the size by that of its file. The virtual size of an image with a format is left to its header.
+    pub(crate) fn set_file_size(&mut self, size: DiskSize) {
+        let is_plain = matches!(self.source, StorageSource::Raw | StorageSource::Block);
+        self.size = DiskSize { defined: size.defined.filter(|_| is_plain), ..size };
+    }
 }
 
 /// How a VMM is configured to submit its requests to the kernel.
@@ -325,8 +331,7 @@ impl VmProcess {
         for disk in &mut self.devices.disks {
             let Some(PathAnswer::Open(file)) = self.paths.get(&disk.resource) else { continue };
             let Some((_, size)) = sizes.iter().find(|(of, _)| of == file) else { continue };
-            let is_plain = matches!(disk.source, StorageSource::Raw | StorageSource::Block);
-            disk.size = DiskSize { defined: size.defined.filter(|_| is_plain), ..*size };
+            disk.set_file_size(*size);
         }
     }
 

@@ -50,8 +50,7 @@ pub(super) fn firecracker(config: &[u8]) -> Devices {
 }
 
 impl Devices {
-    /// Sets kind of source and size of the disks from their files, whose paths imply no more than a first guess. The virtual
-    /// size of an image with a format is left to its header.
+    /// Sets kind of source and size of the disks from their files, whose paths imply no more than a first guess.
     pub(super) fn measure(&mut self, file_at: impl Fn(&str) -> Option<Measured>) {
         let is_file = |disk: &&mut DomainDisk| {
             use StorageSource::{Block, Raw, Sparse};
@@ -64,9 +63,7 @@ impl Devices {
                 (StorageSource::Block, Some(false)) => file_source(&disk.format),
                 (source, _) => source,
             };
-            let is_plain = matches!(disk.source, StorageSource::Raw | StorageSource::Block);
-            let size = file.map(|file| file.size).unwrap_or_default();
-            disk.size = DiskSize { defined: size.defined.filter(|_| is_plain), ..size };
+            disk.set_file_size(file.map(|file| file.size).unwrap_or_default());
         }
     }
 
