@@ -133,6 +133,13 @@ impl Owner {
     pub const fn has(self, flags: u64) -> bool {
         self.0 & flags == flags
     }
+
+    /// Whether the thread is between the beginning of its exit and its last switch: [`VmRecord::dying`] counts it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_dying(self) -> bool {
+        self.has(Self::DYING) && !self.has(Self::ENDED)
+    }
 }
 
 /// The record about the set of maps: whether an agent may adopt it, and what could not be counted in it.
@@ -168,5 +175,10 @@ mod tests {
         let owner = Owner(Owner::new(4_194_303, 4095).0 | Owner::VCPU);
         assert_eq!((owner.tid(), owner.vm_slot()), (4_194_303, 4095));
         assert!(owner.has(Owner::VCPU) && !owner.has(Owner::DYING));
+        for (flags, is_dying) in
+            [(0, false), (Owner::DYING, true), (Owner::ENDED, false), (Owner::DYING | Owner::ENDED, false)]
+        {
+            assert_eq!(Owner(owner.0 | flags).is_dying(), is_dying);
+        }
     }
 }

@@ -107,8 +107,7 @@ fn finish(thread: Thread, task: Task) {
 #[inline(always)]
 fn keep(thread: Thread) {
     if let Some(before) = thread.mark(Owner::ENDED)
-        && before.has(Owner::DYING)
-        && !before.has(Owner::ENDED)
+        && before.is_dying()
         && let Some(vm) = maps::vm(before.vm_slot())
     {
         stop_dying(vm);

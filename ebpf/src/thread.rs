@@ -114,7 +114,7 @@ impl Thread {
         let before = self.exchange_owner(|_| 0);
         // A thread that was registered after it had begun to exit was not counted as dying. The agent, which frees a record
         // in the same way, may have been first.
-        if before.is_some_and(|owner| owner.has(Owner::DYING) && !owner.has(Owner::ENDED)) {
+        if before.is_some_and(Owner::is_dying) {
             stop_dying(vm);
         }
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.

@@ -165,7 +165,7 @@ impl<R: AsRef<Records>> Registration<R> {
         }
         // The programs count a dying thread until it hands its record over, which this one will not.
         let owner = Owner(record.owner.load(Ordering::Acquire));
-        if owner.has(Owner::DYING) && !owner.has(Owner::ENDED) {
+        if owner.is_dying() {
             record.clear();
             let freed =
                 record.owner.compare_exchange(owner.0, 0, Ordering::AcqRel, Ordering::Relaxed);
@@ -287,7 +287,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         for _ in 0..STALE_TRIES {
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
-            if known == 0 || !owner.has(Owner::DYING) || owner.has(Owner::ENDED) {
+            if known == 0 || !owner.is_dying() {
                 break;
             }
             // The former owner of the id is about to be switched out for the last time.
@@ -301,8 +301,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             }
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
-            let is_live = !owner.has(Owner::DYING) || owner.has(Owner::ENDED);
-            if owner.tid() == tid && owner.vm_slot() == vm.0 && is_live {
+            if owner.tid() == tid && owner.vm_slot() == vm.0 && !owner.is_dying() {
                 if let Some(id) = vcpu {
                     record.vcpu.store(id, Ordering::Relaxed);
                     record.owner.fetch_or(Owner::VCPU, Ordering::AcqRel);
