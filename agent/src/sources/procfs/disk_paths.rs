@@ -280,7 +280,7 @@ fn only_of_name(
 }
 
 /// The last component of a path without links.
-fn last_of(path: &str) -> &str {
+pub(super) fn last_of(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 

@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tracing::{debug, warn};
 
 use super::{
-    disk_paths::DiskPaths,
+    disk_paths::{DiskPaths, last_of},
     files::{self, OpenFiles},
     options::Fields,
     process::Process,
@@ -220,10 +220,8 @@ impl Images<'_> {
             }
         }
         // It was renamed, or its path cannot be looked up.
-        let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-        let last_of_name = last(&name);
         let others = self.open.files.iter().filter(|file| file.identity != image);
-        let mut same = others.filter(|file| last(&file.path) == last_of_name);
+        let mut same = others.filter(|file| last_of(&file.path) == last_of(&name));
         Ok(same.next().filter(|_| same.next().is_none()).map(|file| file.identity))
     }
 }
