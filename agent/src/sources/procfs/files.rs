@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 
 use super::{
     mounts::Mounts,
-    process::{DescriptorInfo, Process},
+    process::{DescriptorInfo, Process, path_of_target},
     taps,
 };
 use crate::inventory::{FileIdentity, OpenFile};
@@ -70,11 +70,9 @@ pub(super) fn open(
             Entry::Occupied(at) => found.files[*at.get()].is_direct |= is_direct,
             Entry::Vacant(entry) => {
                 entry.insert(found.files.len());
-                // The kernel appends this to the path of an unlinked file.
-                let path = path.strip_suffix(" (deleted)").unwrap_or(path).to_owned();
                 let device = filesystem.device.filter(|_| !is_block_device);
                 found.files.push(OpenFile {
-                    path,
+                    path: path_of_target(path).to_owned(),
                     identity,
                     mount: info.mount,
                     device: device.unwrap_or(identity.device),

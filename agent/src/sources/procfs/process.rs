@@ -112,8 +112,7 @@ impl Process {
     pub(super) fn executes(&self, names: &[&str]) -> bool {
         let Ok(target) = readlinkat(&self.dir, "exe", Vec::new()) else { return false };
         let target = target.to_string_lossy();
-        let path = target.strip_suffix(" (deleted)").unwrap_or(&target);
-        let name = path.rsplit('/').next().unwrap_or_default();
+        let name = path_of_target(&target).rsplit('/').next().unwrap_or_default();
         if !names.contains(&name) {
             return false;
         }
@@ -299,6 +298,11 @@ fn size_of_device(major: u32, minor: u32) -> io::Result<DiskSize> {
     let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
     let bytes = text.trim().parse::<u64>().ok().and_then(|sectors| sectors.checked_mul(512));
     Ok(DiskSize { defined: bytes, allocated: bytes })
+}
+
+/// The path in the target of a link of procfs. The kernel appends ` (deleted)` to that of an unlinked file.
+pub(super) fn path_of_target(target: &str) -> &str {
+    target.strip_suffix(" (deleted)").unwrap_or(target)
 }
 
 /// The process id of a thread; `None`: the thread is gone. Does not block.

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, ffi::OsString, path::Path};
 
-use super::process::Process;
+use super::process::{Process, path_of_target};
 use crate::inventory::{DomainNic, Taps, UnnamedTap};
 
 /// Where the kernel lists character devices by their numbers.
@@ -12,8 +12,7 @@ const CHARACTER_DEVICES: &str = "/sys/dev/char";
 /// The name of a macvtap, if a descriptor of this path is one. Its device is named `tap` and the ifIndex
 /// (drivers/net/macvtap.c), and lies below the interface in sysfs: `…/net/macvtap0/macvtap/tap9`.
 pub(super) fn macvtap(process: &Process, fd: u32, path: &str) -> Option<String> {
-    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-    let number = path.rsplit('/').next()?.strip_prefix("tap")?;
+    let number = path_of_target(path).rsplit('/').next()?.strip_prefix("tap")?;
     number.parse::<u32>().ok()?;
     let (major, minor) = process.character_device(fd).ok()??;
     let device = std::fs::read_link(format!("{CHARACTER_DEVICES}/{major}:{minor}")).ok()?;
