@@ -195,8 +195,7 @@ pub(super) fn entries(
         let Some(option) = name_of(argument) else {
             // The command line ends with a NUL.
             if !argument.is_empty() {
-                let image = Short { name: "hda", bus: "", is_optical: false };
-                found.entries.push(image.entry(argument));
+                found.option("hda", argument);
             }
             continue;
         };
