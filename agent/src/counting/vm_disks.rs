@@ -2,7 +2,7 @@
 //! records.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, Records},
     inventory::{
-        CountedBy, CountingReport, DomainDisk, FileIdentity, Now, OpenFile, PathAnswer,
+        CountedBy, CountingReport, DomainDisk, Now, OpenFile, PathAnswer,
         StorageMedia, StorageSource, VmPlan, retry::Backoff,
     },
     probe::{ImageHooks, Method},
@@ -66,8 +66,8 @@ struct Round<'a> {
     first_of: HashMap<ImageKey, usize>,
     /// The open files of each disk, by their records when the round began.
     own: HashMap<u32, Vec<&'a OpenFile>>,
-    /// The open file of each key; `None` = two files have the key.
-    of_key: HashMap<ImageKey, Option<FileIdentity>>,
+    /// Keys that two open files have.
+    shared: HashSet<ImageKey>,
     /// The disk to which an image was given.
     given: HashMap<ImageKey, u32>,
     needed: BTreeSet<Method>,
@@ -152,13 +152,12 @@ impl<'a> Round<'a> {
             first_of.entry(image.key).or_insert(at);
             storages.entry(image.key).or_default().insert(image.storage);
         }
-        let mut of_key = HashMap::new();
+        let (mut of_key, mut shared) = (HashMap::new(), HashSet::new());
         let mut own: HashMap<u32, Vec<&OpenFile>> = HashMap::new();
         for file in &plan.process.files {
             let key = file.key(plan.vm);
-            let known = of_key.entry(key).or_insert(Some(file.identity));
-            if *known != Some(file.identity) {
-                *known = None;
+            if *of_key.entry(key).or_insert(file.identity) != file.identity {
+                shared.insert(key);
             }
             for storage in storages.get(&key).into_iter().flatten() {
                 own.entry(*storage).or_default().push(file);
@@ -172,7 +171,7 @@ impl<'a> Round<'a> {
             taken,
             first_of,
             own,
-            of_key,
+            shared,
             given: HashMap::new(),
             needed: BTreeSet::new(),
             grown_up: None,
@@ -313,7 +312,7 @@ impl<'a> Round<'a> {
         let Planned { plan, storage, disk } = planned;
         let process = &*plan.process;
         let key = file.key(plan.vm);
-        if self.of_key.get(&key) == Some(&None) {
+        if self.shared.contains(&key) {
             return Err(
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
