@@ -192,9 +192,9 @@ impl<R: AsRef<Records>> Registration<R> {
         unless_known(&record.run, stat.run_ns);
     }
 
-    /// Whether the record follows the thread. A thread that was seeded while it ran does not, until its next switch: once the
-    /// kernel has counted CPU time of it after the seed, it is read as running. A switch would have changed the record, so
-    /// it is on its CPU since before it was registered.
+    /// Whether the record follows the thread. A seed taken while the thread runs is too low until the next switch. If no
+    /// switch came and the kernel shows more CPU time than the record, the thread has been on its CPU throughout, and the
+    /// record is set to running.
     fn is_known(record: &SharedThreadRecord, thread: &dyn HeldThread) -> bool {
         let load = |cell: &AtomicU64| cell.load(Ordering::Acquire);
         let word = load(&record.run);

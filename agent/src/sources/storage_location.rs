@@ -52,7 +52,7 @@ impl Location {
                     let directory = rest.rsplit(':').next().unwrap_or_default();
                     return Self::Other(Address::new(scheme, format!("fat:{}", bare(directory))));
                 }
-                // Its members are for whoever can parse them.
+                // JSON may contain credentials and is not parsed here.
                 "json" => return Self::Other(Address::new(scheme, "json:".to_owned())),
                 "rbd" => {
                     let text = format!("rbd:{}", until_unescaped_colon(rest));

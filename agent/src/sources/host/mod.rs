@@ -39,7 +39,7 @@ const SYSFS: &str = "/sys/class/net";
 /// RTMGRP_LINK (linux/rtnetlink.h): interfaces that come, go and change.
 const LINK_GROUP: u32 = 1;
 
-/// A change of an interface that others may lie on has all listed again, but not more often than this.
+/// Shortest interval between two listings of all interfaces, which follow a change of an interface that others may lie on.
 const SCAN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Reports the numbers of all interfaces, and from then on those that change, on a thread that lives as long as the

@@ -1,9 +1,8 @@
 //! Through which physical interface each interface of the host reaches the network.
 //!
-//! The way from a tap leads to the bridge of which it is a port, or from a macvtap to the interface below it; through VLANs
-//! and macvlans to what is below them; and from a veth to its peer, and to the bridge of which that is a port. It ends at
-//! hardware or a bond. Of several ways the one through the fewest bridges counts, and of these the one through the port
-//! whose name comes first, at each bridge.
+//! From a tap the way leads to its bridge, from a macvtap to the interface below it, from a VLAN or macvlan to what is below,
+//! from a veth through its peer to the peer's bridge. It ends at hardware or a bond. The way through the fewest bridges
+//! counts; among equal ones, each bridge takes the port with the first name.
 
 use std::collections::HashMap;
 

@@ -267,7 +267,8 @@ fn name_at(dir: &OwnedFd) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&read_at(dir, "comm")?).trim_end_matches('\n').to_owned())
 }
 
-/// Opens for reading what is held without. `NONBLOCK`: a lease (`F_SETLEASE` of fcntl(2)) would have the opening wait.
+/// Opens for reading the file that an `O_PATH` descriptor stands for. `NONBLOCK`: otherwise the call waits while another process
+/// has a lease on the file (`F_SETLEASE` of fcntl(2)).
 pub(super) fn open_again(held: &OwnedFd) -> io::Result<File> {
     let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let itself = format!("/proc/self/fd/{}", held.as_raw_fd());

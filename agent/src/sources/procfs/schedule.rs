@@ -9,8 +9,8 @@ use std::{
 const FOLLOW_UPS: [Duration; 5] = [
     Duration::from_millis(20),
     Duration::from_millis(100),
-    Duration::from_millis(500),
     // A QEMU without KVM is a VM at this age, if not before.
+    Duration::from_millis(500),
     Duration::from_millis(1050),
     Duration::from_secs(2),
 ];
@@ -23,7 +23,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Most scans at once of a process within [`WINDOW`]: what else is to be seen at once waits for the end of the window.
 const PROMPT: u32 = 8;
 
-/// No VM changes this often; a process that does so all the time takes little of the time of the others' scans.
+/// Length of the window of [`PROMPT`]. No VM needs more scans than that, and a process that always changes costs the others
+/// little time.
 const WINDOW: Duration = Duration::from_millis(400);
 
 /// The scans that are due.

@@ -1,5 +1,5 @@
-//! The taps and macvtaps of which a process holds descriptors, and which of its network interfaces each belongs to. What a
-//! command line says is only text; a descriptor is the kernel's word.
+//! Matches the taps and macvtaps that a process has open with its network interfaces. A command line may claim anything;
+//! descriptors are read from the kernel.
 
 use std::{collections::BTreeSet, ffi::OsString, path::Path};
 

@@ -14,7 +14,8 @@ use super::{
 const MAX_CONFIG: usize = 1 << 20;
 const MAX_CONFIGS: usize = 64;
 
-/// The field of [`Subject::Unread`] that says why, where the caller does not know.
+/// The field of [`Subject::Unread`] with the reason. Absent if the file was not read at all: the caller reports its own reason
+/// where `read` of [`entries`] fails.
 pub(super) const GAP: &str = "gap";
 
 /// Options without an argument, of any version since 1.0 and of distributions.
