@@ -296,8 +296,7 @@ fn firecrackers_configuration_is_read_where_the_process_has_it() {
     assert!(Command::new("mkfifo").arg(dir.path().join("fifo")).status().unwrap().success());
     let stage = sandboxed_stage(dir.path());
     let disks = |pid: u32| {
-        let status = stage.status();
-        let vm = status["vms"].as_array().unwrap().iter().find(|vm| vm["pid"] == pid)?.clone();
+        let vm = stage.vm("pid", pid)?;
         let disks = vm["disks"].as_array().unwrap().len();
         (disks > 0 || vm["gaps"].as_array().is_some_and(|gaps| !gaps.is_empty()))
             .then_some((disks, vm["gaps"].clone()))

@@ -8,10 +8,9 @@ use std::{
     process::{self, Command, Stdio},
 };
 
-use serde_json::Value;
 use xtask::lab::{Child, PATIENCE, wait_until};
 
-use crate::lab::stage::Stage;
+use crate::lab::stage::{Stage, index};
 
 const IF_INDEX: &[u32] = &[8, 1, 2];
 const PARENT: &[u32] = &[8, 1, 3];
@@ -87,11 +86,8 @@ fn qemu(before: &[&str], network: &str) -> Child {
 /// vmIndex and vmNetworkIndex of an interface of the process by its place among them.
 fn nic(stage: &Stage, pid: u32, at: usize) -> [u32; 2] {
     let found = |stage: &Stage| {
-        let status = stage.status();
-        let vm = status["vms"].as_array()?.iter().find(|vm| vm["pid"] == pid)?.clone();
-        let nic: &Value = &vm["nics"].as_array()?.get(at)?.clone();
-        let number = |of: &Value| u32::try_from(of["index"].as_u64()?).ok();
-        Some([number(&vm)?, number(nic)?])
+        let vm = stage.vm("pid", pid)?;
+        Some([index(&vm)?, index(vm["nics"].as_array()?.get(at)?)?])
     };
     wait_until(PATIENCE, "the interface has a row", || found(stage))
         .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()))
@@ -209,9 +205,8 @@ fn a_tap_that_was_handed_over_by_descriptor_is_known() {
     expect(&mut stage, "fds=", handed_over, [if_index(&name), 0]);
     expect(&mut stage, "a backend without an interface", user, [0, 0]);
     let of_kernel = wait_until(PATIENCE, "the tap has a name", || {
-        let vms = stage.status()["vms"].as_array()?.clone();
-        let nic = vms.iter().find(|vm| vm["pid"] == qemu.pid())?["nics"][2].clone();
-        nic["device"].as_str().map(str::to_owned)
+        let vm = stage.vm("pid", qemu.pid())?;
+        vm["nics"][2]["device"].as_str().map(str::to_owned)
     });
     expect(&mut stage, "named by the kernel", opened, [if_index(&of_kernel.unwrap()), 0]);
 }

@@ -115,8 +115,7 @@ fn qemu_is_found_with_kvm_and_without() {
         // Two VMs with the same UUID: both are served, and the first shows it.
         let qemu = Qemu::start(&name, accelerator, &options).unwrap();
         let index = stage.wait_for_vm(qemu.child.pid(), 2);
-        let vm = stage.status()["vms"].as_array().unwrap().clone();
-        let vm = vm.iter().find(|vm| vm["index"] == index).unwrap();
+        let vm = stage.vm("index", index).unwrap();
         let shown = Some(uuid).filter(|_| guests.is_empty());
         assert_eq!((vm["name"].as_str(), vm["uuid"].as_str()), (Some(&*name), shown));
         // One disk: raw(4), readonly(3), 8 MiB.

@@ -18,7 +18,7 @@ fn a_libvirt_that_hangs_or_goes_away_costs_no_counter() {
     let mut host = Host::new();
     host.libvirtd.define(&domain("steady", 3, "<vcpu>1</vcpu>", "")).unwrap();
     host.libvirtd.virsh(&["start", &uuid(3)]).unwrap();
-    let index = host.index(&uuid(3));
+    let index = host.stage.index_by_uuid(&uuid(3));
     host.wait_for_state(index, OperState::Running);
     host.stage.wait_for("it is counted", VM_CPU_CORE_TIME, &[index, 1], |time| time > Some(0));
     let counts_on = |host: &mut Host| {
@@ -48,13 +48,13 @@ fn a_libvirt_that_hangs_or_goes_away_costs_no_counter() {
     let back = host.wait_for_source("it is back", |source| source["state"] == "live");
     assert!(back < SOON, "seen after {back:?}\n{}", host.stage.agent.log());
     counts_on(&mut host);
-    assert_eq!(host.index(&uuid(3)), index);
+    assert_eq!(host.stage.index_by_uuid(&uuid(3)), index);
 
     // The index and the counters survive a restart of the agent, too.
     let before = host.stage.number(VM_CPU_TIME, &[index]).unwrap();
     host.stage.agent.end().unwrap();
     host.stage.agent.start().unwrap();
-    assert_eq!(host.index(&uuid(3)), index);
+    assert_eq!(host.stage.index_by_uuid(&uuid(3)), index);
     host.stage.wait_for("it is counted", VM_CPU_TIME, &[index], |time| time > Some(before));
 
     host.libvirtd.virsh(&["destroy", &uuid(3)]).unwrap();

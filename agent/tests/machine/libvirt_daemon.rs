@@ -23,14 +23,14 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     let disk = disk("file", "disk", "raw", &format!("<source file='{image}'/>"), "vda", "");
     host.libvirtd.define(&domain("stuck", 4, "<vcpu>1</vcpu>", &disk)).unwrap();
     host.libvirtd.virsh(&["start", &uuid(4)]).unwrap();
-    let stuck = host.index(&uuid(4));
+    let stuck = host.stage.index_by_uuid(&uuid(4));
     // Polled together with the domain that will hang.
     let image = host.image("fine.img", &["-f", "raw"], "4M");
     let fine =
         libvirt::disk("file", "disk", "raw", &format!("<source file='{image}'/>"), "vda", "");
     host.libvirtd.define(&domain("fine", 8, "<vcpu>1</vcpu>", &fine)).unwrap();
     host.libvirtd.virsh(&["start", &uuid(8)]).unwrap();
-    let fine = host.index(&uuid(8));
+    let fine = host.stage.index_by_uuid(&uuid(8));
     host.stage.wait_for("its I/O is counted", READ_IOS, &[fine, 1], |reads| reads.is_some());
     host.stage.wait_for("its I/O is counted", READ_IOS, &[stuck, 1], |reads| reads.is_some());
     let qemu = Pid::from_raw(host.libvirtd.pid("stuck").unwrap().cast_signed()).unwrap();
@@ -50,7 +50,7 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     host.stage.wait_for("it is counted on", READ_IOS, &[fine, 1], |reads| reads > before);
     let start = Instant::now();
     host.libvirtd.define(&domain("other", 5, "<vcpu>1</vcpu>", "")).unwrap();
-    let other = host.index(&uuid(5));
+    let other = host.stage.index_by_uuid(&uuid(5));
     host.libvirtd.virsh(&["start", &uuid(5)]).unwrap();
     host.wait_for_state(other, OperState::Running);
     assert!(start.elapsed() < PATIENCE, "seen after {:?}", start.elapsed());
@@ -64,7 +64,7 @@ fn a_domain_that_hangs_costs_only_what_is_unknown_of_it() {
     host.stage.agent.end().unwrap();
     host.stage.agent.start().unwrap();
     host.wait_for_source("live", |source| source["state"] == "live");
-    assert_eq!(host.index(&uuid(4)), stuck);
+    assert_eq!(host.stage.index_by_uuid(&uuid(4)), stuck);
     host.wait_for_state(stuck, OperState::Running);
     assert_eq!(host.stage.number(READ_IOS, &[stuck, 1]), before);
     host.stage.wait_for("the other is counted", VM_CPU_TIME, &[other], |time| time > Some(0));
@@ -79,7 +79,7 @@ fn a_change_without_an_event_of_libvirt_is_seen_in_its_files() {
     require!("ebpf", "snmpd", "qemu", "libvirt");
     let mut host = Host::with_its_files();
     host.libvirtd.define(&domain("boots", 6, "<vcpu current='1'>3</vcpu>", "")).unwrap();
-    let index = host.index(&uuid(6));
+    let index = host.stage.index_by_uuid(&uuid(6));
     for (arguments, auto_start) in [
         (&["autostart"][..], AutoStart::Enabled),
         (&["autostart", "--disable"], AutoStart::Disabled),
@@ -123,7 +123,7 @@ fn what_is_plugged_in_and_out_leaves_the_indexes_of_others() {
     let vcpus = "<vcpu current='1'>3</vcpu><features><acpi/></features>";
     host.libvirtd.define(&domain("plugs", 7, vcpus, &[first, second, nic(1)].concat())).unwrap();
     host.libvirtd.virsh(&["start", &uuid(7)]).unwrap();
-    let vm = host.index(&uuid(7));
+    let vm = host.stage.index_by_uuid(&uuid(7));
     host.stage.wait_for("the first vCPU", VM_CPU_CORE_TIME, &[vm, 1], |time| time > Some(0));
     let change = |host: &Host, command: &[&str]| {
         let uuid = uuid(7);

@@ -104,16 +104,6 @@ impl Host {
     fn wait_for(&self, way: Way, count: usize) -> Vec<String> {
         wait_for_those(&self.snmptrapd, way, &self.named, count, &self.stage)
     }
-
-    /// The vmIndex of a domain, once it is served.
-    fn index(&self, number: u32) -> u32 {
-        wait_until(PATIENCE, "the domain is served", || {
-            let vms = self.stage.status()["vms"].as_array().unwrap().clone();
-            let vm = vms.iter().find(|vm| vm["uuid"] == uuid(number))?;
-            u32::try_from(vm["index"].as_u64()?).ok()
-        })
-        .unwrap()
-    }
 }
 
 /// The expected notification of one VM, with its number and the state before.
@@ -134,7 +124,7 @@ fn the_life_of_a_domain_is_told_in_every_way_once_and_in_order() {
     let host = Host::new("here", &Way::ALL, PER_VM, "life");
     let more = "<vcpu>1</vcpu><features><acpi/></features><on_crash>preserve</on_crash>";
     host.libvirtd.define(&domain("life", 1, more, "<panic model='isa'/>")).unwrap();
-    let index = host.index(1);
+    let index = host.stage.index_by_uuid(&uuid(1));
     let mut expected = Vec::new();
     // Each change waits for the notification of the previous one, so that no change is merged.
     let mut then = |steps: &[(u32, OperState)], act: &dyn Fn()| {

@@ -174,9 +174,7 @@ fn disks_that_a_socket_leads_to_are_network_disks() {
         let kind = stage.number(VM_STORAGE_SOURCE_TYPE, &[vm, 1]);
         assert_eq!(kind, Some(NETWORK), "{options:?}");
         wait_until(PATIENCE, "its reason", || {
-            let status = stage.status();
-            let vms = status["vms"].as_array().unwrap().clone();
-            let vm = vms.into_iter().find(|of| of["index"] == vm)?;
+            let vm = stage.vm("index", vm)?;
             (vm["disks"][0]["why"] == "it is reached by the network").then_some(())
         })
         .unwrap();

@@ -12,7 +12,7 @@ use xtask::lab::{Accelerator, Child, Libvirtd, PATIENCE, Qemu, Qmp, TinyGuest, w
 
 use crate::lab::{
     libvirt::uuid,
-    stage::{Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, name, process_clock_ns, schedstat_ns},
+    stage::{Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, name, process_clock_ns, schedstat_ns, vm_in},
 };
 
 use super::LATE;
@@ -132,8 +132,7 @@ impl Victims {
         }
         let all = found.into_iter().map(|(name, pid, disk)| {
             let index = stage.wait_for_vm(pid, 1);
-            let status = stage.status();
-            let vm = status["vms"].as_array().unwrap().iter().find(|vm| vm["pid"] == pid).unwrap();
+            let vm = stage.vm("pid", pid).unwrap();
             let tid = vm["vcpus"][0]["tid"].as_u64().unwrap().try_into().unwrap();
             let disk = disk.map(|(socket, drive)| (Qmp::connect(&socket).unwrap(), drive));
             let (last_read, before) = (Instant::now(), [None; 3]);
@@ -168,10 +167,9 @@ impl Victims {
         let mut since = Instant::now();
         wait_until(PATIENCE * 2, "each firmware has read", || {
             let status = stage.status();
-            let vms = status["vms"].as_array().unwrap();
             let mut reads = BTreeMap::new();
             for victim in &mut self.all {
-                let disk = &vms.iter().find(|vm| vm["index"] == victim.index)?["disks"][0];
+                let disk = &vm_in(&status, "index", victim.index)?["disks"][0];
                 victim.disk_index = disk["index"].as_u64()?.try_into().unwrap();
                 let read = disk["read"]["requests"].as_u64().filter(|read| *read > 0)?;
                 if victim.disk.is_some() {

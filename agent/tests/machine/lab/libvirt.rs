@@ -83,16 +83,6 @@ impl Host {
         path
     }
 
-    /// The vmIndex of a domain, once it is served.
-    pub(crate) fn index(&self, uuid: &str) -> u32 {
-        wait_until(PATIENCE, "the domain is served", || {
-            let vms = self.stage.status()["vms"].as_array().unwrap().clone();
-            let vm = vms.iter().find(|vm| vm["uuid"] == uuid)?;
-            u32::try_from(vm["index"].as_u64()?).ok()
-        })
-        .unwrap_or_else(|error| panic!("{error}\n{}", self.stage.agent.log()))
-    }
-
     pub(crate) fn wait_for_state(&mut self, index: u32, state: OperState) {
         let state = u64::from((state as i32).unsigned_abs());
         self.stage.wait_for("the state", VM_OPER_STATE, &[index], |seen| seen == Some(state));

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 use xtask::lab::{Agent, Client, PATIENCE, Snmpd, wait_until};
 
@@ -81,15 +82,18 @@ impl Stage {
 
     /// The vmIndex under which the agent lists this process.
     pub(crate) fn index_of(&self, pid: u32) -> Option<u32> {
-        let vms = self.status()["vms"].as_array().unwrap().clone();
-        let vm = vms.iter().find(|vm| vm["pid"] == pid)?;
-        vm["index"].as_u64().and_then(|index| index.try_into().ok())
+        index(&self.vm("pid", pid)?)
+    }
+
+    /// The vmIndex of the domain with this UUID, once it is served.
+    pub(crate) fn index_by_uuid(&self, uuid: &str) -> u32 {
+        wait_until(PATIENCE, "the domain is served", || index(&self.vm("uuid", uuid)?))
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.agent.log()))
     }
 
     /// The JSON status of a VM's disk.
-    pub(crate) fn disk(&self, index: u32, target: &str) -> serde_json::Value {
-        let status = self.status();
-        let vm = status["vms"].as_array().unwrap().iter().find(|vm| vm["index"] == index).unwrap();
+    pub(crate) fn disk(&self, index: u32, target: &str) -> Value {
+        let vm = self.vm("index", index).unwrap();
         let disks = vm["disks"].as_array().unwrap();
         disks.iter().find(|disk| disk["target"] == target).unwrap().clone()
     }
@@ -97,20 +101,39 @@ impl Stage {
     /// Waits until the agent lists this process with this number of counted vCPUs.
     pub(crate) fn wait_for_vm(&self, pid: u32, vcpus: usize) -> u32 {
         wait_until(PATIENCE, "the VM and its vCPUs are listed", || {
-            let vms = self.status()["vms"].as_array().unwrap().clone();
-            let vm = vms.iter().find(|vm| vm["pid"] == pid)?;
+            let vm = self.vm("pid", pid)?;
             let live = vm["vcpus"].as_array().unwrap().iter().filter(|vcpu| vcpu["live"] == true);
-            (live.count() == vcpus).then(|| self.index_of(pid)).flatten()
+            (live.count() == vcpus).then(|| index(&vm)).flatten()
         })
         .unwrap_or_else(|error| panic!("{error}; the agent says:\n{}", self.agent.log()))
     }
 
-    pub(crate) fn status(&self) -> serde_json::Value {
+    /// The JSON status of the VM that has this value at this key.
+    pub(crate) fn vm(&self, key: &str, value: impl Into<Value>) -> Option<Value> {
+        vm_in(&self.status(), key, value).cloned()
+    }
+
+    pub(crate) fn status(&self) -> Value {
         let output = self.agent.ask("status", &["--json"]).unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
             panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
         })
     }
+}
+
+/// The VM in a JSON status that has this value at this key.
+pub(crate) fn vm_in<'a>(
+    status: &'a Value,
+    key: &str,
+    value: impl Into<Value>,
+) -> Option<&'a Value> {
+    let value = value.into();
+    status["vms"].as_array().unwrap().iter().find(|vm| vm[key] == value)
+}
+
+/// The index of a VM or of one of its devices in a JSON status.
+pub(crate) fn index(of: &Value) -> Option<u32> {
+    of["index"].as_u64()?.try_into().ok()
 }
 
 /// vmObjects.`column`.`index`

@@ -127,7 +127,7 @@ struct Disk {
 impl Disk {
     /// That of a domain with this name in its guest, once the kernel counts it.
     fn of(host: &Host, number: u32, target: &str) -> Self {
-        let index = host.index(&uuid(number));
+        let index = host.stage.index_by_uuid(&uuid(number));
         let disk = wait_until(PATIENCE, "the kernel counts the disk", || {
             let told = host.stage.disk(index, target);
             let is_counted = told["counted_by"].is_string();
@@ -231,7 +231,7 @@ fn requests_of_every_kind_are_counted_to_the_octet() {
     let more = shared(kinds.len());
     host.libvirtd.define(&domain("disks", 1, &more, &devices)).unwrap();
     host.libvirtd.virsh(&["start", &uuid(1), "--paused"]).unwrap();
-    let index = host.index(&uuid(1));
+    let index = host.stage.index_by_uuid(&uuid(1));
     let nbd = Nbd::start(&host, 1);
     for (number, kind) in kinds.iter().enumerate() {
         let target = format!("sd{}", letters(number));
