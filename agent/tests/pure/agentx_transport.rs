@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     pin::pin,
     sync::{
         Arc,
@@ -27,6 +27,7 @@ use kvmeter::{
     snmp::{Oid, OwnedValue},
 };
 
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UnixListener, UnixStream},
@@ -164,6 +165,40 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Master<S> {
     }
 }
 
+/// The socket at which the masters listen.
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    _directory: TempDir,
+}
+
+impl Socket {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("master");
+        Self { listener: UnixListener::bind(&path).unwrap(), path, _directory: directory }
+    }
+}
+
+/// The master's end of the next connection.
+async fn accept(listener: &UnixListener) -> Master<UnixStream> {
+    Master::new(listener.accept().await.unwrap().0)
+}
+
+/// The same, with a session.
+async fn next(listener: &UnixListener) -> Master<UnixStream> {
+    let mut master = accept(listener).await;
+    master.establish().await;
+    master
+}
+
+/// An agent that has a session with its master.
+async fn begun() -> (Agent, Master<UnixStream>, Socket) {
+    let socket = Socket::new();
+    let agent = Agent::on_unix(&socket.path);
+    (agent, next(&socket.listener).await, socket)
+}
+
 fn get() -> Vec<u8> {
     let range = SearchRange::new("1.3.6.1.2.1.236.1.5.0".parse().unwrap(), Default::default());
     let mut get = pdu::Get::new(SearchRangeList(vec![range]));
@@ -173,12 +208,7 @@ fn get() -> Vec<u8> {
 
 #[tokio::test(start_paused = true)]
 async fn requests_are_answered_however_their_octets_arrive() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let (agent, mut master, _socket) = begun().await;
 
     // One by one, each octet in a read of its own.
     for octet in get() {
@@ -228,8 +258,7 @@ async fn a_master_that_is_back_is_found_within_3_seconds_however_long_it_was_awa
         tokio::time::sleep(Duration::from_secs(away)).await;
         let listener = UnixListener::bind(&path).unwrap();
         let back = Instant::now();
-        let mut master = Master::new(listener.accept().await.unwrap().0);
-        master.establish().await;
+        let mut master = next(&listener).await;
         master.get().await;
         assert!(back.elapsed() <= Duration::from_secs(3), "{:?}", back.elapsed());
         drop(listener);
@@ -247,14 +276,12 @@ async fn a_master_that_is_back_is_found_within_3_seconds_however_long_it_was_awa
 
 #[tokio::test(start_paused = true)]
 async fn waits_grow_while_the_master_refuses_and_are_short_again_after_a_session() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
+    let socket = Socket::new();
+    let agent = Agent::on_unix(&socket.path);
     let mut last = Instant::now();
     let mut waits = Vec::new();
     for _ in 0..10 {
-        let mut master = Master::new(listener.accept().await.unwrap().0);
+        let mut master = accept(&socket.listener).await;
         assert_eq!(master.read().await.unwrap().0.pdu_type, 1);
         waits.push(last.elapsed());
         last = Instant::now();
@@ -263,29 +290,23 @@ async fn waits_grow_while_the_master_refuses_and_are_short_again_after_a_session
     assert!(waits[8] >= Duration::from_secs(1), "{waits:?}");
     assert_eq!(agent.statistics.last_error().unwrap(), "The master closed the connection");
     // A session that is closed at once does not end the growth.
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let master = next(&socket.listener).await;
     drop(master);
     let lost = Instant::now();
-    let mut master = Master::new(listener.accept().await.unwrap().0);
+    let mut master = accept(&socket.listener).await;
     assert!(lost.elapsed() >= Duration::from_secs(1), "{:?}", lost.elapsed());
     master.establish().await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     drop(master);
     let lost = Instant::now();
-    drop(listener.accept().await.unwrap());
+    drop(socket.listener.accept().await.unwrap());
     assert!(lost.elapsed() <= Duration::from_millis(110), "{:?}", lost.elapsed());
     agent.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn idle_means_one_ping_a_minute_and_a_silent_master_is_left() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let (agent, mut master, _socket) = begun().await;
     let mut last = Instant::now();
     for _ in 0..5 {
         master.accept(13).await;
@@ -310,14 +331,11 @@ async fn idle_means_one_ping_a_minute_and_a_silent_master_is_left() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ping_may_be_due_before_a_response_would_have_been() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
+    let socket = Socket::new();
     let ping_interval = Duration::from_secs(1);
     let config = Config { ping_interval, ..Config::new(vec!["1.3".parse().unwrap()]) };
-    let agent = Agent::start_with(Address::Unix(path), config);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let agent = Agent::start_with(Address::Unix(socket.path.clone()), config);
+    let mut master = next(&socket.listener).await;
     let established = Instant::now();
     master.accept(13).await;
     assert!(established.elapsed().as_millis() <= 1010, "{:?}", established.elapsed());
@@ -326,16 +344,11 @@ async fn a_ping_may_be_due_before_a_response_would_have_been() {
 
 #[tokio::test(start_paused = true)]
 async fn a_master_that_reads_nothing_does_not_hold_the_agent() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
-    let mut master: Master<UnixStream> = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let (agent, mut master, socket) = begun().await;
     let flood = get().repeat(1000);
     let flooded = async { while master.stream.write_all(&flood).await.is_ok() {} };
     let mut flooded = pin!(flooded);
-    let (again, ()) = tokio::join!(listener.accept(), &mut flooded);
+    let (again, ()) = tokio::join!(socket.listener.accept(), &mut flooded);
     drop(again);
     let error = agent.statistics.last_error().unwrap();
     assert_eq!(error, "The master has read no byte for 5s");
@@ -344,20 +357,14 @@ async fn a_master_that_reads_nothing_does_not_hold_the_agent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_length_that_cannot_be_is_answered_and_the_connection_made_anew() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let (agent, mut master, socket) = begun().await;
     let mut octets = get();
     octets[16..20].fill(0xff);
     master.stream.write_all(&octets).await.unwrap();
     assert_eq!(master.read().await.unwrap().0.pdu_type, 18);
     let (close, payload) = master.read().await.unwrap();
     assert_eq!((close.pdu_type, payload[0]), (2, 2));
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let mut master = next(&socket.listener).await;
     master.get().await;
     assert_eq!(agent.statistics.parse_errors.load(Relaxed), 1);
     agent.stop().await;
@@ -379,12 +386,10 @@ async fn shutdown_does_not_wait_for_a_master() {
 
 #[tokio::test(start_paused = true)]
 async fn notifications_wait_for_a_master_that_takes_its_time() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
+    let socket = Socket::new();
+    let agent = Agent::on_unix(&socket.path);
     agent.note(1);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
+    let mut master = accept(&socket.listener).await;
     for (kind, number) in [(1, 2), (3, 3)] {
         let (header, _) = master.read().await.unwrap();
         assert_eq!(header.pdu_type, kind);
@@ -401,12 +406,7 @@ async fn notifications_wait_for_a_master_that_takes_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn young_notifications_outlive_a_session_in_order_and_none_is_sent_twice() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let (agent, mut master, mut socket) = begun().await;
     for number in 1..=4 {
         agent.note(number);
     }
@@ -414,29 +414,27 @@ async fn young_notifications_outlive_a_session_in_order_and_none_is_sent_twice()
     // The second is sent and not answered.
     assert_eq!(master.read().await.unwrap().0.pdu_type, 12);
     drop(master);
-    drop(listener);
-    std::fs::remove_file(&path).unwrap();
+    drop(socket.listener);
+    std::fs::remove_file(&socket.path).unwrap();
     agent.note(5);
     tokio::time::sleep(Duration::from_secs(2)).await;
     agent.note(6);
     let switched_off = agent.note(7);
     agent.note(8);
-    let listener = UnixListener::bind(&path).unwrap();
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    socket.listener = UnixListener::bind(&socket.path).unwrap();
+    let mut master = next(&socket.listener).await;
     switched_off.store(false, Relaxed);
     for number in [3, 4, 5, 6, 8] {
         assert_eq!(master.notified().await, number);
     }
-    // Away for longer than any of them is worth.
-    drop((master, listener));
-    std::fs::remove_file(&path).unwrap();
+    // Away for longer than a notification is kept.
+    drop((master, socket.listener));
+    std::fs::remove_file(&socket.path).unwrap();
     agent.note(9);
     tokio::time::sleep(Duration::from_secs(20)).await;
     agent.note(10);
-    let listener = UnixListener::bind(&path).unwrap();
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    socket.listener = UnixListener::bind(&socket.path).unwrap();
+    let mut master = next(&socket.listener).await;
     assert_eq!(master.notified().await, 10);
     master.get().await;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
@@ -448,12 +446,7 @@ async fn young_notifications_outlive_a_session_in_order_and_none_is_sent_twice()
 
 #[tokio::test(start_paused = true)]
 async fn a_late_response_is_no_drop() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let (agent, mut master, _socket) = begun().await;
     agent.note(1);
     agent.note(2);
     let (late, _) = master.read().await.unwrap();
@@ -470,12 +463,7 @@ async fn a_late_response_is_no_drop() {
 
 #[tokio::test(start_paused = true)]
 async fn a_master_that_writes_all_its_requests_before_it_reads_is_served() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("master");
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Agent::on_unix(&path);
-    let mut master = Master::new(listener.accept().await.unwrap().0);
-    master.establish().await;
+    let (agent, mut master, _socket) = begun().await;
     // More than the socket takes in either direction.
     let many = 12_000;
     master.stream.write_all(&get().repeat(many)).await.unwrap();
