@@ -16,7 +16,7 @@ use agentx::{
 };
 use kvmeter::{
     agentx::{
-        Config, Handled, NotEstablished, Session, SessionError, State,
+        Config, Handled, NotEstablished, Objects, Session, SessionError, State,
         codec::{
             Body, ByteOrder, CloseReason, Data, Flags, Frame, FrameError, Header, Pdu, PduType,
             PduWriter, ResError, VarBind, frame,
@@ -29,9 +29,9 @@ const SUBTREE: &str = "1.3.6.1.2.1.236";
 const SESSION: u32 = 4711;
 
 /// A master with one subagent, and a clock of its own.
-struct Master {
+struct Master<O = FixedObjects> {
     session: Session,
-    objects: FixedObjects,
+    objects: O,
     now: Instant,
     order: ByteOrder,
     packet_id: u32,
@@ -87,23 +87,10 @@ fn text(binding: &VarBind<'_>) -> String {
     }
 }
 
-impl Master {
-    fn new(config: Config) -> Self {
-        let (objects, order) = (FixedObjects::small(), ByteOrder::Network);
-        Self { session: Session::new(config), objects, now: Instant::now(), order, packet_id: 1000 }
-    }
-
-    /// A master whose subagent has registered everything.
-    fn established() -> Self {
-        let mut master = Self::new(config());
-        master.connect();
-        let open = pdu::Open::from_bytes(&master.output()).unwrap();
-        master.reply(&open.header, ResError::NO_ERROR).unwrap();
-        let register = pdu::Register::from_bytes(&master.output()).unwrap();
-        master.reply(&register.header, ResError::NO_ERROR).unwrap();
-        assert_eq!(master.session.state(), State::Established { session_id: SESSION, ping: None });
-        assert!(master.output().is_empty());
-        master
+impl<O: Objects> Master<O> {
+    fn with_objects(config: Config, objects: O) -> Self {
+        let (session, order) = (Session::new(config), ByteOrder::Network);
+        Self { session, objects, now: Instant::now(), order, packet_id: 1000 }
     }
 
     fn connect(&mut self) {
@@ -121,6 +108,29 @@ impl Master {
         let frame = frame::split(octets).unwrap().expect("a whole PDU");
         assert_eq!(frame.pdu_len(), octets.len());
         self.session.handle_pdu(&self.objects, frame, self.now)
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+}
+
+impl Master {
+    fn new(config: Config) -> Self {
+        Self::with_objects(config, FixedObjects::small())
+    }
+
+    /// A master whose subagent has registered everything.
+    fn established() -> Self {
+        let mut master = Self::new(config());
+        master.connect();
+        let open = pdu::Open::from_bytes(&master.output()).unwrap();
+        master.reply(&open.header, ResError::NO_ERROR).unwrap();
+        let register = pdu::Register::from_bytes(&master.output()).unwrap();
+        master.reply(&register.header, ResError::NO_ERROR).unwrap();
+        assert_eq!(master.session.state(), State::Established { session_id: SESSION, ping: None });
+        assert!(master.output().is_empty());
+        master
     }
 
     /// A Response to the subagent's own PDU.
@@ -196,9 +206,5 @@ impl Master {
         let mut octets = Vec::new();
         PduWriter::new(&mut octets, header, b"").finish();
         self.ask(&octets)
-    }
-
-    fn wait(&mut self, seconds: u64) {
-        self.now += Duration::from_secs(seconds);
     }
 }

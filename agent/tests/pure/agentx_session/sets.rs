@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeMap};
 
-use kvmeter::agentx::{Lookup, Objects, SetError, SetFailed};
+use kvmeter::agentx::{Lookup, SetError, SetFailed};
 
 use super::*;
 
@@ -61,36 +61,24 @@ impl Objects for Numbers {
     }
 }
 
-/// A session over [`Numbers`], and its master.
-struct Setting {
-    session: Session,
-    numbers: Numbers,
-    now: Instant,
-}
-
-impl Setting {
-    /// A session with a master that is up for so long.
-    fn with_master_up(up: Duration) -> Self {
-        let mut setting = Self {
-            session: Session::new(config()),
-            numbers: Numbers::new(),
-            now: Instant::now() + Duration::from_secs(86_400),
-        };
-        setting.open(up);
-        setting
+impl Master<Numbers> {
+    /// A master that is up for so long, with a session.
+    fn up_for(up: Duration) -> Self {
+        let mut master = Self::with_objects(config(), Numbers::new());
+        master.wait(86_400);
+        master.open(up);
+        master
     }
 
     fn open(&mut self, up: Duration) {
-        self.session.connected(self.now).unwrap();
+        self.connect();
         let centiseconds = u32::try_from(up.as_millis() / 10 % (1 << 32)).unwrap();
         while !self.session.output().is_empty() {
-            let output = self.session.output().to_vec();
-            self.session.consume_output(output.len());
-            let asked = frame::split(&output).unwrap().unwrap().header;
+            let asked = frame::split(&self.output()).unwrap().unwrap().header;
             let header = Header { session_id: SESSION, ..asked.response() };
             let payload = [centiseconds.to_be_bytes(), [0; 4]].concat();
             let frame = Frame { header, payload: &payload };
-            self.session.handle_pdu(&self.numbers, frame, self.now).unwrap();
+            self.session.handle_pdu(&self.objects, frame, self.now).unwrap();
         }
         assert!(matches!(self.session.state(), State::Established { .. }));
     }
@@ -99,7 +87,8 @@ impl Setting {
         self.session.disconnected();
     }
 
-    fn send(
+    /// Sends a PDU of a SET. Returns the error of its response, and the index of the value with the error.
+    fn phase(
         &mut self,
         kind: PduType,
         transaction: u32,
@@ -116,10 +105,8 @@ impl Setting {
             writer.value(&Oid::of(name), Value::Integer(*value));
         }
         writer.finish();
-        let frame = frame::split(&octets).unwrap().unwrap();
-        self.session.handle_pdu(&self.numbers, frame, self.now).unwrap();
-        let output = self.session.output().to_vec();
-        self.session.consume_output(output.len());
+        self.send(&octets).unwrap();
+        let output = self.output();
         if kind == PduType::CleanupSet {
             assert!(output.is_empty(), "CleanupSet has no response");
             return (ResError::NO_ERROR, 0);
@@ -131,19 +118,19 @@ impl Setting {
     }
 
     fn test(&mut self, transaction: u32, values: &[(&[u32], i32)]) -> (ResError, u16) {
-        self.send(PduType::TestSet, transaction, values)
+        self.phase(PduType::TestSet, transaction, values)
     }
 
     fn commit(&mut self, transaction: u32) -> (ResError, u16) {
-        self.send(PduType::CommitSet, transaction, &[])
+        self.phase(PduType::CommitSet, transaction, &[])
     }
 
     fn undo(&mut self, transaction: u32) -> (ResError, u16) {
-        self.send(PduType::UndoSet, transaction, &[])
+        self.phase(PduType::UndoSet, transaction, &[])
     }
 
     fn cleanup(&mut self, transaction: u32) {
-        self.send(PduType::CleanupSet, transaction, &[]);
+        self.phase(PduType::CleanupSet, transaction, &[]);
     }
 
     /// A whole SET.
@@ -159,85 +146,85 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
 fn transactions_do_not_disturb_each_other() {
-    let mut setting = Setting::with_master_up(HOUR);
-    assert_eq!(setting.test(1, &[(FIRST, 1)]), OK);
-    assert_eq!(setting.test(2, &[(SECOND, 2)]), OK);
+    let mut master = Master::up_for(HOUR);
+    assert_eq!(master.test(1, &[(FIRST, 1)]), OK);
+    assert_eq!(master.test(2, &[(SECOND, 2)]), OK);
     // The cleanup of another one, and of none.
-    setting.cleanup(2);
-    setting.cleanup(3);
-    assert_eq!(setting.commit(2), (ResError::COMMIT_FAILED, 0));
-    assert_eq!(setting.commit(1), OK);
-    assert_eq!(setting.numbers.both(), [1, 0]);
-    assert_eq!(setting.undo(2), OK, "nothing to undo");
-    assert_eq!(setting.numbers.both(), [1, 0]);
-    assert_eq!(setting.undo(1), OK);
-    assert_eq!(setting.numbers.both(), [0, 0]);
+    master.cleanup(2);
+    master.cleanup(3);
+    assert_eq!(master.commit(2), (ResError::COMMIT_FAILED, 0));
+    assert_eq!(master.commit(1), OK);
+    assert_eq!(master.objects.both(), [1, 0]);
+    assert_eq!(master.undo(2), OK, "nothing to undo");
+    assert_eq!(master.objects.both(), [1, 0]);
+    assert_eq!(master.undo(1), OK);
+    assert_eq!(master.objects.both(), [0, 0]);
 }
 
 #[test]
 fn a_transaction_may_be_tested_in_several_pdus() {
-    let mut setting = Setting::with_master_up(HOUR);
-    assert_eq!(setting.test(1, &[(FIRST, 1)]), OK);
-    assert_eq!(setting.test(1, &[(SECOND, 2)]), OK);
+    let mut master = Master::up_for(HOUR);
+    assert_eq!(master.test(1, &[(FIRST, 1)]), OK);
+    assert_eq!(master.test(1, &[(SECOND, 2)]), OK);
     // One that is refused leaves the others.
-    assert_eq!(setting.test(1, &[(FIRST, 1), (SECOND, 13)]), (ResError::WRONG_VALUE, 2));
-    assert_eq!(setting.test(1, &[(SECOND, 3)]), (ResError::INCONSISTENT_VALUE, 1));
-    assert_eq!(setting.commit(1), OK);
-    assert_eq!(setting.commit(1), OK);
-    assert_eq!(setting.numbers.both(), [1, 2]);
-    assert_eq!(setting.numbers.committed.get(), 2, "each once");
-    assert_eq!(setting.undo(1), OK);
-    assert_eq!(setting.undo(1), OK);
-    assert_eq!(setting.numbers.both(), [0, 0]);
+    assert_eq!(master.test(1, &[(FIRST, 1), (SECOND, 13)]), (ResError::WRONG_VALUE, 2));
+    assert_eq!(master.test(1, &[(SECOND, 3)]), (ResError::INCONSISTENT_VALUE, 1));
+    assert_eq!(master.commit(1), OK);
+    assert_eq!(master.commit(1), OK);
+    assert_eq!(master.objects.both(), [1, 2]);
+    assert_eq!(master.objects.committed.get(), 2, "each once");
+    assert_eq!(master.undo(1), OK);
+    assert_eq!(master.undo(1), OK);
+    assert_eq!(master.objects.both(), [0, 0]);
 }
 
 #[test]
 fn a_pdu_that_is_repeated_changes_nothing() {
-    let mut setting = Setting::with_master_up(HOUR);
+    let mut master = Master::up_for(HOUR);
     for _ in 0..3 {
-        assert_eq!(setting.test(1, &[(FIRST, 1), (FIRST, 1)]), OK);
+        assert_eq!(master.test(1, &[(FIRST, 1), (FIRST, 1)]), OK);
     }
-    assert_eq!([setting.commit(1), setting.commit(1)], [OK, OK]);
-    assert_eq!(setting.undo(1), OK);
-    assert_eq!(setting.numbers.both(), [0, 0]);
+    assert_eq!([master.commit(1), master.commit(1)], [OK, OK]);
+    assert_eq!(master.undo(1), OK);
+    assert_eq!(master.objects.both(), [0, 0]);
 }
 
 #[test]
 fn transactions_without_an_end_take_no_more_than_their_room() {
-    let mut setting = Setting::with_master_up(HOUR);
+    let mut master = Master::up_for(HOUR);
     for id in 0..1000 {
-        assert_eq!(setting.test(id, &[(FIRST, 1)]), OK);
+        assert_eq!(master.test(id, &[(FIRST, 1)]), OK);
     }
-    assert_eq!(setting.commit(0), (ResError::COMMIT_FAILED, 0));
-    assert_eq!(setting.commit(999), OK);
+    assert_eq!(master.commit(0), (ResError::COMMIT_FAILED, 0));
+    assert_eq!(master.commit(999), OK);
 }
 
 #[test]
 fn a_value_does_not_outlive_the_master_in_which_it_was_set() {
-    let mut setting = Setting::with_master_up(HOUR);
-    setting.set(&[(FIRST, 1)]);
+    let mut master = Master::up_for(HOUR);
+    master.set(&[(FIRST, 1)]);
     // The session is lost, and the master is the same.
-    setting.now += HOUR;
-    setting.lose();
-    setting.open(2 * HOUR);
-    assert_eq!(setting.numbers.both(), [1, 0]);
+    master.now += HOUR;
+    master.lose();
+    master.open(2 * HOUR);
+    assert_eq!(master.objects.both(), [1, 0]);
     // It begins anew, at once or after a while.
-    setting.lose();
-    setting.now += HOUR;
-    setting.open(Duration::from_secs(3));
-    assert_eq!(setting.numbers.both(), [0, 0]);
+    master.lose();
+    master.now += HOUR;
+    master.open(Duration::from_secs(3));
+    assert_eq!(master.objects.both(), [0, 0]);
     // One that has begun after the SET, although it was found late.
-    setting.set(&[(SECOND, 2)]);
-    setting.lose();
-    setting.now += 10 * HOUR;
-    setting.open(9 * HOUR);
-    assert_eq!(setting.numbers.both(), [0, 0]);
-    // Set in this master, by a manager that came before a session was lost.
-    setting.set(&[(SECOND, 3)]);
-    setting.lose();
-    setting.now += HOUR;
-    setting.open(10 * HOUR);
-    assert_eq!(setting.numbers.both(), [0, 3]);
+    master.set(&[(SECOND, 2)]);
+    master.lose();
+    master.now += 10 * HOUR;
+    master.open(9 * HOUR);
+    assert_eq!(master.objects.both(), [0, 0]);
+    // Set since this master began; only the session is lost, so the value stays.
+    master.set(&[(SECOND, 3)]);
+    master.lose();
+    master.now += HOUR;
+    master.open(10 * HOUR);
+    assert_eq!(master.objects.both(), [0, 3]);
 }
 
 #[test]
