@@ -9,10 +9,12 @@ use std::{
     path::Path,
 };
 
-use kvmeter_common::LAYOUT;
-use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, fchown, openat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, fchown, openat};
 
-use super::{ProbeError, pins::is_bpffs};
+use super::{
+    ProbeError,
+    pins::{is_bpffs, layout_dir},
+};
 
 /// Refuses a pin directory that another user can change than root, the agent's own, and those of `trusted`: such a user could detach the programs,
 /// or have the agent adopt others.
@@ -22,8 +24,7 @@ use super::{ProbeError, pins::is_bpffs};
 /// [`ProbeError::NotOurs`], with the directory, the pin directory or one above it or the layout's below it.
 pub(crate) fn check_owners(pin_dir: &Path, trusted: &[u32]) -> Result<(), ProbeError> {
     let trusted = [&[0, rustix::process::geteuid().as_raw()], trusted].concat();
-    let layout = pin_dir.join(format!("v{LAYOUT}"));
-    for dir in layout.ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
+    for dir in layout_dir(pin_dir).ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
         let found = match fs::symlink_metadata(dir) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -39,18 +40,38 @@ pub(crate) fn check_owners(pin_dir: &Path, trusted: &[u32]) -> Result<(), ProbeE
 
 /// Why others can change what is in a directory. In a sticky one above the pins they cannot remove or rename what is not theirs.
 fn objection(owner: u32, mode: u32, trusted: &[u32], is_above: bool) -> Option<String> {
-    const TYPE: u32 = 0o170_000;
-    const DIRECTORY: u32 = 0o040_000;
-    const STICKY: u32 = 0o1000;
-    if mode & TYPE != DIRECTORY {
+    match FileType::from_raw_mode(mode) {
+        FileType::Directory => {}
         // A link above is followed; what it leads to is not the agent's to judge.
-        return (!is_above || mode & TYPE != 0o120_000).then(|| "is no directory".to_owned());
+        FileType::Symlink if is_above => return None,
+        _ => return Some("is no directory".to_owned()),
     }
     if !trusted.contains(&owner) {
         return Some(format!("belongs to user {owner}, neither root nor kvmeter's own"));
     }
-    let is_open = mode & 0o022 != 0 && !(is_above && mode & STICKY != 0);
+    let is_open = mode & 0o022 != 0 && !(is_above && mode & Mode::SVTX.bits() != 0);
     is_open.then(|| format!("can be written by others (mode {:04o})", mode & 0o7777))
+}
+
+/// Makes `dir`, the pin directory or the layout's below it, for the agent's user only. The users of `trusted` may own it, too.
+///
+/// # Errors
+///
+/// [`ProbeError::NotBpffs`], [`ProbeError::NotOurs`] if a directory is another user's, [`ProbeError::Pin`]
+pub(super) fn make(dir: &Path, pin_dir: &Path, trusted: &[u32]) -> Result<(), ProbeError> {
+    // The filesystem is checked before anything is created in it.
+    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
+    if !is_bpffs(existing) {
+        return Err(ProbeError::NotBpffs { dir: pin_dir.to_owned() });
+    }
+    check_owners(pin_dir, trusted)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| ProbeError::pin(dir, source))?;
+    // What was made by another user meanwhile.
+    check_owners(pin_dir, trusted)
 }
 
 /// Makes the pin directory, and gives it and all pins in it to a user and group: an agent that does not run as root cannot
@@ -60,18 +81,11 @@ fn objection(owner: u32, mode: u32, trusted: &[u32], is_above: bool) -> Option<S
 ///
 /// [`ProbeError::NotBpffs`], [`ProbeError::NotOurs`] if the directory is another user's, [`ProbeError::Pin`]
 pub(super) fn give(pin_dir: &Path, user: u32, group: u32) -> Result<(), ProbeError> {
-    let existing = pin_dir.ancestors().find(|dir| dir.exists()).unwrap_or(pin_dir);
-    if !is_bpffs(existing) {
-        return Err(ProbeError::NotBpffs { dir: pin_dir.to_owned() });
-    }
-    check_owners(pin_dir, &[user])?;
-    let failed = |source| ProbeError::pin(pin_dir, source);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(pin_dir).map_err(failed)?;
-    check_owners(pin_dir, &[user])?;
+    make(pin_dir, pin_dir, &[user])?;
     let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let owner = (Uid::from_raw(user), Gid::from_raw(group));
     let given = openat(CWD, pin_dir, how, Mode::empty()).and_then(|dir| give_all(&dir, owner, 0));
-    given.map_err(|error| failed(error.into()))
+    given.map_err(|error| ProbeError::pin(pin_dir, io::Error::from(error)))
 }
 
 /// Gives a directory and what is in it, by descriptors: the user may change it meanwhile, but gets nothing outside.

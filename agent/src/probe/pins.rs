@@ -5,7 +5,7 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{ProbeError, pin_owners::check_owners};
+use super::{ProbeError, pin_owners::make};
 
 /// `BPF_FS_MAGIC` of the kernel's magic.h.
 pub(crate) const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -69,20 +69,8 @@ pub(super) struct FoundMaps {
 impl Pins {
     /// Creates the directory, for the agent's user only, and locks that of all layouts.
     pub(super) fn open(pin_dir: &Path) -> Result<Self, ProbeError> {
-        let dir = pin_dir.join(format!("v{LAYOUT}"));
-        // The filesystem is checked before anything is created in it.
-        let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(&dir);
-        if !is_bpffs(existing) {
-            return Err(ProbeError::NotBpffs { dir: pin_dir.to_owned() });
-        }
-        check_owners(pin_dir, &[])?;
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| ProbeError::pin(&dir, source))?;
-        // What was made by another user meanwhile.
-        check_owners(pin_dir, &[])?;
+        let dir = layout_dir(pin_dir);
+        make(&dir, pin_dir, &[])?;
         Ok(Self { dir, _lock: lock(pin_dir)? })
     }
 
@@ -228,7 +216,7 @@ fn lock(pin_dir: &Path) -> Result<OwnedFd, ProbeError> {
 /// Whether the program of a hook that was attached still is: without its pin it is detached. A pin that cannot be looked
 /// at counts as there.
 pub(crate) fn is_attached(pin_dir: &Path, hook: &str) -> bool {
-    let link = pin_dir.join(format!("v{LAYOUT}")).join(format!("link_{hook}"));
+    let link = layout_dir(pin_dir).join(format!("link_{hook}"));
     !fs::symlink_metadata(link).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
@@ -273,7 +261,7 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
         let entry = entry.map_err(failed)?;
         if is_layout(&entry.file_name()) {
             // A running agent still maps these records. Clearing the layout word stops it from serving frozen counters.
-            if entry.path() == pin_dir.join(format!("v{LAYOUT}")) {
+            if entry.path() == layout_dir(pin_dir) {
                 let _ = note_end(&entry.path().join(names::META));
             }
             fs::remove_dir_all(entry.path()).map_err(failed)?;
@@ -293,6 +281,11 @@ fn note_end(meta: &Path) -> Result<(), MapError> {
     let mut words = array.get(&0, 0)?;
     words[0] = 0;
     array.set(0, words, 0)
+}
+
+/// The directory with the pins of this layout.
+pub(super) fn layout_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join(format!("v{LAYOUT}"))
 }
 
 /// Whether this is the name of a layout's directory.
