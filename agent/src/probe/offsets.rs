@@ -61,6 +61,7 @@ impl Offsets {
         let mut table = [0; Field::COUNT];
         let mut missing_field = None;
         let mut has_preempt_notifiers = true;
+        let mut has_descriptor = true;
         for ((offset, in_table), field) in fields.iter_mut().zip(&mut table).zip(Field::ALL) {
             let (name, members) = (field.of_struct(), field.members());
             let mut found = members.iter().map(|member| btf.field_offset(name, member));
@@ -72,7 +73,7 @@ impl Offsets {
             // The offset stays 0: a load that is never run needs one, too.
             match field.presence() {
                 Presence::WithKvm => has_preempt_notifiers = false,
-                Presence::Optional => {}
+                Presence::Optional => has_descriptor = false,
                 Presence::ForDisks => {
                     let field = format!("{} in struct {name}", members[0]);
                     missing_field = Some(format!("the kernel's BTF has no {field}"));
@@ -85,9 +86,6 @@ impl Offsets {
         let tells_state = btf.tracepoint_args("sched_switch")? >= 4;
         // Since Linux 6.13 the result is in the completion queue entry instead.
         let tells_result = btf.tracepoint_args("io_uring_complete").is_ok_and(|count| count > 3);
-        let descriptor = Field::UringDescriptor;
-        let has_descriptor =
-            btf.field_offset(descriptor.of_struct(), descriptor.members()[0]).is_ok();
         let globals = [
             ("SWITCH_HAS_STATE", u64::from(tells_state)),
             ("HAS_PREEMPT_NOTIFIERS", u64::from(has_preempt_notifiers)),
