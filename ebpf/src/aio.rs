@@ -6,7 +6,7 @@ use kvmeter_common::{Layer, Layers};
 
 use crate::{
     image::{CurrentVm, File},
-    request::{OnMiss, begin, direction, end_with, in_flight_key, land, record_of},
+    request::{begin, direction, end_with, in_flight_key, land, record_of},
 };
 
 #[fentry]
@@ -26,7 +26,7 @@ fn begin_aio(kiocb: u64, is_write: bool) {
     let Some(vm) = CurrentVm::get() else { return };
     let Some(file) = File::of_kiocb(kiocb) else { return };
     let Some(key) = file.key(vm.slot) else { return };
-    let on_miss = if file.may_have_new_record() { OnMiss::Create(vm) } else { OnMiss::Ignore };
+    let on_miss = file.on_miss(vm);
     if let Some(target) = record_of(key, Layers::only(Layer::Function), on_miss) {
         begin(in_flight_key(kiocb), target, 0, 0, direction(is_write));
     }

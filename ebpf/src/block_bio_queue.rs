@@ -4,9 +4,9 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use kvmeter_common::{ImageKey, InFlight, Layer, Layers};
 
 use crate::{
-    image::CurrentVm,
+    image::{CurrentVm, OnMiss},
     memory::load,
-    request::{OnMiss, Target, begin, begin_uncounted, direction, record_of},
+    request::{Target, begin, begin_uncounted, direction, record_of},
 };
 
 /// The bits of `bi_opf` with the operation.

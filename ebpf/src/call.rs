@@ -6,9 +6,9 @@ use aya_ebpf::helpers::bpf_get_current_task;
 use kvmeter_common::{Layer, Layers};
 
 use crate::{
-    image::{CurrentVm, File},
+    image::{CurrentVm, File, OnMiss},
     memory::load,
-    request::{OnMiss, begin, direction, end_with, land, record_of},
+    request::{begin, direction, end_with, land, record_of},
 };
 
 /// Results after which the call is made again, by the caller or (`ERESTART*`) by the kernel: neither I/O nor a failure.
@@ -29,8 +29,7 @@ pub(crate) fn begin_call(registers: u64, layer: Layer, is_write: bool, has_posit
     let Some(file) = File::of_descriptor(descriptor) else { return };
     let Some(key) = file.key(vm.slot) else { return };
     // Logs and firmware are read and written without a position, too.
-    let creates = has_position && file.may_have_new_record();
-    let on_miss = if creates { OnMiss::Create(vm) } else { OnMiss::Ignore };
+    let on_miss = if has_position { file.on_miss(vm) } else { OnMiss::Ignore };
     let Some(target) = record_of(key, Layers::only(layer), on_miss) else { return };
     // SAFETY: the helper has no arguments and no precondition.
     let task = unsafe { bpf_get_current_task() };

@@ -32,12 +32,7 @@ impl CurrentVm {
     #[inline(always)]
     pub(crate) fn get() -> Option<Self> {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        let slot = maps::slot_of(tgid);
-        if slot == 0 {
-            return None;
-        }
-        let owner = maps::owner_of(slot)?;
-        (owner.tid() == tgid).then_some(Self { slot: owner.vm_slot(), tgid })
+        Some(Self { slot: maps::owner_of_process(tgid)?.vm_slot(), tgid })
     }
 
     /// Whether the kernel may create records for files that the VM uses.
@@ -48,6 +43,14 @@ impl CurrentVm {
                 && get!(vm, new_images) < get!(vm, new_images_limit)
         })
     }
+}
+
+/// What to do if an image has no record.
+#[derive(Clone, Copy)]
+pub(crate) enum OnMiss {
+    Ignore,
+    /// Create a record for this VM.
+    Create(CurrentVm),
 }
 
 /// An open file or block device, a `struct file *`.
@@ -114,13 +117,14 @@ impl File {
         (file != 0).then_some(Self(file))
     }
 
-    /// Whether a hook at system calls or io_uring may create the record of this file. Files opened with `O_DIRECT` belong
+    /// What a hook at system calls or io_uring does when the VM has no record of this file. Files opened with `O_DIRECT` belong
     /// to the iomap hook, where the kernel has one.
     #[inline(always)]
-    pub(crate) fn may_have_new_record(self) -> bool {
-        kernel::HAS_IOMAP_EVENTS.load() == 0
+    pub(crate) fn on_miss(self, vm: CurrentVm) -> OnMiss {
+        let may_create = kernel::HAS_IOMAP_EVENTS.load() == 0
             || copy::<u32>(self.0, Field::FileFlags)
-                .is_some_and(|flags| u64::from(flags) & kernel::O_DIRECT.load() == 0)
+                .is_some_and(|flags| u64::from(flags) & kernel::O_DIRECT.load() == 0);
+        if may_create { OnMiss::Create(vm) } else { OnMiss::Ignore }
     }
 
     /// Key of a VM's I/O on the file; `None`: it is neither a regular file nor a block device.

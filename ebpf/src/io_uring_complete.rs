@@ -5,10 +5,10 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use kvmeter_common::{ImageKey, InFlight};
 
 use crate::{
-    image::{CurrentVm, File},
+    image::{CurrentVm, File, OnMiss},
     kernel,
     memory::load,
-    request::{OnMiss, URING_LAYERS, end_with, in_flight_key, land, record_of},
+    request::{URING_LAYERS, end_with, in_flight_key, land, record_of},
 };
 
 #[btf_tracepoint(function = "io_uring_complete")]
@@ -37,7 +37,7 @@ fn with_image(request: u64, known: &InFlight) -> Option<InFlight> {
     let vm_slot = ImageKey::of(known.owner, 0).vm;
     // The completion may run in another process, in which the VM's process id is not known.
     let on_miss = match CurrentVm::get() {
-        Some(vm) if vm.slot == vm_slot && file.may_have_new_record() => OnMiss::Create(vm),
+        Some(vm) if vm.slot == vm_slot => file.on_miss(vm),
         _ => OnMiss::Ignore,
     };
     let target = record_of(file.key(vm_slot)?, URING_LAYERS, on_miss)?;

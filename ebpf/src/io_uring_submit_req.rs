@@ -8,7 +8,7 @@ use kvmeter_common::{ImageKey, InFlight};
 use crate::{
     image::{CurrentVm, File},
     memory::load,
-    request::{OnMiss, Target, URING_LAYERS, begin, direction, in_flight_key, record_of},
+    request::{Target, URING_LAYERS, begin, direction, in_flight_key, record_of},
 };
 
 /// `IORING_OP_*` of the kernel's io_uring.h.
@@ -40,9 +40,7 @@ fn target_of(request: u64, vm: CurrentVm) -> Option<Target> {
     match File::of_submitted(request) {
         Ok(file) => {
             let file = file?;
-            let can_create = file.may_have_new_record();
-            let on_miss = if can_create { OnMiss::Create(vm) } else { OnMiss::Ignore };
-            record_of(file.key(vm.slot)?, URING_LAYERS, on_miss)
+            record_of(file.key(vm.slot)?, URING_LAYERS, file.on_miss(vm))
         }
         Err(()) => {
             let owner = ImageKey { vm: vm.slot, device: 0, file: 0 }.owner();

@@ -4,9 +4,9 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use kvmeter_common::{InFlight, Layer, Layers};
 
 use crate::{
-    image::{CurrentVm, File},
+    image::{CurrentVm, File, OnMiss},
     memory::load,
-    request::{OnMiss, begin, begin_uncounted, direction, record_of},
+    request::{begin, begin_uncounted, direction, record_of},
 };
 
 /// `RWF_NOWAIT` of the kernel's fs.h.

@@ -103,6 +103,12 @@ pub(crate) fn owner_of(slot: u16) -> Option<Owner> {
     Some(Owner(unsafe { (&raw const (*record).owner).read_volatile() }))
 }
 
+/// The owner of the record of a process's first thread.
+#[inline(always)]
+pub(crate) fn owner_of_process(tgid: u32) -> Option<Owner> {
+    owner_of(slot_of(tgid)).filter(|owner| owner.tid() == tgid)
+}
+
 #[inline(always)]
 pub(crate) fn image(slot: u32) -> Option<*mut ImageRecord> {
     IMAGE.get_ptr_mut(slot)

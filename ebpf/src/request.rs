@@ -10,7 +10,7 @@ use kvmeter_common::{
 
 use crate::{
     atomic,
-    image::CurrentVm,
+    image::OnMiss,
     maps,
     thread::{get, set},
     verifier,
@@ -27,14 +27,6 @@ const TWICE_NS: u64 = 5000;
 /// A request of io_uring counts in a record of any of these layers.
 pub(crate) const URING_LAYERS: Layers =
     Layers::only(Layer::Call).and(Layer::Function).and(Layer::Ring);
-
-/// What to do if an image has no record.
-#[derive(Clone, Copy)]
-pub(crate) enum OnMiss {
-    Ignore,
-    /// Create a record for this VM.
-    Create(CurrentVm),
-}
 
 /// An image's record, as a request in flight refers to it.
 #[derive(Clone, Copy)]

@@ -157,8 +157,7 @@ pub(crate) fn stop_dying(vm: *mut VmRecord) {
 #[inline(always)]
 pub(crate) fn vm_of(task: Task) -> Option<(u16, *mut VmRecord)> {
     let tgid = task.tgid();
-    let first = maps::owner_of(maps::slot_of(tgid)).filter(|owner| owner.tid() == tgid);
-    let owner = match first {
+    let owner = match maps::owner_of_process(tgid) {
         Some(owner) => owner,
         None => Thread::find(maps::slot_of(task.pid()), task)?.owner(),
     };
