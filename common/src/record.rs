@@ -175,9 +175,12 @@ mod tests {
         let owner = Owner(Owner::new(4_194_303, 4095).0 | Owner::VCPU);
         assert_eq!((owner.tid(), owner.vm_slot()), (4_194_303, 4095));
         assert!(owner.has(Owner::VCPU) && !owner.has(Owner::DYING));
-        for (flags, is_dying) in
-            [(0, false), (Owner::DYING, true), (Owner::ENDED, false), (Owner::DYING | Owner::ENDED, false)]
-        {
+        for (flags, is_dying) in [
+            (0, false),
+            (Owner::DYING, true),
+            (Owner::ENDED, false),
+            (Owner::DYING | Owner::ENDED, false),
+        ] {
             assert_eq!(Owner(owner.0 | flags).is_dying(), is_dying);
         }
     }

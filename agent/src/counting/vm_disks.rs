@@ -16,8 +16,8 @@ use super::{
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, Records},
     inventory::{
-        CountedBy, CountingReport, DomainDisk, Now, OpenFile, PathAnswer,
-        StorageMedia, StorageSource, VmPlan, retry::Backoff,
+        CountedBy, CountingReport, DomainDisk, Now, OpenFile, PathAnswer, StorageMedia,
+        StorageSource, VmPlan, retry::Backoff,
     },
     probe::{ImageHooks, Method},
 };

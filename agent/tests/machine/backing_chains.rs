@@ -4,7 +4,7 @@
 
 use std::{fs, os::unix::fs::symlink, process::Command};
 
-use crate::lab::{stage::Stage, strace::Strace};
+use crate::lab::{sandbox::temporary, stage::Stage, strace::Strace};
 use tempfile::TempDir;
 use xtask::lab::{Accelerator, PATIENCE, Qemu, Qmp, missing, wait_until};
 
@@ -16,7 +16,7 @@ struct Images(TempDir);
 
 impl Images {
     fn new() -> Self {
-        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+        Self(temporary())
     }
 
     fn path(&self, name: &str) -> String {

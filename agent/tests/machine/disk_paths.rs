@@ -5,20 +5,18 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
 };
 
 use serde_json::Value;
-use tempfile::TempDir;
-use xtask::lab::{Child, LoopDevice, PATIENCE, Qmp, missing, wait_until};
+use xtask::lab::{Child, LoopDevice, PATIENCE, wait_until};
 
-use crate::lab::stage::Stage;
-
-const SIZE: u64 = 4 << 20;
-const READ_OCTETS: &[u32] = &[7, 1, 15];
-const DEFINED_SIZE: &[u32] = &[7, 1, 11];
+use crate::lab::{
+    sandbox::{PRIVATE_DEV, check, counted, node, qemu_after, raw, script, temporary},
+    stage::Stage,
+};
 
 /// A directory for this test at a path that is made known to the host, and is removed when this is dropped.
 struct Directory(PathBuf);
@@ -41,96 +39,16 @@ impl Drop for Directory {
     }
 }
 
-pub(crate) fn temporary() -> TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-pub(crate) fn raw(path: impl AsRef<Path>) {
-    fs::write(path, vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
-}
-
-/// A script that is executed instead of a program.
-pub(crate) fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
-    let path = dir.join(name);
-    fs::write(&path, format!("#!/bin/sh -e\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
-
-/// An agent with a `/dev` of its own that has what systemd's `PrivateDevices=yes` leaves, and no `/tmp` of the host's.
+/// An agent whose `/dev` has only what systemd's `PrivateDevices=yes` leaves.
 fn sandboxed_stage(dir: &Path) -> Stage {
     let text = format!(
         "exec unshare --mount --propagation private sh -e -c '\n\
-         mount -t tmpfs -o mode=755 tmpfs /dev\n\
-         for node in null:3 zero:5 full:7 random:8 urandom:9; do\n\
-           mknod -m 666 /dev/${{node%:*}} c 1 ${{node#*:}}\ndone\n\
+         {PRIVATE_DEV}\n\
          exec \"$0\" \"$@\"' {} \"$@\"",
         env!("CARGO_BIN_EXE_kvmeter")
     );
     let program = script(dir, "kvmeter", &text);
     Stage::with(|agent| agent.use_program(program))
-}
-
-/// QEMU in a mount namespace of its own, which `prepare` changes first. Paused, with its monitor.
-pub(crate) fn qemu_after(
-    dir: &Path,
-    cwd: &Path,
-    prepare: &str,
-    socket: &str,
-    more: &[&str],
-) -> (Child, Qmp) {
-    let accelerator = if missing("kvm").is_none() { "kvm" } else { "tcg" };
-    let start = format!("{prepare}\nexec setpriv --pdeathsig KILL qemu-system-x86_64 \"$@\"");
-    let start = script(dir, "start-qemu", &start);
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]).arg(start);
-    command.args(["-accel", accelerator, "-S", "-nodefaults", "-display", "none", "-m", "64"]);
-    command.args(["-name", "paths,debug-threads=on", "-monitor", "none", "-serial", "none"]);
-    command.args(["-qmp", &format!("unix:{socket},server=on,wait=off")]).args(more);
-    command.current_dir(cwd).env("PWD", cwd).stdin(Stdio::null()).stdout(Stdio::null());
-    let child = Child::start(&mut command).unwrap();
-    let qmp = Qmp::connect(&dir.join("qmp")).unwrap();
-    (child, qmp)
-}
-
-pub(crate) fn node(name: &str, driver: &str, path: &str) -> String {
-    format!(
-        r#"{{"driver":"{driver}","filename":"{path}","node-name":"{name}","cache":{{"direct":true}}}}"#
-    )
-}
-
-/// Waits until the disk is counted in the kernel. Returns vmIndex and vmStorageIndex.
-pub(crate) fn counted(stage: &Stage, pid: u32, target: &str) -> [u32; 2] {
-    let found = |stage: &Stage| {
-        let index = stage.index_of(pid)?;
-        let disk = stage.disk(index, target);
-        let is_counted = disk["counted_by"].as_str().is_some_and(|by| by != "hypervisor");
-        is_counted.then(|| [index, u32::try_from(disk["index"].as_u64().unwrap()).unwrap()])
-    };
-    wait_until(PATIENCE, &format!("{target} is counted"), || found(stage))
-        .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()))
-}
-
-/// Has each disk, given by its name and that of its node in QEMU, read a number of octets of its own, and compares sizes and
-/// counts.
-pub(crate) fn check(stage: &mut Stage, qmp: &mut Qmp, pid: u32, disks: &[(&str, &str)]) {
-    let indexes: Vec<_> = disks.iter().map(|(disk, _)| counted(stage, pid, disk)).collect();
-    for index in &indexes {
-        let kib = Some(SIZE / 1024);
-        stage.wait_for("the size of a disk", DEFINED_SIZE, index, |size| size == kib);
-    }
-    let before: Vec<_> =
-        indexes.iter().map(|index| stage.number(READ_OCTETS, index).unwrap()).collect();
-    for (number, (_, node)) in disks.iter().enumerate() {
-        for place in 0..=number {
-            qmp.request(node, &format!("read {}k 64k", place * 64)).unwrap();
-        }
-    }
-    for (number, before) in before.into_iter().enumerate() {
-        let expected = before + 65_536 * (number as u64 + 1);
-        let what = format!("the reads of {}: {expected} after {before}", disks[number].0);
-        stage.wait_for(&what, READ_OCTETS, &indexes[number], |octets| octets == Some(expected));
-    }
 }
 
 #[test]
@@ -161,7 +79,7 @@ fn a_disk_named_by_links_in_dev_is_counted_by_an_agent_without_them() {
         ];
         let socket = dir.path().join("qmp");
         let socket = socket.to_str().unwrap();
-        let (qemu, mut qmp) = qemu_after(dir.path(), dir.path(), &prepare, socket, &arguments);
+        let (qemu, mut qmp) = qemu_after(dir.path(), &prepare, socket, &arguments);
         println!("{option}");
         counted(&stage, qemu.pid(), "relative");
         // udev makes a link anew, and another device has its name then.
@@ -227,7 +145,7 @@ fn a_disk_of_a_process_with_a_root_of_its_own_is_not_the_hosts_file_of_that_path
         "-drive",
         "file=/var/run/links/top.qcow2,if=none,id=c,cache=none",
     ];
-    let (qemu, mut qmp) = qemu_after(dir.path(), dir.path(), &prepare, "/io/qmp", &arguments);
+    let (qemu, mut qmp) = qemu_after(dir.path(), &prepare, "/io/qmp", &arguments);
     let disks = [("ua-a", "a"), ("ua-b", "b"), ("c", "c")];
     // The first read of a qcow2 image reads a table, too.
     counted(&stage, qemu.pid(), "c");
@@ -259,7 +177,7 @@ fn a_disk_is_found_by_a_path_from_the_working_directory() {
     let mut stage = sandboxed_stage(dir.path());
     let socket = dir.path().join("qmp");
     let socket = socket.to_str().unwrap();
-    let (qemu, mut qmp) = qemu_after(dir.path(), dir.path(), "", socket, &arguments);
+    let (qemu, mut qmp) = qemu_after(dir.path(), "", socket, &arguments);
     let disks = ["one", "two", "dot", "slashes", "dotdot"].map(|disk| (disk, disk));
     check(&mut stage, &mut qmp, qemu.pid(), &disks);
     // What is open stays the disk.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::counted::Counted;
+use crate::lab::{counted::Counted, sandbox::temporary};
 use kvmeter::{
     counters::DiskIo,
     counting::{Registration, Tracker as _, self_test},
@@ -72,7 +72,7 @@ fn counted_by(method: Method, path: &Path) -> Option<Counted> {
 fn files_past_the_page_cache_are_counted_in_each_way() {
     require!("ebpf");
     for method in [Method::Dio, Method::Vfs, Method::Syscall] {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = temporary();
         let (path, file) = image(dir.path(), OFlags::DIRECT);
         let Some(counted) = counted_by(method, &path) else { continue };
         let mut page = Box::new(Page([7; 65_536]));
@@ -92,7 +92,7 @@ fn requests_that_a_thread_makes_are_counted_beside_those_of_io_uring() {
     if counted.probe.image_hooks.availability(Method::Dio).is_err() {
         return;
     }
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = temporary();
     let (path, file) = image(dir.path(), OFlags::DIRECT);
     counted.records.claim_image(counted.key(&path), Layer::Ring).unwrap();
     let mut page = Box::new(Page([7; 65_536]));
@@ -288,7 +288,7 @@ fn latencies_are_those_that_the_caller_sees() {
             continue;
         }
         tested += 1;
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = temporary();
         let path = dir.path().join("image");
         std::fs::write(&path, vec![7; 16 << 20]).unwrap();
         let flags = if method == Method::Dio { OFlags::DIRECT } else { OFlags::empty() };
@@ -305,7 +305,7 @@ fn latencies_are_those_that_the_caller_sees() {
 #[test]
 fn latencies_of_block_devices_are_a_little_less() {
     require!("ebpf", "loop");
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = temporary();
     let path = dir.path().join("image");
     std::fs::write(&path, vec![7; 16 << 20]).unwrap();
     let device = LoopDevice::direct(&path).unwrap();
@@ -323,7 +323,7 @@ fn latencies_of_block_devices_are_a_little_less() {
 fn others_that_use_an_image_are_not_counted() {
     require!("ebpf");
     let counted = Counted::by(&[Method::Syscall, Method::Vfs, Method::Dio]);
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = temporary();
     let (path, file) = image(dir.path(), OFlags::DIRECT);
     let mut page = Box::new(Page([7; 65_536]));
     exercise(&file, &mut page);

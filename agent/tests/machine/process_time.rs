@@ -11,6 +11,7 @@ use std::{
 
 use crate::lab::{
     counted::Counted,
+    sandbox::temporary,
     stage::{Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, process_clock_ns, schedstat_ns},
 };
 use kvmeter::counters::Readings as _;
@@ -95,7 +96,7 @@ fn a_vm_with_more_threads_than_records_has_its_whole_time() {
 #[test]
 fn workers_that_the_kernel_starts_in_a_process_are_counted() {
     require!("ebpf", "fio");
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = temporary();
     let image = dir.path().join("image");
     fs::File::create(&image).unwrap().write_all_at(&vec![1; 64 << 20], 0).unwrap();
     let mut shell = Command::new("sh");

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::lab::{counted::Counted, rounds};
+use crate::lab::{counted::Counted, rounds, sandbox::temporary};
 use kvmeter::{counters::DiskIo, probe::Method};
 use rustix::process::Signal;
 use xtask::lab::{Child, PATIENCE, wait_until};
@@ -128,7 +128,7 @@ fn numbers(io: DiskIo) -> [u64; 4] {
 }
 
 fn image() -> (tempfile::TempDir, std::path::PathBuf) {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = temporary();
     let image = dir.path().join("image");
     std::fs::write(&image, vec![7; 64 << 20]).unwrap();
     (dir, image)

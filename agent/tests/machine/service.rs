@@ -11,9 +11,9 @@ use std::{
 
 use xtask::lab::{Agent, PATIENCE, wait_until};
 
-use crate::{
-    disk_paths::{check, counted, node, qemu_after, raw, script, temporary},
-    lab::stage::{Stage, VM_CPU_TIME},
+use crate::lab::{
+    sandbox::{PRIVATE_DEV, check, counted, node, qemu_after, raw, script, temporary},
+    stage::{Stage, VM_CPU_TIME},
 };
 
 /// A user and group that nothing else has.
@@ -48,9 +48,7 @@ fn stage(dir: &Path) -> Stage {
              chown {USER}:{USER} {home}/state {home}/run\n\
              {kvmeter} prepare --config {config}\n\
              exec unshare --mount --propagation private sh -e -c '\n\
-             mount -t tmpfs -o mode=755 tmpfs /dev\n\
-             for node in null:3 zero:5 full:7 random:8 urandom:9; do\n\
-               mknod -m 666 /dev/${{node%:*}} c 1 ${{node#*:}}\ndone\n\
+             {PRIVATE_DEV}\n\
              for place in {home}/state {home}/run; do mount --bind $place $place; done\n\
              for place in /proc /sys /; do mount -o remount,bind,ro $place; done\n\
              exec \"$@\"' sh {user} {kvmeter} \"$@\"",
@@ -91,8 +89,7 @@ fn an_agent_in_the_units_sandbox_serves_vms_counters_and_disks() {
     let blockdev = node("d0", "file", path.to_str().unwrap());
     let devices = ["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=d0,id=data"];
     let socket = dir.path().join("qmp");
-    let (qemu, mut qmp) =
-        qemu_after(dir.path(), dir.path(), ":", socket.to_str().unwrap(), &devices);
+    let (qemu, mut qmp) = qemu_after(dir.path(), ":", socket.to_str().unwrap(), &devices);
     let [vm, _] = counted(&stage, qemu.pid(), "data");
     stage.wait_for("CPU time", VM_CPU_TIME, &[vm], |time| time.is_some_and(|time| time > 0));
     check(&mut stage, &mut qmp, qemu.pid(), &[("data", "d0")]);

@@ -4,6 +4,7 @@ pub(crate) mod counted;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
 pub(crate) mod module;
+pub(crate) mod sandbox;
 pub(crate) mod stage;
 pub(crate) mod strace;
 pub(crate) mod traps;
