@@ -6,7 +6,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hint::black_box,
     sync::{
         Arc,
@@ -83,7 +83,7 @@ impl Host {
             host.take(Fact::Process(Arc::new(process(number))));
         }
         let domains = (0..vms).map(|number| domain(number, OperState::Running)).collect();
-        host.take(Fact::Libvirt(SourceId(0), DomainFact::Listed(domains)));
+        host.take(Fact::Libvirt(SourceId(0), DomainFact::Listed(domains, BTreeSet::new())));
         host
     }
 

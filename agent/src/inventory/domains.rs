@@ -41,10 +41,7 @@ impl Core {
                 self.connection(source).hypervisor = Some((software, version));
                 self.describe_hypervisor();
             }
-            DomainFact::Listed(domains) => {
-                return self.list(source, domains, &BTreeSet::new(), now);
-            }
-            DomainFact::ListedInPart(domains, undescribed) => {
+            DomainFact::Listed(domains, undescribed) => {
                 return self.list(source, domains, &undescribed, now);
             }
             DomainFact::Changed { domains, events } => self.change(source, domains, events, now),

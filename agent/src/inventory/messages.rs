@@ -64,10 +64,9 @@ pub enum DomainFact {
         /// vmHvVersion.
         version: String,
     },
-    /// All domains; libvirt answers. Events that led to what was found may still come.
-    Listed(Vec<Domain>),
-    /// The same, but for these domains, which are there and could not be described: what is known of them stays.
-    ListedInPart(Vec<Domain>, BTreeSet<VmUuid>),
+    /// All domains, those that were described and those that could not be, of which what is known stays; libvirt answers.
+    /// Events that led to what was found may still come.
+    Listed(Vec<Domain>, BTreeSet<VmUuid>),
     /// Some domains as they are now (`None` = it is gone), after these events. What is found may be ahead of the events.
     Changed {
         /// By UUID. A domain of `events` that is missing here could not be described.

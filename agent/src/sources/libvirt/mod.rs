@@ -265,7 +265,7 @@ impl Worker {
             }
         }
         self.shared.list(&domains, &undescribed);
-        self.shared.report(DomainFact::ListedInPart(domains, undescribed.clone()));
+        self.shared.report(DomainFact::Listed(domains, undescribed.clone()));
         Ok(undescribed)
     }
 }

@@ -1,7 +1,11 @@
 //! Replays of recorded domain lives: libvirt's events, the state found after each (libvirt 9.0, QEMU 7.2, KVM), and the
 //! notifications that they must lead to, whether events come one by one or in one batch, and the state is found in time or late.
 
-use std::{collections::BTreeMap, ffi::c_int, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::c_int,
+    time::Instant,
+};
 
 use virt::{
     domain::{
@@ -233,7 +237,7 @@ fn told(steps: &[(Vec<(c_int, c_int)>, Snapshot)]) -> Vec<Notified> {
     };
     let mut core = Core::new(config, SavedIndexes::default(), now);
     let mut report = |fact| core.handle(Fact::Libvirt(SourceId(0), fact), now);
-    report(DomainFact::Listed(Vec::new()));
+    report(DomainFact::Listed(Vec::new(), BTreeSet::new()));
     let mut transitions = Transitions::default();
     for (events, found) in steps {
         let mut domain = domain(*found);

@@ -9,7 +9,7 @@ use kvmeter::inventory::{
     Output, SavedIndexes, VmProcess, VmUuid,
 };
 
-use super::{Host, QEMU, UUID, domain, process};
+use super::{Host, QEMU, UUID, domain, listed, process};
 
 /// The domain as libvirt describes it with this process.
 fn domain_of(process: DomainProcess) -> Domain {
@@ -201,7 +201,7 @@ fn an_agent_that_starts_finds_the_row_of_a_domain_again_though_a_thief_is_older(
     again.start(2);
     again.start(5);
     again.fact(Fact::ProcessesListed);
-    again.libvirt_of(QEMU, DomainFact::Listed(vec![domain_of(DomainProcess::Pid(5))]));
+    again.libvirt_of(QEMU, listed(vec![domain_of(DomainProcess::Pid(5))]));
     again.settle();
     let shown: Vec<_> = rows(&again).into_iter().map(|(_, pid, has)| (pid, has)).collect();
     assert_eq!((rows(&again)[0].0, &shown[..]), (1, &[(Some(5), true), (Some(2), false)][..]));
@@ -229,7 +229,7 @@ fn a_process_without_name_and_uuid_is_that_of_the_domain_that_libvirt_says() {
     let machine = Machine { driver: "ch".to_owned(), id: 3 };
     for has_file in [false, true] {
         let mut host = Host::with(&[("ch:///system", true)], SavedIndexes::default());
-        host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+        host.libvirt_of(QEMU, listed(Vec::new()));
         let own = VmProcess { uuid: None, name: "cloud-hyperviso-5".to_owned(), ..process(5) };
         put(&mut host, own.clone());
         assert!(host.view.vms.is_empty(), "libvirt may be about to report it");

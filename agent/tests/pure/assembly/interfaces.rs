@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use kvmeter::inventory::{
-    Devices, Domain, DomainFact, DomainNic, Fact, IfIndex, NicNumbers, OperState::Running, Output,
+    Devices, Domain, DomainNic, Fact, IfIndex, NicNumbers, OperState::Running, Output,
     SavedIndexes, Taps, UnnamedTap, VmProcess,
 };
 
-use super::{Host, QEMU, domain, process};
+use super::{Host, QEMU, domain, listed, process};
 
 fn nic(octet: u8, device: &str) -> DomainNic {
     DomainNic {
@@ -37,7 +37,7 @@ fn interfaces_with_one_address_are_each_a_row_of_their_own() {
     assert_eq!(rows(&host), expected);
 
     let mut host = Host::new();
-    let of = |nics| DomainFact::Listed(vec![Domain { nics, ..domain(Running) }]);
+    let of = |nics| listed(vec![Domain { nics, ..domain(Running) }]);
     host.libvirt_of(QEMU, of(team.clone()));
     assert_eq!(rows(&host), expected);
     // The first of them keeps its index when the last is unplugged, and the last when it is back.
@@ -96,7 +96,7 @@ fn a_name_is_no_interface_unless_the_process_holds_it() {
         } else {
             Vec::new()
         };
-        host.libvirt_of(QEMU, DomainFact::Listed(domains));
+        host.libvirt_of(QEMU, listed(domains));
         assert_eq!(numbers(&host).0.err(), numbers(&host).1.err());
         numbers(&host).0
     };
@@ -146,8 +146,8 @@ fn an_interface_that_is_plugged_in_has_the_process_scanned_again() {
     host.fact(Fact::Process(Arc::new(VmProcess { taps: held(&["vnet0"]), ..process(1) })));
     host.libvirt(&[Running], Some(Running));
     let nics = vec![nic(1, "vnet0"), nic(2, "vnet1")];
-    let listed = DomainFact::Listed(vec![Domain { nics, ..domain(Running) }]);
-    host.core.handle(Fact::Libvirt(QEMU, listed), host.now);
+    let fact = listed(vec![Domain { nics, ..domain(Running) }]);
+    host.core.handle(Fact::Libvirt(QEMU, fact), host.now);
     let mut outputs = std::iter::from_fn(|| host.core.poll_output());
     assert!(outputs.any(|output| matches!(output, Output::Rescan(1))));
 }

@@ -46,7 +46,7 @@ impl Host {
     /// A libvirt connection and procfs have reported that there is nothing.
     fn new() -> Self {
         let mut host = Self::with(&[("qemu:///system", true)], SavedIndexes::default());
-        host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+        host.libvirt_of(QEMU, listed(Vec::new()));
         host
     }
 
@@ -188,6 +188,11 @@ fn domain(state: OperState) -> Domain {
     }
 }
 
+/// libvirt has listed these domains, and could describe all that it has.
+fn listed(domains: Vec<Domain>) -> DomainFact {
+    DomainFact::Listed(domains, BTreeSet::new())
+}
+
 fn process(pid: u32) -> VmProcess {
     VmProcess {
         pid,
@@ -267,7 +272,7 @@ fn what_changed_while_libvirt_was_away_is_reported_once() {
     host.libvirt(&[Running], Some(Running));
     host.libvirt_of(QEMU, DomainFact::Lost);
     // The list is newer than events that libvirt sends now.
-    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Shutdown)]));
+    host.libvirt_of(QEMU, listed(vec![domain(Shutdown)]));
     host.end(1);
     host.libvirt(&[Shuttingdown], Some(Shutdown));
     host.libvirt(&[Shutdown], Some(Shutdown));
@@ -276,7 +281,7 @@ fn what_changed_while_libvirt_was_away_is_reported_once() {
     assert_eq!(host.told()[1..], stopped);
     // Here it sends none.
     host.libvirt_of(QEMU, DomainFact::Lost);
-    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Running)]));
+    host.libvirt_of(QEMU, listed(vec![domain(Running)]));
     assert_eq!(host.told(), []);
     host.settle();
     assert_eq!(host.told(), [(Shutdown, State(Running))]);
@@ -362,7 +367,7 @@ fn each_run_of_a_vm_has_a_number_of_its_own() {
     host.libvirt_of(QEMU, DomainFact::Lost);
     host.end(2);
     host.start(3);
-    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Running)]));
+    host.libvirt_of(QEMU, listed(vec![domain(Running)]));
     let third = run(&host);
     assert!(![first, second].contains(&third));
     let query = host.queries.last().unwrap();
@@ -472,9 +477,9 @@ fn a_process_that_goes_from_one_vm_to_another_is_counted_in_the_end() {
 fn the_first_list_of_another_connection_keeps_what_is_awaited() {
     let connections = [("qemu:///system", true), ("test:///default", false)];
     let mut host = Host::with(&connections, SavedIndexes::default());
-    host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+    host.libvirt_of(QEMU, listed(Vec::new()));
     host.start(1);
-    host.libvirt_of(SECOND, DomainFact::Listed(Vec::new()));
+    host.libvirt_of(SECOND, listed(Vec::new()));
     assert_eq!(host.told(), []);
     host.settle();
     assert_eq!(host.told(), [(Shutdown, State(Running))]);
@@ -499,7 +504,7 @@ fn an_event_that_came_is_not_awaited_once_the_connection_is_lost() {
     host.libvirt(&[Running], Some(Running));
     host.libvirt_of(QEMU, DomainFact::EventCame(UUID, 1));
     host.libvirt_of(QEMU, DomainFact::Lost);
-    host.libvirt_of(QEMU, DomainFact::Listed(vec![domain(Shutdown)]));
+    host.libvirt_of(QEMU, listed(vec![domain(Shutdown)]));
     host.end(1);
     host.told();
     host.settle();
@@ -511,7 +516,7 @@ fn the_time_since_the_start_goes_on_over_a_managed_save() {
     use OperState::{Resuming, Suspended, Suspending};
     let mut host = Host::new();
     let up = |host: &Host| host.view.vms.iter().next().and_then(|vm| vm.up_since_ns);
-    host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+    host.libvirt_of(QEMU, listed(Vec::new()));
     host.start(7);
     host.libvirt(&[Running], Some(Running));
     assert_eq!(up(&host), Some(7));

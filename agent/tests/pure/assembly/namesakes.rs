@@ -9,16 +9,16 @@ use kvmeter::inventory::{
     SavedIndexes, SourceId, VmProcess,
 };
 
-use super::{Host, QEMU, SECOND, UUID, domain, process};
+use super::{Host, QEMU, SECOND, UUID, domain, listed, process};
 
 #[test]
 fn two_connections_with_one_uuid_are_two_vms_whatever_comes_first_and_whoever_goes() {
     let connections = [("qemu:///system", true), ("test:///default", false)];
-    let listed = || DomainFact::Listed(vec![domain(Running)]);
+    let found = || listed(vec![domain(Running)]);
     let mut host = Host::with(&connections, SavedIndexes::default());
     host.start(1);
-    host.libvirt_of(SECOND, listed());
-    host.libvirt_of(QEMU, listed());
+    host.libvirt_of(SECOND, found());
+    host.libvirt_of(QEMU, found());
     let rows = [(1, "vm", true), (2, "vm", false)];
     assert_eq!(host.rows(), rows);
     // The driver that has processes has this one.
@@ -31,7 +31,7 @@ fn two_connections_with_one_uuid_are_two_vms_whatever_comes_first_and_whoever_go
         host.libvirt_of(source, DomainFact::Lost);
         assert_eq!(host.rows(), rows);
         assert_eq!(host.states(), [Running; 2], "what it reported last stays");
-        host.libvirt_of(source, listed());
+        host.libvirt_of(source, found());
         host.settle();
         assert_eq!(host.told(), []);
         assert_eq!(host.rows(), rows);
@@ -40,8 +40,8 @@ fn two_connections_with_one_uuid_are_two_vms_whatever_comes_first_and_whoever_go
     // The other agent that starts now hears them in another order.
     let saved = host.core.saved_indexes();
     let mut again = Host::with(&connections, saved);
-    again.libvirt_of(QEMU, listed());
-    again.libvirt_of(SECOND, listed());
+    again.libvirt_of(QEMU, found());
+    again.libvirt_of(SECOND, found());
     let source = |host: &Host| host.view.vms.iter().map(|vm| vm.source).collect::<Vec<_>>();
     assert_eq!(again.rows(), rows);
     assert_eq!(source(&again), source(&host));
@@ -71,19 +71,19 @@ fn a_domain_without_processes_hides_no_vm() {
     let connections = [("qemu:///system", true), ("test:///default", false)];
     let mut host = Host::with(&connections, SavedIndexes::default());
     host.start(1);
-    host.libvirt_of(SECOND, DomainFact::Listed(vec![domain(Running)]));
+    host.libvirt_of(SECOND, listed(vec![domain(Running)]));
     assert_eq!(host.view.vms.len(), 2);
     assert_eq!(host.view.vms.iter().filter(|vm| vm.pid == Some(1)).count(), 1);
 }
 
 /// Two QEMU connections, each with a domain of the same UUID, and a process of each name.
-fn namesakes(host: &mut Host, listed: &[(SourceId, &str)], processes: &[(u32, &str)]) {
+fn namesakes(host: &mut Host, domains: &[(SourceId, &str)], processes: &[(u32, &str)]) {
     for &(pid, name) in processes {
         host.fact(Fact::Process(Arc::new(VmProcess { name: name.to_owned(), ..process(pid) })));
     }
-    for &(source, name) in listed {
+    for &(source, name) in domains {
         let found = Domain { name: name.to_owned(), ..domain(Running) };
-        host.libvirt_of(source, DomainFact::Listed(vec![found]));
+        host.libvirt_of(source, listed(vec![found]));
     }
 }
 

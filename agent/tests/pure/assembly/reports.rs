@@ -41,12 +41,12 @@ fn a_domain_that_libvirt_cannot_describe_stays_as_it_was_known() {
     let rows = |host: &Host| host.view.vms.iter().cloned().collect::<Vec<_>>();
     let before = rows(&host);
     host.libvirt_of(QEMU, DomainFact::Lost);
-    host.libvirt_of(QEMU, DomainFact::ListedInPart(Vec::new(), BTreeSet::from([UUID])));
+    host.libvirt_of(QEMU, DomainFact::Listed(Vec::new(), BTreeSet::from([UUID])));
     host.settle();
     assert_eq!(rows(&host), before);
     host.told();
     // One that was not listed is gone.
-    host.libvirt_of(QEMU, DomainFact::Listed(Vec::new()));
+    host.libvirt_of(QEMU, listed(Vec::new()));
     host.settle();
     assert_eq!(
         (host.states(), host.told()),
