@@ -67,7 +67,8 @@ struct Host {
 impl Host {
     fn new(vms: u32) -> Self {
         let now = Now { instant: Instant::now(), since_boot_ns: 1 };
-        let connection = Connection { uri: "qemu:///system".to_owned(), has_processes: true };
+        let uri = "qemu:///system".to_owned();
+        let connection = Connection { uri, has_processes: true, is_unnamed: false };
         let config = CoreConfig {
             shows_processes: true,
             counts: true,

@@ -50,13 +50,17 @@ pub struct Connection {
     pub uri: String,
     /// Its domains are processes of this host, as those of QEMU are and those of the test driver are not.
     pub has_processes: bool,
+    /// The VMMs that libvirt starts for it get neither name nor UUID on their command lines, as Cloud Hypervisor does not.
+    pub is_unnamed: bool,
 }
 
 /// The state of all VMs of the host.
 #[derive(Debug)]
 pub struct Core {
-    pub(super) config: CoreConfig,
+    pub(super) shows_processes: bool,
+    pub(super) counts: bool,
     pub(super) indexes: Indexes,
+    /// [`SourceId`](super::SourceId) is the place in this list.
     pub(super) connections: Vec<ConnectionState>,
     /// The processes that are VMs.
     pub(super) processes: HashMap<u32, KnownProcess>,
@@ -84,23 +88,16 @@ pub struct Core {
     pub(super) outputs: VecDeque<Output>,
 }
 
-impl Connection {
-    /// The VMMs that libvirt starts for it get neither name nor UUID on their command lines, as Cloud Hypervisor does not.
-    pub(super) fn is_unnamed(&self) -> bool {
-        self.uri.starts_with("ch:") || self.uri.starts_with("ch+")
-    }
-}
-
 impl Core {
     /// A core that knows no VM. `indexes` are those that an earlier agent has given since the host booted.
     #[must_use]
     pub fn new(config: CoreConfig, indexes: SavedIndexes, now: Now) -> Self {
-        let connections = config.connections.iter().map(|_| ConnectionState::default()).collect();
+        let CoreConfig { shows_processes, counts, connections, hypervisor } = config;
         Self {
-            hypervisor: Arc::new(config.hypervisor.clone()),
-            config,
+            shows_processes,
+            counts,
             indexes: Indexes::of_saved(indexes),
-            connections,
+            connections: connections.into_iter().map(ConnectionState::new).collect(),
             processes: HashMap::new(),
             has_processes: false,
             waits: BTreeSet::new(),
@@ -111,6 +108,7 @@ impl Core {
             nic_users: HashMap::new(),
             deadlines: BTreeSet::new(),
             dirty: BTreeSet::new(),
+            hypervisor: Arc::new(hypervisor),
             last_change_ns: now.since_boot_ns,
             runs: Runs::default(),
             table: VmTable::default(),

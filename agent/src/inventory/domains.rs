@@ -6,16 +6,17 @@ use std::{
 };
 
 use super::{
-    ChangeEvent, Core, Domain, DomainFact, FoundState, Hypervisor, Now, OperState, SourceId,
-    VmUuid,
+    ChangeEvent, Connection, Core, Domain, DomainFact, FoundState, Hypervisor, Now, OperState,
+    SourceId, VmUuid,
     indexes::Identity,
     pairing::Mark,
     state::{LATE, Presence},
 };
 
 /// What is known of a libvirt connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ConnectionState {
+    pub(super) config: Connection,
     /// libvirt answers, so that its report of a state holds.
     pub(super) is_live: bool,
     pub(super) has_listed: bool,
@@ -27,6 +28,18 @@ pub(super) struct ConnectionState {
 }
 
 impl ConnectionState {
+    /// A connection that has reported nothing.
+    pub(super) const fn new(config: Connection) -> Self {
+        Self {
+            config,
+            is_live: false,
+            has_listed: false,
+            hypervisor: None,
+            came: BTreeMap::new(),
+            under_way: BTreeSet::new(),
+        }
+    }
+
     /// Whether events have come and the report about them has not.
     pub(super) fn is_under_way(&self) -> bool {
         !self.under_way.is_empty() || !self.came.is_empty()
@@ -38,7 +51,7 @@ impl Core {
     pub(super) fn libvirt(&mut self, source: SourceId, fact: DomainFact, now: Now) -> bool {
         match fact {
             DomainFact::Hypervisor { software, version } => {
-                self.connection(source).hypervisor = Some((software, version));
+                self.connection_mut(source).hypervisor = Some((software, version));
                 self.describe_hypervisor();
             }
             DomainFact::Listed(domains, undescribed) => {
@@ -50,7 +63,7 @@ impl Core {
             }
             DomainFact::EventCame(uuid, number) => {
                 let identity = self.identity_of(source, uuid);
-                self.connection(source).came.insert(identity, number);
+                self.connection_mut(source).came.insert(identity, number);
                 self.dirty.insert(identity);
             }
             DomainFact::EventsUnderWay(uuids, through) => {
@@ -59,7 +72,7 @@ impl Core {
                 for uuid in uuids {
                     // Also a domain that is not known yet: its process may be seen before it is described.
                     let identity = self.identity_of(source, uuid);
-                    self.connection(source).under_way.insert(identity);
+                    self.connection_mut(source).under_way.insert(identity);
                     self.dirty.insert(identity);
                 }
             }
@@ -86,7 +99,7 @@ impl Core {
         undescribed: &BTreeSet<VmUuid>,
         now: Now,
     ) -> bool {
-        let connection = self.connection(source);
+        let connection = self.connection_mut(source);
         connection.is_live = true;
         let is_first = !std::mem::replace(&mut connection.has_listed, true);
         let mut domains: BTreeMap<_, _> =
@@ -181,7 +194,7 @@ impl Core {
             self.take_event(source, uuid, event, true, now);
         }
         let identity = self.identity_of(source, uuid);
-        self.connection(source).under_way.remove(&identity);
+        self.connection_mut(source).under_way.remove(&identity);
         let Some(vm) = self.vms.get_mut(&identity) else { return };
         let Some((_, domain)) = &mut vm.domain else { return };
         domain.state = found;
@@ -269,7 +282,7 @@ impl Core {
     }
 
     fn lost(&mut self, source: SourceId, now: Now) {
-        self.connection(source).is_live = false;
+        self.connection_mut(source).is_live = false;
         self.end_under_way(source);
         self.end_came(source, u64::MAX);
         let is_any_live = self.is_any_live();
@@ -288,14 +301,14 @@ impl Core {
 
     /// The events up to this number are not waited for any more.
     fn end_came(&mut self, source: SourceId, through: u64) {
-        let came = &mut self.connection(source).came;
+        let came = &mut self.connection_mut(source).came;
         let taken: Vec<_> =
             came.extract_if(.., |_, number| *number <= through).map(|(vm, _)| vm).collect();
         self.dirty.extend(taken);
     }
 
     fn end_under_way(&mut self, source: SourceId) {
-        let ended = std::mem::take(&mut self.connection(source).under_way);
+        let ended = std::mem::take(&mut self.connection_mut(source).under_way);
         self.dirty.extend(ended);
     }
 
@@ -308,7 +321,7 @@ impl Core {
             self.hypervisor = Arc::new(Hypervisor {
                 software: software.clone(),
                 version: version.clone(),
-                object_id: self.config.hypervisor.object_id,
+                object_id: self.hypervisor.object_id,
             });
             self.view_is_new = true;
         }
@@ -325,8 +338,12 @@ impl Core {
         self.connections.iter().any(|connection| connection.is_live)
     }
 
-    fn connection(&mut self, source: SourceId) -> &mut ConnectionState {
+    pub(super) fn connection(&self, source: SourceId) -> &ConnectionState {
         // `handle` has compared the number with the length.
+        &self.connections[usize::from(source.0)]
+    }
+
+    fn connection_mut(&mut self, source: SourceId) -> &mut ConnectionState {
         &mut self.connections[usize::from(source.0)]
     }
 }

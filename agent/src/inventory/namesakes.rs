@@ -32,7 +32,7 @@ impl Core {
         let is_taken =
             namesakes.is_some_and(|namesakes| namesakes.domains.values().any(|it| *it == plain));
         // A domain that is no process here leaves the row to the process that has it.
-        let has_processes = self.config.connections[usize::from(source.0)].has_processes;
+        let has_processes = self.connection(source).config.has_processes;
         let is_of_process = self.vms.get(&plain).is_some_and(|vm| vm.pid.is_some());
         if is_taken || self.indexes.get(second).is_some() || (!has_processes && is_of_process) {
             second
@@ -42,7 +42,7 @@ impl Core {
     }
 
     fn second_identity(&self, source: SourceId, uuid: VmUuid) -> Identity {
-        let uri = &self.config.connections[usize::from(source.0)].uri;
+        let uri = &self.connection(source).config.uri;
         Identity::Uuid(uuid.of_domain_at(uri))
     }
 
@@ -94,16 +94,16 @@ impl Core {
     pub(super) fn has_uuid(&self, identity: Identity, uuid: VmUuid) -> bool {
         let plain = Identity::Uuid(uuid);
         let Some(namesakes) = self.namesakes.get(&uuid) else { return identity == plain };
-        let connections = self.config.connections.iter().zip(&self.connections);
+        let mut connections = self.connections.iter();
         let are_known =
-            connections.into_iter().all(|(of, state)| !of.has_processes || state.has_listed);
+            connections.all(|connection| !connection.config.has_processes || connection.has_listed);
         if !are_known || namesakes.domains.values().any(|it| *it == plain) {
             return identity == plain;
         }
         let vouched = namesakes
             .domains
             .iter()
-            .find(|(source, _)| self.config.connections[usize::from(source.0)].has_processes);
+            .find(|(source, _)| self.connection(**source).config.has_processes);
         identity == vouched.map_or(plain, |(_, identity)| *identity)
     }
 
@@ -140,10 +140,11 @@ impl Core {
     /// row of each connection that has not listed its domains since the agent started.
     fn rows_without_domain(&self, uuid: VmUuid, namesakes: &Namesakes) -> Vec<Identity> {
         let has_domain = |row: &Identity| namesakes.domains.values().any(|of| of == row);
-        let connections = self.config.connections.iter().zip(&self.connections);
-        let unreported = connections
-            .filter(|(connection, state)| connection.has_processes && !state.has_listed)
-            .map(|(connection, _)| Identity::Uuid(uuid.of_domain_at(&connection.uri)))
+        let unreported = self
+            .connections
+            .iter()
+            .filter(|connection| connection.config.has_processes && !connection.has_listed)
+            .map(|connection| Identity::Uuid(uuid.of_domain_at(&connection.config.uri)))
             .filter(|second| self.indexes.get(*second).is_some());
         std::iter::once(Identity::Uuid(uuid))
             .chain(unreported)

@@ -98,10 +98,10 @@ impl Core {
 
     /// A domain, unless it is certain that it has no process on this host.
     fn domain_with_process(&self, source: SourceId, identity: Identity) -> Option<&Domain> {
-        let at = usize::from(source.0);
+        let connection = self.connection(source);
         let (_, domain) = self.vms.get(&identity)?.domain.as_ref()?;
-        let runs = domain.is_active || !self.connections[at].is_live;
-        (self.config.connections[at].has_processes && runs).then_some(domain)
+        let runs = domain.is_active || !connection.is_live;
+        (connection.config.has_processes && runs).then_some(domain)
     }
 
     /// The process that libvirt has marked as that of a domain, or that the domain has had until now.
@@ -159,9 +159,10 @@ impl Core {
     /// Whether a process may be that of a domain that libvirt has not reported yet, or whose start it has not reported.
     pub(super) fn may_be_of_domain(&self, process: &VmProcess) -> bool {
         if process.uuid.is_none() {
-            let mut connections = self.config.connections.iter().zip(&self.connections);
+            let mut connections = self.connections.iter();
             return process.has_kvm
-                && connections.any(|(connection, state)| connection.is_unnamed() && state.is_live);
+                && connections
+                    .any(|connection| connection.config.is_unnamed && connection.is_live);
         }
         let domains = self.domains_with(process);
         domains.iter().any(|(_, _, vm)| self.vms.get(vm).is_some_and(|vm| vm.pid.is_none()))
@@ -172,7 +173,7 @@ impl Core {
         let Some(uuid) = process.uuid else { return Vec::new() };
         let Some(namesakes) = self.namesakes.get(&uuid) else { return Vec::new() };
         let is_its = |(source, identity): &(&SourceId, &Identity)| {
-            self.config.connections[usize::from(source.0)].has_processes
+            self.connection(**source).config.has_processes
                 && self.domain_of(**identity).is_some_and(|domain| domain.name == process.name)
         };
         let domains = namesakes.domains.iter().filter(is_its);
@@ -181,8 +182,8 @@ impl Core {
 
     /// Whether events have come of domains whose processes have no name.
     pub(super) fn is_unnamed_under_way(&self) -> bool {
-        let mut connections = self.config.connections.iter().zip(&self.connections);
-        connections.any(|(connection, state)| connection.is_unnamed() && state.is_under_way())
+        let mut connections = self.connections.iter();
+        connections.any(|connection| connection.config.is_unnamed && connection.is_under_way())
     }
 
     /// Follows what libvirt says of a domain's process: `before`, and now.

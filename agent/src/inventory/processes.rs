@@ -124,7 +124,7 @@ impl Core {
     /// Gives a process that is no domain's a row: that of its UUID, if no other VM has it, or one of its own.
     pub(super) fn place(&mut self, pid: u32, now: Now, is_old: bool) {
         let Some(known) = self.processes.get(&pid) else { return };
-        if known.vm.is_some() || !self.config.shows_processes {
+        if known.vm.is_some() || !self.shows_processes {
             return;
         }
         if !is_old && known.wait != Wait::Over && self.may_be_of_domain(&known.process) {
@@ -220,10 +220,11 @@ impl Core {
         let Some(vm) = self.vms.get_mut(&identity) else { return };
         vm.counted = Some(report.disks);
         self.dirty.insert(identity);
-        if let Some((source, domain)) = vm.domain.as_ref().filter(|_| report.has_unidentified)
-            && self.connections[usize::from(source.0)].is_live
+        let domain = vm.domain.as_ref().map(|(source, domain)| (*source, domain.uuid));
+        if let Some((source, uuid)) = domain.filter(|_| report.has_unidentified)
+            && self.connection(source).is_live
         {
-            self.outputs.push_back(Output::Describe(*source, domain.uuid));
+            self.outputs.push_back(Output::Describe(source, uuid));
         }
     }
 

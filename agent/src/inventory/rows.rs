@@ -62,11 +62,10 @@ impl Core {
         vm: &VmState,
         now: Instant,
     ) -> (AdminState, OperState) {
-        let at = usize::from(source.0);
-        let is_live = self.connections[at].is_live;
+        let connection = self.connection(source);
         let is_lost = matches!(vm.presence, Presence::LostSince(at) if at + UNFOLLOWED <= now);
-        let is_followed = is_live && !is_lost;
-        let has_processes = self.config.connections[at].has_processes;
+        let is_followed = connection.is_live && !is_lost;
+        let has_processes = connection.config.has_processes;
         match vm.pid {
             _ if is_followed || domain.is_active == vm.pid.is_some() || !has_processes => {
                 (domain.state.admin_state, vm.domain_state(domain))
@@ -111,7 +110,7 @@ impl Core {
         let Some(process) = process else {
             return CountedBy::Uncounted("the VM does not run".to_owned());
         };
-        if !self.config.counts {
+        if !self.counts {
             return CountedBy::Uncounted("there are no probes".to_owned());
         }
         if process.slot.is_none() {
@@ -146,7 +145,7 @@ impl Core {
     pub(super) fn plan(&mut self, vm: &mut VmState) -> Option<Arc<VmPlan>> {
         self.ask_paths(vm);
         let process = vm.pid.and_then(|pid| self.processes.get(&pid));
-        let plan = process.filter(|_| self.config.counts).and_then(|known| {
+        let plan = process.filter(|_| self.counts).and_then(|known| {
             let process = &known.process;
             let (slot, row) = (process.slot?, vm.row.as_deref()?);
             let reported = disks_of(vm, Some(process));

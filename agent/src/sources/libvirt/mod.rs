@@ -84,7 +84,7 @@ pub fn connection(uri: &str) -> Connection {
     let is_without =
         matches!(address.driver, "test" | "xen" | "lxc" | "openvz" | "vz" | "esx" | "vpx");
     let has_processes = !is_without && address.is_local();
-    Connection { uri: uri.to_owned(), has_processes }
+    Connection { uri: uri.to_owned(), has_processes, is_unnamed: address.driver == "ch" }
 }
 
 /// Starts the source. QEMU's own counts of disk I/O are polled at this interval, or never. The source lives as long as
@@ -288,4 +288,25 @@ fn run_event_loop() -> Result<(), String> {
         thread.map(drop).map_err(|error| error.to_string())
     };
     STARTED.get_or_init(start).clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::connection;
+
+    #[test]
+    fn what_a_uri_says_of_the_processes_of_domains() {
+        for (uri, expected) in [
+            ("qemu:///system", (true, false)),
+            ("qemu+ssh://host/system", (false, false)),
+            ("ch:///system", (true, true)),
+            ("ch+unix:///system", (true, true)),
+            ("ch+ssh://host/system", (false, true)),
+            ("test:///default", (false, false)),
+            ("chx:///system", (true, false)),
+        ] {
+            let found = connection(uri);
+            assert_eq!((found.has_processes, found.is_unnamed), expected, "{uri}");
+        }
+    }
 }

@@ -15,11 +15,10 @@ use virt::{
     enumutil::Enum,
 };
 
-use super::{state, transitions::Transitions};
+use super::{connection, state, transitions::Transitions};
 use crate::inventory::{
-    AutoStart, Change, ChangeEvent, Connection, Core, CoreConfig, Domain, DomainFact,
-    DomainProcess, Fact, Memory, Now, OperState, Output, Persistence, SavedIndexes, SourceId,
-    VmUuid,
+    AutoStart, Change, ChangeEvent, Core, CoreConfig, Domain, DomainFact, DomainProcess, Fact,
+    Memory, Now, OperState, Output, Persistence, SavedIndexes, SourceId, VmUuid,
 };
 
 const DOMAIN: VmUuid = VmUuid::of_bytes([7; 16]);
@@ -231,10 +230,8 @@ fn expect(name: &str, before: &[Step], steps: &[Step], expected: &[Notified]) {
 /// The notifications that steps lead to.
 fn told(steps: &[(Vec<(c_int, c_int)>, Snapshot)]) -> Vec<Notified> {
     let now = Now { instant: Instant::now(), since_boot_ns: 1 };
-    let config = CoreConfig {
-        connections: vec![Connection { uri: "qemu:///system".to_owned(), has_processes: true }],
-        ..CoreConfig::default()
-    };
+    let config =
+        CoreConfig { connections: vec![connection("qemu:///system")], ..CoreConfig::default() };
     let mut core = Core::new(config, SavedIndexes::default(), now);
     let mut report = |fact| core.handle(Fact::Libvirt(SourceId(0), fact), now);
     report(DomainFact::Listed(Vec::new(), BTreeSet::new()));

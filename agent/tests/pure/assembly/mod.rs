@@ -60,7 +60,11 @@ impl Host {
     fn unlisted(connections: &[(&str, bool)], indexes: SavedIndexes) -> Self {
         let connections = connections
             .iter()
-            .map(|&(uri, has_processes)| Connection { uri: uri.to_owned(), has_processes })
+            .map(|&(uri, has_processes)| Connection {
+                uri: uri.to_owned(),
+                has_processes,
+                is_unnamed: uri.starts_with("ch:"),
+            })
             .collect();
         let config = CoreConfig {
             shows_processes: true,
