@@ -131,12 +131,7 @@ impl Core {
             self.claim(source, domain, false);
         }
         for (uuid, event) in events {
-            let is_described = domains.contains_key(&uuid);
-            if domains.get(&uuid).is_some_and(Option::is_some) {
-                let identity = self.identity_of(source, uuid);
-                self.vms.entry(identity).or_default();
-            }
-            self.take_event(source, uuid, event, is_described, now);
+            self.take_event(source, uuid, event, domains.contains_key(&uuid), now);
         }
         self.end_under_way(source);
         for (uuid, domain) in domains {
@@ -226,9 +221,6 @@ impl Core {
             known.zip(domain.as_ref()).is_some_and(|(a, b)| a.disks == b.disks && a.nics == b.nics);
         let before = known.map(Mark::of);
         self.mark(uuid, before, domain.as_ref().map(Mark::of));
-        if domain.is_some() {
-            self.vms.entry(identity).or_default();
-        }
         let Some(vm) = self.vms.get_mut(&identity) else { return };
         if !is_old {
             let found = domain.as_ref().map(|domain| vm.domain_state(domain));
@@ -264,9 +256,7 @@ impl Core {
     /// Whether a VM is that of a process that has been announced as no domain's: events of a domain that has come and gone
     /// unseen are not about it.
     fn is_of_another(&self, source: SourceId, uuid: VmUuid, identity: Identity) -> bool {
-        let namesakes = self.namesakes.get(&uuid);
-        let is_known = namesakes.is_some_and(|it| it.domains.contains_key(&source));
-        let vm = self.vms.get(&identity).filter(|_| !is_known);
+        let vm = self.vms.get(&identity).filter(|_| !self.has_claimed(source, uuid));
         vm.is_some_and(|vm| vm.domain.is_none() && vm.pid.is_some() && vm.awaited.is_none())
     }
 

@@ -50,24 +50,29 @@ impl Core {
     /// the connection reports for the first time (`is_first`): then the row is the domain's since before the agent.
     pub(super) fn claim(&mut self, source: SourceId, domain: &Domain, is_first: bool) -> Identity {
         let uuid = domain.uuid;
-        if let Some(known) = self.namesakes.get(&uuid).and_then(|it| it.domains.get(&source)) {
-            return *known;
-        }
         let mut identity = self.identity_of(source, uuid);
-        let holder = self.vms.get(&identity).filter(|vm| vm.domain.is_none());
-        if let Some(pid) = holder.and_then(|vm| vm.pid)
-            && !self.may_become(pid, domain, is_first)
-        {
-            if is_first {
-                self.give_process(identity, None);
-            } else {
-                identity = self.second_identity(source, uuid);
+        if !self.has_claimed(source, uuid) {
+            let holder = self.vms.get(&identity).filter(|vm| vm.domain.is_none());
+            if let Some(pid) = holder.and_then(|vm| vm.pid)
+                && !self.may_become(pid, domain, is_first)
+            {
+                if is_first {
+                    self.give_process(identity, None);
+                } else {
+                    identity = self.second_identity(source, uuid);
+                }
             }
+            let namesakes = self.namesakes.entry(uuid).or_default();
+            namesakes.domains.insert(source, identity);
+            self.refresh_namesakes(uuid);
         }
-        let namesakes = self.namesakes.entry(uuid).or_default();
-        namesakes.domains.insert(source, identity);
-        self.refresh_namesakes(uuid);
+        self.vms.entry(identity).or_default();
         identity
+    }
+
+    /// Whether a connection has a domain with this UUID.
+    pub(super) fn has_claimed(&self, source: SourceId, uuid: VmUuid) -> bool {
+        self.namesakes.get(&uuid).is_some_and(|it| it.domains.contains_key(&source))
     }
 
     /// Whether the process that has the row of a domain's UUID can be the domain's.
