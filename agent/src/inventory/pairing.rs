@@ -52,14 +52,7 @@ impl Core {
                 free.insert(holder);
             }
         }
-        for &(identity, pid) in &pairs {
-            if let Some(pid) = pid
-                && self.processes.get(&pid).is_some_and(|known| known.vm != Some(identity))
-            {
-                self.take_process(pid);
-            }
-        }
-        for &(identity, pid) in &pairs {
+        for (identity, pid) in pairs {
             self.give_process(identity, pid);
             // When it ends its run as this domain, it may wait again.
             if let Some(known) = pid.and_then(|pid| self.processes.get_mut(&pid)) {

@@ -172,10 +172,14 @@ impl Core {
         self.place(pid, now, false);
     }
 
-    /// Makes a process that of a VM; `None` = the VM has none.
+    /// Makes a process that of a VM, and of no other; `None` = the VM has none.
     pub(super) fn give_process(&mut self, identity: Identity, pid: Option<u32>) {
         if pid.is_none() && !self.vms.contains_key(&identity) {
             return;
+        }
+        let known = pid.and_then(|pid| self.processes.get(&pid));
+        if let Some(other) = known.and_then(|known| known.vm).filter(|other| *other != identity) {
+            self.give_process(other, None);
         }
         let vm = self.vms.entry(identity).or_default();
         if vm.pid == pid {
@@ -195,13 +199,6 @@ impl Core {
             vm.started_ns = Some(known.process.started_ns);
         }
         self.dirty.insert(identity);
-    }
-
-    /// Takes a process from the VM that it is.
-    pub(super) fn take_process(&mut self, pid: u32) {
-        if let Some(identity) = self.processes.get(&pid).and_then(|known| known.vm) {
-            self.give_process(identity, None);
-        }
     }
 
     pub(super) fn count_again(&mut self, pid: u32) {
