@@ -1,6 +1,6 @@
 //! Changes that are reported together: those of one kind within a window.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use crate::{
     inventory::Change,
@@ -18,8 +18,6 @@ const MOST: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Bulk {
     notifications: Vec<(&'static Notification, BTreeSet<u32>)>,
-    /// By vmIndex: the place in the list of the last notification that lists the VM.
-    last: HashMap<u32, usize>,
 }
 
 /// What became of a change.
@@ -43,7 +41,8 @@ impl Bulk {
         if index > LAST_INDEX {
             return Gathered::TooLarge;
         }
-        let from = self.last.get(&index).map_or(0, |last| last + 1);
+        let last = self.notifications.iter().rposition(|(_, vms)| vms.contains(&index));
+        let from = last.map_or(0, |last| last + 1);
         let mut later = (0..).zip(&self.notifications).skip(from);
         let known = later.find(|(_, (of, _))| of.number == bulk.number).map(|(at, _)| at);
         let at = known.unwrap_or_else(|| {
@@ -51,13 +50,11 @@ impl Bulk {
             self.notifications.len() - 1
         });
         self.notifications[at].1.insert(index);
-        self.last.insert(index, at);
         if self.notifications.len() < MOST { Gathered::Yes } else { Gathered::Full }
     }
 
     /// The notifications with their lists, in order. Empties the window.
     pub(super) fn take(&mut self) -> Vec<(&'static Notification, Vec<u8>)> {
-        self.last.clear();
         let notifications = std::mem::take(&mut self.notifications).into_iter();
         notifications.map(|(bulk, indexes)| (bulk, list(&indexes))).collect()
     }
