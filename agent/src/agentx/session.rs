@@ -266,11 +266,7 @@ impl Session {
         self.parse_errors = 0;
         let error = match &pdu.body {
             Body::Response { sys_up_time, error, .. } => {
-                if self.is_opened_by(&header, *error) && self.has_begun(*sys_up_time, now) {
-                    self.committed = None;
-                    objects.reinitialize();
-                }
-                self.handle_response(&header, *error, now)?
+                self.handle_response(objects, &header, *sys_up_time, *error, now)?
             }
             Body::Close { reason } => {
                 if self.state.session_id() == Some(header.session_id) {
@@ -443,9 +439,11 @@ impl Session {
 
     /// Handles a Response, matched by its `h.packetID` (section 7.2.2). One that is not pending is ignored, unless it says
     /// that the session is not open.
-    fn handle_response(
+    fn handle_response<O: Objects + ?Sized>(
         &mut self,
+        objects: &O,
         header: &Header,
+        sys_up_time: u32,
         error: ResError,
         now: Instant,
     ) -> Result<ResError, SessionError> {
@@ -455,6 +453,10 @@ impl Session {
                 if error != ResError::NO_ERROR {
                     self.close(CloseReason::OTHER);
                     return Err(SessionError::OpenRefused(error));
+                }
+                if self.has_begun(sys_up_time, now) {
+                    self.committed = None;
+                    objects.reinitialize();
                 }
                 self.register(header.session_id, 0, now)?;
             }
@@ -478,13 +480,6 @@ impl Session {
             self.notified = None;
         }
         Ok(error)
-    }
-
-    /// Whether this Response opens the session.
-    fn is_opened_by(&self, header: &Header, error: ResError) -> bool {
-        let is_awaited =
-            matches!(self.state, State::Opening { packet_id } if packet_id == header.packet_id);
-        is_awaited && error == ResError::NO_ERROR
     }
 
     /// Whether the master, which has been up for `sys_up_time` centiseconds, began after the last SET. A time that has
