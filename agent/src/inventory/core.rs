@@ -138,7 +138,7 @@ impl Core {
 
     /// Takes in a fact.
     pub fn handle(&mut self, fact: Fact, now: Now) {
-        self.indexes.set_time(now.instant);
+        self.indexes.end_rests(now.instant);
         let mut is_old = false;
         match fact {
             Fact::Process(process) => {
@@ -178,7 +178,7 @@ impl Core {
 
     /// Acts on the deadlines that have passed.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.indexes.set_time(now.instant);
+        self.indexes.end_rests(now.instant);
         while let Some(&(at, pid)) = self.waits.first()
             && at <= now.instant
         {
@@ -316,7 +316,7 @@ impl Core {
     }
 
     /// The VM is no more: only its index stays, if it has a UUID.
-    fn forget(&mut self, identity: Identity, vm: &VmState) {
+    fn forget(&mut self, identity: Identity, vm: &VmState, now: Instant) {
         let is_gone = match identity {
             Identity::Process { pid, start_ticks } => self
                 .processes
@@ -324,7 +324,7 @@ impl Core {
                 .is_none_or(|known| known.process.start_ticks != start_ticks),
             Identity::Uuid(_) => true,
         };
-        self.indexes.release(identity, is_gone);
+        self.indexes.release(identity, is_gone, now);
         if let Some(at) = vm.deadline {
             self.deadlines.remove(&(at, identity));
         }

@@ -46,9 +46,6 @@ pub(super) struct Indexes {
     resting: VecDeque<(Instant, u32)>,
     /// VMs with a UUID that are away, the one that has been away longest first, by a number that grows.
     away: BTreeMap<u64, Identity>,
-    /// The number of each VM in `away`.
-    away_as: HashMap<Identity, u64>,
-    now: Option<Instant>,
     is_new: bool,
 }
 
@@ -75,6 +72,9 @@ struct Given {
     disks: BTreeMap<String, u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     nics: BTreeMap<String, u32>,
+    /// Its number in [`Indexes::away`].
+    #[serde(skip)]
+    away: Option<u64>,
 }
 
 /// The indexes that outlive the agent: those of VMs with a UUID.
@@ -123,7 +123,7 @@ impl Indexes {
     /// What is to outlive the agent.
     pub(super) fn to_saved(&self) -> SavedIndexes {
         let of_uuid = |(identity, given): (&Identity, &Given)| match identity {
-            Identity::Uuid(uuid) => Some((uuid.to_uuid(), given.clone())),
+            Identity::Uuid(uuid) => Some((uuid.to_uuid(), Given { away: None, ..given.clone() })),
             Identity::Process { .. } => None,
         };
         SavedIndexes(self.given.iter().filter_map(of_uuid).collect())
@@ -134,9 +134,8 @@ impl Indexes {
         std::mem::replace(&mut self.is_new, false)
     }
 
-    /// Reports the time: what has rested is free.
-    pub(super) fn set_time(&mut self, now: Instant) {
-        self.now = Some(now);
+    /// Frees what has rested.
+    pub(super) fn end_rests(&mut self, now: Instant) {
         while let Some((_, index)) = self.resting.pop_front_if(|(end, _)| *end <= now) {
             self.free.put(index);
         }
@@ -144,10 +143,10 @@ impl Indexes {
 
     /// The index of this VM, its own or a new one.
     pub(super) fn assign(&mut self, identity: Identity) -> VmIndex {
-        if let Some(number) = self.away_as.remove(&identity) {
-            self.away.remove(&number);
-        }
-        if let Some(given) = self.given.get(&identity) {
+        if let Some(given) = self.given.get_mut(&identity) {
+            if let Some(number) = given.away.take() {
+                self.away.remove(&number);
+            }
             return VmIndex(given.index);
         }
         let index = self.free.take();
@@ -177,47 +176,44 @@ impl Indexes {
         index
     }
 
-    /// A VM with a UUID is away from now on.
+    /// A VM with a UUID is away from now on, if it has an index.
     fn note_away(&mut self, identity: Identity) {
+        let Some(given) = self.given.get_mut(&identity) else { return };
         let number = self.away.last_key_value().map_or(0, |(last, _)| last + 1);
-        if let Some(before) = self.away_as.insert(identity, number) {
+        if let Some(before) = given.away.replace(number) {
             self.away.remove(&before);
         }
         self.away.insert(number, identity);
     }
 
     /// Takes back the indexes of the VMs that have been away longest, if there are too many.
-    fn forget_longest_away(&mut self) {
+    fn forget_longest_away(&mut self, now: Instant) {
         while self.away.len() > MAX_AWAY
             && let Some((_, identity)) = self.away.pop_first()
         {
-            self.away_as.remove(&identity);
             if let Some(given) = self.given.remove(&identity) {
-                self.rest(given.index);
+                self.rest(given.index, now);
                 self.is_new = true;
             }
         }
     }
 
     /// From now on an index rests.
-    fn rest(&mut self, index: u32) {
-        match self.now {
-            Some(now) => self.resting.push_back((now + REST, index)),
-            None => self.free.put(index),
-        }
+    fn rest(&mut self, index: u32, now: Instant) {
+        self.resting.push_back((now + REST, index));
     }
 
-    /// Takes back the index of a VM that cannot come again, and notes that one with a UUID is away. `is_gone`: its process has ended, so its index rests; a process
-    /// that is another row now leaves the index free.
-    pub(super) fn release(&mut self, identity: Identity, is_gone: bool) {
+    /// Takes back the index of a VM that cannot come again, and notes that one with a UUID is away. `is_gone`: its process
+    /// has ended, so its index rests; a process that is another row now leaves the index free.
+    pub(super) fn release(&mut self, identity: Identity, is_gone: bool, now: Instant) {
         if matches!(identity, Identity::Uuid(_)) {
             if self.given.contains_key(&identity) {
                 self.note_away(identity);
-                self.forget_longest_away();
+                self.forget_longest_away(now);
             }
         } else if let Some(given) = self.given.remove(&identity) {
             if is_gone {
-                self.rest(given.index);
+                self.rest(given.index, now);
             } else {
                 self.free.put(given.index);
             }
@@ -293,17 +289,16 @@ mod tests {
     fn indexes_are_dense_and_stay() {
         let mut indexes = Indexes::default();
         let now = Instant::now();
-        indexes.set_time(now);
         let given = [process(7), uuid(1), process(9)].map(|id| indexes.assign(id).0);
         assert_eq!(given, [1, 2, 3]);
         assert_eq!(indexes.assign(process(7)).0, 1);
-        indexes.release(process(7), true);
-        indexes.set_time(now + Duration::from_secs(60));
+        indexes.release(process(7), true, now);
+        indexes.end_rests(now + Duration::from_secs(60));
         assert_eq!(indexes.assign(process(10)).0, 4, "its index rests for more than a minute");
-        indexes.set_time(now + Duration::from_secs(61));
+        indexes.end_rests(now + Duration::from_secs(61));
         assert_eq!(indexes.assign(process(11)).0, 1, "a process that is gone gives its index back");
-        indexes.release(uuid(1), true);
-        indexes.set_time(now + Duration::from_secs(600));
+        indexes.release(uuid(1), true, now + Duration::from_secs(61));
+        indexes.end_rests(now + Duration::from_secs(600));
         assert_eq!(indexes.assign(process(12)).0, 5);
         assert_eq!(indexes.assign(uuid(1)).0, 2, "a VM with a UUID comes back");
     }
@@ -317,27 +312,25 @@ mod tests {
         };
         let mut indexes = Indexes::default();
         let now = Instant::now();
-        indexes.set_time(now);
         let stays = uuid(255);
         assert_eq!(indexes.assign(stays).0, 1);
         for number in 0..=MAX_AWAY {
             indexes.assign(numbered(number));
-            indexes.release(numbered(number), true);
+            indexes.release(numbered(number), true, now);
         }
         assert_eq!(indexes.get(numbered(0)), None);
         assert_eq!(indexes.get(numbered(1)), Some(VmIndex(3)));
         assert_eq!(indexes.get(stays), Some(VmIndex(1)), "it is not away");
         // One that was there again meanwhile has not been away for longest.
         indexes.assign(numbered(1));
-        indexes.release(numbered(1), true);
-        indexes.set_time(now + REST);
+        indexes.release(numbered(1), true, now);
+        indexes.end_rests(now + REST);
         assert_eq!(indexes.assign(numbered(9999)).0, 2, "it has rested");
-        indexes.release(numbered(9999), true);
+        indexes.release(numbered(9999), true, now + REST);
         assert_eq!((indexes.get(numbered(1)), indexes.get(numbered(2))), (Some(VmIndex(3)), None));
         let saved = indexes.to_saved();
         assert_eq!(saved.0.len(), MAX_AWAY + 1);
         let mut after = Indexes::of_saved(saved);
-        after.set_time(now);
         after.assign(stays);
         assert_eq!(after.away.len(), MAX_AWAY);
     }
