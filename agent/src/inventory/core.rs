@@ -249,11 +249,12 @@ impl Core {
             }
             self.put_row(identity, &mut vm, row, now);
             vm.announce_row(is_old, &mut self.changes);
+            self.ask_paths(&mut vm);
             plans.extend(self.plan(&mut vm));
             self.query_disks(&mut vm);
             self.set_deadline(identity, &mut vm, now.instant);
             if vm.domain.is_none() && vm.pid.is_none() && vm.awaited.is_none() {
-                self.forget(identity, &vm);
+                self.forget(identity, &vm, now.instant);
             } else {
                 self.vms.insert(identity, vm);
             }

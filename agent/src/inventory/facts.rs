@@ -239,6 +239,11 @@ impl Domain {
 }
 
 impl DomainDisk {
+    /// The paths of its images.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> + Clone {
+        std::iter::once(&self.resource).chain(&self.others).map(String::as_str)
+    }
+
     /// Whether the image may be probed for a header. An explicitly raw image must not be, and neither must one with a footer:
     /// its guest controls those bytes.
     pub(crate) fn may_have_header(&self) -> bool {

@@ -121,29 +121,28 @@ impl Core {
     }
 
     /// Has the source of processes find out what libvirt's paths mean to the domain's process.
-    fn ask_paths(&mut self, vm: &mut VmState) {
+    pub(super) fn ask_paths(&mut self, vm: &mut VmState) {
         let (Some((_, domain)), Some(pid)) = (&vm.domain, vm.pid) else { return };
         let Some(known) = self.processes.get(&pid) else { return };
         let process = &known.process;
         let files = domain.disks.iter().filter(|disk| disk.source != StorageSource::Network);
-        let paths = files.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
-        let paths: Vec<_> = paths.filter(|path| !path.is_empty()).cloned().collect();
+        let paths = files.flat_map(DomainDisk::paths).filter(|path| !path.is_empty());
         let process_id = process.identity();
-        let has_asked =
-            |(of, asked): &(Identity, Arc<[String]>)| *of == process_id && **asked == *paths;
-        if paths.iter().all(|path| process.paths.contains_key(path))
+        let has_asked = |(of, asked): &(Identity, Arc<[String]>)| {
+            *of == process_id && asked.iter().eq(paths.clone())
+        };
+        if paths.clone().all(|path| process.paths.contains_key(path))
             || vm.asked_paths.as_ref().is_some_and(has_asked)
         {
             return;
         }
-        let paths: Arc<[String]> = paths.into();
+        let paths: Arc<[String]> = paths.map(str::to_owned).collect();
         vm.asked_paths = Some((process_id, Arc::clone(&paths)));
         self.outputs.push_back(Output::ResolvePaths(pid, paths));
     }
 
     /// What is to be counted, if the disks or the process have changed. Ends the counting of another process.
     pub(super) fn plan(&mut self, vm: &mut VmState) -> Option<Arc<VmPlan>> {
-        self.ask_paths(vm);
         let process = vm.pid.and_then(|pid| self.processes.get(&pid));
         let plan = process.filter(|_| self.counts).and_then(|known| {
             let process = &known.process;
