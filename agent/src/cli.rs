@@ -19,7 +19,7 @@ pub enum Command {
     /// Serve the VMs of this host to its SNMP master, until SIGTERM
     Run(ConfigFile),
     /// Check whether this host has what the agent needs, with the fix for what it lacks
-    Check(Inspect),
+    Check(CheckOptions),
     /// Show what the running agent serves, and its state
     Status(Inspect),
     /// Print the text of VM-MIB as this agent serves it, for managers that have no copy
@@ -44,6 +44,26 @@ pub struct MibText {
     /// Print KVMETER-CAPABILITIES-MIB instead: what the agent implements of VM-MIB, and where it differs
     #[arg(long)]
     pub capabilities: bool,
+}
+
+/// Options of `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckOptions {
+    /// The options of every command that prints.
+    #[command(flatten)]
+    pub inspect: Inspect,
+    /// As root: judge what the service can do, with the user, capabilities and mounts of its unit: a name or a path
+    #[arg(
+        long,
+        value_name = "UNIT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "kvmeter.service"
+    )]
+    pub as_service: Option<String>,
+    /// What is known of the service that this process has become: `Service` of `check`, in JSON.
+    #[arg(long, hide = true, value_name = "JSON", conflicts_with = "as_service")]
+    pub inside: Option<String>,
 }
 
 /// Options of commands that print.
@@ -80,6 +100,13 @@ mod tests {
         let Command::Status(inspect) = cli.unwrap().command else { panic!() };
         assert!(inspect.json);
         assert_eq!(inspect.file.config, Some(PathBuf::from("/k.toml")));
+        for (argument, unit) in
+            [("--as-service", "kvmeter.service"), ("--as-service=/a/b.service", "/a/b.service")]
+        {
+            let cli = Cli::try_parse_from(["kvmeter", "check", argument, "--json"]).unwrap();
+            let Command::Check(options) = cli.command else { panic!() };
+            assert_eq!(options.as_service.as_deref(), Some(unit));
+        }
         assert!(Cli::try_parse_from(["kvmeter"]).is_err());
         assert!(Cli::try_parse_from(["kvmeter", "--json", "status"]).is_err());
     }

@@ -8,8 +8,8 @@ use std::{
 
 use clap::Parser;
 use kvmeter::{
-    check,
-    cli::{Cli, Command, ConfigFile, Inspect, MibText},
+    check::{self, Judged, Preflight},
+    cli::{CheckOptions, Cli, Command, ConfigFile, Inspect, MibText},
     config::Config,
     mib,
     probe::Probe,
@@ -64,11 +64,21 @@ fn mib(text: MibText) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(options: &Inspect) -> anyhow::Result<ExitCode> {
-    let config = Config::load(options.file.config.as_deref());
-    let preflight = check::preflight(config.as_ref().cloned());
+fn check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    let CheckOptions { inspect, as_service, inside } = options;
+    let path = inspect.file.config.as_deref();
+    let preflight = if let Some(unit) = as_service {
+        // It returns only if this process cannot become the service.
+        Preflight::of(vec![check::become_service(unit, path, inspect.json)])
+    } else {
+        let judged = match inside {
+            Some(service) => Judged::Service(serde_json::from_str(service)?),
+            None => Judged::Caller,
+        };
+        check::preflight(Config::load(path).as_ref().cloned(), &judged)
+    };
     let mut out = io::stdout().lock();
-    if options.json {
+    if inspect.json {
         serde_json::to_writer_pretty(&mut out, &preflight).map_err(io::Error::from)?;
         writeln!(out)?;
     } else {

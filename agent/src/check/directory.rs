@@ -8,7 +8,7 @@ use std::{
 
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs};
 
-use super::Check;
+use super::{Check, Judged};
 use crate::{
     config::Config,
     probe::{BPF_FS_MAGIC, ProbeError, check_owners, with_causes},
@@ -17,13 +17,15 @@ use crate::{
 /// Directory in which KVM lists the threads of its vCPUs.
 const KVM_DEBUGFS: &str = "/sys/kernel/debug/kvm";
 
-pub(super) fn checks(config: &Config) -> Vec<Check> {
+pub(super) fn checks(config: &Config, judged: &Judged) -> Vec<Check> {
     let pin_dir = &config.probe.pin_dir;
     let beside = nearest(pin_dir);
+    let is_made = judged.service().is_some_and(|service| service.prepares() && !pin_dir.exists());
     let mut checks = vec![assess_bpffs(
         pin_dir,
         statfs(&beside).map(|found| found.f_type.cast_unsigned()).map_err(io::Error::from),
-        writable(&beside),
+        // The service does not make the directory, but `kvmeter prepare` before it, as root.
+        if is_made { Ok(()) } else { writable(&beside) },
     )];
     // The user that the service runs as, which need not be the one of this check.
     let of_service = std::fs::metadata(&config.state.dir).map(|state| state.uid());
@@ -33,7 +35,12 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     for (key, dir) in
         [("state.dir", &config.state.dir), ("state.runtime_dir", &config.state.runtime_dir)]
     {
-        checks.push(assess_dir(key, dir, writable(&nearest(dir))));
+        let is_made = judged.service().is_some_and(|service| service.is_made(dir) && !dir.exists());
+        checks.push(if is_made {
+            Check::ok(key, format!("{}: systemd makes it for the service", dir.display()))
+        } else {
+            assess_dir(key, dir, writable(&nearest(dir)))
+        });
     }
     checks
 }
@@ -145,7 +152,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.probe.pin_dir = dir.path().join("pins/deeper");
-        let bpffs = checks(&config).swap_remove(0);
+        let bpffs = checks(&config, &Judged::Caller).swap_remove(0);
         assert!(bpffs.found.ends_with("is not below a bpffs"), "{bpffs:?}");
     }
 

@@ -9,6 +9,8 @@ mod hook;
 mod kernel;
 mod master;
 mod namespace;
+mod service;
+mod sight;
 mod source;
 
 use std::fmt;
@@ -17,12 +19,47 @@ use serde::Serialize;
 
 pub use kernel::btf_path;
 pub use namespace::blind_spots;
+pub use service::{Service, become_service};
 
 use crate::{
     config::{Config, ConfigError},
     probe::with_causes,
     status::client::{self, ClientError},
 };
+
+/// Name of the line that says whose rights were judged.
+const RIGHTS: &str = "rights";
+
+/// Whose rights a check judges: those of this process, which are …
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Judged {
+    /// … those of the user who runs the check.
+    Caller,
+    /// … those of the service, because the process has become the service ([`become_service`]).
+    Service(Service),
+}
+
+impl Judged {
+    fn line(&self) -> Check {
+        match self {
+            Self::Caller => {
+                let user = rustix::process::geteuid();
+                let found = format!(
+                    "those of user {user}, who runs this check; --as-service checks those of the service"
+                );
+                Check::ok(RIGHTS, found)
+            }
+            Self::Service(service) => service.line(),
+        }
+    }
+
+    const fn service(&self) -> Option<&Service> {
+        match self {
+            Self::Caller => None,
+            Self::Service(service) => Some(service),
+        }
+    }
+}
 
 /// One check and its result.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -80,30 +117,33 @@ pub struct Preflight {
 
 /// Runs all checks. If the configuration is invalid, the first check says so and the others check the defaults. The BPF
 /// programs are loaded only if the kernel and the capabilities allow it.
-pub fn preflight(config: Result<Config, &ConfigError>) -> Preflight {
+pub fn preflight(config: Result<Config, &ConfigError>, judged: &Judged) -> Preflight {
     let (first, config) = match config {
         Ok(config) => (Check::ok("config", "every key is known and in range"), config),
         Err(e) => (assess_config(e), Config::default()),
     };
-    let mut checks = vec![first];
+    let mut checks = vec![first, judged.line()];
     checks.extend(namespace::checks());
-    let host: Vec<Check> = kernel::checks().into_iter().chain(capability::checks()).collect();
+    let host: Vec<Check> = kernel::checks().into_iter().chain(capability::checks(judged)).collect();
     let able = !host.iter().any(Check::fails);
     checks.extend(host);
-    checks.extend(directory::checks(&config));
+    checks.extend(directory::checks(&config, judged));
+    checks.push(sight::check());
     if able {
         checks.extend(hook::checks());
     } else {
         checks.push(hook::untried());
     }
-    checks.extend(source::checks(&config.inventory));
+    checks.extend(source::checks(&config.inventory, judged));
     checks.push(master::check(&config.agentx.address));
     checks.push(running(client::fetch(&config.state.runtime_dir).map(|(_, report)| report.pid)));
     Preflight::of(checks)
 }
 
 impl Preflight {
-    fn of(checks: Vec<Check>) -> Self {
+    /// The result of these checks.
+    #[must_use]
+    pub fn of(checks: Vec<Check>) -> Self {
         let ready = !checks.iter().any(Check::fails);
         Self { ready, checks }
     }

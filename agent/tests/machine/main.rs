@@ -50,6 +50,7 @@ mod requests;
 #[path = "../second_mib/mod.rs"]
 mod second_mib;
 mod service;
+mod service_check;
 mod shortage;
 mod thread_ids;
 

@@ -24,6 +24,7 @@ mod replays;
 mod socket_watch;
 mod state;
 mod transitions;
+mod trial;
 mod xml;
 
 use std::{
@@ -56,6 +57,8 @@ use domain::{describe, is_gone};
 use event_loop::EventLoop;
 use events::{Event, EventSender, EventSubscription};
 use socket_watch::SocketWatch;
+
+pub use trial::{TrialError, try_connections};
 
 /// Pauses between two attempts to connect: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -1,0 +1,117 @@
+//! A trial of a connection, for `kvmeter check`: opened as the agent does, read-only, and closed again.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::bounded;
+use thiserror::Error;
+use virt::{
+    connect::Connect,
+    error::{Error, clear_error_callback},
+};
+
+use super::address::Address;
+
+/// Why a connection cannot be opened.
+#[derive(Debug, Error)]
+pub enum TrialError {
+    /// libvirt's words.
+    #[error("{0}")]
+    Refused(String),
+    /// libvirt did not answer in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The trial cannot be made.
+    #[error("cannot be tried: {0}")]
+    Untried(io::Error),
+}
+
+/// Opens the connections at the same time. For each in its order, what answers: the driver, its version, and how many domains
+/// it has. A call that hangs is left behind in its thread.
+#[must_use]
+pub fn try_connections(uris: &[String], patience: Duration) -> Vec<Result<String, TrialError>> {
+    // Errors are returned; libvirt would print each, too.
+    clear_error_callback();
+    let start = |uri: &String| {
+        let (sender, receiver) = bounded(1);
+        let uri = uri.clone();
+        let tried = move || {
+            // The receiver may have given up.
+            let _ = sender.send(describe(&without_terminal(&uri)));
+        };
+        thread::Builder::new().name("libvirt trial".to_owned()).spawn(tried).map(|_| receiver)
+    };
+    let started: Vec<_> = uris.iter().map(start).collect();
+    let deadline = Instant::now() + patience;
+    let answer = |receiver: io::Result<crossbeam_channel::Receiver<Result<String, Error>>>| {
+        let receiver = receiver.map_err(TrialError::Untried)?;
+        let answer = receiver.recv_deadline(deadline).map_err(|_| TrialError::Silent(patience))?;
+        answer.map_err(|error| TrialError::Refused(error.message().trim().to_owned()))
+    };
+    started.into_iter().map(answer).collect()
+}
+
+/// A service has no terminal on which ssh(1) could ask for a password.
+fn without_terminal(uri: &str) -> String {
+    let address = Address::of(uri);
+    if address.is_local() || address.parameter("no_tty").is_some() {
+        return uri.to_owned();
+    }
+    format!("{uri}{}no_tty=1", if uri.contains('?') { '&' } else { '?' })
+}
+
+fn describe(uri: &str) -> Result<String, Error> {
+    let connection = Connect::open_read_only(Some(uri))?;
+    let driver = connection.driver_type()?;
+    let domains = connection.list_all_domains(0)?.len();
+    // A daemon of another host may have a driver without a version.
+    let version = connection.hyp_version().map_or_else(
+        |_| String::new(),
+        |it| format!(" {}.{}.{}", it / 1_000_000, it / 1000 % 1000, it % 1000),
+    );
+    Ok(format!("{driver}{version} answers, domains: {domains}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn ssh_asks_for_nothing() {
+        for (uri, tried) in [
+            ("qemu:///system", "qemu:///system"),
+            ("qemu+ssh://host/system", "qemu+ssh://host/system?no_tty=1"),
+            ("qemu+ssh://host/system?keyfile=/k", "qemu+ssh://host/system?keyfile=/k&no_tty=1"),
+            ("qemu+ssh://host/system?no_tty=0", "qemu+ssh://host/system?no_tty=0"),
+        ] {
+            assert_eq!(without_terminal(uri), tried);
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_delays_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let [silent, stale] = ["silent", "stale"].map(|name| dir.path().join(name));
+        // It accepts, and never answers.
+        let _listener = UnixListener::bind(&silent).unwrap();
+        drop(UnixListener::bind(&stale).unwrap());
+        let uris = [
+            format!("qemu:///system?socket={}", silent.display()),
+            format!("qemu:///system?socket={}", stale.display()),
+            "test:///default".to_owned(),
+            "nothing:///system".to_owned(),
+        ];
+        let tried = try_connections(&uris, Duration::from_millis(500));
+        let [silent, stale, test, unknown] = tried.as_slice() else { panic!("{tried:?}") };
+        assert!(matches!(silent, Err(TrialError::Silent(_))), "{silent:?}");
+        assert!(
+            matches!(stale, Err(TrialError::Refused(said)) if said.contains("Connection refused")),
+            "{stale:?}"
+        );
+        assert!(test.as_ref().unwrap().ends_with(" answers, domains: 1"), "{test:?}");
+        assert!(matches!(unknown, Err(TrialError::Refused(_))), "{unknown:?}");
+    }
+}
