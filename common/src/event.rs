@@ -33,6 +33,9 @@ pub enum EventKind {
     VmKilled = 6,
     /// The kernel has claimed a record for an image on which a VM does I/O.
     ImageClaimed = 7,
+    /// A vCPU's thread has gone to sleep outside `KVM_RUN`, has got a CPU after such a sleep, or was seen for the first time, inside
+    /// `KVM_RUN`. Not sent again until the agent clears [`crate::VmRecord::PENDING_VCPUS`].
+    VcpuMoved = 8,
 }
 
 impl EventKind {
@@ -47,6 +50,7 @@ impl EventKind {
             5 => Self::VcpuExit,
             6 => Self::VmKilled,
             7 => Self::ImageClaimed,
+            8 => Self::VcpuMoved,
             _ => return None,
         })
     }

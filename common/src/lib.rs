@@ -13,12 +13,14 @@ pub mod event;
 pub mod field;
 pub mod image;
 pub mod names;
+pub mod place;
 pub mod record;
 pub mod word;
 
 pub use event::{Event, EventKind};
 pub use field::Field;
 pub use image::{ImageKey, ImageRecord, InFlight, Layer, Layers};
+pub use place::Place;
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of the shared layout. The agent adopts pinned maps of this version only.

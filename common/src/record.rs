@@ -1,6 +1,6 @@
 //! The records of threads and VMs, and one record about all maps.
 
-use crate::{VM_BLOCKS, word};
+use crate::{Place, VM_BLOCKS, word};
 
 /// CPU usage of a VM's thread, in one cache line. The kernel writes it at each switch of the thread, with plain stores,
 /// because the scheduler serialises the events of one task; the agent reads it at any time.
@@ -25,8 +25,8 @@ pub struct ThreadRecord {
     pub high_water: u64,
     /// A number of the vCPU that the agent gives; valid with [`Owner::VCPU`] only.
     pub vcpu: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Where the thread of a vCPU is.
+    pub place: Place,
 }
 
 impl ThreadRecord {
@@ -40,7 +40,7 @@ impl ThreadRecord {
         start: 0,
         high_water: 0,
         vcpu: 0,
-        reserved: 0,
+        place: Place(Place::UNKNOWN),
     };
 }
 
@@ -58,7 +58,7 @@ pub struct VmRecord {
     pub dying: u64,
     /// Process id (thread group id) of the VM; 0 = the record is free.
     pub tgid: u64,
-    /// Bits of [`VmRecord::PENDING_THREADS`] and [`VmRecord::NO_IMAGES`].
+    /// Bits of [`VmRecord::PENDING_THREADS`], [`VmRecord::NO_IMAGES`] and [`VmRecord::PENDING_VCPUS`].
     pub flags: u64,
     /// Largest total in ns that a reader has returned.
     pub high_water: u64,
@@ -86,6 +86,8 @@ impl VmRecord {
     pub const PENDING_THREADS: u64 = 1;
     /// The VM has so many files open that the kernel must not create image records for it; the agent does.
     pub const NO_IMAGES: u64 = 2;
+    /// An [`crate::EventKind::VcpuMoved`] has been sent and not been handled.
+    pub const PENDING_VCPUS: u64 = 4;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{EventKind, Owner, word};
+use kvmeter_common::{EventKind, Owner, Place, word};
 
 use crate::{
     atomic, kernel, maps,
@@ -14,6 +14,9 @@ use crate::{
 
 /// `TASK_DEAD` of the kernel's sched.h: the task's last switch.
 const TASK_DEAD: u32 = 0x80;
+
+/// `TASK_UNINTERRUPTIBLE`: the task waits for the kernel to do something.
+const TASK_UNINTERRUPTIBLE: u32 = 2;
 
 #[btf_tracepoint(function = "sched_switch")]
 fn sched_switch(ctx: BtfTracePointContext) -> i32 {
@@ -32,6 +35,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let now = if next_slot != 0 || runnable { unsafe { bpf_ktime_get_ns() } } else { 0 };
     if let Some(thread) = Thread::find(prev_slot, prev) {
         leave(thread, prev, runnable, now);
+        follow(thread, prev, !runnable && state & TASK_UNINTERRUPTIBLE == 0);
         if state & TASK_DEAD != 0 {
             finish(thread, prev);
         }
@@ -57,9 +61,28 @@ fn leave(thread: Thread, task: Task, runnable: bool, now: u64) {
     } else {
         set!(record, wait, word::at_rest(delay));
     }
-    if thread.owner().0 & (Owner::VCPU | Owner::SEEN_IN_KVM) == 0 && task.is_in_kvm_run() {
-        thread.mark(Owner::SEEN_IN_KVM);
-        thread.report(EventKind::SeenInKvm, task.tgid());
+}
+
+/// Follows where the thread of a vCPU is, and whether another thread is one's; `sleeps`: it waits for a condition, or is stopped.
+#[inline(always)]
+fn follow(thread: Thread, task: Task, sleeps: bool) {
+    let owner = thread.owner();
+    if !owner.has(Owner::VCPU) {
+        if !owner.has(Owner::SEEN_IN_KVM) && task.is_in_kvm_run() {
+            thread.mark(Owner::SEEN_IN_KVM);
+            thread.report(EventKind::SeenInKvm, task.tgid());
+        }
+        return;
+    }
+    let place = get!(thread.record, place);
+    if task.is_in_kvm_run() {
+        if place.is(Place::UNKNOWN) {
+            thread.move_to(place.enter(), task.tgid());
+        } else if !place.is(Place::IN_KVM_RUN) {
+            set!(thread.record, place, place.enter());
+        }
+    } else if sleeps && !place.is(Place::ASLEEP) {
+        thread.move_to(place.at(Place::ASLEEP), task.tgid());
     }
 }
 
@@ -73,6 +96,10 @@ fn arrive(thread: Thread, task: Task, now: u64) {
     }
     if !word::is_running(get!(record, run)) {
         set!(record, switches_in, get!(record, switches_in) + 1);
+    }
+    let place = get!(record, place);
+    if place.is(Place::ASLEEP) {
+        thread.move_to(place.at(Place::AWAKE), task.tgid());
     }
     set!(record, run, word::running(task.sum_exec_runtime(), now));
 }

@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use kvmeter_common::{
-    BLOCK_LEN, Event, EventKind, Owner, SEARCHED_BLOCKS, ThreadRecord, VmRecord, word,
+    BLOCK_LEN, Event, EventKind, Owner, Place, SEARCHED_BLOCKS, ThreadRecord, VmRecord, word,
 };
 
 use crate::{atomic, maps, task::Task};
@@ -101,6 +101,21 @@ impl Thread {
         });
     }
 
+    /// Stores where the vCPU's thread is, and reports it, unless an event of the same VM has not been handled yet.
+    #[inline(always)]
+    pub(crate) fn move_to(self, place: Place, tgid: u32) {
+        set!(self.record, place, place);
+        let Some(vm) = maps::vm(self.owner().vm_slot()) else { return };
+        if get!(vm, flags) & VmRecord::PENDING_VCPUS != 0 {
+            return;
+        }
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+        let flags = unsafe { atomic::fetch_or(&raw mut (*vm).flags, VmRecord::PENDING_VCPUS) };
+        if flags & VmRecord::PENDING_VCPUS == 0 {
+            self.report(EventKind::VcpuMoved, tgid);
+        }
+    }
+
     /// Adds the thread's CPU time, `sum` ns in all, to its VM and frees the record. Returns the VM's record.
     #[inline(always)]
     pub(crate) fn hand_over(self, sum: u64) -> Option<*mut VmRecord> {
@@ -134,7 +149,7 @@ impl Thread {
             high_water,
             owner: _,
             vcpu: _,
-            reserved: _,
+            place,
         } = ThreadRecord::EMPTY;
         set!(self.record, run, run);
         set!(self.record, wait, wait);
@@ -142,6 +157,7 @@ impl Thread {
         set!(self.record, preemptions, preemptions);
         set!(self.record, start, start);
         set!(self.record, high_water, high_water);
+        set!(self.record, place, place);
     }
 }
 

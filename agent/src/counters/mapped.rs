@@ -39,7 +39,7 @@ pub(crate) struct SharedThreadRecord {
     pub(crate) start: AtomicU64,
     pub(crate) high_water: AtomicU64,
     pub(crate) vcpu: AtomicU32,
-    pub(crate) reserved: AtomicU32,
+    pub(crate) place: AtomicU32,
 }
 
 impl SharedThreadRecord {
@@ -60,7 +60,7 @@ impl SharedThreadRecord {
             start,
             high_water,
             vcpu: _,
-            reserved: _,
+            place,
         } = self;
         let empty = ThreadRecord::EMPTY;
         run.store(empty.run, Relaxed);
@@ -69,6 +69,7 @@ impl SharedThreadRecord {
         preemptions.store(empty.preemptions, Relaxed);
         start.store(empty.start, Relaxed);
         high_water.store(empty.high_water, Relaxed);
+        place.store(empty.place.0, Relaxed);
     }
 }
 
@@ -195,7 +196,7 @@ assert_same_layout!(
     start,
     high_water,
     vcpu,
-    reserved
+    place
 );
 assert_same_layout!(
     SharedVmRecord,

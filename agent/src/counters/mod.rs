@@ -6,12 +6,14 @@
 mod disk;
 mod images;
 pub(crate) mod mapped;
+mod places;
 mod readings;
 pub(crate) mod records;
 mod slow;
 
 pub use disk::{DiskIo, DiskSize};
 pub use images::{ImageRecordInfo, ImageSlot, Requests};
+pub use places::VcpuPlace;
 pub use readings::{CpuMask, Readings, ThreadReading, ThreadSlot, VmSlot};
 pub use records::{NoCounters, Records, since_boot_ns};
 pub use slow::{DiskKey, SlowValues, Taken};

@@ -97,7 +97,7 @@ impl Records {
     }
 
     /// The record of a thread; `None` = the record is free, or another thread's.
-    fn record_of(&self, thread: ThreadSlot) -> Option<&SharedThreadRecord> {
+    pub(super) fn record_of(&self, thread: ThreadSlot) -> Option<&SharedThreadRecord> {
         self.threads.get(usize::from(thread.record)).filter(|record| is_of(record, thread))
     }
 
@@ -267,7 +267,7 @@ pub(crate) fn process_ns(tgid: u64) -> Option<u64> {
 }
 
 /// Whether a record is that of this thread now.
-fn is_of(record: &SharedThreadRecord, thread: ThreadSlot) -> bool {
+pub(super) fn is_of(record: &SharedThreadRecord, thread: ThreadSlot) -> bool {
     let owner = record.owner.load(Ordering::Acquire);
     let start = record.start.load(Ordering::Relaxed);
     owner != 0 && Owner(owner).tid() == thread.tid && (thread.start == 0 || thread.start == start)

@@ -17,7 +17,7 @@ use rustix::{
 
 use super::{HeldThread, Schedstat, TrackError, Tracker};
 use crate::counters::{
-    ImageRecordInfo, ImageSlot, Records, ThreadSlot, VmSlot,
+    ImageRecordInfo, ImageSlot, Records, ThreadSlot, VcpuPlace, VmSlot,
     mapped::{SharedThreadRecord, SharedVmRecord},
     records::{monotonic_ns, process_ns},
 };
@@ -398,6 +398,18 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             vm.recorded.store(unrecorded, Ordering::Release);
         }
         is_settled
+    }
+
+    fn vcpu_place(&self, vcpu: ThreadSlot) -> Option<VcpuPlace> {
+        self.records().vcpu_place(vcpu)
+    }
+
+    fn note_place(&self, vcpu: ThreadSlot, place: u32) {
+        self.records().note_place(vcpu, place);
+    }
+
+    fn watch_vcpus(&self, vm: VmSlot) {
+        self.vm(vm).flags.fetch_and(!VmRecord::PENDING_VCPUS, Ordering::AcqRel);
     }
 
     fn untrack_vm(&self, vm: VmSlot) {

@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot};
+use crate::counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VcpuPlace, VmSlot};
 
 /// A thread held by a descriptor: reading fails once the thread has ended, even if its id was reused.
 pub trait HeldThread {
@@ -82,6 +82,15 @@ pub trait Tracker {
     /// Returns whether every thread is known. One that is not may be running, or wait for its CPU: its value comes with its
     /// next switch, or with a later scan.
     fn settle(&self, vm: VmSlot, threads: &[&dyn HeldThread], unrecorded: Option<u64>) -> bool;
+
+    /// Where the thread of a vCPU is; `None` = the record is another thread's now.
+    fn vcpu_place(&self, vcpu: ThreadSlot) -> Option<VcpuPlace>;
+
+    /// Notes where the thread of a vCPU was found, one of [`Place`](kvmeter_common::Place), if the programs have not seen it yet.
+    fn note_place(&self, vcpu: ThreadSlot, place: u32);
+
+    /// Has the programs report again that a vCPU of this VM has moved.
+    fn watch_vcpus(&self, vm: VmSlot);
 
     /// Stops the counting of a VM and frees its slots.
     fn untrack_vm(&self, vm: VmSlot);

@@ -145,6 +145,7 @@ impl Core {
                 is_old = !self.has_processes;
                 self.put_process(process, now);
             }
+            Fact::Vcpus(pid, state) => is_old = self.follow_vcpus(pid, state),
             Fact::ProcessGone { pid, killed } => self.process_gone(pid, killed, now),
             Fact::ProcessesListed => {
                 is_old = !self.has_processes;
@@ -242,8 +243,8 @@ impl Core {
             if vm.domain.is_none() && row.is_some() && self.is_any_live() && !is_old {
                 // The process may be that of a domain that libvirt is about to report, or whose end it has reported.
                 let may_be_of_domain = self.awaited_uuid(vm.pid).is_some();
-                if may_be_of_domain && vm.awaited.is_none() && vm.is_ahead(Some(OperState::Running))
-                {
+                let found = row.as_ref().map(|row| row.oper_state);
+                if may_be_of_domain && vm.awaited.is_none() && vm.is_ahead(found) {
                     vm.awaited = Some(now.instant + LATE);
                 }
             }

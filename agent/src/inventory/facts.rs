@@ -51,10 +51,27 @@ pub struct VmProcess {
     pub has_positions: bool,
     /// Whether it has a KVM VM open.
     pub has_kvm: bool,
+    /// Whether it was started to be paused until a user resumes it, and has not run yet.
+    pub starts_stopped: bool,
     /// What could not be found out about it, each with the reason.
     pub gaps: Vec<String>,
     /// The control group of a domain in which it is.
     pub machine: Option<Machine>,
+}
+
+/// Whether the vCPUs of a process run.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum VcpuState {
+    /// Not seen.
+    #[default]
+    Unknown,
+    /// They run, or their guest has halted them.
+    Running,
+    /// Their VMM keeps them from running.
+    Stopped {
+        /// Whether a user has asked for that.
+        by_user: bool,
+    },
 }
 
 /// A libvirt domain that runs, by the control group in which libvirt puts its process: only root can put one there.

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     AdminState, Change, ChangeEvent, CountedBy, Domain, DomainDisk, FoundState, IfIndex, Inventory,
-    OperState, VmIndex, VmProcess, VmUuid,
+    OperState, VcpuState, VmIndex, VmProcess, VmUuid,
 };
 use crate::counters::VmSlot;
 
@@ -38,6 +38,8 @@ pub enum Fact {
         /// Whether a signal ended it.
         killed: bool,
     },
+    /// Whether the vCPUs of a known process run, where that has changed.
+    Vcpus(u32, VcpuState),
     /// All processes that were there at the start have been reported.
     ProcessesListed,
     /// Numbers of the host's online CPUs, ascending.

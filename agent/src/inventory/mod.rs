@@ -32,7 +32,7 @@ pub use change::{Change, ChangeEvent};
 pub(crate) use facts::mac;
 pub use facts::{
     Devices, Domain, DomainDisk, DomainNic, DomainProcess, FileIdentity, FoundState, ImageHeader,
-    Machine, OpenFile, Submission, Taps, UnnamedTap, VmProcess,
+    Machine, OpenFile, Submission, Taps, UnnamedTap, VcpuState, VmProcess,
 };
 pub use indexes::{BadIndex, SavedIndexes};
 pub use messages::{

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Core, CountingReport, Now, OperState, Output, VmProcess, VmUuid, indexes::Identity, state::LATE,
+    AdminState, Core, CountingReport, Now, OperState, Output, VcpuState, VmProcess, VmUuid,
+    indexes::Identity, state::LATE,
 };
 
 /// A process that may be the one of a domain that libvirt is about to report as started is shown as that domain or, after
@@ -17,6 +18,23 @@ pub(super) struct KnownProcess {
     /// The VM that it is; `None` = it is not shown.
     pub(super) vm: Option<Identity>,
     pub(super) wait: Wait,
+    pub(super) vcpus: VcpuState,
+    /// It was there before the agent.
+    is_old: bool,
+}
+
+impl KnownProcess {
+    /// vmAdminState and vmOperState of a VM that is no domain.
+    pub(super) fn states(&self) -> (AdminState, OperState) {
+        match self.vcpus {
+            VcpuState::Unknown if self.process.starts_stopped => {
+                (AdminState::Paused, OperState::Paused)
+            }
+            VcpuState::Unknown | VcpuState::Running => (AdminState::Running, OperState::Running),
+            VcpuState::Stopped { by_user: true } => (AdminState::Paused, OperState::Paused),
+            VcpuState::Stopped { by_user: false } => (AdminState::Running, OperState::Paused),
+        }
+    }
 }
 
 /// Whether a process waits for libvirt's word that it is a domain's.
@@ -53,7 +71,13 @@ impl Core {
         match self.processes.get_mut(&pid) {
             Some(known) => known.process = process,
             None => {
-                let known = KnownProcess { process, vm: None, wait: Wait::NotYet };
+                let known = KnownProcess {
+                    process,
+                    vm: None,
+                    wait: Wait::NotYet,
+                    vcpus: VcpuState::Unknown,
+                    is_old: !self.has_processes,
+                };
                 self.processes.insert(pid, known);
             }
         }
@@ -62,6 +86,14 @@ impl Core {
         if self.has_processes {
             self.assign(pid, now, false);
         }
+    }
+
+    /// The vCPUs of a process run, or have stopped. Returns whether that is no change: it was like this before the agent.
+    pub(super) fn follow_vcpus(&mut self, pid: u32, state: VcpuState) -> bool {
+        let Some(known) = self.processes.get_mut(&pid) else { return false };
+        let before = std::mem::replace(&mut known.vcpus, state);
+        self.dirty.extend(known.vm);
+        known.is_old && before == VcpuState::Unknown
     }
 
     /// All processes that were there at the start have been reported.

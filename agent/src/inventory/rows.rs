@@ -9,14 +9,16 @@ use super::{
     VmProcess,
     core::UNFOLLOWED,
     indexes::{Identity, Part},
+    processes::KnownProcess,
     state::{Presence, VmState},
 };
 
 impl Core {
     /// The row of a VM; `None` = it is none any more.
     pub(super) fn row(&mut self, identity: Identity, vm: &mut VmState, now: Instant) -> Option<Vm> {
-        let process = vm.pid.and_then(|pid| self.processes.get(&pid));
-        let process = process.map(|known| Arc::clone(&known.process));
+        let known = vm.pid.and_then(|pid| self.processes.get(&pid));
+        let process_states = known.map(KnownProcess::states);
+        let process = known.map(|known| Arc::clone(&known.process));
         if vm.domain.is_none() && process.is_none() {
             return None;
         }
@@ -48,7 +50,8 @@ impl Core {
             }
             (None, Some(process)) => {
                 let base = common(&process.name, process.uuid.and_then(uuid), disks, nics);
-                Some(of_process_alone(base, process))
+                let (admin_state, oper_state) = process_states?;
+                Some(of_process_alone(Vm { admin_state, oper_state, ..base }, process))
             }
             (None, None) => None,
         }
@@ -259,8 +262,6 @@ fn of_domain(
 
 fn of_process_alone(base: Vm, process: &VmProcess) -> Vm {
     Vm {
-        admin_state: AdminState::Running,
-        oper_state: OperState::Running,
         auto_start: AutoStart::Unknown,
         persistence: Persistence::Transient,
         cpu_number: process.cpus,

@@ -43,6 +43,7 @@ mod notifications;
 #[path = "../../fuzz/src/objects.rs"]
 #[expect(unreachable_pub, reason = "shared with the fuzzer's crate")]
 mod objects;
+mod pauses;
 mod preflight;
 mod process_time;
 mod qemu_options;

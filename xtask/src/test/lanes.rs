@@ -26,6 +26,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "manager",
     "notification_storm",
     "notifications",
+    "pauses",
     "qemu_options",
     "service",
     "shortage",

@@ -30,6 +30,8 @@ pub(super) struct Description {
     pub(super) max_cpus: Option<u32>,
     /// QEMU without KVM: the vCPUs are emulated (TCG).
     pub(super) tcg: bool,
+    /// QEMU with `-S`: its vCPUs wait for a user's word.
+    pub(super) starts_stopped: bool,
     /// Not a VM: `-machine none`.
     pub(super) no_machine: bool,
     /// What its arguments say it is there for.

@@ -9,7 +9,7 @@
 //! [`named_file`], which reads a small file, and [`disk_paths`], which finds the open file ([`files`]) of each disk;
 //! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
 //! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
-//! [`tracked`] keeps the known VMs and registers them for counting; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events;
+//! [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events;
 //! [`warnings`] keeps the log short.
 
 mod cloud_hypervisor;
@@ -24,6 +24,7 @@ mod mounts;
 mod named_file;
 mod options;
 mod path_walk;
+mod pauses;
 mod poller;
 mod presence;
 mod process;
@@ -36,6 +37,7 @@ mod taps;
 mod threads;
 mod tracked;
 mod uevent;
+mod vcpu_states;
 mod vcpus;
 mod warnings;
 
@@ -303,7 +305,8 @@ impl Worker {
         let _end = self.facts.end_guard("procfs");
         let heartbeat = Arc::clone(&self.handle.heartbeat);
         loop {
-            let next = self.schedule.next().into_iter().chain(self.full_scan_due).min();
+            let due = [self.schedule.next(), self.full_scan_due, self.processes.next_look()];
+            let next = due.into_iter().flatten().min();
             let limit = next.map(|at| at.saturating_duration_since(Instant::now()));
             heartbeat.rest();
             let ready = match self.poller.wait(limit) {
@@ -332,6 +335,8 @@ impl Worker {
                 self.report();
             }
             self.scan_due();
+            self.processes.look(Instant::now());
+            self.report();
             self.report_images();
         }
         heartbeat.rest();
@@ -354,12 +359,14 @@ impl Worker {
                 Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
                     self.schedule.urgent(event.tgid, now);
                 }
+                Some(EventKind::VcpuMoved) => self.processes.suspect(event.tgid, now),
                 None => {}
             }
         }
         let lost = self.events_lost();
         if lost != self.lost {
             self.lost = lost;
+            self.processes.suspect_all(now);
             self.scan_all_soon(now);
         }
     }

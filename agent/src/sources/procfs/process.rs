@@ -234,6 +234,11 @@ impl Thread {
     pub(super) fn name(&self) -> io::Result<String> {
         name_at(&self.dir)
     }
+
+    /// Field 3 of `/proc/PID/task/TID/stat` (proc(5)).
+    pub(super) fn state(&self) -> io::Result<char> {
+        Ok(parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))?.state)
+    }
 }
 
 impl HeldThread for Thread {

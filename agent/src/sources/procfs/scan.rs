@@ -51,12 +51,25 @@ pub(super) struct Scan {
     pub(super) threads: Vec<Thread>,
     /// vCPU number by thread id. An unplugged vCPU keeps its descriptor in QEMU, but has no thread.
     pub(super) vcpus: BTreeMap<u32, u32>,
+    /// Whether its vCPUs have run, and whether they can be seen to be paused.
+    pub(super) runs: Runs,
     /// The parsed command line.
     pub(super) described: Description,
     /// The parent's process id.
     pub(super) parent: u32,
     /// Whether it runs a VM of its own: a thread of it runs a vCPU, or KVM has made the VM for it. `None` = not known.
     pub(super) is_own: Option<bool>,
+}
+
+/// What a scan sees of the vCPUs of a VM.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    /// Whether one of them has been in `KVM_RUN`; `false` = not known.
+    pub(super) has_run: bool,
+    /// Where the threads of vCPUs are that do not run now, one of [`Place`](kvmeter_common::Place), by thread id.
+    pub(super) places: BTreeMap<u32, u32>,
+    /// Why they cannot be seen to be paused.
+    pub(super) unseen: Option<&'static str>,
 }
 
 /// What an earlier scan has found. It holds if the process still is the same.
@@ -125,9 +138,16 @@ fn scan(
     let threads = process.threads()?;
     let tids = threads.iter().map(HeldThread::tid).collect();
     let vm_dirs = vcpus::vm_dirs(&roots.debugfs, pid, &descriptors.vms, &tids);
+    let mut runs = Runs { unseen: Some("it does not use KVM"), ..Runs::default() };
     let vcpus = if descriptors.has_kvm() {
         let dirs = vm_dirs.as_deref().unwrap_or_default();
-        Some(vcpus::of_kvm(dirs, &descriptors.vcpus, &threads, &tids))
+        let found = vcpus::of_kvm(dirs, &descriptors.vcpus, &threads, &tids);
+        runs.has_run = found.have_run;
+        runs.unseen = vcpus::halts_outside(dirs, described.vmm);
+        if earlier.is_none_or(|earlier| !earlier.is_settled) {
+            runs.places = vcpus::places(&threads, &found.numbers);
+        }
+        Some(found.numbers)
     } else {
         tcg_threads(&described, &threads, age)
     };
@@ -174,11 +194,12 @@ fn scan(
         has_aio: !is_qemu && has_aio_context(&maps),
         has_positions: is_qemu,
         has_kvm: descriptors.has_kvm(),
+        starts_stopped: described.starts_stopped,
         gaps: described.gaps.clone(),
         // Without groups, or on a kernel without them, only libvirt's files tell.
         machine: process.read("cgroup").ok().and_then(|text| machine::parse(&text)),
     };
-    Ok(Some(Scan { process, vm, threads, vcpus, described, parent: stat.parent, is_own }))
+    Ok(Some(Scan { process, vm, threads, vcpus, runs, described, parent: stat.parent, is_own }))
 }
 
 /// A process's descriptors, by what they refer to.

@@ -16,6 +16,7 @@ use super::{
     SharedTracker,
     command_line::Description,
     image_headers::{HeaderReport, HeaderScanner, ScanTarget},
+    pauses::Pauses,
     presence::Copies,
     process,
     readers::{Answer, Readers, Returned},
@@ -44,8 +45,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(20);
 pub(super) struct TrackedProcesses {
     roots: Arc<Roots>,
     readers: ProcessReaders,
-    tracker: Option<SharedTracker>,
-    known: BTreeMap<u32, TrackedProcess>,
+    pub(super) tracker: Option<SharedTracker>,
+    pub(super) known: BTreeMap<u32, TrackedProcess>,
+    pub(super) pauses: Pauses,
     /// Closed, unassigned images: process id, and when they were first seen closed.
     closed: HashMap<ImageSlot, (u32, Instant)>,
     /// Slots of VMs that have ended, each with the fence after which no view refers to it.
@@ -55,7 +57,7 @@ pub(super) struct TrackedProcesses {
     copies: Copies,
     fences: u64,
     /// Facts since the last report.
-    facts: Vec<Fact>,
+    pub(super) facts: Vec<Fact>,
     headers: HeaderScanner,
     /// VMs whose header scan waits until another one ends.
     waiting: BTreeSet<u32>,
@@ -73,10 +75,14 @@ pub(super) struct Before {
     unassigned: Vec<ImageRecordInfo>,
 }
 
-struct TrackedProcess {
-    vm: Arc<VmProcess>,
-    described: Arc<Description>,
+pub(super) struct TrackedProcess {
+    pub(super) vm: Arc<VmProcess>,
+    pub(super) described: Arc<Description>,
     found: Instant,
+    /// Whether a vCPU of it has been in `KVM_RUN`.
+    pub(super) has_run: bool,
+    /// Whether it can be seen whether it is paused.
+    pub(super) sees_vcpus: bool,
     /// Whether its command line was read after [`SETTLED`]; it is not read again then.
     is_settled: bool,
     /// Whether its last thread has begun to exit. It is not a VM then, but its threads may still run.
@@ -137,6 +143,7 @@ impl TrackedProcesses {
             readers,
             tracker,
             known: BTreeMap::new(),
+            pauses: Pauses::default(),
             closed: HashMap::new(),
             retired: Vec::new(),
             unclear: BTreeMap::new(),
@@ -216,6 +223,7 @@ impl TrackedProcesses {
         let Some(gone) = self.known.remove(&pid) else { return };
         self.closed.retain(|_, (of, _)| *of != pid);
         self.waiting.remove(&pid);
+        self.pauses.forget(pid);
         info!(vm = gone.vm.name, pid, "VM ended");
         if !gone.ending {
             self.facts.push(Fact::ProcessGone { pid, killed: false });
@@ -354,6 +362,8 @@ impl TrackedProcesses {
                 vm: Arc::new(scan.vm.clone()),
                 described: Arc::default(),
                 found: Instant::now(),
+                has_run: false,
+                sees_vcpus: false,
                 is_settled: false,
                 ending: false,
                 has_warned: false,
@@ -370,6 +380,7 @@ impl TrackedProcesses {
         let slot = slot_before.or_else(|| self.track_vm(pid));
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
         let waits = slot.is_some_and(|slot| self.free_closed(slot, &scan.vm, &unassigned));
+        let seen = self.note_places(pid, &scan, &slots);
         let Scan { mut vm, vcpus, described, .. } = scan;
         vm.slot = slot;
         vm.vcpus =
@@ -379,6 +390,8 @@ impl TrackedProcesses {
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
         let waits = self.scan_headers(&vm, !unassigned.is_empty()) || waits;
         let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
+        let is_seen_now = !std::mem::replace(&mut known.sees_vcpus, seen.is_ok());
+        vm.starts_stopped &= known.sees_vcpus && !known.has_run;
         vm.note_sizes(&known.sizes);
         vm.note_headers(&known.headers);
         if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap)) {
@@ -391,6 +404,12 @@ impl TrackedProcesses {
             info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
         } else if *known.vm != vm {
             debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
+        }
+        vm.gaps.extend(seen.err().filter(|_| self.tracker.is_some()));
+        if !known.sees_vcpus {
+            self.pauses.forget(pid);
+        } else if is_seen_now || known.vm.vcpus != vm.vcpus {
+            self.pauses.suspect(pid, Instant::now());
         }
         if is_new || *known.vm != vm {
             known.vm = Arc::new(vm);

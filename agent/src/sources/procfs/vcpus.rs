@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::process::Thread;
+use kvmeter_common::Place;
+
+use super::{command_line::Vmm, process::Thread};
 use crate::counting::HeldThread as _;
 
 /// `ioctl(2)` and `KVM_RUN` (`_IO(KVMIO, 0x80)`) as `/proc/PID/task/TID/syscall` shows them.
@@ -59,7 +61,15 @@ pub(super) fn vm_dirs(
     Some(dirs)
 }
 
-/// vCPU number by thread id, for a process with KVM VMs. The number is the VMM's own (QEMU's cpu_index), which libvirt has, too, and
+/// The threads of the vCPUs of a process with KVM VMs.
+pub(super) struct VcpuThreads {
+    /// vCPU number by thread id.
+    pub(super) numbers: BTreeMap<u32, u32>,
+    /// Whether one of them has been in `KVM_RUN`; `false` = not known.
+    pub(super) have_run: bool,
+}
+
+/// Finds the threads of vCPUs. The number is the VMM's own (QEMU's cpu_index), which libvirt has, too, and
 /// which is the same while the VM is off. KVM's id is not: on x86 it is an APIC id, which has gaps in many topologies.
 ///
 /// Three methods find the threads, the most reliable first: KVM's debugfs, thread names, the descriptor in a thread's `KVM_RUN`.
@@ -72,7 +82,7 @@ pub(super) fn of_kvm(
     vcpu_fds: &BTreeMap<u32, u32>,
     threads: &[Thread],
     tids: &HashSet<u32>,
-) -> BTreeMap<u32, u32> {
+) -> VcpuThreads {
     let mut ids = BTreeMap::new();
     for dir in vm_dirs {
         // It may have been removed meanwhile.
@@ -92,7 +102,55 @@ pub(super) fn of_kvm(
         }
         numbers = self::numbers(vcpu_fds, &ids, &names);
     }
-    numbers
+    VcpuThreads { numbers, have_run: !ids.is_empty() }
+}
+
+/// Where the threads of vCPUs are that do not run now, by thread id.
+pub(super) fn places(threads: &[Thread], vcpus: &BTreeMap<u32, u32>) -> BTreeMap<u32, u32> {
+    let vcpus = threads.iter().filter(|thread| vcpus.contains_key(&thread.tid()));
+    vcpus.filter_map(|thread| Some((thread.tid(), place(thread)?))).collect()
+}
+
+/// Where a thread is; `None` = it runs, or waits for the kernel.
+fn place(thread: &Thread) -> Option<u32> {
+    match thread.state().ok()? {
+        // The system call that a signal has interrupted is shown still.
+        'T' | 't' => Some(Place::ASLEEP),
+        'S' => {
+            let call = thread.read("syscall").ok()?;
+            let is_in = kvm_run_fd(&call).is_some();
+            (call.first() != Some(&b'r')).then_some(if is_in {
+                Place::IN_KVM_RUN
+            } else {
+                Place::ASLEEP
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Why a vCPU of this VM that halts may sleep outside `KVM_RUN`; `None` = it does not. `dirs`: those of [`vm_dirs`].
+#[cfg(target_arch = "x86_64")]
+pub(super) fn halts_outside(dirs: &[PathBuf], vmm: Vmm) -> Option<&'static str> {
+    // A vCPU has this file if KVM has its interrupt controller (kvm_arch_create_vcpu_debugfs() in arch/x86/kvm/debugfs.c). Without one,
+    // KVM_RUN returns when the vCPU halts.
+    const OF_CONTROLLER: &str = "lapic_timer_advance_ns";
+    let is_vcpu =
+        |name: &str| name.strip_prefix("vcpu").is_some_and(|id| id.parse::<u32>().is_ok());
+    let entries = dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+    let mut vcpus = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_vcpu));
+    match vcpus.next() {
+        Some(vcpu) if vcpu.path().join(OF_CONTROLLER).exists() => None,
+        Some(_) => Some("it has no interrupt controller in KVM"),
+        None if vmm == Vmm::Other && dirs.is_empty() => Some("KVM's debugfs cannot be read"),
+        None => None,
+    }
+}
+
+/// Why a vCPU of this VM that halts may sleep outside `KVM_RUN`; `None` = it does not: KVM blocks it on this architecture.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn halts_outside(_: &[PathBuf], _: Vmm) -> Option<&'static str> {
+    None
 }
 
 /// The vCPU numbers of threads: `ids` = KVM's id of those for which it is known, `names` = the numbers in the names of threads.

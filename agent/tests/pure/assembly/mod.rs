@@ -6,6 +6,7 @@
 mod identity;
 mod interfaces;
 mod namesakes;
+mod pauses;
 mod reports;
 
 use std::{

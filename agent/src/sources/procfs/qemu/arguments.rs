@@ -55,6 +55,8 @@ pub(super) enum Subject {
     Netdev,
     Net,
     Nic,
+    /// `-S`
+    StartsStopped,
     /// A configuration file that was named and could not be read: whatever came before it may have another value.
     Unread,
 }
@@ -175,6 +177,7 @@ impl Collector {
         }
         match (option, Subject::of(option)) {
             ("set", _) => self.set(value),
+            ("S", _) => self.add(Subject::StartsStopped, Fields::default()),
             ("enable-kvm", _) => self.add(Subject::Machine, Fields::parse("accel=kvm")),
             (_, Some(subject)) => self.add(subject, Fields::parse_any(value)),
             (_, None) => {}

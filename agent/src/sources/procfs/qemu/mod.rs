@@ -42,6 +42,7 @@ pub(super) fn describe(
         cpus: machine.cpus,
         max_cpus: machine.max_cpus,
         tcg: machine.tcg,
+        starts_stopped: entries.iter().any(|entry| entry.subject == Subject::StartsStopped),
         no_machine: machine.board == "none",
         intent: Intent::of(arguments),
         devices,
