@@ -263,7 +263,8 @@ fn of_domain(
 fn of_process_alone(base: Vm, process: &VmProcess) -> Vm {
     Vm {
         auto_start: AutoStart::Unknown,
-        persistence: Persistence::Transient,
+        // Whether some manager has a configuration of it, as Proxmox does, is not seen.
+        persistence: Persistence::Unknown,
         cpu_number: process.cpus,
         max_cpu_number: process.max_cpus,
         memory: process.memory,

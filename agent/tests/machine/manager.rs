@@ -65,7 +65,7 @@ fn a_manager_sees_the_same_whatever_it_asks_with() {
     assert_eq!(walk.lines().filter(|line| line.contains("vmName.")).count(), vms);
     for (column, syntax) in [
         ("vmOperState", "INTEGER: running(4)"),
-        ("vmPersistent", "INTEGER: transient(3)"),
+        ("vmPersistent", "INTEGER: unknown(1)"),
         ("vmCpuTime", "microsecond"),
         ("vmCpuCoreTime", "Counter64: "),
         ("vmUpTime", "Timeticks: ("),

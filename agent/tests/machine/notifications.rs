@@ -27,9 +27,9 @@ fn a_vm_that_starts_and_ends_is_told_one_by_one_and_in_bulk() {
             // running, from shutdown(11)
             format!("1: {of_vm}, 1.4.1.6.1 = INTEGER: 11"),
             "11: 1.11.0 = Hex-STRING: 80".to_owned(),
-            // shutdown, from running(4); and deleted, transient(3)
+            // shutdown, from running(4); and deleted, unknown(1)
             format!("3: {of_vm}, 1.4.1.6.1 = INTEGER: 4"),
-            format!("10: {of_vm}, 1.4.1.6.1 = INTEGER: 11, 1.4.1.8.1 = INTEGER: 3"),
+            format!("10: {of_vm}, 1.4.1.6.1 = INTEGER: 11, 1.4.1.8.1 = INTEGER: 1"),
             "13: 1.11.0 = Hex-STRING: 80".to_owned(),
             "20: 1.11.0 = Hex-STRING: 80".to_owned(),
         ]
@@ -55,9 +55,9 @@ fn a_vm_whose_process_is_killed_has_crashed() {
     assert_eq!(
         all[2..],
         [
-            // crashed, from running(4); and deleted, transient(3)
+            // crashed, from running(4); and deleted, unknown(1)
             format!("9: {of_vm}, 1.4.1.6.1 = INTEGER: 4"),
-            format!("10: {of_vm}, 1.4.1.6.1 = INTEGER: 12, 1.4.1.8.1 = INTEGER: 3"),
+            format!("10: {of_vm}, 1.4.1.6.1 = INTEGER: 12, 1.4.1.8.1 = INTEGER: 1"),
             "19: 1.11.0 = Hex-STRING: 80".to_owned(),
             "20: 1.11.0 = Hex-STRING: 80".to_owned(),
         ],
