@@ -6,7 +6,7 @@
 //! for when there are no programs. Nothing is polled: between events the thread of this source sleeps without a timer.
 //!
 //! From the bottom up: [`process`] reads procfs; [`mounts`] and [`path_walk`] follow paths as the process would, for
-//! [`named_file`], which reads a small file, and [`disk_paths`], which finds the open file ([`files`]) of each disk;
+//! [`named_file`], which reads a small file with the rights that the process has ([`credentials`]), and [`disk_paths`], which finds the open file ([`files`]) of each disk;
 //! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
 //! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
 //! [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events;
@@ -14,6 +14,7 @@
 
 mod cloud_hypervisor;
 mod command_line;
+mod credentials;
 mod devices;
 mod disk_paths;
 mod files;

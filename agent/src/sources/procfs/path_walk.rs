@@ -21,6 +21,7 @@ use rustix::{
 };
 
 use super::{
+    credentials::Credentials,
     mounts::{Mount, Mounts},
     process::{self, DescriptorInfo, Process, WITHOUT_REQUEST, kind_of},
 };
@@ -80,6 +81,12 @@ pub(super) struct Walker<'a> {
     mounts: Mounts<BufReader<File>>,
     /// How many more components may be followed.
     steps: usize,
+    /// For whom it is watched whether the directories may be searched.
+    reader: Option<Credentials>,
+    /// Whether some directory may not.
+    is_barred: bool,
+    /// The directory in which a name was looked up last.
+    directory: Option<Rc<OwnedFd>>,
 }
 
 /// What is left of a path.
@@ -114,7 +121,27 @@ impl<'a> Walker<'a> {
     pub(super) fn new(process: &'a Process) -> rustix::io::Result<Self> {
         let root = Step::of(process.open_place("root")?)?;
         let mounts = Mounts::new(BufReader::new(process.open("mountinfo")?));
-        Ok(Self { process, root, mounts, steps: MAX_STEPS_IN_ALL })
+        let steps = MAX_STEPS_IN_ALL;
+        Ok(Self { process, root, mounts, steps, reader: None, is_barred: false, directory: None })
+    }
+
+    /// The same, watching whether `reader` could follow the paths, too.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new).
+    pub(super) fn of_reader(process: &'a Process, reader: Credentials) -> rustix::io::Result<Self> {
+        Ok(Self { reader: Some(reader), ..Self::new(process)? })
+    }
+
+    /// Whether a directory on the way of some path may not be searched by the reader.
+    pub(super) const fn is_barred(&self) -> bool {
+        self.is_barred
+    }
+
+    /// The directory in which a name was looked up last for the reader.
+    pub(super) fn directory(&self) -> Option<&OwnedFd> {
+        self.directory.as_deref()
     }
 
     /// Follows a path; a relative one from the process's present working directory.
@@ -143,6 +170,7 @@ impl<'a> Walker<'a> {
         self.push(&mut rest, path.as_bytes())?;
         let (mut at, mut links) = (start, 0);
         while let Some(name) = rest.names.pop() {
+            self.watch(&at)?;
             let next = match &name[..] {
                 b"." => continue,
                 b".." => self.parent(&at),
@@ -187,6 +215,19 @@ impl<'a> Walker<'a> {
             self.push(&mut rest, target.as_bytes())?;
         }
         self.end(at)
+    }
+
+    /// Watches whether the reader may look up names in a directory.
+    fn watch(&mut self, at: &Step) -> rustix::io::Result<()> {
+        if self.reader.is_none() {
+            return Ok(());
+        }
+        self.directory = Some(Rc::clone(&at.held));
+        // Of other filesystems nothing is read.
+        let answers = self.mount_of(at)?.is_some_and(Mount::answers_from_memory);
+        let may_search = |reader: &Credentials| reader.may_search(&at.held);
+        self.is_barred |= answers && !self.reader.as_ref().map_or(Ok(true), may_search)?;
+        Ok(())
     }
 
     /// Puts the components of a path in front of the rest.

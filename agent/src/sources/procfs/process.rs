@@ -416,7 +416,7 @@ fn read_at(dir: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn malformed(name: &str) -> io::Error {
+pub(super) fn malformed(name: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{name} in procfs is not as proc(5) says"))
 }
 
