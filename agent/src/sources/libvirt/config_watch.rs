@@ -2,13 +2,14 @@
 //! managed saves.
 
 use std::{
+    collections::BTreeMap,
     io,
     mem::MaybeUninit,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::inotify::{self, WatchFlags};
+use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 
 /// Directories of the QEMU driver (virQEMUDriverConfigNew() in src/qemu/qemu_conf.c): domains' configurations, links to those
 /// that start with the host, and managed saves.
@@ -19,10 +20,22 @@ const SAVE: &str = "/var/lib/libvirt/qemu/save";
 /// A change of libvirt's files.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum ConfigChange {
+    /// Any of them may have changed: changes were lost, or a directory was made anew.
+    All,
     /// The set of domains that start with the host.
     AutoStart,
     /// The configuration or the managed save of the domain with this name.
     Domain(String),
+}
+
+/// A directory that is watched, and that may be removed and made again.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Subject {
+    Config,
+    AutoStart,
+    Save,
+    /// A directory that contains one of the others: which of them come and go.
+    Above,
 }
 
 /// An inotify instance on libvirt's directories.
@@ -30,10 +43,9 @@ pub(super) enum ConfigChange {
 pub(super) struct ConfigWatch {
     fd: OwnedFd,
     config: PathBuf,
-    /// Watch descriptor of `config`.
-    config_wd: i32,
-    /// Watch descriptor of the directory of managed saves, if it exists.
-    save_wd: Option<i32>,
+    save: PathBuf,
+    /// By watch descriptor.
+    watched: BTreeMap<i32, Subject>,
 }
 
 impl ConfigWatch {
@@ -46,11 +58,36 @@ impl ConfigWatch {
 
     fn in_dirs(config: &Path, save: &Path) -> io::Result<Self> {
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-        let config_wd = watch(&fd, config)?;
-        let save_wd = watch(&fd, save).ok();
-        // If it does not exist yet, the watch of its parent reports its creation.
-        let _ = watch(&fd, &config.join(AUTOSTART));
-        Ok(Self { fd, config: config.to_owned(), config_wd, save_wd })
+        let (config, save) = (config.to_owned(), save.to_owned());
+        let mut watch = Self { fd, config, save, watched: BTreeMap::new() };
+        watch.watch_all();
+        match watch.watched.values().any(|subject| *subject == Subject::Config) {
+            true => Ok(watch),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Watches the directories that are there. The watch of a directory that is watched already stays as it is.
+    fn watch_all(&mut self) {
+        let above = [self.config.parent(), self.save.parent()];
+        let above = above.into_iter().flatten().map(|dir| (dir.to_owned(), Subject::Above));
+        let own = [
+            (self.config.clone(), Subject::Config),
+            (self.config.join(AUTOSTART), Subject::AutoStart),
+            (self.save.clone(), Subject::Save),
+        ];
+        // One that is missing is seen in the directory above when it is made. Those above come first: what is made after that is seen.
+        for (dir, subject) in above.chain(own) {
+            let Ok(wd) = watch(&self.fd, &dir) else { continue };
+            let is_old = |of: &i32, is: &mut Subject| {
+                *of != wd && *is == subject && subject != Subject::Above
+            };
+            // A directory that was here has another name now.
+            for (old, _) in self.watched.extract_if(.., is_old) {
+                let _ = inotify::remove_watch(&self.fd, old);
+            }
+            self.watched.insert(wd, subject);
+        }
     }
 
     /// Blocks until there are changes; each is returned once.
@@ -58,27 +95,53 @@ impl ConfigWatch {
     /// # Errors
     ///
     /// Those of read(2).
-    pub(super) fn wait(&self) -> io::Result<Vec<ConfigChange>> {
+    pub(super) fn wait(&mut self) -> io::Result<Vec<ConfigChange>> {
+        let (mut changes, mut is_stale) = (Vec::new(), false);
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.fd, &mut buffer);
-        let mut changes = Vec::new();
         while changes.is_empty() || !reader.is_buffer_empty() {
             let event = reader.next()?;
             let name = event.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-            if event.wd() == self.config_wd {
-                if name == AUTOSTART {
-                    let _ = watch(&self.fd, &self.config.join(AUTOSTART));
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                is_stale = true;
+                changes.push(ConfigChange::All);
+                continue;
+            }
+            let subject = self.watched.get(&event.wd()).copied();
+            if event.events().contains(ReadFlags::IGNORED) {
+                // The directory was removed, or is watched no more.
+                if self.watched.remove(&event.wd()).is_some() {
+                    is_stale = true;
+                    changes.push(ConfigChange::All);
+                }
+                continue;
+            }
+            match subject {
+                Some(Subject::Config) if name == AUTOSTART => {
+                    is_stale = true;
                     changes.push(ConfigChange::AutoStart);
                 }
-                changes.extend(name.strip_suffix(".xml").map(domain));
-            } else if Some(event.wd()) == self.save_wd {
-                changes.extend(name.strip_suffix(".save").map(domain));
-            } else {
-                changes.push(ConfigChange::AutoStart);
+                Some(Subject::Config) => changes.extend(name.strip_suffix(".xml").map(domain)),
+                Some(Subject::Save) => changes.extend(name.strip_suffix(".save").map(domain)),
+                Some(Subject::AutoStart) => changes.push(ConfigChange::AutoStart),
+                Some(Subject::Above) => {
+                    let is_named = |dir: &Path| dir.file_name().is_some_and(|own| own == &*name);
+                    if is_named(&self.config) || is_named(&self.save) {
+                        is_stale = true;
+                        changes.push(ConfigChange::All);
+                    }
+                }
+                None => {}
             }
+        }
+        if is_stale {
+            self.watch_all();
         }
         changes.sort_unstable();
         changes.dedup();
+        if changes.first() == Some(&ConfigChange::All) {
+            changes.truncate(1);
+        }
         Ok(changes)
     }
 }
@@ -99,7 +162,9 @@ fn domain(name: &str) -> ConfigChange {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink, sync::mpsc, thread, time::Duration};
+    use std::{
+        collections::BTreeSet, fs, os::unix::fs::symlink, sync::mpsc, thread, time::Duration,
+    };
 
     use super::*;
 
@@ -109,7 +174,7 @@ mod tests {
         let (config, save) = (root.path().join("qemu"), root.path().join("save"));
         fs::create_dir(&config).unwrap();
         fs::create_dir(&save).unwrap();
-        let files = ConfigWatch::in_dirs(&config, &save).unwrap();
+        let mut files = ConfigWatch::in_dirs(&config, &save).unwrap();
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || while files.wait().is_ok_and(|all| sender.send(all).is_ok()) {});
         let seen = |what: &str, change: ConfigChange| {
@@ -132,5 +197,52 @@ mod tests {
         fs::remove_file(save.join("db.save")).unwrap();
         seen("its removal", domain("db"));
         assert!(receiver.try_recv().is_err(), "and nothing else");
+        // Directories that are removed and made again: what is between two states is of no interest.
+        let wait_for = |what: &str, change: ConfigChange| loop {
+            let all = receiver.recv_timeout(Duration::from_secs(20)).expect(what);
+            if all.contains(&change) {
+                break;
+            }
+        };
+        fs::remove_dir_all(&config).unwrap();
+        wait_for("the directory is gone", ConfigChange::All);
+        fs::create_dir(&config).unwrap();
+        wait_for("it is there again", ConfigChange::All);
+        fs::rename(&save, root.path().join("old")).unwrap();
+        wait_for("another directory takes the place", ConfigChange::All);
+        fs::create_dir(&save).unwrap();
+        wait_for("of the saved memory", ConfigChange::All);
+        // The watches are made anew between two writes.
+        for (path, change) in
+            [(config.join("web.xml"), domain("web")), (save.join("db.save"), domain("db"))]
+        {
+            let is_seen = |_: &u32| {
+                fs::write(&path, "").unwrap();
+                fs::remove_file(&path).unwrap();
+                let all = receiver.recv_timeout(Duration::from_millis(100));
+                all.is_ok_and(|all| all.contains(&change))
+            };
+            assert!((0..200).find(is_seen).is_some(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn changes_that_the_kernel_had_no_room_for_are_all() {
+        let root = tempfile::tempdir().unwrap();
+        let (config, save) = (root.path().join("qemu"), root.path().join("save"));
+        fs::create_dir(&config).unwrap();
+        let mut files = ConfigWatch::in_dirs(&config, &save).unwrap();
+        let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let limit: usize = limit.trim().parse().unwrap();
+        // Two equal events in a row are one.
+        for i in 0..limit / 2 + 2 {
+            let path = config.join(format!("{}.xml", i % 2));
+            fs::write(&path, "").unwrap();
+            fs::remove_file(&path).unwrap();
+        }
+        let mut all = BTreeSet::new();
+        while !all.contains(&ConfigChange::All) {
+            all.extend(files.wait().unwrap());
+        }
     }
 }

@@ -185,6 +185,11 @@ impl ConnectionState {
         self.domains().names.iter().find(|(_, of)| *of == name).map(|(uuid, _)| *uuid)
     }
 
+    /// All domains.
+    pub(super) fn uuids(&self) -> Vec<VmUuid> {
+        self.domains().names.keys().copied().collect()
+    }
+
     /// Whether the domain was there when domains were read last.
     pub(super) fn has(&self, uuid: VmUuid) -> bool {
         self.domains().names.contains_key(&uuid)

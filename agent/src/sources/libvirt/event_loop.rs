@@ -281,20 +281,24 @@ impl Worker {
         if self.watches_files.get() {
             return;
         }
-        let Some(files) = ConfigWatch::of(&self.shared.uri) else { return };
+        let Some(mut files) = ConfigWatch::of(&self.shared.uri) else { return };
         let shared = Arc::clone(&self.shared);
         let follow = move || {
             while let Ok(changes) = files.wait() {
                 // Without a connection, all is read with the next one.
                 let Some(events) = shared.events() else { continue };
                 for change in changes {
-                    let event = match change {
-                        ConfigChange::AutoStart => Some(Event::AutoStart),
+                    let changed: Vec<Event> = match change {
+                        ConfigChange::All => {
+                            let domains = shared.uuids().into_iter().map(Event::Changed);
+                            domains.chain([Event::AutoStart]).collect()
+                        }
+                        ConfigChange::AutoStart => vec![Event::AutoStart],
                         ConfigChange::Domain(name) => {
-                            shared.domain_named(&name).map(Event::Changed)
+                            shared.domain_named(&name).map(Event::Changed).into_iter().collect()
                         }
                     };
-                    if let Some(event) = event {
+                    for event in changed {
                         let _ = events.send(event);
                     }
                 }
