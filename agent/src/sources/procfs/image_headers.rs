@@ -4,15 +4,12 @@
 //! Reading may block (NFS), so each process is scanned on a detached thread of its own.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fs::File,
     io,
     os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -31,8 +28,11 @@ use crate::{
     sources::storage_location::{LOCAL, split_scheme},
 };
 
-/// Most scans that run at the same time. Further ones wait until one ends.
-const MAX_SCANS: usize = 8;
+/// Most scans that run at the same time: in all, with files of one filesystem, and with block devices of one driver. Further ones
+/// wait until one ends. A storage that hangs does not keep those of others waiting.
+const MAX_SCANS: usize = 32;
+const MAX_OF_FILESYSTEM: usize = 4;
+const MAX_OF_DRIVER: usize = 8;
 
 /// Most images of a process that are scanned.
 const MAX_IMAGES: usize = 1024;
@@ -54,7 +54,66 @@ pub(super) struct HeaderScanner {
     reports: Sender<HeaderReport>,
     /// Eventfd that is written to after a report was sent.
     wake: Arc<OwnedFd>,
-    running: Arc<AtomicUsize>,
+    running: Arc<Mutex<Running>>,
+}
+
+/// The scans that run.
+#[derive(Debug, Default)]
+struct Running {
+    scans: usize,
+    /// By storage.
+    of_storage: HashMap<Storage, usize>,
+}
+
+/// What may hang as one.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Storage {
+    /// A filesystem, by its device number.
+    Filesystem(u32),
+    /// The block devices of a driver, by their major number.
+    Driver(u32),
+}
+
+impl Storage {
+    const fn of(file: FileIdentity) -> Self {
+        if file.is_block_device() {
+            Self::Driver(file.device >> 20)
+        } else {
+            Self::Filesystem(file.device)
+        }
+    }
+
+    const fn limit(self) -> usize {
+        match self {
+            Self::Filesystem(_) => MAX_OF_FILESYSTEM,
+            Self::Driver(_) => MAX_OF_DRIVER,
+        }
+    }
+}
+
+impl Running {
+    /// Begins a scan of files of these storages. Returns whether it may run now.
+    fn begin(&mut self, storages: &BTreeSet<Storage>) -> bool {
+        let is_free = |of: &Storage| self.of_storage.get(of).is_none_or(|scans| *scans < of.limit());
+        if self.scans >= MAX_SCANS || !storages.iter().all(is_free) {
+            return false;
+        }
+        self.scans += 1;
+        for storage in storages {
+            *self.of_storage.entry(*storage).or_default() += 1;
+        }
+        true
+    }
+
+    fn end(&mut self, storages: &BTreeSet<Storage>) {
+        self.scans = self.scans.saturating_sub(1);
+        for storage in storages {
+            if let Some(scans) = self.of_storage.get_mut(storage) {
+                *scans = scans.saturating_sub(1);
+            }
+        }
+        self.of_storage.retain(|_, scans| *scans > 0);
+    }
 }
 
 impl HeaderScanner {
@@ -63,32 +122,37 @@ impl HeaderScanner {
         (Self { reports, wake: Arc::new(wake), running: Arc::default() }, receiver)
     }
 
-    /// Starts a scan of a process. Returns whether it is to be called again later, because [`MAX_SCANS`] are running.
+    /// Starts a scan of a process. Returns whether it is to be called again later, because too many are
+    /// running.
     pub(super) fn start_scan(&self, target: ScanTarget) -> bool {
-        if self.running.load(Relaxed) >= MAX_SCANS {
+        let storages: BTreeSet<Storage> = target.files.iter().copied().map(Storage::of).collect();
+        if !lock(&self.running).begin(&storages) {
             return true;
         }
-        self.running.fetch_add(1, Relaxed);
         let (reports, wake) = (self.reports.clone(), Arc::clone(&self.wake));
-        let running = Arc::clone(&self.running);
+        let (running, of_scan) = (Arc::clone(&self.running), storages.clone());
         let ScanTarget { pid, start_ticks, .. } = target;
         let scan = move || {
             let report = target.scan().unwrap_or_else(|error| {
                 warn!(pid, "Cannot read the headers of a VM's images: {error}");
                 HeaderReport { pid, start_ticks, headers: Vec::new(), sizes: Vec::new() }
             });
-            running.fetch_sub(1, Relaxed);
+            lock(&running).end(&of_scan);
             if reports.send(report).is_ok() {
                 // Fails only if the counter is at its maximum, and then the eventfd is readable already.
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
         };
         if let Err(error) = thread::Builder::new().name("headers".to_owned()).spawn(scan) {
-            self.running.fetch_sub(1, Relaxed);
+            lock(&self.running).end(&storages);
             warn!(pid, "Cannot start a thread to read the headers of a VM's images: {error}");
         }
         false
     }
+}
+
+fn lock(running: &Mutex<Running>) -> MutexGuard<'_, Running> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A process whose images are to be scanned.
@@ -97,6 +161,8 @@ pub(super) struct ScanTarget {
     pub(super) proc_root: PathBuf,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
+    /// The files that it has open.
+    pub(super) files: Vec<FileIdentity>,
     /// Files declared raw. Their guest controls what stands in the place of a header.
     pub(super) raw: Vec<FileIdentity>,
     /// Images by the paths of disks. The name of a backing file starts from the directory in the path, not from that of
@@ -275,6 +341,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_storage_that_hangs_keeps_no_other_waiting() {
+        let file = |device| FileIdentity { device, file: 7 };
+        let disk = |device| FileIdentity { device, file: kvmeter_common::ImageKey::NO_FILE };
+        let on = |files: &[FileIdentity]| files.iter().copied().map(Storage::of).collect();
+        let (server, local, mapped) = (on(&[file(1)]), on(&[file(2)]), on(&[disk(253 << 20 | 1)]));
+        let mut running = Running::default();
+        let hanging = std::iter::repeat_with(|| running.begin(&server)).take_while(|may| *may);
+        assert_eq!(hanging.count(), MAX_OF_FILESYSTEM);
+        assert!(!running.begin(&on(&[file(2), file(1)])), "one of its files is there");
+        let disks = std::iter::repeat_with(|| running.begin(&mapped)).take_while(|may| *may);
+        assert_eq!(disks.count(), MAX_OF_DRIVER);
+        assert!(running.begin(&local) && running.begin(&on(&[])));
+        running.end(&server);
+        assert!(running.begin(&server) && !running.begin(&server));
+        let others = (10..).take_while(|device| running.begin(&on(&[file(*device)]))).count();
+        assert_eq!(others + MAX_OF_FILESYSTEM + MAX_OF_DRIVER + 2, MAX_SCANS);
+    }
 
     #[test]
     fn names_as_qemu_reads_them() {

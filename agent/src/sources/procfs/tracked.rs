@@ -509,6 +509,7 @@ impl TrackedProcesses {
             proc_root: self.roots.proc.clone(),
             pid: vm.pid,
             start_ticks: vm.start_ticks,
+            files: files.clone(),
             raw: vm.raw_files().collect(),
             names: vm.image_names(),
             is_raw_unclear: vm.is_raw_unclear(),
