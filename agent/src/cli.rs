@@ -21,7 +21,7 @@ pub enum Command {
     /// Check whether this host has what the agent needs, with the fix for what it lacks
     Check(CheckOptions),
     /// Show what the running agent serves, and its state
-    Status(Inspect),
+    Status(StatusOptions),
     /// Print the text of VM-MIB as this agent serves it, for managers that have no copy
     Mib(MibText),
     /// As root: make the directory of the pins for the user that the service runs as, who owns the state directory
@@ -77,6 +77,17 @@ pub struct Inspect {
     pub json: bool,
 }
 
+/// Options of `status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusOptions {
+    /// The options of all commands that print.
+    #[command(flatten)]
+    pub inspect: Inspect,
+    /// Show this VM only: its name, UUID or vmIndex
+    #[arg(long, value_name = "VM")]
+    pub vm: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,10 +107,12 @@ mod tests {
 
     #[test]
     fn a_file_is_named_after_the_command() {
-        let cli = Cli::try_parse_from(["kvmeter", "status", "--json", "--config", "/k.toml"]);
-        let Command::Status(inspect) = cli.unwrap().command else { panic!() };
-        assert!(inspect.json);
-        assert_eq!(inspect.file.config, Some(PathBuf::from("/k.toml")));
+        let words = ["kvmeter", "status", "--json", "--config", "/k.toml", "--vm", "web"];
+        let Command::Status(options) = Cli::try_parse_from(words).unwrap().command else {
+            panic!()
+        };
+        assert!(options.inspect.json && options.vm.as_deref() == Some("web"));
+        assert_eq!(options.inspect.file.config, Some(PathBuf::from("/k.toml")));
         for (argument, unit) in
             [("--as-service", "kvmeter.service"), ("--as-service=/a/b.service", "/a/b.service")]
         {

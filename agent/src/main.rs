@@ -6,10 +6,11 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::bail;
 use clap::Parser;
 use kvmeter::{
     check::{self, Judged, Preflight},
-    cli::{CheckOptions, Cli, Command, ConfigFile, Inspect, MibText},
+    cli::{CheckOptions, Cli, Command, ConfigFile, MibText, StatusOptions},
     config::Config,
     mib,
     probe::Probe,
@@ -87,11 +88,19 @@ fn check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     Ok(if preflight.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn status(options: &Inspect) -> anyhow::Result<ExitCode> {
-    let config = Config::load(options.file.config.as_deref())?;
-    let (document, report) = client::fetch(&config.state.runtime_dir)?;
+fn status(options: &StatusOptions) -> anyhow::Result<ExitCode> {
+    let config = Config::load(options.inspect.file.config.as_deref())?;
+    let (document, mut report) = client::fetch(&config.state.runtime_dir)?;
     let mut out = io::stdout().lock();
-    if options.json {
+    if let Some(vm) = &options.vm
+        && !report.retain_vm(vm)
+    {
+        bail!("No VM has the name, UUID or vmIndex {vm}");
+    }
+    if options.inspect.json && options.vm.is_some() {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else if options.inspect.json {
         write!(out, "{document}")?;
     } else {
         write!(out, "{}", Summary(&report))?;

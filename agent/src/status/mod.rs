@@ -4,6 +4,7 @@
 //! tables. Nothing here reads the kernel or a VM: the server gets a function that makes the report.
 
 pub mod client;
+mod date;
 pub mod model;
 pub mod server;
 pub mod text;

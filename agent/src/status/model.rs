@@ -92,6 +92,19 @@ pub struct Requests {
     pub other: u64,
 }
 
+impl Report {
+    /// Leaves out all VMs but those with this name, UUID or vmIndex. Returns whether there is one.
+    pub fn retain_vm(&mut self, name: &str) -> bool {
+        let is_named = |vm: &Vm| {
+            vm.name == name
+                || vm.uuid.as_deref().is_some_and(|uuid| uuid.eq_ignore_ascii_case(name))
+                || vm.index.to_string() == name
+        };
+        self.vms.retain(is_named);
+        !self.vms.is_empty()
+    }
+}
+
 impl Requests {
     /// Sum over all types.
     #[must_use]

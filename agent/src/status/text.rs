@@ -6,13 +6,17 @@ use std::{
     time::Duration,
 };
 
-use super::model::{
-    Agentx, Disk, DiskRequests, HangingRead, Hook, Probe, ProbeMode, Report, SessionState,
-    SourceState, Vcpu, Vm,
+use super::{
+    date::Date,
+    model::{
+        Agentx, Disk, DiskRequests, HangingRead, Hook, Probe, ProbeMode, Report, SessionState,
+        SourceState, Vcpu, Vm,
+    },
 };
 
-/// Largest number of vCPUs that are listed; more are only counted.
+/// Largest numbers of vCPUs and disks that are listed; more are only counted.
 const VCPUS_LISTED: usize = 64;
+const DISKS_LISTED: usize = 64;
 
 /// Prints a [`Report`].
 #[derive(Clone, Copy, Debug)]
@@ -47,10 +51,11 @@ impl fmt::Display for Summary<'_> {
             writeln!(f, "not all of the host is seen: {}", Printable(spot))?;
         }
         f.write_char('\n')?;
+        totals(f, vms)?;
         vm_rows(vms).fmt(f)?;
         let total = vms.iter().map(|vm| vm.vcpus.len()).sum::<usize>();
         if total > VCPUS_LISTED {
-            writeln!(f, "\n{total} vCPUs; `kvmeter status --json` lists them")?;
+            writeln!(f, "\n{total} vCPUs; `kvmeter status --vm VM` lists those of one VM")?;
         } else if total > 0 {
             f.write_char('\n')?;
             vcpus(vms).fmt(f)?;
@@ -59,9 +64,14 @@ impl fmt::Display for Summary<'_> {
             writeln!(f, "VM {}: {}", vm.index, Printable(gap))?;
         }
         missing_interfaces(f, vms)?;
-        if vms.iter().any(|vm| !vm.disks.is_empty()) {
+        let total = vms.iter().map(|vm| vm.disks.len()).sum::<usize>();
+        if total > 0 {
             f.write_char('\n')?;
-            disks(vms).fmt(f)?;
+            if total > DISKS_LISTED {
+                writeln!(f, "{total} disks; `kvmeter status --vm VM` lists those of one VM")?;
+            } else {
+                disks(vms).fmt(f)?;
+            }
             remarks(f, vms)?;
         }
         Ok(())
@@ -162,12 +172,39 @@ fn source_states(sources: &[SourceState]) -> Table<5> {
                 .as_ref()
                 .map_or_else(|| source.name.clone(), |uri| format!("{} {uri}", source.name)),
             source.state.clone(),
-            number(source.stale_since),
+            source.stale_since.map_or_else(|| "-".to_owned(), |since| Date(since).to_string()),
             source.vms.to_string(),
             source.rescans.to_string(),
         ]);
     }
     table
+}
+
+/// One line for all VMs: how many are in each state, and what their disks are counted by.
+fn totals(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
+    let (mut states, mut methods) = (BTreeMap::new(), BTreeMap::new());
+    for vm in vms {
+        *states.entry(&*vm.state).or_insert(0) += 1;
+        for disk in &vm.disks {
+            *methods.entry(disk.counted_by.as_deref().unwrap_or("nothing")).or_insert(0) += 1;
+        }
+    }
+    let vcpus: usize = vms.iter().map(|vm| vm.vcpus.len()).sum();
+    let disks: usize = methods.values().sum();
+    write!(f, "VMs     {}", vms.len())?;
+    list(f, &states, "")?;
+    write!(f, "; {vcpus} vCPUs; {disks} disks")?;
+    list(f, &methods, "by ")?;
+    f.write_str("\n\n")
+}
+
+/// `: 3 running, 1 paused`
+fn list(f: &mut fmt::Formatter<'_>, counts: &BTreeMap<&str, usize>, before: &str) -> fmt::Result {
+    for (at, (what, count)) in counts.iter().enumerate() {
+        let separator = if at == 0 { ":" } else { "," };
+        write!(f, "{separator} {count} {before}{}", Printable(what))?;
+    }
+    Ok(())
 }
 
 fn vm_rows(vms: &[Vm]) -> Table<7> {
@@ -304,11 +341,27 @@ fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
             writeln!(f, "{}: {}", Printable(method), Printable(why))?;
         }
     }
-    for (vm, disk) in vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk))) {
-        let (index, target) = (vm.index, Printable(&disk.target));
+    let all = || vms.iter().flat_map(|vm| vm.disks.iter().map(move |disk| (vm, disk)));
+    // A line for each reason, with how many disks there are and the first of them.
+    let mut reasons = BTreeMap::new();
+    for (vm, disk) in all() {
         if let Some(why) = disk.why.as_ref().filter(|_| !is_in_kernel(&disk)) {
-            writeln!(f, "{target} of VM {index} is not counted in the kernel: {}", Printable(why))?;
+            reasons.entry(why).or_insert((0, vm, disk)).0 += 1;
         }
+    }
+    for (why, (count, vm, disk)) in reasons {
+        let (index, target, why) = (vm.index, Printable(&disk.target), Printable(why));
+        match count {
+            1 => writeln!(f, "{target} of VM {index} is not counted in the kernel: {why}")?,
+            _ => writeln!(
+                f,
+                "{target} of VM {index} and {} others are not counted in the kernel: {why}",
+                count - 1
+            )?,
+        }
+    }
+    for (vm, disk) in all() {
+        let (index, target) = (vm.index, Printable(&disk.target));
         let errors =
             |requests: Option<DiskRequests>| requests.and_then(|it| it.errors).unwrap_or(0);
         let (reads, writes) = (errors(disk.read), errors(disk.write));

@@ -291,6 +291,8 @@ SOURCE  STATE  STALE-SINCE  VMS  RESCANS
 procfs  live             -    2        1
 a read of process 77 (qemu\u{fffd}[31m) has hung for 12 s, in the kernel's request_wait_answer
 
+VMs     2: 1 running, 1 shutdown; 2 vCPUs; 1 disks: 1 by dio
+
 VM  NAME      STATE      PID  VCPUS   CPU-S  UUID
  1  web\u{fffd}[31m  running   4243    1/2  62.000  c0ffee00-0000-4000-8000-000000000001
 12  db        shutdown     -      0   0.000  -
@@ -311,6 +313,38 @@ vda of VM 1: 0 reads and 2 writes have failed
 #[test]
 fn thousands_of_vcpus_are_counted_and_not_listed() {
     let text = Summary(&big_report()).to_string();
-    assert!(text.contains("\n4000 vCPUs; `kvmeter status --json` lists them\n"));
+    assert!(text.contains("\n4000 vCPUs; `kvmeter status --vm VM` lists those of one VM\n"));
     assert!(!text.contains("PREEMPTIONS"));
+}
+
+#[test]
+fn one_vm_is_shown_by_its_name_uuid_or_index() {
+    for name in ["db", "12"] {
+        let mut report = report();
+        assert!(report.retain_vm(name), "{name}");
+        assert_eq!(report.vms.iter().map(|vm| vm.index).collect::<Vec<_>>(), [12]);
+    }
+    let mut of_uuid = report();
+    assert!(of_uuid.retain_vm("C0FFEE00-0000-4000-8000-000000000001"));
+    assert_eq!(of_uuid.vms[0].index, 1);
+    assert!(!of_uuid.retain_vm("db"));
+}
+
+#[test]
+fn a_large_host_has_a_line_for_each_reason_and_dates() {
+    let mut report = report();
+    report.sources[0].stale_since = Some(951_782_400);
+    let disk = Disk {
+        counted_by: None,
+        why: Some("librbd".into()),
+        read: None,
+        write: None,
+        ..report.vms[0].disks[0].clone()
+    };
+    report.vms[1].disks = vec![disk; 100];
+    let text = Summary(&report).to_string();
+    assert!(text.contains("2000-02-29T00:00:00Z"), "{text}");
+    assert!(text.contains("\nvda of VM 12 and 99 others are not counted in the kernel: librbd\n"));
+    assert!(text.contains("; 101 disks: 1 by dio, 100 by nothing\n"), "{text}");
+    assert!(text.lines().count() < 40, "{text}");
 }

@@ -94,7 +94,8 @@ impl Storage {
 impl Running {
     /// Begins a scan of files of these storages. Returns whether it may run now.
     fn begin(&mut self, storages: &BTreeSet<Storage>) -> bool {
-        let is_free = |of: &Storage| self.of_storage.get(of).is_none_or(|scans| *scans < of.limit());
+        let is_free =
+            |of: &Storage| self.of_storage.get(of).is_none_or(|scans| *scans < of.limit());
         if self.scans >= MAX_SCANS || !storages.iter().all(is_free) {
             return false;
         }
