@@ -155,11 +155,12 @@ impl<'a> Filesystems<'a> {
     /// another one: the agent's or that of the first process, or one that is in no list, as the kernel's own for memfd is.
     fn look_up(&mut self, mount: u64) -> io::Result<Filesystem> {
         if self.lists.is_none() {
-            let list = |file| Mounts::new(BufReader::new(file));
+            let list = |file| Mounts::new(BufReader::new(file), false);
             let others = ["/proc/self/mountinfo", "/proc/1/mountinfo"];
             let others = others.into_iter().filter_map(|path| File::open(path).ok());
             let own = self.process.open("mountinfo")?;
-            self.lists = Some(std::iter::once(own).chain(others).map(list).collect());
+            let own = Mounts::new(BufReader::new(own), self.process.is_foreign());
+            self.lists = Some(std::iter::once(own).chain(others.map(list)).collect());
         }
         // No direct I/O is expected of a filesystem that is not known: the count of such a disk would stay 0.
         let mut found = Filesystem { device: None, has_iomap: false, answers_from_memory: true };

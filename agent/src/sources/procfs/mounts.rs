@@ -44,6 +44,10 @@ const LOCAL: [&str; 24] = [
 const ANSWERS_FROM_MEMORY: [&str; 8] =
     ["ceph", "devpts", "fuseblk", "nfs", "nfs4", "proc", "sysfs", "virtiofs"];
 
+/// What an overlay is called in a user namespace of another than the agent's. There any user can make one, over a filesystem that is
+/// served by a process of the user's.
+const FOREIGN_OVERLAY: &str = "an overlay of another user namespace";
+
 /// A mounted filesystem.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Mount {
@@ -80,12 +84,16 @@ pub(super) struct Mounts<R> {
     seen: HashMap<u64, Mount>,
     /// Mount points of autofs: the id of the mount that they are in, and their last component.
     traps: HashSet<(u64, Vec<u8>)>,
+    /// The process is in another user namespace than the agent, and so may its mounts be.
+    is_foreign: bool,
 }
 
 impl<R: BufRead> Mounts<R> {
-    /// `mountinfo`: `/proc/PID/mountinfo` (proc(5)), of any length.
-    pub(super) fn new(mountinfo: R) -> Self {
-        Self { rest: Some(mountinfo), seen: HashMap::new(), traps: HashSet::new() }
+    /// `mountinfo`: `/proc/PID/mountinfo` (proc(5)), of any length. `is_foreign`: the process is in another user namespace than the
+    /// agent. A mount namespace that belongs to a user namespace has no processes outside of that.
+    pub(super) fn new(mountinfo: R, is_foreign: bool) -> Self {
+        let (seen, traps) = (HashMap::new(), HashSet::new());
+        Self { rest: Some(mountinfo), seen, traps, is_foreign }
     }
 
     /// The mount with this id; `None` = it is in another namespace, or in none any more.
@@ -116,9 +124,12 @@ impl<R: BufRead> Mounts<R> {
             self.rest = None;
             return Ok(false);
         }
-        if let Some(Line { id, parent, last, mount }) = parse_line(&line) {
+        if let Some(Line { id, parent, last, mut mount }) = parse_line(&line) {
             if mount.kind == "autofs" {
                 self.traps.insert((parent, last));
+            }
+            if mount.kind == "overlay" && self.is_foreign {
+                mount.kind = FOREIGN_OVERLAY.to_owned();
             }
             self.seen.insert(id, mount);
         }
@@ -178,6 +189,7 @@ mod tests {
         let mut mounts = Mounts::new(
             &b"36 35 98:1 /mnt1 /mnt2 rw,noatime master:1 - ext4 /dev/root rw,errors=continue\n\
               41 36 0:31 / /a\\040b rw - btrfs /dev/sdb rw\nmalformed\n"[..],
+            false,
         );
         let mount = |device, kind: &str| Mount { device, kind: kind.to_owned() };
         assert_eq!(mounts.get(41).unwrap(), Some(&mount(31, "btrfs")));
@@ -193,9 +205,24 @@ mod tests {
         }
         assert!(text.len() > 512 * 1024);
         text.push_str("20000 1 0:5 / /last rw - overlay overlay rw,lowerdir=/a\n");
-        let mut mounts = Mounts::new(text.as_bytes());
+        let mut mounts = Mounts::new(text.as_bytes(), false);
         let last = mounts.get(20_000).unwrap().unwrap();
         assert!(last.kind == "overlay" && !last.has_iomap());
+    }
+
+    #[test]
+    fn an_overlay_of_another_user_namespace_may_block() {
+        let text =
+            &b"36 35 0:40 / / rw - overlay overlay rw\n40 36 8:1 / /a rw - ext4 /dev/sda1 rw\n"[..];
+        for is_foreign in [false, true] {
+            let mut mounts = Mounts::new(text, is_foreign);
+            let mut of = |id| {
+                let mount = mounts.get(id).unwrap().unwrap();
+                (mount.is_local(), mount.answers_from_memory())
+            };
+            assert_eq!(of(36), (!is_foreign, !is_foreign));
+            assert_eq!(of(40), (true, true));
+        }
     }
 
     #[test]
@@ -203,6 +230,7 @@ mod tests {
         let mut mounts = Mounts::new(
             &b"36 35 98:1 / / rw - ext4 /dev/root rw\n\
                40 36 0:44 / /net/my\\040host rw - autofs systemd-1 rw,direct\n"[..],
+            false,
         );
         assert!(mounts.has_trap(36, b"my host").unwrap());
         assert!(!mounts.has_trap(36, b"net").unwrap() && !mounts.has_trap(35, b"my host").unwrap());
@@ -228,7 +256,7 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Mounts::new(&text[..]).has_trap(1, b"");
+            let _ = Mounts::new(&text[..], false).has_trap(1, b"");
             let _ = unescape(&String::from_utf8_lossy(&text));
         }
     }

@@ -120,7 +120,8 @@ impl<'a> Walker<'a> {
     /// Those of opening the process's root and list of mounts.
     pub(super) fn new(process: &'a Process) -> rustix::io::Result<Self> {
         let root = Step::of(process.open_place("root")?)?;
-        let mounts = Mounts::new(BufReader::new(process.open("mountinfo")?));
+        let mountinfo = BufReader::new(process.open("mountinfo")?);
+        let mounts = Mounts::new(mountinfo, process.is_foreign());
         let steps = MAX_STEPS_IN_ALL;
         Ok(Self { process, root, mounts, steps, reader: None, is_barred: false, directory: None })
     }

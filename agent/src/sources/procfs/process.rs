@@ -195,6 +195,15 @@ impl Process {
         Ok((info, parse_tap(&text)))
     }
 
+    /// Whether it is in another user namespace than the agent, or may be.
+    pub(super) fn is_foreign(&self) -> bool {
+        let own = std::fs::read_link("/proc/self/ns/user");
+        match (readlinkat(&self.dir, "ns/user", Vec::new()), own) {
+            (Ok(its), Ok(own)) => its.to_bytes() != own.as_os_str().as_encoded_bytes(),
+            _ => true,
+        }
+    }
+
     /// The network namespace, as the link to it names it.
     pub(super) fn network_namespace(&self) -> rustix::io::Result<CString> {
         readlinkat(&self.dir, "ns/net", Vec::new())
