@@ -1,8 +1,8 @@
 //! What the instances are, found the slow and plain way.
 
 use kvmeter::{
-    counters::Readings as _,
-    inventory::{IfIndex, Inventory, OperState, Vm},
+    counters::{DiskIo, Readings as _},
+    inventory::{CountedBy, Disk, IfIndex, Inventory, OperState, StorageSource, Vm},
     mib::VM_MIB,
     snmp::{Oid, OwnedValue},
 };
@@ -62,6 +62,11 @@ pub(crate) fn oracle(inventory: &Inventory, readings: &FixedReadings) -> Vec<(Oi
                 put(&[1, 6, 1, 3, i, vcpu.id + 1, 196_608 + cpu], OwnedValue::Integer(affinity));
             }
         }
+        for disk in &vm.disks {
+            for (column, value) in disk_columns(vm, disk, readings) {
+                put(&[1, 7, 1, column, i, disk.index], value);
+            }
+        }
         for nic in &vm.nics {
             put(&[1, 8, 1, 2, i, nic.index], saturated(if_index(nic.if_index)));
             put(&[1, 8, 1, 3, i, nic.index], saturated(if_index(nic.parent)));
@@ -115,6 +120,42 @@ fn vm_columns(vm: &Vm, readings: &FixedReadings) -> Vec<(u32, OwnedValue)> {
         (17, cpu_time.map(|ns| OwnedValue::Counter64(ns / 1000))),
     ];
     columns.into_iter().filter_map(|(column, value)| Some((column, value?))).collect()
+}
+
+fn disk_columns(vm: &Vm, disk: &Disk, readings: &FixedReadings) -> Vec<(u32, OwnedValue)> {
+    let defined = disk.size.defined;
+    let is_plain = [StorageSource::Block, StorageSource::Raw].contains(&disk.source);
+    let allocated = if is_plain { defined } else { disk.size.allocated };
+    let largest = defined.max(allocated).unwrap_or(0);
+    let unit = [1_u64 << 10, 1 << 20, 1 << 30];
+    let unit = unit.into_iter().find(|unit| largest / unit < 1 << 31).unwrap_or(1 << 30);
+    let size = |octets: Option<u64>| {
+        let units = octets.map(|octets| i32::try_from(octets / unit).unwrap_or(i32::MAX));
+        OwnedValue::Integer(units.unwrap_or(-1))
+    };
+    let io = match &disk.counted_by {
+        CountedBy::Kernel(images, ..) => readings.disk_io(images),
+        CountedBy::Pending => None,
+        CountedBy::Uncounted(_) => is_down(vm).then(DiskIo::default),
+    };
+    let mut columns = vec![
+        (3, OwnedValue::Integer(0)),
+        (4, OwnedValue::Integer(disk.source as i32)),
+        (5, text(&disk.format)),
+        (6, text(&disk.resource)),
+        (7, OwnedValue::Integer(disk.access as i32)),
+        (8, OwnedValue::Integer(disk.media as i32)),
+        (9, text(&disk.bus)),
+        (10, OwnedValue::Integer(i32::try_from(unit).unwrap())),
+        (11, size(defined)),
+        (12, size(allocated)),
+    ];
+    if let Some(io) = io {
+        let (read_time, write_time) = (io.read_ns / 1000, io.write_ns / 1000);
+        let counts = [io.reads, io.writes, io.read_octets, io.write_octets, read_time, write_time];
+        columns.extend((13..).zip(counts.map(OwnedValue::Counter64)));
+    }
+    columns
 }
 
 fn is_down(vm: &Vm) -> bool {

@@ -6,11 +6,12 @@ use std::{
 };
 
 use kvmeter::{
-    counters::{ThreadSlot, VmSlot},
+    counters::{DiskSize, ImageSlot, ThreadSlot, VmSlot},
     inventory::{
-        AdminState, AutoStart, Hypervisor, IfIndex, Inventory, Memory, Nic, OperState, Persistence,
-        Vcpu, Vm, VmIndex, VmUuid,
+        AdminState, AutoStart, CountedBy, Disk, Hypervisor, IfIndex, Inventory, Memory, Nic, OperState, Persistence,
+        StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex, VmUuid,
     },
+    probe::Method,
     snmp::Oid,
 };
 use proptest::{collection, option, prelude::*, sample};
@@ -65,6 +66,46 @@ fn nics() -> impl Strategy<Value = Vec<Nic>> {
     })
 }
 
+fn disks() -> impl Strategy<Value = Vec<Disk>> {
+    let source = sample::select(vec![
+        StorageSource::Unknown,
+        StorageSource::Other,
+        StorageSource::Block,
+        StorageSource::Raw,
+        StorageSource::Sparse,
+        StorageSource::Network,
+    ]);
+    let access = sample::select(vec![
+        StorageAccess::Unknown,
+        StorageAccess::ReadWrite,
+        StorageAccess::ReadOnly,
+    ]);
+    let media = sample::select(vec![
+        StorageMedia::Other,
+        StorageMedia::Unknown,
+        StorageMedia::HardDisk,
+        StorageMedia::OpticalDisk,
+        StorageMedia::FloppyDisk,
+    ]);
+    let images = collection::vec((1..9_u16).prop_map(ImageSlot), 0..3);
+    let counted_by = prop_oneof![
+        images.prop_map(|images| CountedBy::Kernel(images.into(), Method::Dio, "")),
+        Just(CountedBy::Pending),
+        Just(CountedBy::Uncounted("librbd".to_owned())),
+    ];
+    let size = (option::of(size()), option::of(size()));
+    let size = size.prop_map(|(defined, allocated)| DiskSize { defined, allocated });
+    let texts = (text(), text(), text());
+    let disk = (source, access, media, texts, size, counted_by);
+    collection::btree_map(index(), disk, 0..4).prop_map(|disks| {
+        let disk = |(index, (source, access, media, (format, resource, bus), size, counted_by))| {
+            let target = format!("vd{index}");
+            Disk { index, target, source, format, resource, access, media, bus, size, counted_by }
+        };
+        disks.into_iter().map(disk).collect()
+    })
+}
+
 fn vm() -> impl Strategy<Value = Vm> {
     let identity = (text(), option::of(any::<[u8; 16]>().prop_map(VmUuid::of_bytes)), text());
     let states = (
@@ -88,8 +129,8 @@ fn vm() -> impl Strategy<Value = Vm> {
     let cpus = (count(), option::of(count()), option::of(count()), vcpus());
     let memory = [option::of(size()), option::of(size()), option::of(size())];
     let process = (option::of(size()), option::of((1..10_u16).prop_map(VmSlot)));
-    (identity, states, cpus, memory, process, nics()).prop_map(
-        |(identity, states, cpus, [current, min, max], (started_ns, slot), nics)| Vm {
+    (identity, states, cpus, memory, process, disks(), nics()).prop_map(
+        |(identity, states, cpus, [current, min, max], (started_ns, slot), disks, nics)| Vm {
             index: VmIndex(0),
             name: identity.0,
             uuid: identity.1,
@@ -106,7 +147,7 @@ fn vm() -> impl Strategy<Value = Vm> {
             pid: None,
             slot,
             vcpus: cpus.3,
-            disks: Vec::new(),
+            disks,
             nics,
             ..Vm::default()
         },
