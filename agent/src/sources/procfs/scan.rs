@@ -168,7 +168,7 @@ fn scan(
     let paths = own.chain(domain_paths).map(String::as_str);
     let paths = DiskPaths::new(&process, &open).answer_all(paths, before)?;
     let mut devices = measured_devices(&process, &described, &open, &paths);
-    taps::name_interfaces(&mut devices.nics, &open.taps, is_qemu);
+    taps::name_interfaces(&mut devices.nics, &open.taps);
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,

@@ -55,13 +55,9 @@ fn names(held: &[(u32, String)]) -> Vec<String> {
     names
 }
 
-/// Names the taps of interfaces by the descriptors. `is_complete`: the description lists all interfaces that the VMM was
-/// started with, as QEMU's does; a VMM that is told them by an API has an interface for each tap.
-pub(super) fn name_interfaces(
-    nics: &mut Vec<DomainNic>,
-    held: &[(u32, String)],
-    is_complete: bool,
-) {
+/// Names the taps of interfaces by the descriptors. A tap that no interface of the description has was plugged in by the VMM's monitor
+/// or API, and has an interface of its own, unless it may be that of an interface whose tap is not found.
+pub(super) fn name_interfaces(nics: &mut Vec<DomainNic>, held: &[(u32, String)]) {
     for nic in nics.iter_mut() {
         if let Some(UnnamedTap::Descriptors(told)) = &nic.unnamed
             && let Some((_, name)) = held.iter().find(|(fd, _)| told.contains(fd))
@@ -70,11 +66,6 @@ pub(super) fn name_interfaces(
         }
     }
     let names = names(held);
-    if nics.is_empty() && !is_complete {
-        let of_tap = |name| DomainNic { device: Some(name), ..DomainNic::default() };
-        nics.extend(names.into_iter().map(of_tap));
-        return;
-    }
     // The others were opened in the order of their backends, and so are their descriptors, unless one was closed since.
     let named: BTreeSet<&String> = nics.iter().filter_map(|nic| nic.device.as_ref()).collect();
     let free: Vec<String> = names.iter().filter(|name| !named.contains(name)).cloned().collect();
@@ -83,6 +74,15 @@ pub(super) fn name_interfaces(
         _ => None,
     };
     let opened: BTreeSet<usize> = nics.iter().filter_map(order).collect();
+    // One that is not there may have been renamed.
+    let is_known = |nic: &DomainNic| {
+        nic.unnamed.is_none() && nic.device.as_ref().is_none_or(|device| names.contains(device))
+    };
+    if nics.iter().all(is_known) {
+        let of_tap = |name| DomainNic { device: Some(name), ..DomainNic::default() };
+        nics.extend(free.into_iter().map(of_tap));
+        return;
+    }
     if opened.len() != free.len() {
         return;
     }
@@ -98,6 +98,26 @@ pub(super) fn name_interfaces(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tap_that_was_plugged_in_later_has_an_interface() {
+        let told = |device: &str| DomainNic {
+            mac: vec![2, 0, 0, 0, 0, 1],
+            device: Some(device.to_owned()),
+            ..DomainNic::default()
+        };
+        let opened = DomainNic { unnamed: Some(UnnamedTap::Opened(0)), ..DomainNic::default() };
+        let held = [(9, "tap0".to_owned()), (10, "tap1".to_owned()), (11, "tap1".to_owned())];
+        let named = |mut nics: Vec<DomainNic>| {
+            name_interfaces(&mut nics, &held);
+            nics.into_iter().map(|nic| (nic.device, nic.mac.len())).collect::<Vec<_>>()
+        };
+        let (tap0, tap1) = (Some("tap0".to_owned()), Some("tap1".to_owned()));
+        assert_eq!(named(vec![told("tap0")]), [(tap0.clone(), 6), (tap1.clone(), 0)]);
+        assert_eq!(named(Vec::new()), [(tap0.clone(), 0), (tap1.clone(), 0)]);
+        assert_eq!(named(vec![told("tap0"), opened.clone()]), [(tap0, 6), (tap1, 0)]);
+        assert_eq!(named(vec![opened]), [(None, 0)], "it may be either");
+    }
 
     #[test]
     fn a_macvtap_is_above_its_device() {
@@ -117,9 +137,9 @@ mod tests {
         DomainNic { unnamed: Some(tap), ..DomainNic::default() }
     }
 
-    fn devices(mut nics: Vec<DomainNic>, held: &[(u32, &str)], is_complete: bool) -> Vec<String> {
+    fn devices(mut nics: Vec<DomainNic>, held: &[(u32, &str)]) -> Vec<String> {
         let held: Vec<_> = held.iter().map(|(fd, name)| (*fd, (*name).to_owned())).collect();
-        name_interfaces(&mut nics, &held, is_complete);
+        name_interfaces(&mut nics, &held);
         nics.into_iter().map(|nic| nic.device.unwrap_or_default()).collect()
     }
 
@@ -128,24 +148,23 @@ mod tests {
         use UnnamedTap::{Descriptors, Opened};
         let queues = [(20, "t1"), (21, "t1"), (22, "t0"), (23, "t0")];
         let told = |fds: &[u32]| unnamed(Descriptors(fds.to_vec()));
-        assert_eq!(devices(vec![told(&[22, 23]), told(&[20, 21])], &queues, true), ["t0", "t1"]);
-        assert_eq!(devices(vec![told(&[9])], &queues, true), [""], "no tap");
+        assert_eq!(devices(vec![told(&[22, 23]), told(&[20, 21])], &queues), ["t0", "t1"]);
+        assert_eq!(devices(vec![told(&[9])], &queues), [""], "no tap");
         // In the order of their backends, which need not be that of the interfaces.
         let opened = |at| unnamed(Opened(at));
-        assert_eq!(devices(vec![opened(7), opened(3)], &queues, true), ["t0", "t1"]);
-        assert_eq!(devices(vec![opened(7), named("t1")], &queues, true), ["t0", "t1"]);
+        assert_eq!(devices(vec![opened(7), opened(3)], &queues), ["t0", "t1"]);
+        assert_eq!(devices(vec![opened(7), named("t1")], &queues), ["t0", "t1"]);
         // Two of one backend, a hub.
-        assert_eq!(devices(vec![opened(1), opened(1)], &queues[..2], true), ["t1", "t1"]);
+        assert_eq!(devices(vec![opened(1), opened(1)], &queues[..2]), ["t1", "t1"]);
         // One of them was plugged in or out since.
-        assert_eq!(devices(vec![opened(7)], &queues, true), [""]);
-        assert_eq!(devices(vec![opened(1), opened(2)], &queues[..2], true), ["", ""]);
+        assert_eq!(devices(vec![opened(7)], &queues), [""]);
+        assert_eq!(devices(vec![opened(1), opened(2)], &queues[..2]), ["", ""]);
     }
 
     #[test]
     fn a_vmm_that_is_told_its_interfaces_by_an_api_has_one_for_each_tap() {
         let queues = [(20, "t1"), (21, "t1"), (22, "t0")];
-        assert_eq!(devices(Vec::new(), &queues, false), ["t1", "t0"]);
-        assert!(devices(Vec::new(), &queues, true).is_empty());
-        assert_eq!(devices(vec![named("t9")], &queues, false), ["t9"]);
+        assert_eq!(devices(Vec::new(), &queues), ["t1", "t0"]);
+        assert_eq!(devices(vec![named("t9")], &queues), ["t9"]);
     }
 }

@@ -8,8 +8,9 @@ use std::{
 use kvmeter::{
     counters::{DiskSize, ImageSlot, ThreadSlot, VmSlot},
     inventory::{
-        AdminState, AutoStart, CountedBy, Disk, Hypervisor, IfIndex, Inventory, Memory, Nic, OperState, Persistence,
-        StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex, VmUuid,
+        AdminState, AutoStart, CountedBy, Disk, Hypervisor, IfIndex, Inventory, Memory, Nic,
+        OperState, Persistence, StorageAccess, StorageMedia, StorageSource, Vcpu, Vm, VmIndex,
+        VmUuid,
     },
     probe::Method,
     snmp::Oid,
