@@ -336,7 +336,10 @@ impl Worker {
                 self.report();
             }
             self.scan_due();
-            self.processes.look(Instant::now());
+            let now = Instant::now();
+            for pid in self.processes.look(now) {
+                self.schedule.urgent(pid, now);
+            }
             self.report();
             self.report_images();
         }

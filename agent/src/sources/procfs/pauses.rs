@@ -2,7 +2,7 @@
 //!
 //! A vCPU that runs or halts is inside `KVM_RUN`; one that is paused sleeps outside. A vCPU also sleeps outside for some
 //! milliseconds while it waits for a lock of its VMM. So a VM is paused once all of its vCPUs have slept outside for
-//! [`PAUSED_AFTER`] without getting a CPU, and runs again once one of them was inside. The programs report when a vCPU goes to sleep
+//! [`PAUSED_AFTER`] without getting a CPU, waiting for a condition or stopped as a scan shows then, and runs again once one of them was inside. The programs report when a vCPU goes to sleep
 //! outside, or wakes there. From then on the VM is suspected, and looked at, for [`SUSPECTED`]; otherwise it costs nothing.
 
 use std::{
@@ -12,11 +12,15 @@ use std::{
 
 use kvmeter_common::Place;
 
+use super::vcpus::Rest;
 use crate::{counters::VcpuPlace, inventory::VcpuState};
 
 /// Longest time for which all vCPUs of a VM that runs may sleep outside `KVM_RUN`: QEMU holds its lock for less, unless its
 /// storage hangs.
 const PAUSED_AFTER: Duration = Duration::from_millis(300);
+
+/// The same, if they may be waiting for a lock.
+const PAUSED_AFTER_LOCK: Duration = Duration::from_secs(2);
 
 /// Interval between looks at a VM that is suspected.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -48,6 +52,8 @@ struct Watched {
     still: Option<(u64, Instant)>,
     /// Some vCPU has had its CPU since then, after this number of switches.
     busy: Option<(u64, Instant)>,
+    /// What its vCPUs wait for, after this number of switches; `None` = this is to be found out.
+    waits_for: Option<(u64, Option<Rest>)>,
     /// How often its vCPUs have come into `KVM_RUN`, at the last look.
     entries: Option<u64>,
 }
@@ -91,6 +97,22 @@ impl Pauses {
         self.vms.remove(&pid);
     }
 
+    /// Whether a scan is to find out what the vCPUs of a VM wait for.
+    pub(super) fn asks(&self, pid: u32) -> bool {
+        let vm = self.vms.get(&pid);
+        vm.is_some_and(|vm| matches!(vm.waits_for, Some((_, None))))
+    }
+
+    /// What the vCPUs of a VM wait for: the least that speaks for a pause.
+    pub(super) fn answer(&mut self, pid: u32, rest: Rest, now: Instant) {
+        if let Some(vm) = self.vms.get_mut(&pid)
+            && let Some((_, answer @ None)) = &mut vm.waits_for
+        {
+            *answer = Some(rest);
+            vm.due = Some(now);
+        }
+    }
+
     /// When a VM is to be looked at; `None` = none is.
     pub(super) fn next(&self) -> Option<Instant> {
         self.vms.values().filter_map(|vm| vm.due).min()
@@ -125,7 +147,9 @@ impl Pauses {
             vm.due = Some(now + PAUSE);
             return Look { state, ends: false };
         }
-        let waits = vm.still.is_some() && !matches!(vm.state, VcpuState::Stopped { .. });
+        let may_stop = !matches!(vm.waits_for, Some((_, Some(Rest::Other))));
+        let waits =
+            vm.still.is_some() && may_stop && !matches!(vm.state, VcpuState::Stopped { .. });
         let is_starting = !past.may_pause && now < past.started;
         vm.due = waits.then_some(if is_starting { past.started } else { now + PAUSE });
         Look { state, ends: vm.until.take().is_some() }
@@ -147,14 +171,22 @@ impl Watched {
         let is_busy = places.iter().any(|of| of.is_on_cpu);
         self.still = is_still.then(|| (switches, since(self.still)));
         self.busy = is_busy.then(|| (switches, since(self.busy)));
-        let lasts = |since: Option<(u64, Instant)>| {
-            since.is_some_and(|(_, since)| now >= since + PAUSED_AFTER)
+        self.waits_for = self.waits_for.filter(|(of, _)| is_still && *of == switches);
+        let lasts_for = |since: Option<(u64, Instant)>, time| {
+            since.is_some_and(|(_, since)| now >= since + time)
         };
+        let lasts = |since| lasts_for(since, PAUSED_AFTER);
         // A vCPU that never leaves its CPU is in the guest.
         if places.iter().any(is_in) || has_entered || lasts(self.busy) {
             Some(VcpuState::Running)
         } else if lasts(self.still) && (past.may_pause || now >= past.started) {
-            Some(VcpuState::Stopped { by_user: past.by_user })
+            let (_, rest) = self.waits_for.get_or_insert((switches, None));
+            let is_paused = match rest {
+                Some(Rest::Paused | Rest::InKvmRun) => true,
+                Some(Rest::Locked) => lasts_for(self.still, PAUSED_AFTER_LOCK),
+                Some(Rest::Other) | None => false,
+            };
+            is_paused.then_some(VcpuState::Stopped { by_user: past.by_user })
         } else {
             None
         }
@@ -179,6 +211,8 @@ mod tests {
         now: Instant,
         is_pending: bool,
         looks: usize,
+        /// What a scan finds.
+        rest: Rest,
         /// The states that were found, each with the ms since the last call of [`Vm::states`].
         found: Vec<(u64, VcpuState)>,
         since: Instant,
@@ -198,6 +232,7 @@ mod tests {
                 now,
                 is_pending: true,
                 looks: 0,
+                rest: Rest::Paused,
                 found: Vec::new(),
                 since: now,
             };
@@ -259,6 +294,9 @@ mod tests {
                     if self.look() {
                         self.is_pending = false;
                         self.look();
+                    }
+                    if self.pauses.asks(1) {
+                        self.pauses.answer(1, self.rest, self.now);
                     }
                 }
                 let Some(due) = self.pauses.next().filter(|due| *due <= end) else { break };
@@ -337,6 +375,25 @@ mod tests {
         (vm.vcpus[0].is_on_cpu, vm.vcpus[0].is_at_rest) = (false, true);
         vm.pass(60_000);
         assert_eq!(vm.states(), []);
+    }
+
+    #[test]
+    fn what_its_vcpus_wait_for_decides() {
+        for (rest, found) in [
+            (Rest::Other, &[][..]),
+            (Rest::Locked, &[(2000, STOPPED)]),
+            (Rest::Paused, &[(300, STOPPED)]),
+            (Rest::InKvmRun, &[(300, STOPPED)]),
+        ] {
+            let mut vm = Vm::new(1);
+            vm.rest = rest;
+            vm.sleep(0);
+            vm.pass(3_000);
+            assert_eq!(vm.states(), found, "{rest:?}");
+            let looks = vm.looks;
+            vm.pass(3_600_000);
+            assert!(vm.looks - looks < 20, "{} looks in an hour", vm.looks - looks);
+        }
     }
 
     #[test]

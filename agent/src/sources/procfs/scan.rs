@@ -18,7 +18,8 @@ use super::{
     named_file::shown,
     presence,
     process::{Measured, Process, Thread},
-    taps, vcpus,
+    taps,
+    vcpus::{self, Rest},
 };
 use crate::{
     counting::HeldThread,
@@ -66,8 +67,8 @@ pub(super) struct Scan {
 pub(super) struct Runs {
     /// Whether one of them has been in `KVM_RUN`; `false` = not known.
     pub(super) has_run: bool,
-    /// Where the threads of vCPUs are that do not run now, one of [`Place`](kvmeter_common::Place), by thread id.
-    pub(super) places: BTreeMap<u32, u32>,
+    /// What the threads of vCPUs do, by thread id, if that was asked for.
+    pub(super) rests: BTreeMap<u32, Rest>,
     /// Why they cannot be seen to be paused.
     pub(super) unseen: Option<&'static str>,
 }
@@ -80,6 +81,8 @@ pub(super) struct Earlier<'a> {
     /// Whether the description is final. The command line is not read again then, nor the memory map for an estimate: these
     /// reads block on a process that is stuck while it changes its memory.
     pub(super) is_settled: bool,
+    /// Whether it is asked what the threads of its vCPUs do.
+    pub(super) wants_rests: bool,
 }
 
 /// Scans a process for a VM; `None`: it is not a VM, or gone. `domain_paths`: the paths that libvirt has for its disks. `now_ns`: time
@@ -144,8 +147,8 @@ fn scan(
         let found = vcpus::of_kvm(dirs, &descriptors.vcpus, &threads, &tids);
         runs.has_run = found.have_run;
         runs.unseen = vcpus::halts_outside(dirs, described.vmm);
-        if earlier.is_none_or(|earlier| !earlier.is_settled) {
-            runs.places = vcpus::places(&threads, &found.numbers);
+        if earlier.is_none_or(|earlier| !earlier.is_settled || earlier.wants_rests) {
+            runs.rests = vcpus::rests(&threads, &found.numbers);
         }
         Some(found.numbers)
     } else {

@@ -253,6 +253,7 @@ impl TrackedProcesses {
             unassigned.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
         let earlier = known
             .map(|known| (Arc::clone(&known.vm), Arc::clone(&known.described), known.is_settled));
+        let wants_rests = self.pauses.asks(pid);
         let domain_paths = known.map_or_else(Arc::default, |known| Arc::clone(&known.domain_paths));
         let roots = Arc::clone(&self.roots);
         let read = move || {
@@ -260,6 +261,7 @@ impl TrackedProcesses {
                 vm,
                 described,
                 is_settled: *is_settled,
+                wants_rests,
             });
             scan::scan_process(&roots, pid, earlier, &domain_paths, since_boot_ns())
         };

@@ -40,10 +40,14 @@ impl TrackedProcesses {
                 unseen.unwrap_or_default()
             ));
         };
-        for (tid, place) in &scan.runs.places {
-            if let Some(slot) = slots.get(tid) {
-                tracker.note_place(*slot, *place);
+        for (tid, rest) in &scan.runs.rests {
+            if let (Some(slot), Some(place)) = (slots.get(tid), rest.place()) {
+                tracker.note_place(*slot, place);
             }
+        }
+        // A vCPU inside KVM_RUN that has slept outside for that long was stopped or frozen there.
+        if let Some(rest) = scan.runs.rests.values().max().filter(|_| !scan.vcpus.is_empty()) {
+            self.pauses.answer(pid, *rest, Instant::now());
         }
         Ok(())
     }
@@ -65,8 +69,10 @@ impl TrackedProcesses {
         self.pauses.next()
     }
 
-    /// Looks at the VMs that are due, and reports those that run again, and those that are paused.
-    pub(super) fn look(&mut self, now: Instant) {
+    /// Looks at the VMs that are due, and reports those that run again, and those that are paused. Returns the processes to be scanned
+    /// now, for what their vCPUs wait for.
+    pub(super) fn look(&mut self, now: Instant) -> Vec<u32> {
+        let mut to_scan = Vec::new();
         for pid in self.pauses.take_due(now) {
             if self.look_at(pid, now) {
                 let vm = self.known.get(&pid).and_then(|known| known.vm.slot);
@@ -76,7 +82,11 @@ impl TrackedProcesses {
                 // What has moved since the look before, and was not reported.
                 self.look_at(pid, now);
             }
+            if self.pauses.asks(pid) {
+                to_scan.push(pid);
+            }
         }
+        to_scan
     }
 
     /// Returns whether it was the last look.

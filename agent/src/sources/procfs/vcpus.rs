@@ -18,6 +18,15 @@ const IOCTL: u64 = 16;
 const IOCTL: u64 = 29;
 const KVM_RUN: u64 = 0xae80;
 
+/// `futex(2)`, which C libraries wait with, and of its operation the command (linux/futex.h). `FUTEX_WAIT` is a lock's; for a condition
+/// they wait with `FUTEX_WAIT_BITSET`, glibc since 2.33.
+#[cfg(target_arch = "x86_64")]
+const FUTEX: u64 = 202;
+#[cfg(not(target_arch = "x86_64"))]
+const FUTEX: u64 = 98;
+const FUTEX_COMMAND: u64 = 0x7f;
+const FUTEX_WAIT: u64 = 0;
+
 /// Most descriptors of KVM VMs of a process that are looked up: a process can duplicate one as often as it likes.
 const MAX_VMS: usize = 256;
 
@@ -105,27 +114,60 @@ pub(super) fn of_kvm(
     VcpuThreads { numbers, have_run: !ids.is_empty() }
 }
 
-/// Where the threads of vCPUs are that do not run now, by thread id.
-pub(super) fn places(threads: &[Thread], vcpus: &BTreeMap<u32, u32>) -> BTreeMap<u32, u32> {
-    let vcpus = threads.iter().filter(|thread| vcpus.contains_key(&thread.tid()));
-    vcpus.filter_map(|thread| Some((thread.tid(), place(thread)?))).collect()
+/// What a thread does; what speaks for a pause of its VM comes first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Rest {
+    /// It waits for a condition, as the thread of a paused vCPU does, or it is stopped.
+    Paused,
+    /// It is in `KVM_RUN`, or was when it was stopped.
+    InKvmRun,
+    /// It waits for a lock, or for a condition: older C libraries wait for both in the same way.
+    Locked,
+    /// Something else: it runs, reads, sleeps.
+    Other,
 }
 
-/// Where a thread is; `None` = it runs, or waits for the kernel.
-fn place(thread: &Thread) -> Option<u32> {
-    match thread.state().ok()? {
-        // The system call that a signal has interrupted is shown still.
-        'T' | 't' => Some(Place::ASLEEP),
-        'S' => {
-            let call = thread.read("syscall").ok()?;
-            let is_in = kvm_run_fd(&call).is_some();
-            (call.first() != Some(&b'r')).then_some(if is_in {
-                Place::IN_KVM_RUN
-            } else {
-                Place::ASLEEP
-            })
+impl Rest {
+    /// The place that it stands for; `None` = not clear.
+    pub(super) const fn place(self) -> Option<u32> {
+        match self {
+            Self::Paused | Self::Locked => Some(Place::ASLEEP),
+            Self::InKvmRun => Some(Place::IN_KVM_RUN),
+            Self::Other => None,
         }
-        _ => None,
+    }
+}
+
+/// What the threads of vCPUs do, by thread id.
+pub(super) fn rests(threads: &[Thread], vcpus: &BTreeMap<u32, u32>) -> BTreeMap<u32, Rest> {
+    let vcpus = threads.iter().filter(|thread| vcpus.contains_key(&thread.tid()));
+    vcpus.map(|thread| (thread.tid(), rest(thread).unwrap_or(Rest::Other))).collect()
+}
+
+fn rest(thread: &Thread) -> Option<Rest> {
+    Some(match thread.state().ok()? {
+        // The system call that a signal has interrupted is shown still.
+        'T' | 't' => Rest::Paused,
+        'S' => rest_of(&thread.read("syscall").ok()?),
+        _ => Rest::Other,
+    })
+}
+
+/// What a sleeping thread does, from `/proc/PID/task/TID/syscall`.
+fn rest_of(line: &[u8]) -> Rest {
+    if kvm_run_fd(line).is_some() {
+        return Rest::InKvmRun;
+    }
+    let text = std::str::from_utf8(line).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    match (words.next(), words.nth(1).and_then(|word| word.strip_prefix("0x"))) {
+        // In no system call: a freezer keeps it from returning to its program.
+        (Some("-1"), _) => Rest::Paused,
+        (Some(call), Some(operation)) if call.parse() == Ok(FUTEX) => {
+            let operation = u64::from_str_radix(operation, 16).unwrap_or(0);
+            if operation & FUTEX_COMMAND == FUTEX_WAIT { Rest::Locked } else { Rest::Paused }
+        }
+        _ => Rest::Other,
     }
 }
 
@@ -311,12 +353,29 @@ mod tests {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_paused_vcpu_waits_for_a_condition() {
+        for (line, rest) in [
+            (&b"202 0x55d0 0x189 0x0 0x0 0x0 0xffffffff 0x7f 0x7e\n"[..], Rest::Paused),
+            (b"202 0x55d0 0x80 0x2 0x0 0x0 0x0 0x7f 0x7e\n", Rest::Locked),
+            (b"-1 0x7ffc 0x7f3a\n", Rest::Paused),
+            (b"230 0x0 0x0 0x7f 0x7f 0x0 0x0 0x7f 0x7e\n", Rest::Other),
+            (b"17 0x9 0x7f 0x1000 0x0 0x0 0x0 0x7f 0x7e\n", Rest::Other),
+            (b"16 0x1b 0xae80 0x0 0x0 0x0 0x0 0x7ffd1 0x7fab2\n", Rest::InKvmRun),
+            (b"running\n", Rest::Other),
+            (b"", Rest::Other),
+        ] {
+            assert_eq!(rest_of(line), rest, "{:?}", String::from_utf8_lossy(line));
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn no_bytes_panic(line in prop::collection::vec(any::<u8>(), 0..200), name in ".{0,30}") {
-            let _ = (kvm_run_fd(&line), id_in_name(&name));
+            let _ = (kvm_run_fd(&line), rest_of(&line), id_in_name(&name));
         }
     }
 }
