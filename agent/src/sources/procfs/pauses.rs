@@ -22,6 +22,9 @@ const PAUSED_AFTER: Duration = Duration::from_millis(300);
 /// The same, if they may be waiting for a lock.
 const PAUSED_AFTER_LOCK: Duration = Duration::from_secs(2);
 
+/// A VM whose vCPUs were found at work is not scanned for that again within this time: each scan costs as much as a new VM.
+const BETWEEN_SCANS: Duration = Duration::from_secs(2);
+
 /// Interval between looks at a VM that is suspected.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,6 +57,8 @@ struct Watched {
     busy: Option<(u64, Instant)>,
     /// What its vCPUs wait for, after this number of switches; `None` = this is to be found out.
     waits_for: Option<(u64, Option<Rest>)>,
+    /// When its vCPUs were found at work last.
+    at_work: Option<Instant>,
     /// How often its vCPUs have come into `KVM_RUN`, at the last look.
     entries: Option<u64>,
 }
@@ -109,6 +114,7 @@ impl Pauses {
             && let Some((_, answer @ None)) = &mut vm.waits_for
         {
             *answer = Some(rest);
+            vm.at_work = (rest == Rest::Other).then_some(now);
             vm.due = Some(now);
         }
     }
@@ -179,7 +185,10 @@ impl Watched {
         // A vCPU that never leaves its CPU is in the guest.
         if places.iter().any(is_in) || has_entered || lasts(self.busy) {
             Some(VcpuState::Running)
-        } else if lasts(self.still) && (past.may_pause || now >= past.started) {
+        } else if lasts(self.still)
+            && (past.may_pause || now >= past.started)
+            && (self.waits_for.is_some() || self.at_work.is_none_or(|at| now >= at + BETWEEN_SCANS))
+        {
             let (_, rest) = self.waits_for.get_or_insert((switches, None));
             let is_paused = match rest {
                 Some(Rest::Paused | Rest::InKvmRun) => true,
@@ -211,6 +220,7 @@ mod tests {
         now: Instant,
         is_pending: bool,
         looks: usize,
+        scans: usize,
         /// What a scan finds.
         rest: Rest,
         /// The states that were found, each with the ms since the last call of [`Vm::states`].
@@ -232,6 +242,7 @@ mod tests {
                 now,
                 is_pending: true,
                 looks: 0,
+                scans: 0,
                 rest: Rest::Paused,
                 found: Vec::new(),
                 since: now,
@@ -296,6 +307,7 @@ mod tests {
                         self.look();
                     }
                     if self.pauses.asks(1) {
+                        self.scans += 1;
                         self.pauses.answer(1, self.rest, self.now);
                     }
                 }
@@ -394,6 +406,24 @@ mod tests {
             vm.pass(3_600_000);
             assert!(vm.looks - looks < 20, "{} looks in an hour", vm.looks - looks);
         }
+    }
+
+    #[test]
+    fn a_vmm_that_sleeps_outside_by_itself_is_scanned_seldom() {
+        let mut vm = Vm::new(1);
+        vm.rest = Rest::Other;
+        for _ in 0..100 {
+            vm.sleep(0);
+            vm.pass(500);
+            vm.wake(0);
+            vm.pass(500);
+        }
+        assert_eq!(vm.states(), []);
+        assert!((30..=50).contains(&vm.scans), "{} scans in 100 s", vm.scans);
+        vm.rest = Rest::Paused;
+        vm.sleep(0);
+        vm.pass(3_000);
+        assert_eq!(vm.states().len(), 1);
     }
 
     #[test]
