@@ -36,6 +36,8 @@ pub enum EventKind {
     /// A vCPU's thread has gone to sleep outside `KVM_RUN`, has got a CPU after such a sleep, or was seen for the first time, inside
     /// `KVM_RUN`. Not sent again until the agent clears [`crate::VmRecord::PENDING_VCPUS`].
     VcpuMoved = 8,
+    /// A limit of a cgroup has delayed a request of a VM on a block device. Sent once for a VM.
+    ImageDelayed = 9,
 }
 
 impl EventKind {
@@ -51,6 +53,7 @@ impl EventKind {
             6 => Self::VmKilled,
             7 => Self::ImageClaimed,
             8 => Self::VcpuMoved,
+            9 => Self::ImageDelayed,
             _ => return None,
         })
     }

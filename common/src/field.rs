@@ -19,6 +19,8 @@ pub enum Presence {
     WithKvm,
     /// Kernels on which disk I/O can be counted; the others get CPU counters only.
     ForDisks,
+    /// Kernels in which cgroups can limit block I/O; the others delay no request for one.
+    WithIoCgroups,
     /// Some kernels; a global says which.
     Optional,
 }
@@ -101,6 +103,17 @@ fields! {
     SignalGroupExitCode, "signal_struct", "group_exit_code", Required;
     /// CPU time in ns of threads that have exited.
     SignalSumSchedRuntime, "signal_struct", "sum_sched_runtime", Required;
+    /// `PF_*`.
+    TaskFlags, "task_struct", "flags", Required;
+    TaskCgroups, "task_struct", "cgroups", WithIoCgroups;
+    /// The element of the controller `io`: the agent adds its place in the array.
+    CgroupsIo, "css_set", "subsys", WithIoCgroups;
+    StateCgroup, "cgroup_subsys_state", "cgroup", WithIoCgroups;
+    CgroupNode, "cgroup", "kn", WithIoCgroups;
+    NodeId, "kernfs_node", "id", WithIoCgroups;
+    BioGroup, "bio", "bi_blkg", WithIoCgroups;
+    GroupCgroup, "blkcg_gq", "blkcg", WithIoCgroups;
+    IoCgroup, "blkcg", "css.cgroup", WithIoCgroups;
     TaskFiles, "task_struct", "files", ForDisks;
     FilesTable, "files_struct", "fdt", ForDisks;
     TableFiles, "fdtable", "fd", ForDisks;

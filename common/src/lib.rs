@@ -4,11 +4,12 @@
 //! agent, so the layout is an ABI between programs of different versions: a change of any size, offset, name or meaning
 //! here is a change of [`LAYOUT`].
 //!
-//! Reading order: [`word`] (how a time is stored), [`ThreadRecord`], [`VmRecord`], [`ImageRecord`], [`Event`],
-//! [`Field`].
+//! Reading order: [`word`] (how a time is stored), [`ThreadRecord`], [`VmRecord`], [`ImageRecord`], [`DeviceUser`],
+//! [`Event`], [`Field`].
 
 #![no_std]
 
+pub mod device;
 pub mod event;
 pub mod field;
 pub mod image;
@@ -17,6 +18,7 @@ pub mod place;
 pub mod record;
 pub mod word;
 
+pub use device::{DEVICE_BUCKETS, DEVICE_USERS, DeviceUser};
 pub use event::{Event, EventKind};
 pub use field::Field;
 pub use image::{ImageKey, ImageRecord, InFlight, Layer, Layers};
@@ -24,7 +26,7 @@ pub use place::Place;
 pub use record::{Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of the shared layout. The agent adopts pinned maps of this version only.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 7;
 
 /// Thread records in a block, the unit in which VMs get them.
 pub const BLOCK_LEN: usize = 8;

@@ -10,6 +10,8 @@ pub const VM: &str = "VM";
 pub const META: &str = "META";
 /// Slot → [`crate::ImageRecord`].
 pub const IMAGE: &str = "IMAGE";
+/// Bucket of a block device → [`crate::DeviceUser`]s.
+pub const DEVICE: &str = "DEVICE";
 /// Kernel address of a request → [`crate::InFlight`].
 pub const INFLIGHT: &str = "INFLIGHT";
 /// Hash of a request's address → number of requests in flight with that hash.

@@ -58,7 +58,7 @@ pub struct VmRecord {
     pub dying: u64,
     /// Process id (thread group id) of the VM; 0 = the record is free.
     pub tgid: u64,
-    /// Bits of [`VmRecord::PENDING_THREADS`], [`VmRecord::NO_IMAGES`] and [`VmRecord::PENDING_VCPUS`].
+    /// Bits of [`VmRecord::PENDING_THREADS`] and the following constants.
     pub flags: u64,
     /// Largest total in ns that a reader has returned.
     pub high_water: u64,
@@ -73,8 +73,10 @@ pub struct VmRecord {
     pub new_images: u64,
     /// The number of `new_images` that the kernel may reach; the agent raises it.
     pub new_images_limit: u64,
+    /// Id of the cgroup to which the kernel accounts the VM's requests on block devices; 0 = not known yet.
+    pub io_cgroup: u64,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
     /// Number of valid `blocks`. Written after the blocks.
     pub block_count: u64,
     /// The VM's blocks of thread records: block `b` is the records `b * BLOCK_LEN .. (b + 1) * BLOCK_LEN`.
@@ -88,6 +90,8 @@ impl VmRecord {
     pub const NO_IMAGES: u64 = 2;
     /// An [`crate::EventKind::VcpuMoved`] has been sent and not been handled.
     pub const PENDING_VCPUS: u64 = 4;
+    /// An [`crate::EventKind::ImageDelayed`] has been sent.
+    pub const DELAYED: u64 = 8;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.

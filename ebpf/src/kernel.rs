@@ -29,6 +29,10 @@ pub(crate) static URING_HAS_DESCRIPTOR: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HAS_IOMAP_EVENTS: Global<u64> = Global::new(0);
 
+/// 1 where cgroups can limit block I/O, else 0.
+#[unsafe(no_mangle)]
+pub(crate) static HAS_IO_CGROUPS: Global<u64> = Global::new(0);
+
 /// Flag of open(2) on this architecture.
 #[unsafe(no_mangle)]
 pub(crate) static O_DIRECT: Global<u64> = Global::new(0);

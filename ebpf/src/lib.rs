@@ -1,6 +1,6 @@
 //! kvmeter's BPF programs, one file a hook or a family of hooks. Each does a bounded amount of work and keeps no policy.
 //!
-//! Reading order: `maps`, `kernel`, `memory`, `task`, `thread`, `image`, `request`, `call`, then the hooks.
+//! Reading order: `maps`, `kernel`, `memory`, `task`, `thread`, `image`, `cgroup`, `request`, `call`, then the hooks.
 //!
 //! The programs run in the kernel only. On the host the crate is checked, linted and documented; what only the BPF
 //! target has (`atomic`, `memory`, `verifier`) has a host twin there.
@@ -25,6 +25,8 @@ pub mod block_bio_complete;
 pub mod block_bio_queue;
 pub mod block_rq_complete;
 mod call;
+mod cgroup;
+pub mod cgroup_attach_task;
 mod image;
 pub mod io_uring_complete;
 pub mod io_uring_submit_req;

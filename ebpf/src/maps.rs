@@ -14,8 +14,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use kvmeter_common::{
-    EVENT_RING_LEN, Event, FILTER_LEN, IMAGES, ImageKey, ImageRecord, InFlight, MAX_IN_FLIGHT,
-    Meta, Owner, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VM_IN_FLIGHT, VMS, VmRecord,
+    DEVICE_BUCKETS, DEVICE_USERS, DeviceUser, EVENT_RING_LEN, Event, FILTER_LEN, IMAGES, ImageKey,
+    ImageRecord, InFlight, MAX_IN_FLIGHT, Meta, Owner, SLOTS_PER_ELEMENT, THREADS, ThreadRecord,
+    VM_IN_FLIGHT, VMS, VmRecord,
 };
 
 use crate::{atomic, verifier};
@@ -42,6 +43,10 @@ static META: Array<Meta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 static IMAGE: Array<ImageRecord> = Array::with_max_entries(elements(IMAGES), BPF_F_MMAPABLE);
+
+#[map]
+static DEVICE: Array<[u64; DEVICE_USERS]> =
+    Array::with_max_entries(elements(DEVICE_BUCKETS), BPF_F_MMAPABLE);
 
 /// Keyed by kernel address: of the kiocb, bio or io_kiocb; for a system call, of the task, because a thread makes one call
 /// at a time.
@@ -112,6 +117,12 @@ pub(crate) fn owner_of_process(tgid: u32) -> Option<Owner> {
 #[inline(always)]
 pub(crate) fn image(slot: u32) -> Option<*mut ImageRecord> {
     IMAGE.get_ptr_mut(slot)
+}
+
+/// The users in a device's bucket, those of other devices included.
+#[inline(always)]
+pub(crate) fn device_users(device: u32) -> Option<*mut [u64; DEVICE_USERS]> {
+    DEVICE.get_ptr_mut(DeviceUser::bucket(device))
 }
 
 /// The filter's bucket for an address.

@@ -46,6 +46,22 @@ impl Task {
         load!(u64, self.0, TaskComm)
     }
 
+    /// Whether it is a thread of the kernel (`PF_KTHREAD` of the kernel's sched.h).
+    #[inline(always)]
+    pub(crate) fn is_of_kernel(self) -> bool {
+        load!(u32, self.0, TaskFlags) & 0x0020_0000 != 0
+    }
+
+    /// Id of the cgroup to which the kernel accounts its block I/O; 0: there is none.
+    #[inline(always)]
+    pub(crate) fn io_cgroup(self) -> u64 {
+        if kernel::HAS_IO_CGROUPS.load() == 0 {
+            return 0;
+        }
+        let state = load!(u64, load!(u64, self.0, TaskCgroups), CgroupsIo);
+        load!(u64, load!(u64, load!(u64, state, StateCgroup), CgroupNode), NodeId)
+    }
+
     #[inline(always)]
     pub(crate) fn state(self) -> u32 {
         load!(u32, self.0, TaskState)

@@ -54,6 +54,7 @@ impl Thread {
                 return None;
             }
             set!(record, start, start);
+            note_io_cgroup(Owner(get!(record, owner)).vm_slot(), task.io_cgroup());
         }
         Some(Self { slot, record })
     }
@@ -158,6 +159,17 @@ impl Thread {
         set!(self.record, start, start);
         set!(self.record, high_water, high_water);
         set!(self.record, place, place);
+    }
+}
+
+/// Notes the cgroup of a VM's block I/O; 0: there is none.
+#[inline(always)]
+pub(crate) fn note_io_cgroup(vm_slot: u16, cgroup: u64) {
+    if let Some(vm) = maps::vm(vm_slot)
+        && cgroup != 0
+        && get!(vm, io_cgroup) != cgroup
+    {
+        set!(vm, io_cgroup, cgroup);
     }
 }
 

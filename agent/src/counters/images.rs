@@ -216,7 +216,7 @@ impl Records {
     }
 
     /// Finds or claims a record for `key` on `layer`, and closes its records of other layers. `None` = no record is free
-    /// in the image's buckets.
+    /// in the image's buckets, or a block device has too many VMs.
     pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Option<ImageSlot> {
         let mut claimed = None;
         for slot in self.images_of(key) {
@@ -226,6 +226,9 @@ impl Records {
                 // It keeps what the other layer counted; new requests go to the record of this layer.
                 self.close_image(slot);
             }
+        }
+        if layer == Layer::Block && !self.add_device_user(key.device, key.vm) {
+            return None;
         }
         claimed.or_else(|| {
             let slots: Vec<_> = probes(key).collect();
@@ -278,7 +281,10 @@ impl Records {
         }
         record.layer.store(0, Relaxed);
         record.storage.store(0, Relaxed);
-        record.owner.store(0, Release);
+        let of_device = ImageKey::of(record.owner.swap(0, AcqRel), ImageKey::NO_FILE);
+        if self.images_of(of_device).next().is_none() {
+            self.remove_device_user(of_device.device, of_device.vm);
+        }
     }
 
     fn image(&self, slot: ImageSlot) -> Option<&SharedImageRecord> {

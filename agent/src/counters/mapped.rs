@@ -15,7 +15,8 @@ use std::{
 };
 
 use kvmeter_common::{
-    ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VM_NEW_IMAGES, VmRecord,
+    DEVICE_USERS, ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VM_NEW_IMAGES,
+    VmRecord,
     image::{DirectionCounters, LATENCY_BUCKETS},
 };
 use memmap2::{MmapOptions, MmapRaw};
@@ -89,7 +90,8 @@ pub(crate) struct SharedVmRecord {
     pub(crate) in_flight: AtomicU64,
     pub(crate) new_images: AtomicU64,
     pub(crate) new_images_limit: AtomicU64,
-    pub(crate) reserved: [AtomicU64; 3],
+    pub(crate) io_cgroup: AtomicU64,
+    pub(crate) reserved: [AtomicU64; 2],
     pub(crate) block_count: AtomicU64,
     pub(crate) blocks: [AtomicU16; VM_BLOCKS],
 }
@@ -116,6 +118,7 @@ impl SharedVmRecord {
             in_flight,
             new_images,
             new_images_limit,
+            io_cgroup,
             reserved: _,
             block_count: _,
             blocks: _,
@@ -130,6 +133,7 @@ impl SharedVmRecord {
             recorded,
             in_flight,
             new_images,
+            io_cgroup,
         ] {
             cell.store(0, Relaxed);
         }
@@ -176,6 +180,9 @@ pub(crate) struct SharedImageRecord {
 /// One element of `TID_SLOT`.
 pub(crate) type SharedSlots = [AtomicU16; SLOTS_PER_ELEMENT];
 
+/// The [`kvmeter_common::DeviceUser`]s of a bucket in shared memory.
+pub(crate) type SharedDevices = [AtomicU64; DEVICE_USERS];
+
 /// Asserts that each atomic lies at the offset of its field.
 macro_rules! assert_same_layout {
     ($shared:ty, $record:ty, $($field:ident),+) => {
@@ -213,6 +220,7 @@ assert_same_layout!(
     in_flight,
     new_images,
     new_images_limit,
+    io_cgroup,
     reserved,
     block_count,
     blocks
@@ -249,6 +257,8 @@ unsafe impl Shared for SharedMeta {}
 unsafe impl Shared for SharedImageRecord {}
 // SAFETY: an array of atomics, which has no padding.
 unsafe impl Shared for SharedSlots {}
+// SAFETY: an array of atomics, which has no padding.
+unsafe impl Shared for SharedDevices {}
 
 /// The values of a `BPF_F_MMAPABLE` array, which the BPF programs write at any time.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 //! Reading order: [`Readings`] (the interface), [`Records`] (its implementation over mapped memory), [`ImageSlot`] (the
 //! images of disks), [`SlowValues`] (counters of the hypervisor).
 
+mod devices;
 mod disk;
 mod images;
 pub(crate) mod mapped;

@@ -6,14 +6,16 @@ use std::{
 };
 
 use kvmeter_common::{
-    BLOCK_LEN, IMAGES, LAYOUT, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS, word,
+    BLOCK_LEN, DEVICE_BUCKETS, IMAGES, LAYOUT, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS,
+    word,
 };
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     CpuMask, DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot,
     mapped::{
-        Mapped, SharedImageRecord, SharedMeta, SharedSlots, SharedThreadRecord, SharedVmRecord,
+        Mapped, SharedDevices, SharedImageRecord, SharedMeta, SharedSlots, SharedThreadRecord,
+        SharedVmRecord,
     },
 };
 use crate::probe::Probe;
@@ -30,6 +32,7 @@ pub struct Records {
     pub(crate) vms: Mapped<SharedVmRecord>,
     pub(crate) meta: Mapped<SharedMeta>,
     pub(super) images: Mapped<SharedImageRecord>,
+    pub(super) devices: Mapped<SharedDevices>,
     /// Sequence counter of [`merge_images`](Self::merge_images) (a seqlock): odd while counts are being merged.
     pub(super) merge_seq: AtomicU64,
 }
@@ -48,6 +51,7 @@ impl Records {
             vms: Mapped::new(probe.vms.fd(), VMS)?,
             meta: Mapped::new(probe.meta.fd(), 1)?,
             images: Mapped::new(probe.images.fd(), IMAGES)?,
+            devices: Mapped::new(probe.devices.fd(), DEVICE_BUCKETS)?,
             merge_seq: AtomicU64::new(0),
         })
     }
@@ -66,6 +70,7 @@ impl Records {
             vms: mapped(VMS),
             meta: mapped(1),
             images: mapped(IMAGES),
+            devices: mapped(DEVICE_BUCKETS),
             merge_seq: AtomicU64::new(0),
         }
     }

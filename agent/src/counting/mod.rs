@@ -2,6 +2,7 @@
 //! chooses the method that counts a file. Executes the inventory's plan and reports the result back.
 
 mod backing_files;
+mod io_cgroup;
 mod method;
 mod registration;
 mod self_test;

@@ -11,6 +11,7 @@ use kvmeter_common::{ImageKey, Layer};
 
 use super::{
     backing_files::{BackingFile, BackingFiles},
+    io_cgroup,
     method::{self, Choice},
 };
 use crate::{
@@ -32,6 +33,9 @@ const CLOSED: usize = 8;
 /// after QEMU has it.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
+/// While a limit of a cgroup delays a VM's requests, how often the other processes of the cgroup are looked for.
+const SHARED_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The disks of one VM.
 #[derive(Debug)]
 pub(super) struct VmDisks {
@@ -40,6 +44,10 @@ pub(super) struct VmDisks {
     unidentified: HashMap<ImageSlot, Backoff>,
     /// When a VMM that has not opened a disk is not young any more.
     pub(super) grown_up: Option<Instant>,
+    /// When the processes that share the VM's cgroup are looked for again.
+    shared_due: Option<Instant>,
+    /// Images whose counts may have requests of other processes, and why: the counts stay wrong.
+    mixed: HashMap<ImageKey, String>,
     /// The methods that count its disks.
     pub(super) needed: BTreeSet<Method>,
     /// What was reported last.
@@ -72,6 +80,10 @@ struct Round<'a> {
     given: HashMap<ImageKey, u32>,
     needed: BTreeSet<Method>,
     grown_up: Option<Instant>,
+    /// The processes beside the VM's in its cgroup, if a limit of the cgroup delays its requests: they cannot be told apart.
+    /// `None` = none was delayed.
+    sharing: Option<Option<Vec<u32>>>,
+    mixed: HashMap<ImageKey, String>,
     /// Records that are empty now and that no later view shows.
     merged: Vec<ImageSlot>,
 }
@@ -91,6 +103,8 @@ impl VmDisks {
             plan,
             unidentified: HashMap::new(),
             grown_up: None,
+            shared_due: None,
+            mixed: HashMap::new(),
             needed: BTreeSet::new(),
             report: None,
         }
@@ -100,12 +114,17 @@ impl VmDisks {
     pub(super) fn count(&mut self, records: &Records, hooks: &ImageHooks, now: Now) -> Outcome {
         let plan = Arc::clone(&self.plan);
         let mut round = Round::new(records, hooks, now, &plan);
+        round.sharing = records.has_delays(plan.vm).then(|| io_cgroup::others(plan.process.pid));
+        round.mixed = std::mem::take(&mut self.mixed);
         let mut disks = Vec::with_capacity(plan.disks.len());
         for (storage, disk) in &plan.disks {
             let planned = Planned { plan: &plan, storage: *storage, disk };
             disks.push((*storage, round.count(planned)));
         }
-        let Round { taken, needed, grown_up, merged, .. } = round;
+        let Round { taken, needed, grown_up, merged, sharing, mixed, .. } = round;
+        self.mixed = mixed;
+        self.shared_due = (sharing.is_some() && needed.contains(&Method::Bdev))
+            .then(|| now.instant + SHARED_INTERVAL);
         (self.needed, self.grown_up) = (needed, grown_up);
         let has_unidentified = self.ask(&taken, now.instant);
         let report = CountingReport {
@@ -123,7 +142,8 @@ impl VmDisks {
 
     /// When the disks are to be counted again, whatever happens.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.unidentified.values().filter_map(Backoff::due).chain(self.grown_up).min()
+        let others = self.grown_up.into_iter().chain(self.shared_due);
+        self.unidentified.values().filter_map(Backoff::due).chain(others).min()
     }
 
     /// Whether libvirt is to be asked now what a file is on which the VM does I/O.
@@ -175,6 +195,8 @@ impl<'a> Round<'a> {
             given: HashMap::new(),
             needed: BTreeSet::new(),
             grown_up: None,
+            sharing: None,
+            mixed: HashMap::new(),
             merged: Vec::new(),
         }
     }
@@ -321,6 +343,9 @@ impl<'a> Round<'a> {
         let Choice { methods, layer, why } =
             method::choose(availability, file, process, disk.submission)?;
         self.needed.extend(methods);
+        if layer == Layer::Block {
+            self.check_delays(key)?;
+        }
         let method = (methods[0], why);
         // An image shared by two disks counts for the first one only.
         if *self.given.entry(key).or_insert(storage) != storage {
@@ -330,6 +355,27 @@ impl<'a> Round<'a> {
             Some(slots) => Ok((method, slots)),
             None => Err("no record is free for it".to_owned()),
         }
+    }
+
+    /// Checks that requests on a block device which a limit of a cgroup delays can be known as the VM's.
+    fn check_delays(&mut self, key: ImageKey) -> Result<(), String> {
+        let Some(sharing) = &self.sharing else { return Ok(()) };
+        if let Some(why) = self.mixed.get(&key) {
+            return Err(why.clone());
+        }
+        // Another VM with other devices makes no request on this one.
+        let is_apart = |pid: &u32| self.records.is_vm_without(*pid, key.device);
+        let other = match sharing {
+            None => "any process".to_owned(),
+            Some(others) => match others.iter().find(|pid| !is_apart(pid)) {
+                Some(other) => format!("process {other}"),
+                None => return Ok(()),
+            },
+        };
+        let why =
+            format!("a limit of its cgroup delays requests that may be those of {other} there");
+        self.mixed.insert(key, why.clone());
+        Err(why)
     }
 
     /// Claims the records of an image for a disk; `None` = no record is free.

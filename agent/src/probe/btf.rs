@@ -1,5 +1,5 @@
-//! A reader of BTF, the kernel's description of its own types (Documentation/bpf/btf.rst), for two questions: the offset of
-//! a field in its struct, and the number of arguments of a tracepoint.
+//! A reader of BTF, the kernel's description of its own types (Documentation/bpf/btf.rst), for three questions: the offset
+//! of a field in its struct, the value of a constant, and the number of arguments of a tracepoint.
 //!
 //! It accepts any bytes: malformed input is an error, never a panic, and every loop is bounded.
 
@@ -75,9 +75,10 @@ pub struct Btf<'a> {
     strings: &'a [u8],
     /// Offset of type id `i + 1` in `types`; id 0 is void.
     starts: Vec<u32>,
-    /// Offsets in `types` of the structs and of the typedefs, which are the kinds that are looked up by name.
+    /// Offsets in `types` of the structs, the typedefs and the enums, which are the kinds that are looked up by name.
     structs: Vec<u32>,
     typedefs: Vec<u32>,
+    enums: Vec<u32>,
 }
 
 /// The three words that begin each type.
@@ -134,6 +135,7 @@ impl<'a> Btf<'a> {
             starts: Vec::with_capacity(types.len() / 24),
             structs: Vec::new(),
             typedefs: Vec::new(),
+            enums: Vec::new(),
         };
         let mut at = 0;
         while at < types.len() {
@@ -143,6 +145,7 @@ impl<'a> Btf<'a> {
             match ty.kind() {
                 KIND_STRUCT => btf.structs.push(start),
                 KIND_TYPEDEF => btf.typedefs.push(start),
+                KIND_ENUM => btf.enums.push(start),
                 _ => {}
             }
             at = ty.body + btf.body_len(ty)?;
@@ -264,6 +267,22 @@ impl<'a> Btf<'a> {
             }
         }
         Ok(bits / 8)
+    }
+
+    /// Value of a constant of `enum name`.
+    ///
+    /// # Errors
+    ///
+    /// [`BtfError::Missing`] if there is no such enum or constant.
+    pub fn enum_value(&self, name: &str, constant: &str) -> Result<u32, BtfError> {
+        let missing = || BtfError::Missing(format!("constant {constant} in enum {name}"));
+        let ty = self.find(&self.enums, name).ok_or_else(missing)?;
+        for at in (0..ty.vlen()).map(|i| ty.body + 8 * i) {
+            if self.is_named(word32(self.types, at, "enum")?, constant) {
+                return word32(self.types, at + 4, "enum");
+            }
+        }
+        Err(missing())
     }
 
     /// Number of arguments of a BPF program at the tracepoint `name`. They are the parameters of the type `btf_trace_NAME`

@@ -54,6 +54,8 @@ pub struct Probe {
     pub events: Events,
     /// The image records.
     pub images: MapData,
+    /// The VMs of each block device.
+    pub devices: MapData,
     /// The hooks for disk I/O.
     pub image_hooks: ImageHooks,
     /// State of each hook for CPU time.
@@ -214,6 +216,7 @@ impl pins::FoundMaps {
             vms: self.vms,
             meta: self.meta,
             images: self.images,
+            devices: self.devices,
             image_hooks,
             events: Events::new(
                 RingBuf::try_from(Map::RingBuf(self.events)).map_err(ProbeError::load)?,

@@ -39,7 +39,7 @@ pub struct Offsets {
     /// Name of the tracepoint at which io_uring submits a request.
     uring_submit: &'static str,
     /// The programs' other globals.
-    globals: [(&'static str, u64); 6],
+    globals: [(&'static str, u64); 7],
 }
 
 impl Offsets {
@@ -62,10 +62,15 @@ impl Offsets {
         let mut missing_field = None;
         let mut has_preempt_notifiers = true;
         let mut has_descriptor = true;
+        // Place of the controller `io` in an array of pointers.
+        let io = btf.enum_value("cgroup_subsys_id", "io_cgrp_id");
+        let mut has_io_cgroups = io.is_ok();
         for ((offset, in_table), field) in fields.iter_mut().zip(&mut table).zip(Field::ALL) {
             let (name, members) = (field.of_struct(), field.members());
             let mut found = members.iter().map(|member| btf.field_offset(name, member));
             if let Some(found) = found.find_map(Result::ok) {
+                let place = if field == Field::CgroupsIo { io.clone().unwrap_or(0) } else { 0 };
+                let found = found + 8 * u64::from(place);
                 *in_table = found;
                 *offset = i16::try_from(found).map_err(|_| BtfError::TooFar(found))?;
                 continue;
@@ -73,6 +78,7 @@ impl Offsets {
             // The offset stays 0: a load that is never run needs one, too.
             match field.presence() {
                 Presence::WithKvm => has_preempt_notifiers = false,
+                Presence::WithIoCgroups => has_io_cgroups = false,
                 Presence::Optional => has_descriptor = false,
                 Presence::ForDisks => {
                     let field = format!("{} in struct {name}", members[0]);
@@ -92,6 +98,7 @@ impl Offsets {
             ("URING_HAS_RESULT", u64::from(tells_result)),
             ("URING_HAS_DESCRIPTOR", u64::from(has_descriptor)),
             ("HAS_IOMAP_EVENTS", u64::from(btf.tracepoint_args("iomap_dio_rw_begin").is_ok())),
+            ("HAS_IO_CGROUPS", u64::from(has_io_cgroups)),
             ("O_DIRECT", u64::from(rustix::fs::OFlags::DIRECT.bits())),
         ];
         // The name since Linux 6.4; Linux 6.0 to 6.3 have the same event under the other name.
@@ -181,7 +188,7 @@ mod tests {
             table: [0; Field::COUNT],
             missing_field: None,
             uring_submit: "",
-            globals: [("", 0); 6],
+            globals: [("", 0); 7],
         };
         let [low, high] = Field::TaskTgid.placeholder().to_le_bytes();
         // r1 = *(u32 *)(r2 + placeholder), the same as a store, a load at 16, and the second half of a wide load

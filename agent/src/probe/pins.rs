@@ -14,8 +14,8 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 use kvmeter_common::{
-    EVENT_RING_LEN, FILTER_LEN, IMAGES, ImageRecord, InFlight, LAYOUT, MAX_IN_FLIGHT, Meta,
-    SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord, names,
+    DEVICE_BUCKETS, DEVICE_USERS, EVENT_RING_LEN, FILTER_LEN, IMAGES, ImageRecord, InFlight,
+    LAYOUT, MAX_IN_FLIGHT, Meta, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord, names,
 };
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock, statfs},
@@ -30,12 +30,13 @@ pub(crate) const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Names of the pinned maps.
-pub(super) const MAPS: [&str; 8] = [
+pub(super) const MAPS: [&str; 9] = [
     names::TID_SLOT,
     names::THREAD,
     names::VM,
     names::META,
     names::IMAGE,
+    names::DEVICE,
     names::INFLIGHT,
     names::INFLIGHT_FILTER,
     names::EVENTS,
@@ -61,6 +62,7 @@ pub(super) struct FoundMaps {
     pub(super) vms: MapData,
     pub(super) meta: MapData,
     pub(super) images: MapData,
+    pub(super) devices: MapData,
     pub(super) events: MapData,
     /// [`Meta::programs`].
     pub(super) programs: u64,
@@ -132,6 +134,7 @@ impl Pins {
             vms: open(names::VM)?,
             meta: open(names::META)?,
             images: open(names::IMAGE)?,
+            devices: open(names::DEVICE)?,
             events: open(names::EVENTS)?,
             programs: 0,
         };
@@ -142,6 +145,7 @@ impl Pins {
             is_array(&found.vms, size_of::<VmRecord>(), VMS),
             is_array(&found.meta, size_of::<Meta>(), 1),
             is_array(&found.images, size_of::<ImageRecord>(), IMAGES),
+            is_array(&found.devices, 8 * DEVICE_USERS, DEVICE_BUCKETS),
             open(names::INFLIGHT)?.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::Hash)
                     && (info.key_size(), info.max_entries()) == (8, MAX_IN_FLIGHT)

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{counted::Counted, sandbox::temporary};
+use crate::lab::{counted::Counted, io_limit::IoLimit, sandbox::temporary};
 use kvmeter::{
     counters::DiskIo,
     counting::{Registration, Tracker as _, self_test},
@@ -195,6 +195,39 @@ fn block_devices_are_counted_where_the_agent_says_so() {
     .unwrap();
     counted.registration.untrack_vm(counted.vm);
     assert_eq!(counted.records.image_records(), []);
+}
+
+#[test]
+fn requests_that_a_limit_of_a_cgroup_delays_are_counted() {
+    require!("ebpf", "loop");
+    let counted = Counted::by(&[Method::Bdev]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = image(dir.path(), OFlags::empty());
+    let device = LoopDevice::of(&path).unwrap();
+    let file = open(device.path(), OFlags::DIRECT);
+    counted.records.claim_image(counted.key(device.path()), Layer::Block).unwrap();
+    let limit = IoLimit::on(device.path());
+    limit.reads_per_s(50);
+    limit.enter();
+    let mut page = Box::new(Page([7; 65_536]));
+    let start = Instant::now();
+    for _ in 0..25 {
+        file.read_exact_at(&mut page.0[..4096], 0).unwrap();
+    }
+    assert!(start.elapsed() > Duration::from_millis(200), "nothing was delayed");
+    // Another process with the same cgroup, whose requests are not delayed, is not counted.
+    limit.reads_per_s(1_000_000);
+    let from = format!("if={}", device.path().display());
+    let mut dd = Command::new("dd");
+    dd.args([&from, "of=/dev/null", "bs=4k", "iflag=direct"]).stderr(Stdio::null());
+    assert!(dd.status().unwrap().success());
+    // A missed completion is noticed when the next request begins.
+    let counts = |more: u64| {
+        file.read_exact_at(&mut page.0[..4096], 0).unwrap();
+        let now = numbers(counted.io(device.path()));
+        (now == [25 + more, 4096 * (25 + more), 0, 0]).then_some(())
+    };
+    (1..100).find_map(counts).unwrap_or_else(|| panic!("{:?}", counted.io(device.path())));
 }
 
 #[test]

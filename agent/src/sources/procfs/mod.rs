@@ -355,7 +355,7 @@ impl Worker {
                 Some(EventKind::Exec) => self.schedule.born(event.tgid, now),
                 Some(EventKind::VmExit) => self.processes.begin_end(event.tgid, false),
                 Some(EventKind::VmKilled) => self.processes.begin_end(event.tgid, true),
-                Some(EventKind::ImageClaimed) => {
+                Some(EventKind::ImageClaimed | EventKind::ImageDelayed) => {
                     self.schedule.urgent(event.tgid, now);
                     self.images_claimed.insert(event.tgid);
                 }

@@ -1,6 +1,7 @@
 //! The requirements of the tests, and private pins.
 
 pub(crate) mod counted;
+pub(crate) mod io_limit;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
 pub(crate) mod module;

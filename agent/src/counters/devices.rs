@@ -1,0 +1,84 @@
+//! Which VMs have a block device as an image, for requests that the kernel submits in a worker of its own.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+
+use kvmeter_common::{DeviceUser, VmRecord};
+
+use super::{Records, VmSlot, mapped::SharedDevices};
+
+impl Records {
+    /// Notes that a VM has a block device as an image. Returns false if the table has no room for it.
+    pub(super) fn add_device_user(&self, device: u32, vm: u16) -> bool {
+        let user = DeviceUser::new(device, vm).0;
+        let Some(users) = self.users_of(device) else { return false };
+        users.iter().any(|cell| cell.load(Acquire) == user)
+            || users.iter().any(|cell| cell.compare_exchange(0, user, AcqRel, Relaxed).is_ok())
+    }
+
+    /// Undoes [`add_device_user`](Self::add_device_user).
+    pub(super) fn remove_device_user(&self, device: u32, vm: u16) {
+        let user = DeviceUser::new(device, vm).0;
+        for cell in self.users_of(device).into_iter().flatten() {
+            let _ = cell.compare_exchange(user, 0, AcqRel, Relaxed);
+        }
+    }
+
+    /// Whether the process is a VM that does not have this block device as an image.
+    pub(crate) fn is_vm_without(&self, pid: u32, device: u32) -> bool {
+        let is_of = |slot: VmSlot| self.is_vm(slot, pid);
+        self.vms.iter().any(|vm| vm.tgid.load(Acquire) == u64::from(pid))
+            && !self.device_users(device).any(is_of)
+    }
+
+    /// The VMs that have a block device as an image.
+    fn device_users(&self, device: u32) -> impl Iterator<Item = VmSlot> {
+        let users = self.users_of(device).into_iter().flatten();
+        let users = users.map(|cell| DeviceUser(cell.load(Acquire)));
+        let is_of = move |user: &DeviceUser| user.0 != 0 && user.device() == device;
+        users.filter(is_of).map(|user| VmSlot(user.vm_slot()))
+    }
+
+    /// Whether a limit of a cgroup has delayed a request of the VM on a block device.
+    pub(crate) fn has_delays(&self, vm: VmSlot) -> bool {
+        let flags = self.vms.get(usize::from(vm.0)).map(|vm| vm.flags.load(Acquire));
+        flags.is_some_and(|flags| flags & VmRecord::DELAYED != 0)
+    }
+
+    fn users_of(&self, device: u32) -> Option<&SharedDevices> {
+        self.devices.get(DeviceUser::bucket(device) as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvmeter_common::{DEVICE_USERS, ImageKey, Layer};
+
+    use super::*;
+
+    #[test]
+    fn a_vm_has_a_device_until_its_last_record_is_freed() {
+        let records = Records::in_memory();
+        let key = |vm, device| ImageKey { vm, device, file: ImageKey::NO_FILE };
+        let claim = |vm, device| records.claim_image(key(vm, device), Layer::Block).unwrap();
+        let users = |device| records.device_users(device).collect::<Vec<_>>();
+        let [a, b] = [1, 2].map(|vm| claim(vm, 7 << 20));
+        let other = claim(1, 7 << 20 | 1);
+        // A file on a filesystem on the device is no use of the device.
+        let on_it = ImageKey { vm: 1, device: 7 << 20, file: 5 };
+        let file = records.claim_image(on_it, Layer::Direct).unwrap();
+        assert_eq!(users(7 << 20), [VmSlot(1), VmSlot(2)]);
+        assert_eq!(claim(1, 7 << 20), a);
+        records.free_image(file);
+        assert_eq!(users(7 << 20), [VmSlot(1), VmSlot(2)]);
+        records.free_image(a);
+        assert_eq!((users(7 << 20), users(7 << 20 | 1)), (vec![VmSlot(2)], vec![VmSlot(1)]));
+        records.free_image(b);
+        records.free_image(other);
+        assert!(records.devices.iter().flatten().all(|cell| cell.load(Relaxed) == 0));
+        // A request of one that finds no room could not be told from others: it is not counted.
+        for vm in 1..=u16::try_from(DEVICE_USERS).unwrap() {
+            claim(vm, 9 << 20);
+        }
+        assert_eq!(records.claim_image(key(99, 9 << 20), Layer::Block), None);
+    }
+}
