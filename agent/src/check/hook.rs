@@ -1,5 +1,7 @@
 //! The BPF programs, loaded one by one without being attached.
 
+use std::fs;
+
 use super::Check;
 use crate::probe::{HookState, ProbeError, try_hooks, with_causes};
 
@@ -36,6 +38,14 @@ fn assess_method(hooks: &[HookState]) -> Option<Check> {
     let method = hooks.first()?.method?;
     let name = method.name();
     let failure = hooks.iter().find_map(|state| state.failure.as_ref());
+    let is_off = |ftrace: String| ftrace.trim() == "0";
+    if method.is_optional()
+        && failure.is_none()
+        && fs::read_to_string("/proc/sys/kernel/ftrace_enabled").is_ok_and(is_off)
+    {
+        let found = "loads, but the kernel does not run it while kernel.ftrace_enabled is 0";
+        return Some(Check::warn(name, found, "sysctl -w kernel.ftrace_enabled=1"));
+    }
     Some(match failure {
         None => Check::ok(name, hooks[0].hook.purpose),
         // Another method does its work.

@@ -8,19 +8,18 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     ptr,
-    sync::Arc,
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use kvmeter_common::ImageKey;
+use kvmeter_common::{ImageKey, Owner, VmRecord};
 use nix::libc;
 use rustix::{
     fs::{AtFlags, MemfdFlags, StatxFlags, memfd_create, statx},
     io::{ReadWriteFlags, preadv, pwritev, pwritev2},
 };
 
-use super::{HeldThread, Registration, RunState, Schedstat, TrackError, Tracker as _};
 use crate::{
-    counters::{DiskIo, Records},
+    counters::{DiskIo, Records, VmSlot},
     inventory::FileIdentity,
     probe::Method,
 };
@@ -28,57 +27,84 @@ use crate::{
 /// Length of a request in bytes.
 const LEN: usize = 512;
 
-/// The main thread of this process, which lives as long as the process.
-struct Leader;
+/// The VM record and the thread record of the test. No VM gets them: slot 0 of either means none, and the first block of thread
+/// records, which has slot 0, is given to no VM.
+const VM: VmSlot = VmSlot(0);
+const THREAD: u16 = 1;
 
-impl HeldThread for Leader {
-    fn tid(&self) -> u32 {
-        std::process::id()
-    }
+/// This process, counted as a VM until this is dropped.
+struct OwnProcess<'a> {
+    records: &'a Records,
+    vm: VmSlot,
+    is_registered: bool,
+}
 
-    fn schedstat(&self) -> io::Result<Schedstat> {
-        Ok(Schedstat { run_ns: 0, wait_ns: 0 })
-    }
-
-    fn run_state(&self) -> io::Result<RunState> {
-        Ok(RunState { runnable: true, cpu: 0, is_real_time: false, has_ended: false })
+impl<'a> OwnProcess<'a> {
+    fn new(records: &'a Records) -> Result<Self, &'static str> {
+        let pid = std::process::id();
+        let entry = records.slot_entry(pid).ok_or("its process id is beyond pid_max")?;
+        let known = entry.load(Acquire);
+        let owner = Owner(records.threads[usize::from(known)].owner.load(Acquire));
+        if known > THREAD && owner.tid() == pid {
+            return Ok(Self { records, vm: VmSlot(owner.vm_slot()), is_registered: false });
+        }
+        let (vm, thread) = (&records.vms[usize::from(VM.0)], &records.threads[usize::from(THREAD)]);
+        vm.clear();
+        // No record and no event is of use for what other threads of this process do meanwhile.
+        vm.flags.store(VmRecord::NO_IMAGES | VmRecord::PENDING_THREADS, Release);
+        vm.tgid.store(pid.into(), Release);
+        thread.clear();
+        thread.owner.store(Owner::new(pid, VM.0).0, Release);
+        entry.store(THREAD, Release);
+        Ok(Self { records, vm: VM, is_registered: true })
     }
 }
 
-/// Makes a request of each kind that `method`, which must be attached, has to see, and checks the counts. Must be called
-/// before anything else registers VMs in these records.
+impl Drop for OwnProcess<'_> {
+    fn drop(&mut self) {
+        if !self.is_registered {
+            return;
+        }
+        if let Some(entry) = self.records.slot_entry(std::process::id()) {
+            let _ = entry.compare_exchange(THREAD, 0, AcqRel, Relaxed);
+        }
+        self.records.threads[usize::from(THREAD)].free();
+        let vm = &self.records.vms[usize::from(VM.0)];
+        vm.tgid.store(0, Release);
+        vm.clear();
+    }
+}
+
+/// Makes a request of each kind that `method`, which must be attached, has to see, and checks the counts. One thread at a time
+/// may call this.
 ///
 /// # Errors
 ///
 /// What was not counted, for people.
-pub fn self_test(records: &Arc<Records>, method: Method) -> Result<(), String> {
-    let registration = Registration::adopt(Arc::clone(records));
-    let failed = |error: TrackError| format!("it cannot be tested: {error}");
-    let vm = registration.track_vm(std::process::id()).map_err(failed)?;
-    let tested = registration.track_thread(vm, &Leader, None).map_err(failed).and_then(|_| {
-        let file = file().map_err(|error| format!("it cannot be tested: {error}"))?;
-        let found = statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::INO);
-        let found = found.map_err(|error| format!("it cannot be tested: {error}"))?;
-        let device = FileIdentity::kernel_device(found.stx_dev_major, found.stx_dev_minor);
-        let key = ImageKey { vm: vm.0, device, file: found.stx_ino };
-        // Other methods do not count in a record of this layer.
-        let claimed = records.claim_image(key, method.layer());
-        claimed.ok_or("it cannot be tested: no record is free")?;
-        let expected = match method {
-            Method::Aio => by_aio(&file),
-            _ => by_calls(&file),
-        };
-        let expected = expected.map_err(|error| format!("a request to test it failed: {error}"))?;
-        let seen = records.image_io(&records.images_of(key).collect::<Vec<_>>());
-        let numbers = |io: DiskIo| [io.reads, io.writes, io.read_octets, io.write_octets];
-        if numbers(seen) == expected {
-            Ok(())
-        } else {
-            Err(format!("of {expected:?} reads, writes and their bytes it saw {:?}", numbers(seen)))
-        }
-    });
-    registration.untrack_vm(vm);
-    tested
+pub fn self_test(records: &Records, method: Method) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| format!("it cannot be tested: {error}");
+    let own = OwnProcess::new(records).map_err(|error| failed(&error))?;
+    let file = file().map_err(|error| failed(&error))?;
+    let found = statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::INO);
+    let found = found.map_err(|error| failed(&error))?;
+    let device = FileIdentity::kernel_device(found.stx_dev_major, found.stx_dev_minor);
+    let key = ImageKey { vm: own.vm.0, device, file: found.stx_ino };
+    // Other methods do not count in a record of this layer.
+    let slot = records.claim_image(key, method.layer());
+    let slot = slot.ok_or("it cannot be tested: no record is free")?;
+    let made = match method {
+        Method::Aio => by_aio(&file),
+        _ => by_calls(&file),
+    };
+    let seen = records.image_io(&[slot]);
+    records.free_image(slot);
+    let expected = made.map_err(|error| format!("a request to test it failed: {error}"))?;
+    let numbers = |io: DiskIo| [io.reads, io.writes, io.read_octets, io.write_octets];
+    if numbers(seen) == expected {
+        Ok(())
+    } else {
+        Err(format!("of {expected:?} reads, writes and their bytes it saw {:?}", numbers(seen)))
+    }
 }
 
 /// A file in memory.

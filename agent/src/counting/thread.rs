@@ -4,14 +4,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
-use super::vm_disks::{Outcome, VmDisks};
+use super::{
+    self_test,
+    vm_disks::{Outcome, VmDisks},
+};
 use crate::{
     counters::{ImageSlot, Records, VmSlot, since_boot_ns},
     heartbeat::Heartbeat,
@@ -22,6 +25,9 @@ use crate::{
 
 /// Retry interval after a failed attach: the kernel refuses for a moment what was detached just now.
 const UNATTACHED: Duration = Duration::from_millis(20);
+
+/// How often attached hooks are tested, and those that failed looked at. A test takes some 0.1 ms.
+const PROOF: Duration = Duration::from_secs(1);
 
 /// One round of counting may attach and detach every program.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -67,6 +73,7 @@ impl Counting {
             vms: BTreeMap::new(),
             of_all: OfAll::default(),
             retry_hooks: None,
+            proof: None,
             merged: Vec::new(),
             fences: 0,
             facts,
@@ -100,6 +107,8 @@ struct Disks {
     of_all: OfAll,
     /// When hooks that could not be attached are tried again.
     retry_hooks: Option<Instant>,
+    /// When the hooks are tested again.
+    proof: Option<Instant>,
     /// Records to be freed when the fence with this number or a later one has come back.
     merged: Vec<(u64, ImageSlot)>,
     fences: u64,
@@ -175,7 +184,7 @@ impl Disks {
 
     fn due(&self) -> Option<Instant> {
         let first = self.of_all.due.first().map(|(due, _)| *due);
-        first.into_iter().chain(self.retry_hooks).min()
+        first.into_iter().chain(self.retry_hooks).chain(self.proof).min()
     }
 
     fn remove(&mut self, slot: VmSlot) {
@@ -195,7 +204,14 @@ impl Disks {
         }
         let mut reports = Vec::new();
         let hooks = Arc::clone(&self.hooks);
-        let hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hooks = hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        // `kvmeter detach` has ended the counting for good.
+        if self.proof.is_some_and(|due| due <= now.instant)
+            && self.records.are_counted()
+            && hooks.prove(now.instant, |method| self_test(&self.records, method))
+        {
+            changed.extend(self.vms.keys());
+        }
         for slot in changed {
             let Some(vm) = self.vms.get_mut(&slot) else { continue };
             // The process may have ended, and its record be another's, before this thread came to it.
@@ -209,8 +225,16 @@ impl Disks {
             reports.extend(report);
             self.merged.extend(merged.into_iter().map(|image| (self.fences + 1, image)));
         }
-        let works = attach(hooks, &self.of_all);
+        let works = hooks.set_attached(|method| self.of_all.needed.contains_key(&method));
         self.retry_hooks = (!works).then(|| now.instant + UNATTACHED);
+        if self.vms.is_empty() || !hooks.are_to_be_proved() {
+            self.proof = None;
+        } else if hooks.has_unproved() {
+            self.proof = Some(now.instant);
+        } else if self.proof.is_none_or(|due| due <= now.instant) {
+            self.proof = Some(now.instant + PROOF);
+        }
+        drop(hooks);
         for report in reports {
             self.facts.send(Fact::Counted(report));
         }
@@ -225,11 +249,6 @@ impl Disks {
             self.records.free_merged(image);
         }
     }
-}
-
-/// Attaches the hooks that a disk needs, and detaches the others. Whether all that are needed are attached.
-fn attach(mut hooks: MutexGuard<'_, ImageHooks>, of_all: &OfAll) -> bool {
-    hooks.set_attached(|method| of_all.needed.contains_key(&method))
 }
 
 impl fmt::Debug for Command {

@@ -1,12 +1,16 @@
 //! The hooks for disk I/O. They cost something at every I/O of the host, so they are loaded at start, while the agent
 //! still holds `CAP_BPF`, and attached only while a disk needs them. Their links are pinned: counting outlives the agent.
 
-use std::{error::Error, fmt, io};
+use std::{
+    error::Error,
+    fmt, io,
+    time::{Duration, Instant},
+};
 
 use aya::{Btf, Ebpf};
 use kvmeter_common::Layer;
 use nix::libc;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Hook, HookState, Offsets, ProbeError, hook::AttachPoint, pins::Pins, with_causes};
 
@@ -155,12 +159,26 @@ const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> 
     hooks
 }
 
+/// Refusals as busy in a row, some 20 ms apart, that are believed: the kernel detaches with a delay. A kernel up to 5.19 answers
+/// so for as long as ftrace is switched off.
+const BUSY: u32 = 50;
+
+/// First pause before a method that has failed is tried again, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(64);
+
 /// The loaded programs, and which of them are attached.
 pub struct ImageHooks {
     ebpf: Ebpf,
     pins: Pins,
     /// By the methods' numbers.
     states: [State; Method::ALL.len()],
+    /// Refusals as busy in a row, by the methods' numbers.
+    busy: [u32; Method::ALL.len()],
+    /// The failure of each method that was logged last.
+    logged: [Option<String>; Method::ALL.len()],
+    /// Whether a program at a function was attached since the last proof.
+    has_unproved: bool,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -170,6 +188,19 @@ enum State {
     Idle,
     /// Cannot be used, for this reason.
     Failed(String),
+    /// Cannot be used now, for this reason; is tried again.
+    Down {
+        why: String,
+        /// When it is tried again; `None` = the next proof sets it.
+        due: Option<Instant>,
+        pause: Duration,
+    },
+}
+
+impl State {
+    fn down(why: String) -> Self {
+        Self::Down { why, due: None, pause: FIRST_PAUSE }
+    }
 }
 
 impl ImageHooks {
@@ -198,7 +229,14 @@ impl ImageHooks {
                 State::Idle
             }
         });
-        let mut hooks = Self { ebpf, pins, states };
+        let mut hooks = Self {
+            ebpf,
+            pins,
+            states,
+            busy: [0; Method::ALL.len()],
+            logged: Default::default(),
+            has_unproved: false,
+        };
         for method in Method::ALL {
             let is_pinned = |hook: &Hook| hooks.pins.has_link(hook.name);
             if hooks.states[method.number()] != State::Attached
@@ -217,23 +255,104 @@ impl ImageHooks {
     /// The reason why not, as text.
     pub fn availability(&self, method: Method) -> Result<(), &str> {
         match &self.states[method.number()] {
-            State::Failed(why) => Err(why),
+            State::Failed(why) | State::Down { why, .. } => Err(why),
             State::Attached | State::Idle => Ok(()),
         }
     }
 
-    /// Attaches a method and runs its self-test, unless an earlier agent has attached it. If the test fails, the method is
-    /// disabled.
+    /// Attaches a method, unless an earlier agent has, and runs its self-test. A method that fails is tried again by
+    /// [`prove`](Self::prove).
     pub fn attach_for_test(&mut self, method: Method, test: impl FnOnce() -> Result<(), String>) {
-        if self.states[method.number()] != State::Idle {
-            return;
+        if self.states[method.number()] == State::Idle {
+            self.attach(method);
         }
-        self.attach(method);
         if self.states[method.number()] == State::Attached
             && let Err(why) = test()
         {
-            self.disable(method, &format!("its self-test failed: {why}"));
+            self.fail(method, format!("its self-test failed: {why}"));
         }
+    }
+
+    /// Tests the attached methods: ftrace may be switched off, a function be patched, a pin be removed. Tries methods again
+    /// that failed before. Returns whether another set of methods can be used now.
+    pub fn prove(&mut self, now: Instant, test: impl Fn(Method) -> Result<(), String>) -> bool {
+        let mut has_changed = false;
+        self.has_unproved = false;
+        for method in Method::ALL {
+            match self.states[method.number()].clone() {
+                State::Attached => has_changed |= self.prove_attached(method, &test),
+                State::Down { why, due: None, pause } => {
+                    let due = Some(now + pause);
+                    self.states[method.number()] = State::Down { why, due, pause };
+                }
+                State::Down { why, due: Some(due), pause } if due <= now => {
+                    self.states[method.number()] = State::Idle;
+                    self.attach_for_test(method, || tested(method, &test));
+                    if self.states[method.number()] == State::Attached {
+                        info!(method = method.name(), "works again");
+                        self.logged[method.number()] = None;
+                        has_changed = true;
+                    } else {
+                        let why = match &self.states[method.number()] {
+                            State::Failed(why) | State::Down { why, .. } => why.clone(),
+                            State::Attached | State::Idle => why,
+                        };
+                        let pause = LONGEST_PAUSE.min(pause * 2);
+                        let due = Some(now + pause);
+                        self.states[method.number()] = State::Down { why, due, pause };
+                    }
+                }
+                _ => {}
+            }
+        }
+        has_changed
+    }
+
+    /// Whether a proof has something to do.
+    #[must_use]
+    pub fn are_to_be_proved(&self) -> bool {
+        self.states.iter().any(|state| matches!(state, State::Attached | State::Down { .. }))
+    }
+
+    /// Whether a proof should be made at once.
+    #[must_use]
+    pub const fn has_unproved(&self) -> bool {
+        self.has_unproved
+    }
+
+    fn prove_attached(
+        &mut self,
+        method: Method,
+        test: &impl Fn(Method) -> Result<(), String>,
+    ) -> bool {
+        if let Some(hook) = method.hooks().iter().find(|hook| !self.pins.is_there(hook.name)) {
+            warn!(
+                method = method.name(),
+                hook = hook.name,
+                "its pin was removed; it is attached again"
+            );
+            self.detach(method);
+            return true;
+        }
+        match tested(method, test) {
+            Ok(()) => false,
+            Err(why) => {
+                self.fail(method, format!("its self-test failed: {why}"));
+                true
+            }
+        }
+    }
+
+    /// Detaches a method that does not work now.
+    fn fail(&mut self, method: Method, why: String) {
+        if self.logged[method.number()].as_ref() != Some(&why) {
+            warn!(method = method.name(), "disks are not counted by this method: {why}");
+            self.logged[method.number()] = Some(why.clone());
+        }
+        if self.states[method.number()] == State::Attached {
+            self.detach(method);
+        }
+        self.states[method.number()] = State::down(why);
     }
 
     /// Detaches a method, and makes `why` the reason for which it cannot be used.
@@ -268,7 +387,7 @@ impl ImageHooks {
             let failure = match &self.states[method.number()] {
                 State::Attached => None,
                 State::Idle => Some("no disk needs it".to_owned()),
-                State::Failed(why) => Some(why.clone()),
+                State::Failed(why) | State::Down { why, .. } => Some(why.clone()),
             };
             let state = move |&hook: &Hook| {
                 let method = Some(method);
@@ -280,20 +399,24 @@ impl ImageHooks {
     }
 
     fn attach(&mut self, method: Method) {
-        let Self { ebpf, pins, states } = self;
+        let Self { ebpf, pins, .. } = self;
         let mut attached = method.hooks().iter().map(|hook| hook.attach(ebpf, pins));
         match attached.find_map(Result::err) {
             None => {
                 debug!(method = method.name(), "attached");
-                states[method.number()] = State::Attached;
+                self.busy[method.number()] = 0;
+                self.has_unproved |= method.is_optional();
+                self.states[method.number()] = State::Attached;
             }
             // The kernel detaches with a delay: the previous link may still be there.
-            Some(error) if is_busy(&error) => self.detach(method),
-            Some(error) => {
+            Some(error) if is_busy(&error) && self.busy[method.number()] < BUSY => {
+                self.busy[method.number()] += 1;
                 self.detach(method);
-                let why = with_causes(&error);
-                warn!(method = method.name(), "disks are not counted by this method: {why}");
-                self.states[method.number()] = State::Failed(why);
+            }
+            Some(error) => {
+                self.busy[method.number()] = 0;
+                self.detach(method);
+                self.fail(method, with_causes(&error));
             }
         }
     }
@@ -309,6 +432,11 @@ impl ImageHooks {
         debug!(method = method.name(), "detached");
         self.states[method.number()] = State::Idle;
     }
+}
+
+/// Only programs at functions of the kernel can be silent while they are attached.
+fn tested(method: Method, test: impl Fn(Method) -> Result<(), String>) -> Result<(), String> {
+    if method.is_optional() { test(method) } else { Ok(()) }
 }
 
 fn is_busy(error: &ProbeError) -> bool {

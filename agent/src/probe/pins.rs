@@ -88,6 +88,12 @@ impl Pins {
         self.dir.join(format!("link_{hook}"))
     }
 
+    /// Whether there is a pin of this hook. One that cannot be looked at counts as there.
+    pub(super) fn is_there(&self, hook: &str) -> bool {
+        let found = fs::symlink_metadata(self.link(hook));
+        !found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     pub(super) fn has_link(&self, hook: &str) -> bool {
         PinnedLink::from_pin(self.link(hook)).is_ok()
     }

@@ -16,7 +16,7 @@ use crate::lab::{counted::Counted, io_limit::IoLimit, sandbox::temporary};
 use kvmeter::{
     counters::DiskIo,
     counting::{Registration, Tracker as _, self_test},
-    probe::Method,
+    probe::{ImageHooks, Method},
 };
 use kvmeter_common::Layer;
 use rustix::fs::OFlags;
@@ -163,6 +163,56 @@ fn what_others_see_does_not_pass_the_test_of_programs_at_functions() {
         let tested = self_test(&counted.records, method);
         assert!(tested.is_err_and(|why| why.contains("it saw [0, 0, 0, 0]")));
     }
+}
+
+#[test]
+fn programs_at_functions_that_fall_silent_are_found_and_tried_again() {
+    require!("ebpf");
+    let mut counted = Counted::by(&[Method::Vfs, Method::Aio]);
+    let hooks = &mut counted.probe.image_hooks;
+    let records = &counted.records;
+    let works = |method| [Method::Vfs, Method::Aio].contains(&method);
+    if hooks.availability(Method::Vfs).is_err() {
+        return;
+    }
+    let test = |method| self_test(records, method);
+    let ftrace =
+        |enabled: &str| std::fs::write("/proc/sys/kernel/ftrace_enabled", enabled).unwrap();
+    let start = Instant::now();
+    assert!(hooks.set_attached(works) && !hooks.prove(start, test));
+    ftrace("0");
+    let is_found = hooks.prove(start, test);
+    let why = hooks.availability(Method::Vfs).err().map(str::to_owned);
+    // It is tried again after pauses, in vain.
+    let rounds = |hooks: &mut ImageHooks, from: u64| {
+        (from..from + 64).any(|s| hooks.prove(start + Duration::from_secs(s), test))
+    };
+    let is_in_vain = !rounds(hooks, 1);
+    ftrace("1");
+    assert!(is_found && is_in_vain);
+    assert!(why.is_some_and(|why| why.contains("it saw [0, 0, 0, 0]")));
+    assert!(rounds(hooks, 100));
+    assert_eq!([Method::Vfs, Method::Aio].map(|method| hooks.availability(method)), [Ok(()); 2]);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    records.claim_image(counted.key(&path), Layer::Function).unwrap();
+    exercise(&file, &mut Box::new(Page([7; 65_536])));
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+#[test]
+fn a_pin_that_was_removed_is_made_again() {
+    require!("ebpf");
+    let mut counted = Counted::by(&[Method::Syscall]);
+    let pin = counted.pin("link_sys_exit");
+    std::fs::remove_file(&pin).unwrap();
+    let hooks = &mut counted.probe.image_hooks;
+    assert!(hooks.prove(Instant::now(), |_| Ok(())));
+    wait_until(PATIENCE, "it is attached", || {
+        hooks.set_attached(|method| method == Method::Syscall).then_some(())
+    })
+    .unwrap();
+    assert!(pin.exists());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -13,7 +13,7 @@ use kvmeter::{
     inventory::FileIdentity,
     probe::{KERNEL_BTF, Method, Probe},
 };
-use kvmeter_common::ImageKey;
+use kvmeter_common::{ImageKey, LAYOUT};
 
 use super::PinDir;
 
@@ -41,7 +41,7 @@ pub(crate) struct Counted {
     pub(crate) probe: Probe,
     pub(crate) vm: VmSlot,
     pub(crate) pid: u32,
-    _pins: PinDir,
+    pins: PinDir,
 }
 
 impl Counted {
@@ -69,7 +69,12 @@ impl Counted {
                 }
             }
         }
-        Self { records, registration, probe, vm, pid, _pins: pins }
+        Self { records, registration, probe, vm, pid, pins }
+    }
+
+    /// Path of a pin.
+    pub(crate) fn pin(&self, name: &str) -> PathBuf {
+        self.pins.path().join(format!("v{LAYOUT}/{name}"))
     }
 
     /// Declares that the process has no other thread than its first one.
