@@ -8,7 +8,7 @@ pub struct Event {
     pub kind: u32,
     /// Thread group id of the process.
     pub tgid: u32,
-    /// Thread id.
+    /// Thread id; for [`EventKind::ImageClaimed`] the slot of the record.
     pub tid: u32,
     /// Slot of the VM; 0: the process is not registered as a VM.
     pub vm_slot: u32,

@@ -67,7 +67,7 @@ pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Optio
             unsafe { atomic::fetch_add(&raw mut (*record).new_images, 1) };
         }
         let kind = EventKind::ImageClaimed as u32;
-        maps::send(&Event { kind, tgid: vm.tgid, tid: 0, vm_slot: u32::from(vm.slot) });
+        maps::send(&Event { kind, tgid: vm.tgid, tid: free, vm_slot: u32::from(vm.slot) });
         return Some(target(free));
     }
     maps::count_uncounted();

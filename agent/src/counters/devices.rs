@@ -54,6 +54,7 @@ mod tests {
     use kvmeter_common::{DEVICE_USERS, ImageKey, Layer};
 
     use super::*;
+    use crate::counters::ClaimError;
 
     #[test]
     fn a_vm_has_a_device_until_its_last_record_is_freed() {
@@ -79,6 +80,6 @@ mod tests {
         for vm in 1..=u16::try_from(DEVICE_USERS).unwrap() {
             claim(vm, 9 << 20);
         }
-        assert_eq!(records.claim_image(key(99, 9 << 20), Layer::Block), None);
+        assert_eq!(records.claim_image(key(99, 9 << 20), Layer::Block), Err(ClaimError::Device));
     }
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{
 
 use kvmeter_common::{ImageKey, Layer, image::PROBES};
 
+use thiserror::Error;
+
 use super::{
     DiskIo, Records, VmSlot,
     mapped::{SharedDirectionCounters, SharedImageRecord},
@@ -57,6 +59,20 @@ pub struct Requests {
     pub errors: u64,
     /// Latencies of the successful requests.
     pub latencies: Histogram,
+}
+
+/// Why an image has no record.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum ClaimError {
+    /// Both buckets of the image are full.
+    #[error("no record is free for it")]
+    Full,
+    /// The VM has its share of the records.
+    #[error("the VM has all {0} records that one VM may have")]
+    Share(usize),
+    /// The bucket of the block device is full.
+    #[error("too many VMs have the device")]
+    Device,
 }
 
 /// Disk of a record that was merged into another one: above every vmStorageIndex. The low bits are the other record's slot.
@@ -188,25 +204,13 @@ impl Records {
     /// All image records in use.
     #[must_use]
     pub fn image_records(&self) -> Vec<ImageRecordInfo> {
-        (0..)
-            .zip(self.images.iter())
-            .filter_map(|(slot, record)| {
-                let owner = record.owner.load(Acquire);
-                (owner != 0).then(|| ImageRecordInfo {
-                    slot: ImageSlot(slot),
-                    key: ImageKey::of(owner, record.file.load(Acquire)),
-                    storage: record.storage.load(Relaxed),
-                })
-            })
-            .collect()
+        let slots = (0..).map(ImageSlot).take(self.images.len());
+        slots.filter_map(|slot| self.image_record(slot)).collect()
     }
 
-    /// The image records of one VM.
-    #[must_use]
-    pub fn images_of_vm(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {
-        let mut images = self.image_records();
-        images.retain(|image| image.vm() == vm);
-        images
+    /// Number of image records that one VM may have: an eighth of the table, so that no VM leaves the others without any.
+    pub(crate) fn images_for_each_vm(&self) -> usize {
+        self.images.len() / 8
     }
 
     /// The open records of an image. A race of two CPUs can create several; the kernel counts in any of them.
@@ -215,9 +219,12 @@ impl Records {
             .filter(move |slot| self.image(*slot).is_some_and(|record| is_open_for(record, key)))
     }
 
-    /// Finds or claims a record for `key` on `layer`, and closes its records of other layers. `None` = no record is free
-    /// in the image's buckets, or a block device has too many VMs.
-    pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Option<ImageSlot> {
+    /// Finds or claims a record for `key` on `layer`, and closes its records of other layers.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimError`]
+    pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Result<ImageSlot, ClaimError> {
         let mut claimed = None;
         for slot in self.images_of(key) {
             if self.image(slot).is_some_and(|record| record.layer.load(Relaxed) == layer as u32) {
@@ -228,26 +235,38 @@ impl Records {
             }
         }
         if layer == Layer::Block && !self.add_device_user(key.device, key.vm) {
-            return None;
+            return Err(ClaimError::Device);
         }
-        claimed.or_else(|| {
-            let slots: Vec<_> = probes(key).collect();
-            let free = loop {
-                let owners = slots.iter().filter_map(|slot| self.image(*slot));
-                let taken = owners.zip(0..).fold(0, |taken, (record, probe)| {
-                    taken | ImageKey::taken_bit(record.owner.load(Acquire)) << probe
-                });
-                let free = *slots.get(ImageKey::free_probe(taken)? as usize)?;
-                let owner = &self.image(free)?.owner;
-                if owner.compare_exchange(0, key.owner(), AcqRel, Relaxed).is_ok() {
-                    break free;
-                }
-            };
-            let record = self.image(free)?;
-            record.layer.store(layer as u32, Relaxed);
-            record.file.store(key.file, Release);
-            Some(free)
-        })
+        if let Some(claimed) = claimed {
+            return Ok(claimed);
+        }
+        let (vm, share) = (VmSlot(key.vm), self.images_for_each_vm());
+        if self.image_index.len(vm) >= share {
+            return Err(ClaimError::Share(share));
+        }
+        let claimed = self.claim_free(key, layer).ok_or(ClaimError::Full)?;
+        self.image_index.insert(vm, claimed);
+        Ok(claimed)
+    }
+
+    /// Claims a free record in the image's buckets.
+    fn claim_free(&self, key: ImageKey, layer: Layer) -> Option<ImageSlot> {
+        let slots: Vec<_> = probes(key).collect();
+        let free = loop {
+            let owners = slots.iter().filter_map(|slot| self.image(*slot));
+            let taken = owners.zip(0..).fold(0, |taken, (record, probe)| {
+                taken | ImageKey::taken_bit(record.owner.load(Acquire)) << probe
+            });
+            let free = *slots.get(ImageKey::free_probe(taken)? as usize)?;
+            let owner = &self.image(free)?.owner;
+            if owner.compare_exchange(0, key.owner(), AcqRel, Relaxed).is_ok() {
+                break free;
+            }
+        };
+        let record = self.image(free)?;
+        record.layer.store(layer as u32, Relaxed);
+        record.file.store(key.file, Release);
+        Some(free)
     }
 
     /// vmStorageIndex of the disk that an image belongs to; 0 = unassigned.
@@ -282,12 +301,13 @@ impl Records {
         record.layer.store(0, Relaxed);
         record.storage.store(0, Relaxed);
         let of_device = ImageKey::of(record.owner.swap(0, AcqRel), ImageKey::NO_FILE);
+        self.image_index.remove(VmSlot(of_device.vm), slot);
         if self.images_of(of_device).next().is_none() {
             self.remove_device_user(of_device.device, of_device.vm);
         }
     }
 
-    fn image(&self, slot: ImageSlot) -> Option<&SharedImageRecord> {
+    pub(super) fn image(&self, slot: ImageSlot) -> Option<&SharedImageRecord> {
         self.images.get(usize::from(slot.0))
     }
 }

@@ -5,6 +5,7 @@
 
 mod devices;
 mod disk;
+mod image_index;
 mod images;
 pub(crate) mod mapped;
 mod places;
@@ -13,7 +14,7 @@ pub(crate) mod records;
 mod slow;
 
 pub use disk::{DiskIo, DiskSize};
-pub use images::{ImageRecordInfo, ImageSlot, Requests};
+pub use images::{ClaimError, ImageRecordInfo, ImageSlot, Requests};
 pub use places::VcpuPlace;
 pub use readings::{CpuMask, Readings, ThreadReading, ThreadSlot, VmSlot};
 pub use records::{NoCounters, Records, since_boot_ns};

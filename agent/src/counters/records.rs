@@ -13,6 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     CpuMask, DiskIo, ImageSlot, Readings, Requests, ThreadReading, ThreadSlot, VmSlot,
+    image_index::ImageIndex,
     mapped::{
         Mapped, SharedDevices, SharedImageRecord, SharedMeta, SharedSlots, SharedThreadRecord,
         SharedVmRecord,
@@ -33,6 +34,7 @@ pub struct Records {
     pub(crate) meta: Mapped<SharedMeta>,
     pub(super) images: Mapped<SharedImageRecord>,
     pub(super) devices: Mapped<SharedDevices>,
+    pub(super) image_index: ImageIndex,
     /// Sequence counter of [`merge_images`](Self::merge_images) (a seqlock): odd while counts are being merged.
     pub(super) merge_seq: AtomicU64,
 }
@@ -52,6 +54,7 @@ impl Records {
             meta: Mapped::new(probe.meta.fd(), 1)?,
             images: Mapped::new(probe.images.fd(), IMAGES)?,
             devices: Mapped::new(probe.devices.fd(), DEVICE_BUCKETS)?,
+            image_index: ImageIndex::default(),
             merge_seq: AtomicU64::new(0),
         })
     }
@@ -71,6 +74,7 @@ impl Records {
             meta: mapped(1),
             images: mapped(IMAGES),
             devices: mapped(DEVICE_BUCKETS),
+            image_index: ImageIndex::default(),
             merge_seq: AtomicU64::new(0),
         }
     }

@@ -54,6 +54,7 @@ impl<R: AsRef<Records>> Registration<R> {
     /// the end of every thread while no agent ran, so a VM without threads has ended, even if its process id is in use again.
     #[must_use]
     pub fn adopt(records: R) -> Self {
+        records.as_ref().index_images();
         records.as_ref().free_all_merged();
         let adopted = Self::take_over(records);
         for (slot, _) in adopted.tracked_vms() {
@@ -424,11 +425,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 self.release(owner.tid(), slot, record);
             }
         }
-        for image in self.records().image_records() {
-            if image.vm() == vm {
-                self.records().free_image(image.slot);
-            }
-        }
+        self.records().free_images_of_vm(vm);
         let blocks: Vec<u16> = blocks_of(cells).collect();
         cells.block_count.store(0, Ordering::Release);
         cells.clear();
@@ -442,8 +439,9 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
     }
 
     fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {
-        let images = self.records().image_records().into_iter();
-        images.filter(|image| image.vm() == vm && image.is_unassigned()).collect()
+        let mut images = self.records().images_of_vm(vm);
+        images.retain(ImageRecordInfo::is_unassigned);
+        images
     }
 
     fn allow_images(&self, vm: VmSlot, count: usize) {

@@ -90,8 +90,7 @@ pub fn self_test(records: &Records, method: Method) -> Result<(), String> {
     let device = FileIdentity::kernel_device(found.stx_dev_major, found.stx_dev_minor);
     let key = ImageKey { vm: own.vm.0, device, file: found.stx_ino };
     // Other methods do not count in a record of this layer.
-    let slot = records.claim_image(key, method.layer());
-    let slot = slot.ok_or("it cannot be tested: no record is free")?;
+    let slot = records.claim_image(key, method.layer()).map_err(|error| failed(&error))?;
     let made = match method {
         Method::Aio => by_aio(&file),
         _ => by_calls(&file),

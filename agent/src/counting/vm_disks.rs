@@ -15,7 +15,7 @@ use super::{
     method::{self, Choice},
 };
 use crate::{
-    counters::{ImageRecordInfo, ImageSlot, Records},
+    counters::{ClaimError, ImageRecordInfo, ImageSlot, Records},
     inventory::{
         CountedBy, CountingReport, DomainDisk, Now, OpenFile, PathAnswer, StorageMedia,
         StorageSource, VmPlan, retry::Backoff,
@@ -318,7 +318,8 @@ impl<'a> Round<'a> {
             && device.is_block_device()
         {
             let key = ImageKey { vm: plan.vm.0, device: device.device, file: device.file };
-            self.claim(key, methods[0].layer(), planned);
+            // Without a record, the first requests are not counted; the disk says so once it is open.
+            let _ = self.claim(key, methods[0].layer(), planned);
         }
         let grown_up = self.now.instant + rest + Duration::from_millis(1);
         self.grown_up = Some(self.grown_up.map_or(grown_up, |known| known.min(grown_up)));
@@ -352,8 +353,8 @@ impl<'a> Round<'a> {
             return Ok((method, Vec::new()));
         }
         match self.claim(key, layer, planned) {
-            Some(slots) => Ok((method, slots)),
-            None => Err("no record is free for it".to_owned()),
+            Ok(slots) => Ok((method, slots)),
+            Err(why) => Err(why.to_string()),
         }
     }
 
@@ -378,13 +379,13 @@ impl<'a> Round<'a> {
         Err(why)
     }
 
-    /// Claims the records of an image for a disk; `None` = no record is free.
+    /// Claims the records of an image for a disk.
     fn claim(
         &mut self,
         key: ImageKey,
         layer: Layer,
         planned: Planned<'_>,
-    ) -> Option<Vec<ImageSlot>> {
+    ) -> Result<Vec<ImageSlot>, ClaimError> {
         let Planned { plan, storage, .. } = planned;
         let Self { records, taken, first_of, .. } = self;
         let slots = || records.images_of(key).collect::<Vec<_>>();
@@ -407,12 +408,12 @@ impl<'a> Round<'a> {
                 of if of == 0 || of == storage => assign(slot),
                 // What was counted for another disk stays with that disk.
                 _ if plan.is_of_domain => records.close_image(slot),
-                _ => return Some(slots()),
+                _ => return Ok(slots()),
             }
         }
         records.claim_image(key, layer)?;
         let slots = slots();
         slots.iter().for_each(|&slot| assign(slot));
-        Some(slots)
+        Ok(slots)
     }
 }

@@ -55,7 +55,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use kvmeter_common::EventKind;
+use kvmeter_common::{Event, EventKind};
 use rustix::io::Errno;
 use thiserror::Error;
 use tracing::{debug, warn};
@@ -71,7 +71,7 @@ use self::{
 };
 use super::{Command, Health};
 use crate::{
-    counters::Records,
+    counters::{ImageSlot, Records, VmSlot},
     counting::Tracker,
     heartbeat::Heartbeat,
     inventory::{Fact, SourceId},
@@ -355,7 +355,10 @@ impl Worker {
                 Some(EventKind::Exec) => self.schedule.born(event.tgid, now),
                 Some(EventKind::VmExit) => self.processes.begin_end(event.tgid, false),
                 Some(EventKind::VmKilled) => self.processes.begin_end(event.tgid, true),
-                Some(EventKind::ImageClaimed | EventKind::ImageDelayed) => {
+                Some(kind @ (EventKind::ImageClaimed | EventKind::ImageDelayed)) => {
+                    if kind == EventKind::ImageClaimed {
+                        self.note_image(event);
+                    }
                     self.schedule.urgent(event.tgid, now);
                     self.images_claimed.insert(event.tgid);
                 }
@@ -372,6 +375,14 @@ impl Worker {
             self.lost = lost;
             self.processes.suspect_all(now);
             self.scan_all_soon(now);
+        }
+    }
+
+    /// Notes the image record that the programs have claimed.
+    fn note_image(&self, event: Event) {
+        let (vm, slot) = (u16::try_from(event.vm_slot), u16::try_from(event.tid));
+        if let (Some(records), Ok(vm), Ok(slot)) = (&self.records, vm, slot) {
+            records.note_image(VmSlot(vm), ImageSlot(slot));
         }
     }
 
