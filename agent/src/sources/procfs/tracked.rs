@@ -1,21 +1,22 @@
 //! The processes that are VMs: scans them, registers them for counting, and reports them as facts.
 
+mod images;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use kvmeter_common::VM_NEW_IMAGES;
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
 use super::{
     SharedTracker,
     command_line::Description,
-    image_headers::{HeaderReport, HeaderScanner, ScanTarget},
+    image_headers::HeaderScanner,
     pauses::Pauses,
     presence::Copies,
     process,
@@ -27,16 +28,12 @@ use super::{
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot, since_boot_ns},
     inventory::{
-        DiskSize, DomainDisk, Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess,
-        retry::Backoff,
+        DiskSize, Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Backoff,
     },
 };
 
 /// Age from which the description of a VM is final: its VMM has allocated the memory by then.
 const SETTLED: Duration = Duration::from_secs(1);
-
-/// Grace period after which the record of a closed, unassigned image is freed.
-const CLOSED_GRACE: Duration = Duration::from_secs(5);
 
 /// First retry delay for reading image headers.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -439,110 +436,6 @@ impl TrackedProcesses {
         } else {
             ScanOutcome::Unscanned
         }
-    }
-
-    /// Frees unassigned image records whose file is closed, after a grace period: a VMM creates an image, closes it and
-    /// reopens it. Those of a file server (9p, virtiofs) are freed whether open or not. Returns whether another scan is needed.
-    fn free_closed(
-        &mut self,
-        slot: VmSlot,
-        vm: &VmProcess,
-        unassigned: &[ImageRecordInfo],
-    ) -> bool {
-        let Some(tracker) = &self.tracker else { return false };
-        tracker.allow_images(slot, VM_NEW_IMAGES.saturating_sub(unassigned.len()));
-        let is_file_server = unassigned.len() >= VM_NEW_IMAGES;
-        if is_file_server {
-            tracker.limit_images(slot);
-        }
-        let open: HashSet<_> = vm.files.iter().map(|file| file.key(slot)).collect();
-        let mut closed: Vec<_> = unassigned
-            .iter()
-            .filter(|image| is_file_server || !open.contains(&image.key))
-            .collect();
-        if !closed.is_empty() {
-            // A late scan may have been overtaken by an assignment.
-            let still = tracker.unassigned_images(slot);
-            closed.retain(|image| {
-                still.iter().any(|now| (now.slot, now.key) == (image.slot, image.key))
-            });
-        }
-        let closed: Vec<_> = closed.into_iter().map(|image| image.slot).collect();
-        let now = Instant::now();
-        self.closed.retain(|image, (of, _)| *of != vm.pid || closed.contains(image));
-        for image in closed {
-            let (_, since) = self.closed.entry(image).or_insert((vm.pid, now));
-            if since.elapsed() > CLOSED_GRACE {
-                tracker.free_image(image);
-                self.closed.remove(&image);
-            }
-        }
-        self.closed.values().any(|(of, _)| *of == vm.pid)
-    }
-
-    /// Starts a header scan if the backing chain of a disk is known from its images only, or if the VM does I/O on an
-    /// unassigned image. Returns whether another scan of the process is needed.
-    fn scan_headers(&mut self, vm: &VmProcess, is_unassigned: bool) -> bool {
-        let Some(known) = self.known.get_mut(&vm.pid) else { return false };
-        let needs_thread = |disk: &DomainDisk| {
-            let file = vm.file_at(&disk.resource);
-            disk.chain_is_in_image || file.is_some_and(|file| !file.answers_from_memory)
-        };
-        if !is_unassigned && !vm.devices.disks.iter().any(needs_thread) {
-            return false;
-        }
-        let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
-        // At most one header scan of a process at a time.
-        if known.is_scanning {
-            return false;
-        }
-        if known.scanned != files {
-            known.backoff = Backoff::new(FIRST_RETRY, Instant::now());
-        } else if !is_unassigned {
-            return false;
-        }
-        match known.backoff.due() {
-            None => return false,
-            // The VMM creates an image first, and writes the backing file into its header later.
-            Some(due) if due > Instant::now() => return true,
-            Some(_) => {}
-        }
-        let target = ScanTarget {
-            proc_root: self.roots.proc.clone(),
-            pid: vm.pid,
-            start_ticks: vm.start_ticks,
-            files: files.clone(),
-            raw: vm.raw_files().collect(),
-            names: vm.image_names(),
-            is_raw_unclear: vm.is_raw_unclear(),
-        };
-        if self.headers.start_scan(target) {
-            self.waiting.insert(vm.pid);
-        } else {
-            (known.scanned, known.is_scanning) = (files, true);
-            known.backoff.attempt(Instant::now());
-        }
-        false
-    }
-
-    /// Takes the result of a header scan. Returns the processes to be scanned now.
-    pub(super) fn take_headers(&mut self, report: HeaderReport) -> BTreeSet<u32> {
-        let mut to_scan = std::mem::take(&mut self.waiting);
-        if let Some(known) = self.known.get_mut(&report.pid)
-            && known.vm.start_ticks == report.start_ticks
-        {
-            // Keeps the known header of an open image that could not be read this time.
-            let files = &known.vm.files;
-            known.headers.retain(|old| {
-                files.iter().any(|file| file.identity == old.image)
-                    && report.headers.iter().all(|new| new.image != old.image)
-            });
-            known.headers.extend(report.headers);
-            known.sizes = report.sizes;
-            known.is_scanning = false;
-            to_scan.insert(report.pid);
-        }
-        to_scan
     }
 
     /// Notes the paths that libvirt has for the disks of a process.
