@@ -19,7 +19,7 @@ use crate::{
         self,
         model::{
             Agentx, HangingRead, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
-            SessionState, SourceState,
+            SessionState, SourceState, SpentShare,
         },
     },
     values::Moment,
@@ -141,6 +141,7 @@ impl Reporter {
                 vms: vms_of(connection.map(|(id, _)| id)),
                 rescans: source.scans(),
                 hanging: health.hanging.into_iter().map(hanging_read).collect(),
+                spent: health.spent.into_iter().map(spent_share).collect(),
             }
         };
         // A source may take half a second to say how it is: all are asked at the same time.
@@ -159,6 +160,7 @@ impl Reporter {
                 vms: 0,
                 rescans: 0,
                 hanging: Vec::new(),
+                spent: Vec::new(),
             });
         }
         states
@@ -191,6 +193,11 @@ fn hanging_read(read: sources::HangingRead) -> HangingRead {
     let sources::HangingRead { pid, program, since, function } = read;
     let for_s = since.elapsed().map_or(0, |time| time.as_secs());
     HangingRead { pid, program, for_s, function }
+}
+
+fn spent_share(spent: sources::Spent) -> SpentShare {
+    let sources::Spent { user, waiting, deferred } = spent;
+    SpentShare { user, waiting: u64::try_from(waiting).unwrap_or(u64::MAX), deferred }
 }
 
 /// Saturates.

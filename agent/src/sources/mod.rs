@@ -67,6 +67,20 @@ pub struct Health {
     pub stale_since: Option<SystemTime>,
     /// Reads of processes that have not returned.
     pub hanging: Vec<HangingRead>,
+    /// Users whose processes are scanned later, because these scans have cost the share of a user.
+    pub spent: Vec<Spent>,
+}
+
+/// A user whose share of the scans' CPU time was spent of late: processes of the user are scanned later than something happens to
+/// them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Spent {
+    /// User id.
+    pub user: u32,
+    /// Processes that wait to be scanned.
+    pub waiting: usize,
+    /// Scans that had to wait so far.
+    pub deferred: u64,
 }
 
 /// A read of a process that has not returned: what was known of the process may be old.

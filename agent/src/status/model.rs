@@ -188,6 +188,20 @@ pub struct SourceState {
     /// Reads of processes that have not returned. What was known of these processes stays.
     #[serde(default)]
     pub hanging: Vec<HangingRead>,
+    /// Users whose share of the CPU time of scans was spent of late. Their VMs may be shown late; no one else's are.
+    #[serde(default)]
+    pub spent: Vec<SpentShare>,
+}
+
+/// A user whose processes are scanned later than something happens to them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SpentShare {
+    /// User id.
+    pub user: u32,
+    /// Processes that wait to be scanned.
+    pub waiting: u64,
+    /// Scans that had to wait so far.
+    pub deferred: u64,
 }
 
 /// A read of a process that has not returned.

@@ -10,7 +10,7 @@ use super::{
     date::Date,
     model::{
         Agentx, Disk, DiskRequests, HangingRead, Hook, Probe, ProbeMode, Report, SessionState,
-        SourceState, Vcpu, Vm,
+        SourceState, SpentShare, Vcpu, Vm,
     },
 };
 
@@ -47,6 +47,7 @@ impl fmt::Display for Summary<'_> {
         f.write_char('\n')?;
         source_states(sources).fmt(f)?;
         hanging_reads(f, sources)?;
+        spent_shares(f, sources)?;
         for spot in blind_spots {
             writeln!(f, "not all of the host is seen: {}", Printable(spot))?;
         }
@@ -156,6 +157,16 @@ fn hanging_reads(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Re
             Some(function) => writeln!(f, ", in the kernel's {}", Printable(function))?,
             None => f.write_char('\n')?,
         }
+    }
+    Ok(())
+}
+
+fn spent_shares(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Result {
+    for SpentShare { user, waiting, deferred } in sources.iter().flat_map(|source| &source.spent) {
+        writeln!(
+            f,
+            "scans of the processes of user {user} cost too much: {deferred} of them were made later, {waiting} processes wait now"
+        )?;
     }
     Ok(())
 }

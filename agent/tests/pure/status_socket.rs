@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kvmeter::status::client::{self, ClientError};
 use kvmeter::status::model::{
     Agentx, Disk, DiskRequests, HangingRead, Hook, Latency, Nic, Notifications, Probe, ProbeMode,
-    Report, Requests, SessionState, SourceState, Vcpu, Vm,
+    Report, Requests, SessionState, SourceState, SpentShare, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
 use kvmeter::status::socket_path;
@@ -86,6 +86,7 @@ fn report() -> Report {
                 for_s: 12,
                 function: Some("request_wait_answer".into()),
             }],
+            spent: vec![SpentShare { user: 1000, waiting: 3, deferred: 250 }],
         }],
         blind_spots: vec![],
         vms: vec![
@@ -290,6 +291,7 @@ rw_verify_area  off    EPERM at load
 SOURCE  STATE  STALE-SINCE  VMS  RESCANS
 procfs  live             -    2        1
 a read of process 77 (qemu\u{fffd}[31m) has hung for 12 s, in the kernel's request_wait_answer
+scans of the processes of user 1000 cost too much: 250 of them were made later, 3 processes wait now
 
 VMs     2: 1 running, 1 shutdown; 2 vCPUs; 1 disks: 1 by dio
 

@@ -9,8 +9,9 @@
 //! [`named_file`], which reads a small file with the rights that the process has ([`credentials`]), and [`disk_paths`], which finds the open file ([`files`]) of each disk;
 //! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
 //! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images;
-//! [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run; [`schedule`] decides when a process is scanned; [`poller`] and [`uevent`] wait for events; [`worker`] is the thread that does all this;
-//! [`warnings`] keeps the log short.
+//! [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run;
+//! [`schedule`] decides when a process is scanned, [`shares`] how much that may cost; [`pace`], [`poller`] and [`uevent`] wait for
+//! events; [`worker`] is the thread that does all this; [`warnings`] keeps the log short.
 
 mod cloud_hypervisor;
 mod command_line;
@@ -24,6 +25,7 @@ mod memory_estimate;
 mod mounts;
 mod named_file;
 mod options;
+mod pace;
 mod path_walk;
 mod pauses;
 mod poller;
@@ -34,6 +36,7 @@ mod qemu;
 mod readers;
 mod scan;
 mod schedule;
+mod shares;
 mod taps;
 mod threads;
 mod tracked;
@@ -44,11 +47,11 @@ mod warnings;
 mod worker;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
@@ -60,14 +63,17 @@ use thiserror::Error;
 
 use self::{
     image_headers::HeaderScanner,
+    pace::Pace,
     poller::{Poller, Ready},
     readers::{Hanging, Readers},
     scan::Roots,
     schedule::Schedule,
+    shares::Shares,
     tracked::TrackedProcesses,
+    warnings::WarningLimit,
     worker::Worker,
 };
-use super::{Command, Health};
+use super::{Command, Health, Spent};
 use crate::{
     counters::Records,
     counting::Tracker,
@@ -101,6 +107,8 @@ pub struct Handle {
     heartbeat: Arc<Heartbeat>,
     scans: AtomicU64,
     hanging: Arc<Hanging>,
+    /// Users whose share of scans was spent.
+    spent: Mutex<Vec<Spent>>,
     /// Whether VMs without a domain are shown.
     shows_processes: bool,
 }
@@ -155,6 +163,7 @@ impl Procfs {
             heartbeat: Arc::new(Heartbeat::new("procfs", DEADLINE)),
             scans: AtomicU64::new(0),
             hanging: readers.hanging(),
+            spent: Mutex::default(),
             shows_processes,
         });
         let wake = poller.wake_handle().map_err(failed("eventfd"))?;
@@ -181,6 +190,11 @@ impl Procfs {
             records,
             processes: TrackedProcesses::new(tracker, headers, roots, readers),
             schedule: Schedule::default(),
+            pace: Pace::default(),
+            shares: Shares::default(),
+            named: BTreeSet::new(),
+            ended: BTreeMap::new(),
+            warnings: WarningLimit::default(),
             lost: 0,
             are_uevents_lost: false,
             full_scan_due: None,
@@ -203,6 +217,13 @@ impl Procfs {
     #[must_use]
     pub fn handle(&self) -> Arc<Handle> {
         Arc::clone(&self.handle)
+    }
+}
+
+impl Handle {
+    fn spent(&self) -> MutexGuard<'_, Vec<Spent>> {
+        // Each change is one store that leaves the list whole.
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -236,6 +257,7 @@ impl super::Source for Handle {
             state,
             stale_since: overdue.map(|busy| SystemTime::now() - busy).or(full_since),
             hanging: self.hanging.list(),
+            spent: self.spent().clone(),
         }
     }
 

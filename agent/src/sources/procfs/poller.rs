@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    event::{EventfdFlags, epoll, eventfd},
+    event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll},
     io::Errno,
 };
 
@@ -69,6 +69,20 @@ impl Poller {
     pub(super) fn add(&self, fd: BorrowedFd<'_>, ready: Ready) -> io::Result<()> {
         let data = epoll::EventData::new_u64(ready.number());
         Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    /// Removes a descriptor.
+    pub(super) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, fd)?)
+    }
+
+    /// Waits for this long, whatever becomes readable, unless the source is to stop.
+    pub(super) fn rest(&self, length: Duration) -> io::Result<()> {
+        let mut stop = [PollFd::new(&self.stop, PollFlags::IN)];
+        match poll(&mut stop, Some(&timespec(length))) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until a descriptor is readable, at most for `limit` (`None` = no limit).

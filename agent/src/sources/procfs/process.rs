@@ -12,7 +12,7 @@ use std::{
 use rustix::{
     fs::{AtFlags, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx},
     io::Errno,
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, pidfd_open, test_kill_process},
 };
 
 use crate::{
@@ -329,6 +329,12 @@ pub(super) fn of_thread(proc_root: &Path, tid: u32) -> Option<u32> {
 /// not block.
 pub(super) fn user(proc_root: &Path, pid: u32) -> Option<u32> {
     first_in_status(proc_root, pid, "Uid:")
+}
+
+/// Whether there is a process or thread with this id, which may have exited and not been waited for. Costs one short system call.
+pub(super) fn is_there(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 /// A descriptor of a process, which is readable once the process has ended.

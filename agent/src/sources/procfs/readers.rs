@@ -16,6 +16,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
+use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
 use super::{
@@ -52,6 +53,10 @@ pub(super) struct Readers<T, C> {
     late: Vec<Late<T, C>>,
     /// Processes that are to be read when a late read has returned.
     waiting: BTreeSet<u32>,
+    /// What the reads have cost since [`take_cost`](Self::take_cost).
+    cost: Duration,
+    /// What late reads that have returned have cost, each with the user whose process was read.
+    late_costs: Vec<(u32, Duration)>,
     shared: Arc<Hanging>,
     warnings: WarningLimit,
 }
@@ -119,7 +124,8 @@ struct Desk<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    result: Option<T>,
+    /// The result, and the CPU time that it took.
+    result: Option<(T, Duration)>,
     /// The result is not waited for any more.
     is_late: bool,
 }
@@ -133,6 +139,8 @@ impl<T: Send + 'static, C> Readers<T, C> {
             idle: None,
             late: Vec::new(),
             waiting: BTreeSet::new(),
+            cost: Duration::ZERO,
+            late_costs: Vec::new(),
             shared: Arc::default(),
             warnings: WarningLimit::default(),
         }
@@ -165,7 +173,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
     }
 
     /// The user against whom a read of the process counts; `None` = the process is root's or of a libvirt domain. Does not block.
-    fn share_of(&self, pid: u32) -> Option<u32> {
+    pub(super) fn share_of(&self, pid: u32) -> Option<u32> {
         // Of a process that is gone the user is not known: the share is that of no real user.
         let user = process::user(&self.proc_root, pid).unwrap_or(u32::MAX);
         Some(user).filter(|user| *user != 0 && !self.is_domain(pid))
@@ -192,10 +200,13 @@ impl<T: Send + 'static, C> Readers<T, C> {
             Some(reader) => reader,
             None => Reader::start(&self.facts, &self.wake)?,
         };
-        if let Some(result) = reader.run(Box::new(read))? {
+        if let Some((result, cost)) = reader.run(Box::new(read))? {
             self.idle = Some(reader);
+            self.cost += cost;
             return Ok(Answer::Done(result, kept));
         }
+        // Other processes have waited for it.
+        self.cost += DEADLINE;
         let process = Process::hold(&self.proc_root, pid).ok();
         let program = process.as_ref().and_then(|process| process.program().ok());
         let program = program.unwrap_or_default();
@@ -219,14 +230,17 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let is_done = |late: &mut Late<T, C>| late.reader.desk.state().result.is_some();
         for late in self.late.extract_if(.., is_done) {
             let is_present = late.is_present();
-            let Late { pid, reader, kept, again, .. } = late;
+            let Late { pid, user, reader, kept, again, .. } = late;
             let result = {
                 let mut state = reader.desk.state();
                 state.is_late = false;
                 state.result.take()
             };
             self.shared.shown().retain(|shown| shown.tid != reader.tid);
-            returned.extend(result.map(|result| Returned { pid, is_present, result, kept, again }));
+            if let Some((result, cost)) = result {
+                returned.push(Returned { pid, is_present, result, kept, again });
+                self.late_costs.extend(user.map(|user| (user, cost)));
+            }
             // A thread without jobs ends when its reader is dropped.
             self.idle.get_or_insert(reader);
         }
@@ -235,6 +249,16 @@ impl<T: Send + 'static, C> Readers<T, C> {
             false => std::mem::take(&mut self.waiting),
         };
         (returned, waiting)
+    }
+
+    /// The CPU time that reads have taken since the last call. For a late one it is [`DEADLINE`].
+    pub(super) fn take_cost(&mut self) -> Duration {
+        std::mem::take(&mut self.cost)
+    }
+
+    /// The CPU time of late reads that have returned since the last call, each with the user whose process was read.
+    pub(super) fn take_late_costs(&mut self) -> Vec<(u32, Duration)> {
+        std::mem::take(&mut self.late_costs)
     }
 
     /// Whether a read of a process is late or waits.
@@ -262,7 +286,9 @@ impl<T: Send + 'static> Reader<T> {
             // The receiver waits below.
             let _ = tid_sender.send(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs());
             for job in received {
-                of_thread.put(job(), &wake);
+                let before = cpu_time();
+                let result = job();
+                of_thread.put((result, cpu_time().saturating_sub(before)), &wake);
             }
         };
         thread::Builder::new().name("procfs reader".to_owned()).stack_size(STACK).spawn(run)?;
@@ -271,7 +297,7 @@ impl<T: Send + 'static> Reader<T> {
     }
 
     /// The result; `None` = it is late.
-    fn run(&self, job: Job<T>) -> io::Result<Option<T>> {
+    fn run(&self, job: Job<T>) -> io::Result<Option<(T, Duration)>> {
         self.jobs.send(job).map_err(|_| io::Error::from(ErrorKind::BrokenPipe))?;
         let waits = |state: &mut State<T>| state.result.is_none();
         let waited = self.desk.done.wait_timeout_while(self.desk.state(), DEADLINE, waits);
@@ -282,13 +308,19 @@ impl<T: Send + 'static> Reader<T> {
     }
 }
 
+/// The CPU time that the calling thread has used.
+pub(super) fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
 impl<T> Desk<T> {
     fn state(&self) -> MutexGuard<'_, State<T>> {
         // A read that panics does not hold the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, result: T, wake: &OwnedFd) {
+    fn put(&self, result: (T, Duration), wake: &OwnedFd) {
         let mut state = self.state();
         state.result = Some(result);
         if state.is_late {

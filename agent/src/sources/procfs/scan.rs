@@ -2,7 +2,7 @@
 
 use std::{
     cell::LazyCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -60,6 +60,8 @@ pub(super) struct Scan {
     pub(super) parent: u32,
     /// Whether it runs a VM of its own: a thread of it runs a vCPU, or KVM has made the VM for it. `None` = not known.
     pub(super) is_own: Option<bool>,
+    /// The threads that have made its VMs, as far as they have not ended.
+    pub(super) creators: BTreeSet<u32>,
 }
 
 /// What a scan sees of the vCPUs of a VM.
@@ -155,6 +157,7 @@ fn scan(
         tcg_threads(&described, &threads, age)
     };
     let Some(vcpus) = vcpus else { return Ok(None) };
+    let creators = vm_dirs.iter().flatten().filter_map(|dir| vcpus::creator(dir)).collect();
     let is_own = match vcpus.is_empty() {
         false => Some(true),
         true if descriptors.has_kvm() => vm_dirs.map(|dirs| !dirs.is_empty()),
@@ -202,7 +205,8 @@ fn scan(
         // Without groups, or on a kernel without them, only libvirt's files tell.
         machine: process.read("cgroup").ok().and_then(|text| machine::parse(&text)),
     };
-    Ok(Some(Scan { process, vm, threads, vcpus, runs, described, parent: stat.parent, is_own }))
+    let parent = stat.parent;
+    Ok(Some(Scan { process, vm, threads, vcpus, runs, described, parent, is_own, creators }))
 }
 
 /// A process's descriptors, by what they refer to.

@@ -1,7 +1,7 @@
 //! When each process is scanned next. Reads no clock: the time is a parameter.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -31,6 +31,8 @@ const WINDOW: Duration = Duration::from_millis(400);
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     processes: HashMap<u32, Entry>,
+    /// When each process that has a next scan is scanned.
+    due: BTreeSet<(Instant, u32)>,
 }
 
 #[derive(Debug)]
@@ -65,11 +67,6 @@ impl Entry {
         }
         if self.prompt <= PROMPT { now } else { window + WINDOW }
     }
-
-    /// Has the process scanned at this time, if not before.
-    fn scan_at(&mut self, due: Instant) {
-        self.due = Some(self.due.map_or(due, |known| known.min(due)));
-    }
 }
 
 impl Schedule {
@@ -77,16 +74,24 @@ impl Schedule {
     pub(super) fn born(&mut self, pid: u32, now: Instant) {
         let entry = self.entry(pid);
         let due = entry.earliest(now);
-        entry.scan_at(due);
         entry.born = Some(due);
         entry.follow_ups = 0;
+        self.scan_at(pid, due);
+    }
+
+    /// A process has begun to execute a program that may run a VM: scan it at the follow-ups. Most have ended by then.
+    pub(super) fn started(&mut self, pid: u32, now: Instant) {
+        let entry = self.entry(pid);
+        let born = entry.earliest(now);
+        entry.born = Some(born);
+        entry.follow_ups = 0;
+        self.scan_at(pid, born + FOLLOW_UPS[0]);
     }
 
     /// Something has changed that readers must see: scan the process now.
     pub(super) fn urgent(&mut self, pid: u32, now: Instant) {
-        let entry = self.entry(pid);
-        let due = entry.earliest(now);
-        entry.scan_at(due);
+        let due = self.entry(pid).earliest(now);
+        self.scan_at(pid, due);
     }
 
     /// The threads of a process have changed: scan it as soon as its interval allows.
@@ -102,13 +107,25 @@ impl Schedule {
                 now
             }
         };
-        let due = earliest.max(now);
-        entry.scan_at(due);
+        self.scan_at(pid, earliest.max(now));
+    }
+
+    /// Has a process scanned at this time, if not before.
+    fn scan_at(&mut self, pid: u32, due: Instant) {
+        let entry = self.entry(pid);
+        let before = entry.due;
+        let due = *entry.due.insert(before.map_or(due, |known| known.min(due)));
+        if before != Some(due) {
+            self.due.extend([(due, pid)]);
+            before.map(|before| self.due.remove(&(before, pid)));
+        }
     }
 
     /// A process has ended.
     pub(super) fn forget(&mut self, pid: u32) {
-        self.processes.remove(&pid);
+        if let Some(due) = self.processes.remove(&pid).and_then(|entry| entry.due) {
+            self.due.remove(&(due, pid));
+        }
     }
 
     /// A scan found that a process is not a VM: forget it unless a further scan is due.
@@ -120,16 +137,17 @@ impl Schedule {
 
     /// When the next scan is due; `None` = none is.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.processes.values().filter_map(|entry| entry.due).min()
+        self.due.first().map(|(due, _)| *due)
     }
 
     /// The processes to scan now, ascending. Each counts as scanned.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<u32> {
         let mut due = Vec::new();
-        for (&pid, entry) in &mut self.processes {
-            if entry.due.is_none_or(|at| at > now) {
-                continue;
-            }
+        while let Some(&(at, pid)) = self.due.first()
+            && at <= now
+        {
+            self.due.pop_first();
+            let Some(entry) = self.processes.get_mut(&pid) else { continue };
             due.push(pid);
             entry.last = Some(now);
             entry.due = entry.born.and_then(|born| {
@@ -139,6 +157,7 @@ impl Schedule {
                 }
                 FOLLOW_UPS.get(entry.follow_ups).map(|&after| born + after)
             });
+            self.due.extend(entry.due.map(|due| (due, pid)));
         }
         due.sort_unstable();
         due
@@ -176,6 +195,21 @@ mod tests {
             scans.push(at - start);
         }
         assert_eq!(scans, [ms(0), ms(20), ms(100), ms(500), ms(1050), ms(2000)]);
+    }
+
+    #[test]
+    fn a_new_program_is_scanned_at_the_follow_ups() {
+        let start = Instant::now();
+        let mut schedule = Schedule::default();
+        // Forked, and then executed.
+        schedule.started(7, start);
+        schedule.started(7, start);
+        let mut scans = Vec::new();
+        while let Some(at) = schedule.next() {
+            assert_eq!(schedule.take_due(at), [7]);
+            scans.push(at - start);
+        }
+        assert_eq!(scans, [ms(20), ms(100), ms(500), ms(1050), ms(2000)]);
     }
 
     #[test]

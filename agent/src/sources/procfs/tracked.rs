@@ -35,6 +35,9 @@ use crate::{
 /// Age from which the description of a VM is final: its VMM has allocated the memory by then.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// Threads that have made VMs, of one process, that are remembered.
+const MAX_CREATORS: usize = 64;
+
 /// First retry delay for reading image headers.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 
@@ -82,6 +85,8 @@ pub(super) struct TrackedProcess {
     pub(super) sees_vcpus: bool,
     /// Whether its command line was read after [`SETTLED`]; it is not read again then.
     is_settled: bool,
+    /// The threads that have made its VMs.
+    creators: BTreeSet<u32>,
     /// Whether its last thread has begun to exit. It is not a VM then, but its threads may still run.
     ending: bool,
     /// Whether the log has a warning that a thread has no record.
@@ -111,6 +116,25 @@ pub(super) enum ScanOutcome {
     Nothing,
     /// It may be a VM: the agent lacks what it needs to find out.
     Unscanned,
+}
+
+/// Whose share of the CPU time a scan costs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Payer {
+    /// The process has ended.
+    Gone,
+    /// Root's, or a domain's of libvirt's system daemon: no share limits it.
+    Host,
+    /// This user's.
+    User(u32),
+}
+
+/// The processes in which a thread can have made a VM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Creators {
+    Known(u32),
+    /// One of these, or of none that is known.
+    Unclear(Vec<u32>),
 }
 
 impl ScanOutcome {
@@ -163,6 +187,41 @@ impl TrackedProcesses {
     /// The process that a thread belongs to.
     pub(super) fn process_of(&self, tid: u32) -> Option<u32> {
         process::of_thread(&self.roots.proc, tid)
+    }
+
+    /// Whose share of the CPU time a scan of this process costs.
+    pub(super) fn payer(&self, pid: u32) -> Payer {
+        if !process::is_there(pid) {
+            return Payer::Gone;
+        }
+        self.readers.share_of(pid).map_or(Payer::Host, Payer::User)
+    }
+
+    /// What scans have cost since the last call: CPU time of readers, or the time for which a late one was waited for.
+    pub(super) fn take_cost(&mut self) -> Duration {
+        self.readers.take_cost()
+    }
+
+    /// The CPU time of late reads, each with the user whose process was read.
+    pub(super) fn take_late_costs(&mut self) -> Vec<(u32, Duration)> {
+        self.readers.take_late_costs()
+    }
+
+    /// The processes in which this thread, which may have ended, can have made a VM. Of some it is not known which threads have.
+    pub(super) fn creators(&self, tid: u32) -> Creators {
+        let has_made =
+            |(pid, known): &(&u32, &TrackedProcess)| **pid == tid || known.creators.contains(&tid);
+        if let Some((pid, _)) = self.known.iter().find(has_made) {
+            return Creators::Known(*pid);
+        }
+        let unclear = self.known.iter();
+        let unclear = unclear.filter(|(_, known)| known.vm.has_kvm && known.creators.is_empty());
+        Creators::Unclear(unclear.map(|(pid, _)| *pid).collect())
+    }
+
+    /// Whether the programs have reported the end of this VM's process.
+    pub(super) fn is_ending(&self, pid: u32) -> bool {
+        self.known.get(&pid).is_none_or(|known| known.ending)
     }
 
     /// The ids of the processes that are VMs.
@@ -364,6 +423,7 @@ impl TrackedProcesses {
                 has_run: false,
                 sees_vcpus: false,
                 is_settled: false,
+                creators: BTreeSet::new(),
                 ending: false,
                 has_warned: false,
                 headers: Vec::new(),
@@ -380,7 +440,7 @@ impl TrackedProcesses {
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
         let waits = slot.is_some_and(|slot| self.free_closed(slot, &scan.vm, &unassigned));
         let seen = self.note_places(pid, &scan, &slots);
-        let Scan { mut vm, vcpus, described, .. } = scan;
+        let Scan { mut vm, vcpus, described, creators, .. } = scan;
         vm.slot = slot;
         vm.vcpus =
             vcpus.iter().map(|(tid, &id)| Vcpu { id, slot: slots.get(tid).copied() }).collect();
@@ -415,6 +475,10 @@ impl TrackedProcesses {
             self.facts.push(Fact::Process(Arc::clone(&known.vm)));
         }
         known.described = Arc::new(described);
+        // A thread may end before its VM does.
+        if known.creators.len() < MAX_CREATORS {
+            known.creators.extend(creators);
+        }
         known.is_settled = known.found.elapsed() > SETTLED;
         ScanOutcome::Vm { is_new, is_moving: is_moving || waits }
     }

@@ -70,6 +70,11 @@ pub(super) fn vm_dirs(
     Some(dirs)
 }
 
+/// The thread that has made the VM of such a directory.
+pub(super) fn creator(vm_dir: &Path) -> Option<u32> {
+    vm_dir.file_name()?.to_str()?.split_once('-')?.0.parse().ok()
+}
+
 /// The threads of the vCPUs of a process with KVM VMs.
 pub(super) struct VcpuThreads {
     /// vCPU number by thread id.
@@ -283,6 +288,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_directory_of_a_vm_names_the_thread_that_made_it() {
+        let creator = |name: &str| creator(&Path::new("/sys/kernel/debug/kvm").join(name));
+        assert_eq!((creator("9204-5"), creator("vcpu0"), creator("x-5")), (Some(9204), None, None));
+    }
 
     #[test]
     fn names_of_vcpu_threads() {

@@ -1,7 +1,7 @@
 //! The source's thread: takes events, decides which process is scanned, and reports what the scans find.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -15,10 +15,15 @@ use tracing::{debug, warn};
 
 use super::{
     Handle, image_headers,
+    pace::Pace,
     poller::{Poller, Ready},
+    process,
+    readers::cpu_time,
     schedule::Schedule,
-    tracked::{ScanOutcome, TrackedProcesses},
+    shares::Shares,
+    tracked::{Creators, Payer, ScanOutcome, TrackedProcesses},
     uevent::{self, Uevent},
+    warnings::WarningLimit,
 };
 use crate::{
     counters::{ImageSlot, Records, VmSlot},
@@ -34,6 +39,13 @@ const FULL_SCAN_PAUSE: Duration = Duration::from_secs(1);
 /// Most uevents that are read in one turn: in a flood of them, the processes with an event are scanned between two turns.
 const MAX_UEVENTS: usize = 10_000;
 
+/// What a report about a VM costs the other threads: the view, the counting, notifications.
+const REPORT: Duration = Duration::from_millis(1);
+
+/// For how long the programs' word is waited for after the end of a VM's process: it tells whether a signal has ended the
+/// process. It comes before the end, but the ring gives it away only after each earlier event has been written in full.
+const LAST_WORD: Duration = Duration::from_millis(50);
+
 pub(super) struct Worker {
     pub(super) facts: Facts,
     pub(super) handle: Arc<Handle>,
@@ -46,6 +58,13 @@ pub(super) struct Worker {
     pub(super) records: Option<Arc<Records>>,
     pub(super) processes: TrackedProcesses,
     pub(super) schedule: Schedule,
+    pub(super) pace: Pace,
+    pub(super) shares: Shares,
+    /// Processes that libvirt has named: the next scan of each waits for no share.
+    pub(super) named: BTreeSet<u32>,
+    /// VMs whose processes have ended, each with the end of the wait for the programs' word.
+    pub(super) ended: BTreeMap<u32, Instant>,
+    pub(super) warnings: WarningLimit,
     /// Number of lost events of the programs at the last check.
     pub(super) lost: u64,
     /// Whether uevents were lost, and the queue has not been empty since.
@@ -61,11 +80,13 @@ impl Worker {
         let _end = self.facts.end_guard("procfs");
         let heartbeat = Arc::clone(&self.handle.heartbeat);
         loop {
-            let due = [self.schedule.next(), self.full_scan_due, self.processes.next_look()];
-            let next = due.into_iter().flatten().min();
-            let limit = next.map(|at| at.saturating_duration_since(Instant::now()));
             heartbeat.rest();
-            let ready = match self.poller.wait(limit) {
+            let rested = match self.pace.turn(Instant::now()) {
+                Some(length) => self.poller.rest(length),
+                None => Ok(()),
+            };
+            let limit = self.next().map(|at| at.saturating_duration_since(Instant::now()));
+            let ready = match rested.and_then(|()| self.poller.wait(limit)) {
                 Ok(ready) => ready,
                 Err(error) => {
                     self.facts.fail(format!("Cannot wait for events of processes: {error}"));
@@ -83,7 +104,7 @@ impl Worker {
                     Ready::Exited(pid) => {
                         // What ended it was reported before.
                         self.take_events();
-                        self.end(pid);
+                        self.exited(pid);
                     }
                     Ready::Woken => self.take_commands(),
                     Ready::Stop => {}
@@ -96,10 +117,17 @@ impl Worker {
                 self.schedule.urgent(pid, now);
             }
             self.report();
-            self.report_images();
         }
         heartbeat.rest();
         heartbeat.end();
+    }
+
+    /// When something is to be done next; `None` = when something happens.
+    fn next(&self) -> Option<Instant> {
+        let ended = self.ended.values().min().copied();
+        let look = self.processes.next_look();
+        let others = [self.full_scan_due, self.shares.next(), look, ended];
+        self.schedule.next().into_iter().chain(others.into_iter().flatten()).min()
     }
 
     fn take_events(&mut self) {
@@ -107,7 +135,7 @@ impl Worker {
         while let Some(event) = self.events.as_mut().and_then(Events::oldest) {
             debug!(kind = event.kind, tgid = event.tgid, tid = event.tid, "event of the programs");
             match EventKind::from_u32(event.kind) {
-                Some(EventKind::Exec) => self.schedule.born(event.tgid, now),
+                Some(EventKind::Exec) => self.schedule.started(event.tgid, now),
                 Some(EventKind::VmExit) => self.processes.begin_end(event.tgid, false),
                 Some(EventKind::VmKilled) => self.processes.begin_end(event.tgid, true),
                 Some(kind @ (EventKind::ImageClaimed | EventKind::ImageDelayed)) => {
@@ -146,8 +174,12 @@ impl Worker {
         let now = Instant::now();
         for command in self.commands.try_iter() {
             match command {
-                Command::Rescan(pid) => self.schedule.born(pid, now),
+                Command::Rescan(pid) => {
+                    self.named.insert(pid);
+                    self.schedule.born(pid, now);
+                }
                 Command::ResolvePaths(pid, paths) => {
+                    self.named.insert(pid);
                     self.processes.set_domain_paths(pid, paths);
                     self.schedule.urgent(pid, now);
                 }
@@ -164,31 +196,25 @@ impl Worker {
         for (pid, outcome) in returned {
             self.follow(pid, outcome);
         }
+        for (user, cost) in self.processes.take_late_costs() {
+            self.shares.charge(user, cost, now);
+        }
         for pid in to_scan {
             self.schedule.urgent(pid, now);
         }
     }
 
     fn take_uevents(&mut self) {
+        // Of the same thread once: it may make as many as it likes.
+        let (mut created, mut destroyed) = (BTreeSet::new(), BTreeSet::new());
         for _ in 0..MAX_UEVENTS {
-            let now = Instant::now();
             let next = uevent::next(&self.uevents);
             debug!(?next, "uevent");
             match next {
                 // The scan of all processes finds what it is about.
                 Ok(Some(_)) if self.are_uevents_lost => {}
-                // The uevent has the id of the thread that created the VM, which may have exited since.
-                Ok(Some(Uevent::VmCreated(tid))) => {
-                    self.schedule.born(self.processes.process_of(tid).unwrap_or(tid), now);
-                }
-                Ok(Some(Uevent::VmDestroyed(tid))) => match self.processes.process_of(tid) {
-                    Some(pid) => self.schedule.urgent(pid, now),
-                    None => {
-                        for pid in self.processes.pids() {
-                            self.schedule.urgent(pid, now);
-                        }
-                    }
-                },
+                Ok(Some(Uevent::VmCreated(tid))) => drop(created.insert(tid)),
+                Ok(Some(Uevent::VmDestroyed(tid))) => drop(destroyed.insert(tid)),
                 Ok(Some(Uevent::Cpus)) => self.report_cpus(),
                 Ok(None) => break,
                 // One error for all that are lost until the queue is empty: netlink_overrun() in net/netlink/af_netlink.c. What
@@ -198,45 +224,130 @@ impl Worker {
                 }
                 Err(error) => {
                     self.processes.warn(&format!("Uevents of KVM cannot be read: {error}"));
-                    self.scan_all_soon(now);
-                    return;
+                    self.scan_all_soon(Instant::now());
+                    break;
+                }
+            }
+        }
+        let now = Instant::now();
+        for tid in created {
+            // The uevent has the id of the thread that created the VM, which may have exited since.
+            self.schedule.born(self.processes.process_of(tid).unwrap_or(tid), now);
+        }
+        for tid in destroyed {
+            match self.processes.creators(tid) {
+                Creators::Known(pid) => self.schedule.urgent(pid, now),
+                Creators::Unclear(pids) => {
+                    pids.into_iter().for_each(|pid| self.schedule.changed(pid, now));
                 }
             }
         }
         if std::mem::take(&mut self.are_uevents_lost) {
             self.processes.warn("Uevents of KVM were lost; all processes are scanned");
-            self.scan_all_soon(Instant::now());
+            self.scan_all_soon(now);
         }
     }
 
+    /// Handles that the process of a VM has ended.
+    fn exited(&mut self, pid: u32) {
+        if self.events.is_none() || self.processes.is_ending(pid) {
+            self.end(pid);
+            return;
+        }
+        // Its descriptor stays readable.
+        let removed = self.processes.pidfd(pid).map(|pidfd| self.poller.remove(pidfd));
+        if let Some(Err(error)) = removed {
+            debug!(pid, "the descriptor of an ended process is not watched: {error}");
+        }
+        self.ended.insert(pid, Instant::now() + LAST_WORD);
+    }
+
     fn end(&mut self, pid: u32) {
-        self.schedule.forget(pid);
+        self.forget(pid);
         self.processes.end(pid);
         // The id may be in use again already.
         if self.processes.exists(pid) {
-            self.scan(pid);
+            self.schedule.urgent(pid, Instant::now());
         }
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.schedule.forget(pid);
+        self.images_claimed.remove(&pid);
+        self.named.remove(&pid);
+        self.ended.remove(&pid);
     }
 
     fn scan_due(&mut self) {
         let now = Instant::now();
+        for pid in
+            self.ended.extract_if(.., |_, due| *due <= now).collect::<BTreeMap<_, _>>().into_keys()
+        {
+            self.end(pid);
+            self.report();
+        }
         if self.full_scan_due.is_some_and(|due| due <= now) {
             self.full_scan_due = None;
-            if let Err(error) = self.scan_all() {
-                self.processes.warn(&format!("Cannot scan all processes: {error}"));
-                self.scan_all_soon(now);
+            match self.list_all() {
+                Ok(pids) => pids.into_iter().for_each(|pid| self.schedule.urgent(pid, now)),
+                Err(error) => {
+                    self.processes.warn(&format!("Cannot scan all processes: {error}"));
+                    self.scan_all_soon(now);
+                }
             }
         }
+        let mut has_waiting = false;
         for pid in self.schedule.take_due(now) {
-            self.scan(pid);
+            let is_named = self.named.remove(&pid);
+            match self.processes.payer(pid) {
+                // The end of a VM is reported otherwise.
+                Payer::Gone => self.forget(pid),
+                Payer::User(user) if !is_named => {
+                    self.shares.wait(user, pid, now, process::is_there);
+                    has_waiting = true;
+                }
+                Payer::Host | Payer::User(_) => drop(self.scan(pid)),
+            }
         }
+        // One of a user's in each turn: an event of another process may have come meanwhile.
+        if let Some((user, pid)) = self.shares.take(now) {
+            let cost = if process::is_there(pid) { self.scan(pid) } else { Duration::ZERO };
+            self.shares.charge(user, cost, Instant::now());
+            has_waiting = true;
+        }
+        if has_waiting {
+            self.show_spent();
+        }
+    }
+
+    /// Shows the users whose share is spent.
+    fn show_spent(&mut self) {
+        let spent = self.shares.spent();
+        if let Some(user) = spent.iter().find(|user| user.waiting > 0).map(|spent| spent.user)
+            && self.warnings.allows()
+        {
+            warn!(
+                user,
+                "Scans of a user's processes cost too much, and wait; `kvmeter status` lists such users"
+            );
+        }
+        *self.handle.spent() = spent;
     }
 
     fn scan_all_soon(&mut self, now: Instant) {
         self.full_scan_due = Some(now.max(self.last_full_scan + FULL_SCAN_PAUSE));
     }
 
+    /// Scans all processes now, whatever that costs.
     pub(super) fn scan_all(&mut self) -> io::Result<()> {
+        for pid in self.list_all()? {
+            self.scan(pid);
+        }
+        Ok(())
+    }
+
+    /// The processes that are or may be VMs.
+    fn list_all(&mut self) -> io::Result<Vec<u32>> {
         self.handle.scans.fetch_add(1, Relaxed);
         self.last_full_scan = Instant::now();
         self.report_cpus();
@@ -244,22 +355,31 @@ impl Worker {
         pids.extend(self.processes.pids());
         pids.sort_unstable();
         pids.dedup();
-        for pid in pids {
-            self.scan(pid);
-        }
-        Ok(())
+        Ok(pids)
     }
 
-    /// Scans a process and reports what it is: in a storm, the first VM does not wait for the last.
-    fn scan(&mut self, pid: u32) {
+    /// Scans a process and reports what it is: in a storm, the first VM does not wait for the last. Returns what that has cost.
+    fn scan(&mut self, pid: u32) -> Duration {
+        let before = cpu_time();
         let outcome = self.processes.scan(pid);
         self.follow(pid, outcome);
-        self.report();
+        let mut reports = self.report();
+        // After the facts, which contain the open files of the process.
+        if self.images_claimed.remove(&pid) {
+            self.facts.send(Fact::ImageTaken(pid));
+            reports += 1;
+        }
+        let own = cpu_time().saturating_sub(before);
+        own + self.processes.take_cost() + REPORT * reports
     }
 
     fn follow(&mut self, pid: u32, outcome: ScanOutcome) {
         match outcome {
             ScanOutcome::Vm { is_new, is_moving } => {
+                if is_new {
+                    // What has ended was another process.
+                    self.ended.remove(&pid);
+                }
                 if let Some(pidfd) = self.processes.pidfd(pid).filter(|_| is_new)
                     && let Err(error) = self.poller.add(pidfd, Ready::Exited(pid))
                 {
@@ -277,17 +397,14 @@ impl Worker {
         }
     }
 
-    pub(super) fn report(&mut self) {
+    /// Reports the facts. Returns their number.
+    pub(super) fn report(&mut self) -> u32 {
+        let mut reports = 0;
         for fact in self.processes.take_facts() {
             self.facts.send(fact);
+            reports += 1;
         }
-    }
-
-    /// Reports the images that the kernel counts, after the facts, which contain the open files of the process.
-    fn report_images(&mut self) {
-        for pid in std::mem::take(&mut self.images_claimed) {
-            self.facts.send(Fact::ImageTaken(pid));
-        }
+        reports
     }
 
     fn report_cpus(&self) {

@@ -1,0 +1,53 @@
+//! How often the source's thread may wake up. Reads no clock: the time is a parameter.
+
+use std::time::{Duration, Instant};
+
+/// Time that pays for one turn: in the long run, the thread makes 100 turns a second.
+const TURN: Duration = Duration::from_millis(10);
+
+/// How far ahead of that the thread may be: a hundred turns without a rest.
+const AHEAD: Duration = Duration::from_secs(1);
+
+/// Length of a rest. What happens meanwhile is handled in one turn.
+const REST: Duration = Duration::from_millis(10);
+
+/// The turns of the thread so far.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// When all turns are paid for.
+    paid: Option<Instant>,
+}
+
+impl Pace {
+    /// A turn is to begin: how long the thread is to rest before it; `None` = not at all.
+    pub(super) fn turn(&mut self, now: Instant) -> Option<Duration> {
+        let paid = self.paid.map_or(now, |paid| paid.max(now)) + TURN;
+        let is_ahead = paid > now + AHEAD;
+        self.paid = Some(paid);
+        is_ahead.then_some(REST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_events_makes_a_hundred_turns_at_once_and_then_a_hundred_a_second() {
+        let start = Instant::now();
+        let (mut pace, mut now, mut turns) = (Pace::default(), start, 0);
+        let mut first = None;
+        while now < start + Duration::from_secs(60) {
+            match pace.turn(now) {
+                Some(rest) => {
+                    first.get_or_insert(turns);
+                    now += rest;
+                }
+                None => now += Duration::from_micros(100),
+            }
+            turns += 1;
+        }
+        assert!((100..110).contains(&first.unwrap()), "{first:?}");
+        assert!((5_900..6_300).contains(&turns), "{turns}");
+    }
+}
