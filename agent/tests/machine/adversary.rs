@@ -9,6 +9,8 @@ mod traps;
 mod victims;
 
 use std::{
+    collections::BTreeMap,
+    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -44,6 +46,8 @@ const SEED: u64 = 236;
 /// A part of the test: CPU time of the agent as a share of one CPU, and what was wrong.
 struct Part {
     cpu: f64,
+    /// The share of each of its threads, by their names.
+    of_threads: BTreeMap<String, f64>,
     wrong: Vec<String>,
 }
 
@@ -57,15 +61,34 @@ fn watch(stage: &mut Stage, victims: &mut Victims, traps: &Arc<Traps>, length: D
         thread::spawn(move || Comers::new(client, traps).run(&stop))
     };
     let (start, used) = (Instant::now(), process_clock_ns(agent));
+    let of_threads = thread_clocks_ns(agent);
     let mut wrong = Vec::new();
     while start.elapsed() < length && wrong.len() < MOST_WRONG {
         victims.check(stage, &mut wrong);
     }
-    let cpu = Duration::from_nanos(process_clock_ns(agent) - used).as_secs_f64()
-        / start.elapsed().as_secs_f64();
+    let share = |ns: u64| Duration::from_nanos(ns).as_secs_f64() / start.elapsed().as_secs_f64();
+    let cpu = share(process_clock_ns(agent) - used);
+    let of_threads = thread_clocks_ns(agent).into_iter().map(|(name, ns)| {
+        let before = of_threads.get(&name).copied().unwrap_or(0);
+        (name, share(ns.saturating_sub(before)))
+    });
+    let of_threads = of_threads.collect();
     stop.store(true, Relaxed);
     wrong.extend(comers.join().unwrap());
-    Part { cpu, wrong }
+    Part { cpu, of_threads, wrong }
+}
+
+/// CPU time in ns of the threads that a process has now, by their names.
+fn thread_clocks_ns(pid: u32) -> BTreeMap<String, u64> {
+    let mut clocks = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        // A thread may end meanwhile.
+        let read = |file| fs::read_to_string(task.path().join(file)).ok();
+        let (Some(name), Some(times)) = (read("comm"), read("schedstat")) else { continue };
+        let ns = times.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        *clocks.entry(name.trim_end().to_owned()).or_default() += ns;
+    }
+    clocks
 }
 
 #[test]
@@ -106,9 +129,10 @@ fn users_without_rights_spoil_nothing_of_others() {
     drop(hung);
     let status = stage.status();
     println!(
-        "{made:?}\nCPU of the agent: {:.3} before, {:.3} meanwhile\n{:#?}\n{}\n{}\n{} notifications",
+        "{made:?}\nCPU of the agent: {:.3} before, {:.3} meanwhile {:.3?}\n{:#?}\n{}\n{}\n{} notifications",
         calm.cpu,
         storm.cpu,
+        storm.of_threads,
         storm.wrong,
         status["sources"],
         status["notifications"],
