@@ -9,8 +9,9 @@ mod traps;
 mod victims;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -19,22 +20,28 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
 use xtask::lab::{Adversary, Client, HungFile, Libvirtd, PATIENCE, Snmptrapd, Way, wait_until};
 
 use crate::lab::stage::{Stage, process_clock_ns};
 
-use self::{attacks::Attacks, comers::Comers, traps::Traps, victims::Victims};
+use self::{
+    attacks::{Attacks, Made},
+    comers::Comers,
+    traps::Traps,
+    victims::Victims,
+};
 
 /// Limit for a value, a row or a notification to be late.
 const LATE: Duration = Duration::from_millis(500);
 
 /// Time without attacks, in which the agent's own need of CPU time is measured.
-const CALM: Duration = Duration::from_secs(8);
+const CALM: Duration = Duration::from_secs(6);
 
 /// Time with attacks.
-const STORM: Duration = Duration::from_secs(35);
+const STORM: Duration = Duration::from_secs(28);
 
-/// Most CPU time that the attacks may cost the agent, as a share of one CPU.
+/// Most CPU time of the agent meanwhile, as a share of one CPU.
 const MOST_CPU: f64 = 0.10;
 
 /// The test ends when so much was wrong.
@@ -91,6 +98,41 @@ fn thread_clocks_ns(pid: u32) -> BTreeMap<String, u64> {
     clocks
 }
 
+/// The hooks that are attached.
+fn live_hooks(status: &Value) -> BTreeSet<String> {
+    let hooks = status["probe"]["hooks"].as_array().unwrap().iter();
+    hooks.filter(|hook| hook["live"] == true).map(|hook| hook["name"].to_string()).collect()
+}
+
+/// What the status does not tell of the attacks, or tells of others.
+fn untold(status: &Value, made: &Made) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for source in status["sources"].as_array().unwrap() {
+        if source["state"] != "live" || !source["stale_since"].is_null() {
+            wrong.push(format!("a source is not live: {source}"));
+        }
+    }
+    let procfs = &status["sources"][0];
+    let spent = procfs["spent"].as_array().unwrap();
+    let has_spent = |user: u32| spent.iter().find(|spent| spent["user"] == user);
+    if made.users.iter().all(|user| has_spent(*user).is_none()) {
+        wrong.push(format!("no user has spent a share: {procfs}"));
+    }
+    for other in spent.iter().filter(|spent| made.users.iter().all(|user| spent["user"] != *user)) {
+        wrong.push(format!("a user that attacks nothing waits: {other}"));
+    }
+    let hanging = procfs["hanging"].as_array().unwrap();
+    for process in made.stuck.iter().map(|child| child.pid()) {
+        let is_told =
+            hanging.iter().any(|read| read["pid"] == process && read["function"].is_string());
+        let may_wait = spent.iter().any(|spent| spent["waiting"] != 0);
+        if !is_told && !may_wait {
+            wrong.push(format!("the read of process {process} hangs, and is not told: {procfs}"));
+        }
+    }
+    wrong
+}
+
 #[test]
 fn users_without_rights_spoil_nothing_of_others() {
     require!("ebpf", "kvm", "snmpd", "snmptrapd", "qemu", "libvirt", "fuse", "root");
@@ -110,26 +152,32 @@ fn users_without_rights_spoil_nothing_of_others() {
     .unwrap();
     let mut victims = Victims::start(dir.path(), &libvirtd, &stage);
     let known = traps.count();
+    let hooks = live_hooks(&stage.status());
     let calm = watch(&mut stage, &mut victims, &traps, CALM);
     assert!(calm.wrong.is_empty(), "without attacks: {:#?}\n{}", calm.wrong, stage.agent.log());
 
+    // Some of its processes can end only after the file server.
+    let made: Made;
     let users = tempfile::tempdir().unwrap();
     let mount = tempfile::tempdir().unwrap();
     let hung = HungFile::mount(mount.path()).unwrap();
     let adversary = Adversary::new(users.path()).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let attackers = {
-        let attacks = Attacks::new(adversary, hung.path(), victims.identities(), SEED);
+        let pins = stage.agent.pin_dir();
+        let dirs = [pins, pins.parent().unwrap(), dir.path()].map(Path::to_owned).to_vec();
+        let attacks = Attacks::new(adversary, hung.path(), victims.identities(), dirs, SEED);
         let stop = Arc::clone(&stop);
         thread::spawn(move || attacks.run(&stop))
     };
     let storm = watch(&mut stage, &mut victims, &traps, STORM);
     stop.store(true, Relaxed);
-    let made = attackers.join().unwrap();
-    drop(hung);
+    made = attackers.join().unwrap();
     let status = stage.status();
+    drop(hung);
     println!(
-        "{made:?}\nCPU of the agent: {:.3} before, {:.3} meanwhile {:.3?}\n{:#?}\n{}\n{}\n{} notifications",
+        "{:?}\nCPU of the agent: {:.3} before, {:.3} meanwhile {:.3?}\n{:#?}\n{}\n{}\n{} notifications",
+        made.counts,
         calm.cpu,
         storm.cpu,
         storm.of_threads,
@@ -139,6 +187,9 @@ fn users_without_rights_spoil_nothing_of_others() {
         traps.count()
     );
     let mut wrong = storm.wrong;
+    wrong.extend(untold(&status, &made));
+    let after = live_hooks(&status);
+    wrong.extend(hooks.difference(&after).map(|hook| format!("{hook} is not attached any more")));
     wrong.extend(
         traps
             .since(known)
@@ -146,6 +197,5 @@ fn users_without_rights_spoil_nothing_of_others() {
             .map(|trap| format!("notification {} of a VM that has not changed", trap.line)),
     );
     assert!(wrong.is_empty(), "{wrong:#?}\n{}", stage.agent.log());
-    let more = storm.cpu - calm.cpu;
-    assert!(more < MOST_CPU, "{more:.3} of a CPU\n{}", stage.agent.log());
+    assert!(storm.cpu < MOST_CPU, "{:.3} of a CPU\n{}", storm.cpu, stage.agent.log());
 }

@@ -24,7 +24,9 @@ pub enum User {
 }
 
 impl User {
-    const fn id(self) -> u32 {
+    /// The user id.
+    #[must_use]
+    pub const fn id(self) -> u32 {
         match self {
             Self::Plain => 60_001,
             Self::WithKvm => 60_002,

@@ -71,6 +71,12 @@ impl Agent {
         self.dir.join("kvmeter.toml")
     }
 
+    /// The directory of its pins.
+    #[must_use]
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
+    }
+
     /// Its log.
     #[must_use]
     pub fn log(&self) -> String {

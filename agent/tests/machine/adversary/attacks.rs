@@ -1,7 +1,7 @@
 //! What the users do.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
@@ -25,7 +25,7 @@ const FILES: u32 = 2_000;
 /// Copies of the descriptor of a VM.
 const DUPS: u32 = 8_000;
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 15] = [
     Kind::Copy,
     Kind::Rewrite,
     Kind::Lease,
@@ -37,11 +37,20 @@ const KINDS: [Kind; 11] = [
     Kind::Questions,
     Kind::Dups,
     Kind::Vms,
+    Kind::Crowd,
+    Kind::Ring,
+    Kind::Pins,
+    Kind::Hang,
 ];
 
-/// Attacks that are made unless `KVMETER_ATTACKS` names others, with commas between the names. All eleven together cost the agent
-/// half of a CPU, and delay VMs that start by up to 0.9 s; which of the others does so was not measured.
-const HELD: [Kind; 5] = [Kind::Copy, Kind::Rewrite, Kind::Lease, Kind::Fifo, Kind::Slow];
+/// Children of a process that has many.
+const CHILDREN: u32 = 200;
+
+/// Requests that never complete: more than the agent counts of one VM, and than it could count of all.
+const REQUESTS: u32 = 60_000;
+
+/// Most processes that hang: each keeps a reader of the agent for as long as the file server hangs.
+const MAX_STUCK: usize = 4;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Kind {
@@ -66,6 +75,25 @@ enum Kind {
     Dups,
     /// Makes and destroys VMs.
     Vms,
+    /// Has many children that look like VMs.
+    Crowd,
+    /// Has requests that never complete.
+    Ring,
+    /// Tries to change the agent's directories.
+    Pins,
+    /// Executes a program, and waits meanwhile for a file server that hangs.
+    Hang,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// How often each attack was made.
+    pub(super) counts: BTreeMap<String, u32>,
+    /// The users that made one.
+    pub(super) users: BTreeSet<u32>,
+    /// Processes that cannot end before the file server does.
+    pub(super) stuck: Vec<Child>,
 }
 
 pub(super) struct Attacks {
@@ -73,6 +101,8 @@ pub(super) struct Attacks {
     hung: PathBuf,
     /// Names and UUIDs of the other VMs.
     others: Vec<(String, String)>,
+    /// The agent's directories.
+    dirs: Vec<PathBuf>,
     kinds: Vec<Kind>,
     random: fastrand::Rng,
     number: u32,
@@ -83,23 +113,24 @@ impl Attacks {
         adversary: Adversary,
         hung: PathBuf,
         others: Vec<(String, String)>,
+        dirs: Vec<PathBuf>,
         seed: u64,
     ) -> Self {
         let random = fastrand::Rng::with_seed(seed);
-        // Any others, to find out what they do.
+        // Some of them, to find out what they do.
         let named = std::env::var("KVMETER_ATTACKS").ok();
         let is_meant = |kind: &Kind| match &named {
             Some(named) => named.split(',').any(|name| name == format!("{kind:?}")),
-            None => HELD.contains(kind),
+            None => true,
         };
         let kinds = KINDS.into_iter().filter(is_meant).collect();
-        Self { adversary, hung, others, kinds, random, number: 0 }
+        Self { adversary, hung, others, dirs, kinds, random, number: 0 }
     }
 
-    /// Attacks until `stop`. Returns how often each attack was made.
-    pub(super) fn run(mut self, stop: &AtomicBool) -> BTreeMap<String, u32> {
+    /// Attacks until `stop`.
+    pub(super) fn run(mut self, stop: &AtomicBool) -> Made {
         let mut under_way: Vec<(Instant, Child)> = Vec::new();
-        let mut made = BTreeMap::new();
+        let mut made = Made::default();
         while !stop.load(Relaxed) {
             thread::sleep(Duration::from_millis(self.random.u64(PAUSE)));
             let now = Instant::now();
@@ -114,13 +145,21 @@ impl Attacks {
             };
             self.number += 1;
             let duration = Duration::from_millis(self.random.u64(DURATION));
-            under_way.push((now + duration, self.start(kind)));
-            *made.entry(format!("{kind:?}")).or_default() += 1;
+            if kind == Kind::Hang && made.stuck.len() >= MAX_STUCK {
+                continue;
+            }
+            let (user, child) = self.start(kind);
+            match kind {
+                Kind::Hang => made.stuck.push(child),
+                _ => under_way.push((now + duration, child)),
+            }
+            made.users.insert(user.id());
+            *made.counts.entry(format!("{kind:?}")).or_default() += 1;
         }
         made
     }
 
-    fn start(&mut self, kind: Kind) -> Child {
+    fn start(&mut self, kind: Kind) -> (User, Child) {
         let user = match kind {
             Kind::Dups | Kind::Vms => User::WithKvm,
             _ => [User::Plain, User::WithKvm][self.random.usize(..2)],
@@ -133,7 +172,11 @@ impl Attacks {
         let copied = (name, uuid);
         let path = self.adversary.path(user, &format!("file{}", self.number)).display().to_string();
         let hung = self.hung.display();
-        let (files, dups) = (FILES.to_string(), DUPS.to_string());
+        let hung_file = hung.to_string();
+        let [files, dups, children, requests] =
+            [FILES, DUPS, CHILDREN, REQUESTS].map(|count| count.to_string());
+        let dirs: Vec<_> = self.dirs.iter().map(|dir| dir.display().to_string()).collect();
+        let dirs = dirs.join(":");
         let with_kvm = user == User::WithKvm;
         let drives = |count: u32| {
             let drive = |number| format!(" -drive file={path}/d{number},format=raw");
@@ -145,10 +188,9 @@ impl Attacks {
             Kind::Rewrite => {
                 let text = line(&copied);
                 let padded = format!("{} -append {:0100}", line(&own), 0);
-                return self
-                    .adversary
-                    .start(user, "copy", &[("ATTACK_TEXT", &text)], &words(&padded))
-                    .unwrap();
+                let variables = [("ATTACK_TEXT", &*text)];
+                let child = self.adversary.start(user, "copy", &variables, &words(&padded));
+                return (user, child.unwrap());
             }
             Kind::Lease | Kind::Fifo => {
                 let attack = if kind == Kind::Lease { "lease" } else { "fifo" };
@@ -170,8 +212,12 @@ impl Attacks {
             Kind::Questions => ("execs", vec![], "qemu-system-x86_64 -version".to_owned()),
             Kind::Dups => ("dups", vec![("ATTACK_COUNT", &*dups)], line(&own)),
             Kind::Vms => ("vms", vec![], line(&own)),
+            Kind::Crowd => ("crowd", vec![("ATTACK_COUNT", &*children)], line(&own)),
+            Kind::Ring => ("ring", vec![("ATTACK_COUNT", &*requests)], line(&own)),
+            Kind::Pins => ("pins", vec![("ATTACK_DIRS", &*dirs)], line(&own)),
+            Kind::Hang => ("hang", vec![("ATTACK_FILE", &*hung_file)], line(&own)),
         };
-        self.adversary.start(user, attack, &variables, &words(&disguise)).unwrap()
+        (user, self.adversary.start(user, attack, &variables, &words(&disguise)).unwrap())
     }
 }
 

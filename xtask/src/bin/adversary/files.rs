@@ -4,8 +4,15 @@
 use std::{
     env,
     fs::{self, File},
-    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
-    path::PathBuf,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{FileExt as _, PermissionsExt as _, symlink},
+            process::CommandExt as _,
+        },
+    },
+    path::{Path, PathBuf},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -23,6 +30,9 @@ const F_SETLEASE: i32 = 1024;
 
 /// Age at which the command line changes.
 const DELAY: Duration = Duration::from_millis(300);
+
+/// Pause between two attempts to change directories.
+const MEDDLE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Path of the file that the disguise names.
 fn named() -> anyhow::Result<PathBuf> {
@@ -61,6 +71,40 @@ pub(crate) fn leased() -> anyhow::Result<()> {
 /// Makes the file that it names a FIFO that has no writer.
 pub(crate) fn make_fifo() -> anyhow::Result<()> {
     Ok(mknodat(CWD, named()?, FileType::Fifo, Mode::from_raw_mode(0o644), 0)?)
+}
+
+/// Executes itself while it has a file open that takes for ever to close: no one can read `/proc/PID/fd` meanwhile.
+pub(crate) fn hang() -> anyhow::Result<()> {
+    let _closed_in_exec = File::open(named()?)?;
+    Err(Command::new(env::current_exe()?).env("ATTACK", "sleep").exec().into())
+}
+
+/// Tries to make, replace and remove what is in the directories of `ATTACK_DIRS`, with colons between them, and those
+/// directories themselves.
+pub(crate) fn meddle() -> anyhow::Result<()> {
+    let dirs = env::var("ATTACK_DIRS")?;
+    loop {
+        for dir in dirs.split(':').map(Path::new) {
+            let entries =
+                fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            for path in entries.chain([dir.to_owned(), dir.join("new")]) {
+                let attempts = [
+                    fs::remove_file(&path),
+                    fs::remove_dir(&path),
+                    fs::rename(&path, path.with_extension("old")),
+                    fs::create_dir(&path),
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)),
+                    symlink("/dev/null", &path),
+                ];
+                anyhow::ensure!(
+                    attempts.iter().all(Result::is_err),
+                    "{} was changed",
+                    path.display()
+                );
+            }
+        }
+        thread::sleep(MEDDLE_PAUSE);
+    }
 }
 
 /// Opens many files of the directory that it names.

@@ -3,6 +3,7 @@
 
 mod files;
 mod processes;
+mod ring;
 mod vms;
 
 use std::{env, thread, time::Duration};
@@ -23,6 +24,9 @@ fn main() -> anyhow::Result<()> {
         "lease" => return files::leased(),
         "fifo" => files::make_fifo()?,
         "files" => return files::many_open(),
+        "pins" => return files::meddle(),
+        "hang" => return files::hang(),
+        "ring" => return ring::never_complete(),
         "forks" => return processes::forks(),
         "execs" => return processes::execs(),
         "crowd" => return processes::crowd(),
