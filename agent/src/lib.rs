@@ -16,7 +16,7 @@
 //! 12. [`check`] examines the host before the first start.
 //! 13. [`run`](mod@run) connects the rooms by threads and channels.
 //!
-//! [`snmp`] (types) and [`histogram`] (quantiles) are shared by several rooms and import none.
+//! [`snmp`] (types), [`histogram`] (quantiles) and [`rate`] (bounded rates) are shared by several rooms and import none.
 //!
 //! `docs/architecture.md` has the invariants, the threads, and the way of a number and of an event.
 
@@ -33,6 +33,7 @@ pub mod mib;
 pub mod notify;
 pub mod privileges;
 pub mod probe;
+pub mod rate;
 pub mod run;
 pub mod snmp;
 pub mod sources;

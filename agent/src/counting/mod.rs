@@ -2,8 +2,10 @@
 //! chooses the method that counts a file. Executes the inventory's plan and reports the result back.
 
 mod backing_files;
+mod free_records;
 mod io_cgroup;
 mod method;
+mod occupancy;
 mod registration;
 mod self_test;
 mod thread;
@@ -11,6 +13,7 @@ mod tracker;
 mod vm_disks;
 
 pub(crate) use backing_files::identity_of;
+pub use occupancy::{Fill, Holder, Occupancy};
 pub use registration::Registration;
 pub use self_test::self_test;
 pub use thread::{Command, Counting, SharedHooks};

@@ -1,7 +1,7 @@
 //! Registers VMs and threads: the agent's side of the thread-id map and of the ownership of records.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,13 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmeter_common::{BLOCK_LEN, Owner, THREADS, VM_BLOCKS, VMS, VmRecord, word};
+use kvmeter_common::{BLOCK_LEN, Owner, THREADS, VM_BLOCKS, VmRecord, word};
 use rustix::{
     process::Pid,
     thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield},
 };
 
-use super::{HeldThread, Schedstat, TrackError, Tracker};
+use super::{
+    HeldThread, Holder, Occupancy, Schedstat, TrackError, Tracker, free_records::FreeRecords,
+};
 use crate::counters::{
     ImageRecordInfo, ImageSlot, Records, ThreadSlot, VcpuPlace, VmSlot,
     mapped::{SharedThreadRecord, SharedVmRecord},
@@ -32,21 +34,10 @@ const TICK: Duration = Duration::from_millis(5);
 const STALE_TRIES: usize = 10_000;
 
 /// Registers VMs and their threads in the records.
-///
-/// Free slots are reused in the order in which they were freed, so that a slot that an old view still refers to is reused
-/// as late as possible.
 #[derive(Debug)]
 pub struct Registration<R> {
     records: R,
-    free: Mutex<Free>,
-}
-
-#[derive(Debug)]
-struct Free {
-    vms: VecDeque<u16>,
-    blocks: VecDeque<u16>,
-    /// The records in use, by process id.
-    known: HashMap<u32, u16>,
+    free: Mutex<FreeRecords>,
 }
 
 impl<R: AsRef<Records>> Registration<R> {
@@ -72,14 +63,14 @@ impl<R: AsRef<Records>> Registration<R> {
         let mut blocks = vec![false; THREADS / BLOCK_LEN];
         // Block 0 contains slot 0, which means "no slot".
         blocks[0] = true;
-        let (mut vms, mut known) = (VecDeque::new(), HashMap::new());
+        let (mut vms, mut used) = (VecDeque::new(), Vec::new());
         for (slot, vm) in (0..).zip(maps.vms.iter()).skip(1) {
             let tgid = tgid_of(vm);
             if tgid == 0 {
                 vms.push_back(slot);
                 continue;
             }
-            known.entry(tgid).or_insert(slot);
+            used.push((tgid, slot, blocks_of(vm).count()));
             for block in blocks_of(vm) {
                 if let Some(taken) = blocks.get_mut(usize::from(block)) {
                     *taken = true;
@@ -88,14 +79,14 @@ impl<R: AsRef<Records>> Registration<R> {
         }
         let blocks =
             (0..).zip(blocks).filter_map(|(block, taken)| (!taken).then_some(block)).collect();
-        Self { records, free: Mutex::new(Free { vms, blocks, known }) }
+        Self { records, free: Mutex::new(FreeRecords::new(vms, blocks, used)) }
     }
 
     fn records(&self) -> &Records {
         self.records.as_ref()
     }
 
-    fn free(&self) -> MutexGuard<'_, Free> {
+    fn free(&self) -> MutexGuard<'_, FreeRecords> {
         // A panic cannot leave the lists inconsistent.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,27 +111,29 @@ impl<R: AsRef<Records>> Registration<R> {
                 }
                 return Some((slot, record));
             }
-            self.add_block(vm)?;
+            self.add_block(vm_slot)?;
         }
     }
 
-    fn add_block(&self, vm: &SharedVmRecord) -> Option<()> {
+    fn add_block(&self, slot: VmSlot) -> Option<()> {
+        let vm = self.vm(slot);
         let count = usize::try_from(vm.block_count.load(Ordering::Relaxed)).ok()?;
         let place = vm.blocks.get(count)?;
-        place.store(self.free().blocks.pop_front()?, Ordering::Relaxed);
+        place.store(self.free().block(slot)?, Ordering::Relaxed);
         vm.block_count.fetch_add(1, Ordering::Release);
         Some(())
     }
 
     /// Keeps some records of the VM free, so that the kernel finds one for each thread that the VM starts before the next
     /// scan.
-    fn keep_spare(&self, vm: &SharedVmRecord) {
+    fn keep_spare(&self, slot: VmSlot) {
+        let vm = self.vm(slot);
         let free = self
             .records()
             .threads_of(vm)
             .filter(|(_, record)| record.owner.load(Ordering::Relaxed) == 0);
         if free.count() < BLOCK_LEN / 2 {
-            self.add_block(vm);
+            self.add_block(slot);
         }
     }
 
@@ -252,17 +245,8 @@ impl<R: AsRef<Records>> Registration<R> {
 }
 
 impl<R: AsRef<Records>> Tracker for Registration<R> {
-    fn track_vm(&self, tgid: u32) -> Result<VmSlot, TrackError> {
-        let mut free = self.free();
-        let slot = match free.known.get(&tgid) {
-            Some(&slot) => VmSlot(slot),
-            None => {
-                let slot = free.vms.pop_front().ok_or(TrackError::TooManyVms(VMS - 1))?;
-                free.known.insert(tgid, slot);
-                VmSlot(slot)
-            }
-        };
-        drop(free);
+    fn track_vm_of(&self, tgid: u32, holder: Holder) -> Result<VmSlot, TrackError> {
+        let slot = self.free().vm(tgid, holder)?;
         let vm = self.vm(slot);
         if vm.tgid.load(Ordering::Acquire) != u64::from(tgid) {
             vm.clear();
@@ -390,8 +374,8 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             }
             sched_yield();
         };
-        let vm = self.vm(vm);
         self.keep_spare(vm);
+        let vm = self.vm(vm);
         if let Some(unrecorded) = unrecorded
             && vm.recorded.load(Ordering::Acquire) != unrecorded
         {
@@ -430,12 +414,19 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         cells.block_count.store(0, Ordering::Release);
         cells.clear();
         cells.tgid.store(0, Ordering::Release);
-        let mut free = self.free();
-        free.blocks.extend(blocks);
-        free.vms.push_back(vm.0);
-        if free.known.get(&tgid) == Some(&vm.0) {
-            free.known.remove(&tgid);
-        }
+        self.free().free(vm, tgid, blocks);
+    }
+
+    fn forget(&self, tgid: u32) {
+        self.free().forget(tgid);
+    }
+
+    fn waiting(&self) -> Vec<u32> {
+        self.free().waiting()
+    }
+
+    fn occupancy(&self) -> Occupancy {
+        self.free().occupancy()
     }
 
     fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {

@@ -4,6 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
+use super::occupancy::{Holder, Occupancy};
 use crate::counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VcpuPlace, VmSlot};
 
 /// A thread held by a descriptor: reading fails once the thread has ended, even if its id was reused.
@@ -56,7 +57,26 @@ pub trait Tracker {
     /// # Errors
     ///
     /// [`TrackError::TooManyVms`].
-    fn track_vm(&self, tgid: u32) -> Result<VmSlot, TrackError>;
+    fn track_vm(&self, tgid: u32) -> Result<VmSlot, TrackError> {
+        self.track_vm_of(tgid, Holder::Trusted)
+    }
+
+    /// The same, within the share of whom the VM is.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackError::TooManyVms`], [`TrackError::UserShare`], [`TrackError::UsersShare`]. The process goes without until
+    /// [`Tracker::waiting`] names it, or [`Tracker::forget`] is called.
+    fn track_vm_of(&self, tgid: u32, holder: Holder) -> Result<VmSlot, TrackError>;
+
+    /// Forgets a process that went without a record: it has ended.
+    fn forget(&self, tgid: u32);
+
+    /// The processes that went without a record of the VM or of a thread, and that may find one now.
+    fn waiting(&self) -> Vec<u32>;
+
+    /// How full the tables are.
+    fn occupancy(&self) -> Occupancy;
 
     /// Starts to count a thread of that VM, or returns the slot that it already has. `vcpu` is the VMM's number of the vCPU that
     /// the thread runs; `None` = no vCPU, or not known to be one. The slot may have no value yet: it comes with the first
@@ -117,6 +137,24 @@ pub enum TrackError {
     /// All VM records are in use.
     #[error("All {0} VM records are in use; VMs beyond that are listed but not counted")]
     TooManyVms(usize),
+    /// The share of a user is in use.
+    #[error(
+        "User {user} has {most} VM records, a user's share; more VMs of the user are listed but not counted"
+    )]
+    UserShare {
+        /// The user.
+        user: u32,
+        /// The share.
+        most: usize,
+    },
+    /// The share of all users is in use.
+    #[error(
+        "Users other than root and libvirt have {most} VM records, their share; more of their VMs are listed but not counted"
+    )]
+    UsersShare {
+        /// The share.
+        most: usize,
+    },
     /// The VM has the maximum number of threads, or all thread records are in use.
     #[error(
         "No thread record is free for thread {tid}; the CPU time of its VM is the kernel's own sum, which is up to a tick late"

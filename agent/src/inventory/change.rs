@@ -13,6 +13,8 @@ pub struct Change {
     pub uuid: Option<VmUuid>,
     /// vmPersistent.
     pub persistence: Persistence,
+    /// The user of a VM that is neither root's nor libvirt's: whether it is reported depends on how much else of this user is.
+    pub user: Option<u32>,
     /// The state before.
     pub before: OperState,
     /// What it came to.
@@ -34,6 +36,7 @@ pub(super) struct Announced {
     pub(super) name: String,
     pub(super) uuid: Option<VmUuid>,
     pub(super) persistence: Persistence,
+    pub(super) user: Option<u32>,
     pub(super) state: OperState,
 }
 
@@ -50,6 +53,7 @@ impl Announced {
             name: self.name.clone(),
             uuid: self.uuid,
             persistence: self.persistence,
+            user: self.user,
             before,
             event,
         }

@@ -249,7 +249,8 @@ impl Core {
                 }
             }
             self.put_row(identity, &mut vm, row, now);
-            vm.announce_row(is_old, &mut self.changes);
+            let user = self.user_of(&vm);
+            vm.announce_row(is_old, user, &mut self.changes);
             self.ask_paths(&mut vm);
             plans.extend(self.plan(&mut vm));
             self.query_disks(&mut vm);

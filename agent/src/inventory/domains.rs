@@ -156,6 +156,10 @@ impl Core {
         vm.awaited = vm.awaited.map(|_| now.instant + LATE);
         vm.presence = Presence::NeverSeen;
         self.dirty.insert(identity);
+        if let Some(announced) = &mut vm.announced {
+            // What libvirt reports is no user's, though its process may have been found first.
+            announced.user = None;
+        }
         let ChangeEvent::State(state) = event else {
             vm.note_deleted(&mut self.changes);
             return;

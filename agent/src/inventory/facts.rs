@@ -57,6 +57,8 @@ pub struct VmProcess {
     pub gaps: Vec<String>,
     /// The control group of a domain in which it is.
     pub machine: Option<Machine>,
+    /// The user; `None` = root, or the process is that of a libvirt domain.
+    pub user: Option<u32>,
 }
 
 /// Whether the vCPUs of a process run.

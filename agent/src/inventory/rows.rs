@@ -4,9 +4,9 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
-    AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, Memory, OperState,
-    Output, Persistence, QueriedDisk, SourceId, StorageMedia, StorageSource, Vcpu, Vm, VmPlan,
-    VmProcess,
+    AdminState, AutoStart, Core, CountedBy, Disk, DiskQuery, Domain, DomainDisk, DomainProcess,
+    Memory, OperState, Output, Persistence, QueriedDisk, SourceId, StorageMedia, StorageSource,
+    Vcpu, Vm, VmPlan, VmProcess,
     core::UNFOLLOWED,
     indexes::{Identity, Part},
     processes::KnownProcess,
@@ -121,6 +121,17 @@ impl Core {
         }
         let counted = vm.counted.iter().flatten().find(|(of, _)| *of == storage);
         counted.map_or(CountedBy::Pending, |(_, counted)| counted.clone())
+    }
+
+    /// The user of a VM's process; `None` = root, or libvirt. Tells the source of processes that a process is libvirt's.
+    pub(super) fn user_of(&mut self, vm: &VmState) -> Option<u32> {
+        let process = &self.processes.get(&vm.pid?)?.process;
+        let user = process.user?;
+        let told = vm.domain.as_ref().map(|(_, domain)| domain.process);
+        if told == Some(DomainProcess::Pid(process.pid)) {
+            self.outputs.push_back(Output::Entrust(process.pid, process.start_ticks));
+        }
+        Some(user)
     }
 
     /// Has the source of processes find out what libvirt's paths mean to the domain's process.

@@ -156,8 +156,13 @@ impl VmState {
     }
 
     /// Announces what the row shows, or that it is gone. `is_old`: the VM was like this before the agent knew it, which
-    /// is no change.
-    pub(super) fn announce_row(&mut self, is_old: bool, changes: &mut VecDeque<Change>) {
+    /// is no change. `user`: the user of its process.
+    pub(super) fn announce_row(
+        &mut self,
+        is_old: bool,
+        user: Option<u32>,
+        changes: &mut VecDeque<Change>,
+    ) {
         let early = std::mem::take(&mut self.early);
         let Some(index) = self.index else { return };
         let Some(row) = &self.row else {
@@ -178,6 +183,7 @@ impl VmState {
             name: row.name.clone(),
             uuid: row.uuid,
             persistence: row.persistence,
+            user: user.filter(|_| self.domain.is_none()),
             state: if is_old && self.awaited.is_none() { row.oper_state } else { known },
         };
         let found = self.awaited.is_none().then_some(row.oper_state);

@@ -93,6 +93,7 @@ mod tests {
             name: String::new(),
             uuid: None,
             persistence: Persistence::Transient,
+            user: None,
             before: OperState::Unknown,
             event,
         }

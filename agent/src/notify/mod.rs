@@ -1,9 +1,11 @@
 //! Turns changes of state of VMs into the notifications of RFC 7666, per VM and in bulk.
 //!
 //! A [`Change`] contains everything that its notification carries, so nothing is looked up when it is sent. The queues are
-//! bounded. A change or notification that finds its queue full is dropped and counted; nothing waits for room.
+//! bounded. A change or notification that finds its queue full is dropped and counted; nothing waits for room. Changes of VMs
+//! of users have a queue of their own and a bounded rate.
 
 mod bulk;
+mod limit;
 mod notice;
 
 use std::{
@@ -18,6 +20,7 @@ use tokio::{
     sync::mpsc::{Receiver, Sender, channel},
     time::{Instant, sleep_until},
 };
+use tracing::warn;
 
 use crate::{
     agentx::{Bindings, Notice},
@@ -26,12 +29,16 @@ use crate::{
     snmp::OidError,
 };
 use bulk::{Bulk, Gathered};
+use limit::Limit;
 
 /// Capacity of the queue of changes: room for 1,000 VMs that start, pause, resume and end at once.
 const QUEUE: usize = 8192;
 
 /// Capacity of the queue of notifications to the session, which sends as fast as the master accepts.
 const NOTICES: usize = 8192;
+
+/// Shortest interval between two warnings that changes are left out.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Counts since the start of the agent.
 #[derive(Debug, Default)]
@@ -42,12 +49,15 @@ pub struct Statistics {
     pub notices: AtomicU64,
     /// Changes and notifications that found a queue full, or that fit into no notification.
     pub dropped: AtomicU64,
+    /// Changes of VMs of users that were left out, because there were too many.
+    pub left_out: AtomicU64,
 }
 
 /// The input of the pipeline, for any thread.
 #[derive(Clone, Debug)]
 pub struct Sink {
     sender: Sender<Change>,
+    of_users: Sender<Change>,
     statistics: Arc<Statistics>,
 }
 
@@ -55,16 +65,24 @@ impl Sink {
     /// Queues a change. Never waits.
     pub fn note(&self, change: Change) {
         self.statistics.changes.fetch_add(1, Relaxed);
-        if self.sender.try_send(change).is_err() {
+        let queue = if change.user.is_some() { &self.of_users } else { &self.sender };
+        if queue.try_send(change).is_err() {
             self.statistics.dropped.fetch_add(1, Relaxed);
         }
     }
+}
+
+/// The changes that are sent together, and when.
+struct Window {
+    bulk: Bulk,
+    due: Option<Instant>,
 }
 
 /// Turns changes into notifications.
 #[derive(Debug)]
 pub struct Notifier {
     changes: Receiver<Change>,
+    of_users: Receiver<Change>,
     notices: Sender<Notice>,
     window: Duration,
     statistics: Arc<Statistics>,
@@ -76,45 +94,78 @@ pub struct Notifier {
 pub fn pipeline(window: Duration) -> (Sink, Notifier, Receiver<Notice>, Arc<Statistics>) {
     let statistics = Arc::new(Statistics::default());
     let (sender, changes) = channel(QUEUE);
+    let (sender_of_users, of_users) = channel(QUEUE);
     let (notices, receiver) = channel(NOTICES);
-    let sink = Sink { sender, statistics: Arc::clone(&statistics) };
-    let notifier = Notifier { changes, notices, window, statistics: Arc::clone(&statistics) };
+    let sink = Sink { sender, of_users: sender_of_users, statistics: Arc::clone(&statistics) };
+    let notifier =
+        Notifier { changes, of_users, notices, window, statistics: Arc::clone(&statistics) };
     (sink, notifier, receiver, statistics)
 }
 
 impl Notifier {
     /// Runs until the last sink is dropped. Sleeps while nothing changes.
     pub async fn run(mut self, switches: &NotificationSwitches) {
-        let mut bulk = Bulk::default();
-        let mut due: Option<Instant> = None;
+        let mut window = Window { bulk: Bulk::default(), due: None };
+        let mut limit = Limit::default();
+        let mut warned: Option<Instant> = None;
         loop {
+            let held_until = limit.due().map(Instant::from_std);
             tokio::select! {
+                // What users flood delays nothing else.
+                biased;
                 change = self.changes.recv() => {
                     let Some(change) = change else { return };
-                    if switches.per_vm.is_on()
-                        && let Some(bindings) = notice::of_one(&change)
-                    {
-                        self.send(bindings, &switches.per_vm);
-                    }
-                    if switches.bulk.is_on() {
-                        match bulk.gather(&change) {
-                            Gathered::Yes => {
-                                due.get_or_insert_with(|| Instant::now() + self.window);
-                            }
-                            Gathered::Full => due = Some(Instant::now()),
-                            Gathered::Nothing => {}
-                            Gathered::TooLarge => self.count_dropped(),
-                        }
+                    // It may end what is held back of the same VM.
+                    if let Some(change) = limit.pass(change, Instant::now().into_std()) {
+                        self.report(&change, switches, &mut window);
                     }
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    due = None;
-                    for (notification, affected) in bulk.take() {
+                () = sleep_until(window.due.unwrap_or_else(Instant::now)), if window.due.is_some() => {
+                    window.due = None;
+                    for (notification, affected) in window.bulk.take() {
                         if switches.bulk.is_on() {
                             self.send(notice::of_many(notification, affected), &switches.bulk);
                         }
                     }
                 }
+                () = sleep_until(held_until.unwrap_or_else(Instant::now)), if held_until.is_some() => {
+                    for change in limit.take_due(Instant::now().into_std()) {
+                        self.report(&change, switches, &mut window);
+                    }
+                }
+                Some(change) = self.of_users.recv() => {
+                    if let Some(change) = limit.pass(change, Instant::now().into_std()) {
+                        self.report(&change, switches, &mut window);
+                    }
+                    if limit.due().is_some() && warned.is_none_or(|at| at.elapsed() >= QUIET) {
+                        warned = Some(Instant::now());
+                        warn!(
+                            "The VMs of a user change faster than notifications are sent about them; `kvmeter status` counts what is left out"
+                        );
+                    }
+                }
+            }
+            let left_out = limit.take_left_out();
+            if left_out > 0 {
+                self.statistics.left_out.fetch_add(left_out, Relaxed);
+            }
+        }
+    }
+
+    fn report(&self, change: &Change, switches: &NotificationSwitches, window: &mut Window) {
+        if switches.per_vm.is_on()
+            && let Some(bindings) = notice::of_one(change)
+        {
+            self.send(bindings, &switches.per_vm);
+        }
+        if switches.bulk.is_on() {
+            match window.bulk.gather(change) {
+                Gathered::Yes => {
+                    window.due.get_or_insert_with(|| Instant::now() + self.window);
+                }
+                Gathered::Full => window.due = Some(Instant::now()),
+                Gathered::Nothing => {}
+                Gathered::TooLarge => self.count_dropped(),
             }
         }
     }
@@ -149,6 +200,7 @@ mod tests {
             name: format!("vm{index}"),
             uuid: Some(VmUuid::of_bytes([7; 16])),
             persistence: Persistence::Persistent,
+            user: None,
             before,
             event,
         }
@@ -216,6 +268,46 @@ mod tests {
         }
         assert_eq!(statistics.dropped.load(Relaxed), 5);
         drop((sink, notifier));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_a_user_takes_no_notification_of_libvirt() {
+        let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(10));
+        let switches: &'static NotificationSwitches =
+            Box::leak(Box::new(NotificationSwitches::new(true, false)));
+        let flood = |index| {
+            let of_user = |before, event| Change { user: Some(9), ..change(index, before, event) };
+            [
+                of_user(OperState::Unknown, ChangeEvent::State(OperState::Running)),
+                of_user(OperState::Running, ChangeEvent::State(OperState::Shutdown)),
+                of_user(OperState::Shutdown, ChangeEvent::Deleted),
+            ]
+        };
+        // More than the queues hold.
+        for change in (1000..11_000).flat_map(flood) {
+            sink.note(change);
+        }
+        for index in 1..=500 {
+            sink.note(change(index, OperState::Shutdown, ChangeEvent::State(OperState::Running)));
+        }
+        let running = tokio::spawn(notifier.run(switches));
+        for _ in 0..500 {
+            notices.recv().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        drop(sink);
+        running.await.unwrap();
+        let mut of_user = 0;
+        while notices.recv().await.is_some() {
+            of_user += 1;
+        }
+        assert!((100..=250).contains(&of_user), "{of_user}");
+        let [changes, left_out, dropped] =
+            [&statistics.changes, &statistics.left_out, &statistics.dropped]
+                .map(|count| count.load(Relaxed));
+        assert_eq!(changes, 30_500);
+        assert!(dropped > 0 && left_out > 0);
+        assert!(left_out + dropped + of_user <= 30_000, "{left_out} {dropped} {of_user}");
     }
 
     #[tokio::test(start_paused = true)]

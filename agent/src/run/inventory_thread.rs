@@ -216,6 +216,7 @@ impl Owner {
             Output::ResolvePaths(pid, paths) => {
                 self.command(None, Command::ResolvePaths(pid, paths));
             }
+            Output::Entrust(pid, start) => self.command(None, Command::Entrust(pid, start)),
             Output::Describe(id, uuid) => self.command(Some(id), Command::Describe(uuid)),
             Output::QueryDisks(id, query) => self.command(Some(id), Command::QueryDisks(query)),
             Output::ForgetDisks(vm) => self.slow.forget(vm.0),

@@ -121,6 +121,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         }),
         _ => None,
     };
+    let tracker = probes.as_ref().map(|probes| Arc::clone(&probes.tracker));
     // Also where only libvirt's domains are served: their processes are what is counted.
     let procfs = Procfs::start(setup.facts.clone(), probes, config.inventory.procfs)?;
     let mut sources: Vec<Arc<dyn Source>> = vec![procfs.handle()];
@@ -153,6 +154,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         config: config.clone(),
         started,
         counting,
+        tracker,
         registry: Arc::clone(&registry),
         slow: Arc::clone(&slow),
         sources,

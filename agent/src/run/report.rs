@@ -5,21 +5,24 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
+use kvmeter_common::{BLOCK_LEN, IMAGES};
+
 use super::Counting;
 use crate::{
     agentx::{Phase, Statistics},
     check,
     config::Config,
     counters::{NoCounters, Readings, Records, SlowValues},
+    counting::{Fill, Holder, Occupancy},
     inventory::Registry,
     notify,
     probe::{HookState, is_attached},
-    sources::{self, Source},
+    sources::{self, Source, procfs::SharedTracker},
     status::{
         self,
         model::{
-            Agentx, HangingRead, Hook, Latency, Notifications, Probe, ProbeMode, Report, Requests,
-            SessionState, SourceState, SpentShare,
+            Agentx, HangingRead, Hook, Latency, Notifications, Probe, ProbeMode, RecordTable,
+            Refusal, Report, Requests, SessionState, SourceState, SpentShare,
         },
     },
     values::Moment,
@@ -30,6 +33,7 @@ pub(super) struct Reporter {
     pub(super) config: Config,
     pub(super) started: Instant,
     pub(super) counting: Counting,
+    pub(super) tracker: Option<SharedTracker>,
     pub(super) registry: Arc<Registry>,
     pub(super) slow: Arc<SlowValues>,
     pub(super) sources: Vec<Arc<dyn Source>>,
@@ -82,6 +86,7 @@ impl Reporter {
             changes: self.notified.changes.load(Relaxed),
             sent: self.statistics.notified.load(Relaxed),
             dropped: dropped.saturating_add(self.statistics.unsent.load(Relaxed)),
+            left_out: self.notified.left_out.load(Relaxed),
             unanswered: self.statistics.unanswered.load(Relaxed),
             refused: self.statistics.master_errors.load(Relaxed),
         }
@@ -116,11 +121,49 @@ impl Reporter {
                 })
                 .collect(),
             adopted: *adopted,
+            tables: self.tables(),
             pin_dir: self.config.probe.pin_dir.display().to_string(),
             events_lost: records.as_ref().map_or(0, |records| records.events_lost()),
             uncounted_requests: records.as_ref().map_or(0, |records| records.uncounted_requests()),
             unrecorded_threads: records.as_ref().map_or(0, |records| records.unrecorded()),
         }
+    }
+
+    /// How full the tables of records are.
+    fn tables(&self) -> Vec<RecordTable> {
+        let (Some(tracker), Some(records)) = (&self.tracker, &self.counting.records) else {
+            return Vec::new();
+        };
+        let Occupancy { vms, blocks, refused, short } = tracker.occupancy();
+        let user_of = |holder| match holder {
+            Holder::Trusted => None,
+            Holder::User(user) => Some(user),
+        };
+        let table = |name: &str, fill: Fill, unit: usize| RecordTable {
+            name: name.to_owned(),
+            size: number(fill.size * unit),
+            used: number(fill.used * unit),
+            of_users: Some(number(fill.of_users * unit)),
+            refused: Vec::new(),
+        };
+        let refusal =
+            |(holder, (vms, why))| Refusal { user: user_of(holder), vms: number(vms), why };
+        let mut of_vms = table("VM records", vms, 1);
+        of_vms.refused = refused.into_iter().map(refusal).collect();
+        let mut of_threads = table("thread records", blocks, BLOCK_LEN);
+        let no_block = "no block of thread records is free for them, or left of the user's share";
+        of_threads.refused = short
+            .into_iter()
+            .map(|(holder, vms)| refusal((holder, (vms, no_block.to_owned()))))
+            .collect();
+        let images = RecordTable {
+            name: "image records".to_owned(),
+            size: number(IMAGES),
+            used: number(records.image_records().len()),
+            of_users: None,
+            refused: Vec::new(),
+        };
+        vec![of_vms, of_threads, images]
     }
 
     fn sources(&self) -> Vec<SourceState> {
@@ -142,6 +185,7 @@ impl Reporter {
                 rescans: source.scans(),
                 hanging: health.hanging.into_iter().map(hanging_read).collect(),
                 spent: health.spent.into_iter().map(spent_share).collect(),
+                left_out: health.left_out,
             }
         };
         // A source may take half a second to say how it is: all are asked at the same time.
@@ -161,6 +205,7 @@ impl Reporter {
                 rescans: 0,
                 hanging: Vec::new(),
                 spent: Vec::new(),
+                left_out: 0,
             });
         }
         states
@@ -198,6 +243,11 @@ fn hanging_read(read: sources::HangingRead) -> HangingRead {
 fn spent_share(spent: sources::Spent) -> SpentShare {
     let sources::Spent { user, waiting, deferred } = spent;
     SpentShare { user, waiting: u64::try_from(waiting).unwrap_or(u64::MAX), deferred }
+}
+
+/// Saturates.
+fn number(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }
 
 /// Saturates.

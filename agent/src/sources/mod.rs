@@ -50,6 +50,8 @@ pub enum Command {
     Rescan(u32),
     /// Find out what these paths of disks mean to this process, besides those on its command line.
     ResolvePaths(u32, Arc<[String]>),
+    /// This process, which started at these clock ticks since boot, is the one of a libvirt domain, as libvirt's own files tell.
+    Entrust(u32, u64),
     /// The fence with this number has come back: readers see all facts before it.
     Reached(u64),
     /// Describe this domain again.
@@ -69,6 +71,8 @@ pub struct Health {
     pub hanging: Vec<HangingRead>,
     /// Users whose processes are scanned later, because these scans have cost the share of a user.
     pub spent: Vec<Spent>,
+    /// Lines about VMs that were left out of the log, because a user caused too many.
+    pub left_out: u64,
 }
 
 /// A user whose share of the scans' CPU time was spent of late: processes of the user are scanned later than something happens to

@@ -59,6 +59,9 @@ pub struct Notifications {
     /// State changes and notifications dropped: a queue was full, no session was opened in time, or a vmIndex fits into no
     /// vmAffectedVMs.
     pub dropped: u64,
+    /// State changes of VMs of users that were left out, because there were too many.
+    #[serde(default)]
+    pub left_out: u64,
     /// Notifications sent that the master did not answer in time. It may have passed them on.
     pub unanswered: u64,
     /// PDUs of the agent that the master refused.
@@ -145,6 +148,35 @@ pub struct Probe {
     pub unrecorded_threads: u64,
     /// Requests of disks that were not counted: no record was free, or too many requests were in flight.
     pub uncounted_requests: u64,
+    /// The tables of records; none without counters.
+    #[serde(default)]
+    pub tables: Vec<RecordTable>,
+}
+
+/// A table of records: memory that the BPF programs count in.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RecordTable {
+    /// What the records are of: `VM records`, `thread records` or `image records`.
+    pub name: String,
+    /// Records in the table.
+    pub size: u64,
+    /// Records in use. VMs get thread records in blocks.
+    pub used: u64,
+    /// Those in use by VMs of users who are neither root nor libvirt; `None`: not distinguished.
+    pub of_users: Option<u64>,
+    /// VMs that are without a record now.
+    pub refused: Vec<Refusal>,
+}
+
+/// VMs without a record.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Refusal {
+    /// The user; `None`: root or libvirt.
+    pub user: Option<u32>,
+    /// Number of the VMs.
+    pub vms: u64,
+    /// Why.
+    pub why: String,
 }
 
 /// Whether there are counters.
@@ -191,6 +223,9 @@ pub struct SourceState {
     /// Users whose share of the CPU time of scans was spent of late. Their VMs may be shown late; no one else's are.
     #[serde(default)]
     pub spent: Vec<SpentShare>,
+    /// Lines about VMs of users that were left out of the log, because there were too many.
+    #[serde(default)]
+    pub left_out: u64,
 }
 
 /// A user whose processes are scanned later than something happens to them.

@@ -9,8 +9,8 @@ use std::{
 use super::{
     date::Date,
     model::{
-        Agentx, Disk, DiskRequests, HangingRead, Hook, Probe, ProbeMode, Report, SessionState,
-        SourceState, SpentShare, Vcpu, Vm,
+        Agentx, Disk, DiskRequests, HangingRead, Hook, Probe, ProbeMode, RecordTable, Refusal,
+        Report, SessionState, SourceState, SpentShare, Vcpu, Vm,
     },
 };
 
@@ -48,6 +48,7 @@ impl fmt::Display for Summary<'_> {
         source_states(sources).fmt(f)?;
         hanging_reads(f, sources)?;
         spent_shares(f, sources)?;
+        left_out(f, notifications.left_out, sources)?;
         for spot in blind_spots {
             writeln!(f, "not all of the host is seen: {}", Printable(spot))?;
         }
@@ -132,7 +133,24 @@ fn programs(f: &mut fmt::Formatter<'_>, probe: &Probe) -> fmt::Result {
         f,
         "        {} events lost, {} threads without a record, {} requests of disks not counted",
         probe.events_lost, probe.unrecorded_threads, probe.uncounted_requests
-    )
+    )?;
+    record_tables(f, &probe.tables)
+}
+
+fn record_tables(f: &mut fmt::Formatter<'_>, tables: &[RecordTable]) -> fmt::Result {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let fill =
+        |RecordTable { name, size, used, .. }: &RecordTable| format!("{used} of {size} {name}");
+    writeln!(f, "Tables  {} in use", tables.iter().map(fill).collect::<Vec<_>>().join(", "))?;
+    for (table, refusal) in tables.iter().flat_map(|of| of.refused.iter().map(move |it| (of, it))) {
+        let Refusal { user, vms, why } = refusal;
+        let whose =
+            user.map_or_else(|| "root and libvirt".to_owned(), |user| format!("user {user}"));
+        writeln!(f, "        {vms} VMs of {whose} lack {}: {}", table.name, Printable(why))?;
+    }
+    Ok(())
 }
 
 fn hooks(hooks: &[Hook]) -> Table<3> {
@@ -166,6 +184,18 @@ fn spent_shares(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Res
         writeln!(
             f,
             "scans of the processes of user {user} cost too much: {deferred} of them were made later, {waiting} processes wait now"
+        )?;
+    }
+    Ok(())
+}
+
+/// What was left out because a user caused too much of it.
+fn left_out(f: &mut fmt::Formatter<'_>, changes: u64, sources: &[SourceState]) -> fmt::Result {
+    let lines: u64 = sources.iter().map(|source| source.left_out).sum();
+    if changes + lines > 0 {
+        writeln!(
+            f,
+            "left out of what VMs of users caused too much of: {changes} state changes in notifications, {lines} lines of the log"
         )?;
     }
     Ok(())

@@ -145,7 +145,14 @@ fn status_shows_what_the_agent_reports() {
             parse_errors: 0,
             latency: None,
         },
-        notifications: Notifications { changes: 5, sent: 3, dropped: 0, unanswered: 0, refused: 0 },
+        notifications: Notifications {
+            changes: 5,
+            sent: 3,
+            dropped: 0,
+            left_out: 0,
+            unanswered: 0,
+            refused: 0,
+        },
         probe: Probe {
             uncounted_requests: 0,
             mode: ProbeMode::Degraded,
@@ -154,6 +161,7 @@ fn status_shows_what_the_agent_reports() {
             pin_dir: "/p".into(),
             events_lost: 0,
             unrecorded_threads: 0,
+            tables: vec![],
         },
         sources: vec![],
         blind_spots: vec![],

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kvmeter::status::client::{self, ClientError};
 use kvmeter::status::model::{
     Agentx, Disk, DiskRequests, HangingRead, Hook, Latency, Nic, Notifications, Probe, ProbeMode,
-    Report, Requests, SessionState, SourceState, SpentShare, Vcpu, Vm,
+    RecordTable, Refusal, Report, Requests, SessionState, SourceState, SpentShare, Vcpu, Vm,
 };
 use kvmeter::status::server::{Server, ServerError};
 use kvmeter::status::socket_path;
@@ -55,7 +55,14 @@ fn report() -> Report {
             parse_errors: 0,
             latency: Some(Latency { p50_us: 12, p99_us: 40, max_us: 310 }),
         },
-        notifications: Notifications { changes: 5, sent: 3, dropped: 0, unanswered: 1, refused: 0 },
+        notifications: Notifications {
+            changes: 5,
+            sent: 3,
+            dropped: 0,
+            left_out: 7,
+            unanswered: 1,
+            refused: 0,
+        },
         probe: Probe {
             uncounted_requests: 0,
             mode: ProbeMode::Ebpf,
@@ -72,6 +79,16 @@ fn report() -> Report {
             pin_dir: "/sys/fs/bpf/kvmeter".into(),
             events_lost: 0,
             unrecorded_threads: 0,
+            tables: vec![RecordTable {
+                name: "VM records".into(),
+                size: 4095,
+                used: 1025,
+                of_users: Some(1023),
+                refused: vec![
+                    Refusal { user: None, vms: 1, why: "all are in use".into() },
+                    Refusal { user: Some(65_534), vms: 3, why: "a user's share\u{1b}".into() },
+                ],
+            }],
         },
         sources: vec![SourceState {
             name: "procfs".into(),
@@ -87,6 +104,7 @@ fn report() -> Report {
                 function: Some("request_wait_answer".into()),
             }],
             spent: vec![SpentShare { user: 1000, waiting: 3, deferred: 250 }],
+            left_out: 9,
         }],
         blind_spots: vec![],
         vms: vec![
@@ -283,6 +301,9 @@ AgentX  open with unix:/var/agentx/master
 Notify  5 state changes; 3 notifications sent, 1 unanswered, 0 dropped, 0 PDUs refused by the master
 Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
         0 events lost, 0 threads without a record, 0 requests of disks not counted
+Tables  1025 of 4095 VM records in use
+        1 VMs of root and libvirt lack VM records: all are in use
+        3 VMs of user 65534 lack VM records: a user's share\u{fffd}
 
 HOOK            STATE  WHY
 sched_switch    live
@@ -292,6 +313,7 @@ SOURCE  STATE  STALE-SINCE  VMS  RESCANS
 procfs  live             -    2        1
 a read of process 77 (qemu\u{fffd}[31m) has hung for 12 s, in the kernel's request_wait_answer
 scans of the processes of user 1000 cost too much: 250 of them were made later, 3 processes wait now
+left out of what VMs of users caused too much of: 7 state changes in notifications, 9 lines of the log
 
 VMs     2: 1 running, 1 shutdown; 2 vCPUs; 1 disks: 1 by dio
 

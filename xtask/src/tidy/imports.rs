@@ -20,7 +20,16 @@ const ROOMS: &[Room] = &[
     // What is shown.
     Room {
         name: "notify",
-        may: &["agentx", "inventory", "mib", "mib::vm_mib", "mib::context", "mib::smi", "snmp"],
+        may: &[
+            "agentx",
+            "inventory",
+            "mib",
+            "mib::vm_mib",
+            "mib::context",
+            "mib::smi",
+            "rate",
+            "snmp",
+        ],
     },
     Room { name: "mib", may: &["mib::vm_mib", "mib::context", "mib::smi", "snmp"] },
     Room {
@@ -41,7 +50,16 @@ const ROOMS: &[Room] = &[
     // It registers the threads that it finds, as only it holds them.
     Room {
         name: "sources::procfs",
-        may: &["counting", "inventory", "sources", "counters", "probe", "heartbeat", "worker"],
+        may: &[
+            "counting",
+            "inventory",
+            "sources",
+            "counters",
+            "probe",
+            "heartbeat",
+            "rate",
+            "worker",
+        ],
     },
     // It stores the slow values.
     Room {
@@ -59,6 +77,7 @@ const ROOMS: &[Room] = &[
     Room { name: "snmp", may: &[] },
     Room { name: "histogram", may: &[] },
     Room { name: "privileges", may: &[] },
+    Room { name: "rate", may: &[] },
     Room { name: "unix_socket", may: &[] },
 ];
 

@@ -122,7 +122,7 @@ impl ConnectionState {
             (None, Some(since), None) => ("connecting".to_owned(), Some(since)),
             (None, None, None) => ("live".to_owned(), None),
         };
-        Health { state: text, stale_since, hanging: Vec::new(), spent: Vec::new() }
+        Health { state: text, stale_since, hanging: Vec::new(), spent: Vec::new(), left_out: 0 }
     }
 
     /// Reaches the thread that follows events, while it does.

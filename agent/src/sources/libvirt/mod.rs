@@ -142,7 +142,10 @@ impl super::Source for Handle {
                     let _ = events.send(Event::Polled);
                 }
             }
-            Command::Rescan(_) | Command::ResolvePaths(..) | Command::Reached(_) => {}
+            Command::Rescan(_)
+            | Command::ResolvePaths(..)
+            | Command::Entrust(..)
+            | Command::Reached(_) => {}
         }
     }
 

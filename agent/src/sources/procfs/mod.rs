@@ -109,6 +109,8 @@ pub struct Handle {
     hanging: Arc<Hanging>,
     /// Users whose share of scans was spent.
     spent: Mutex<Vec<Spent>>,
+    /// Lines that were left out of the log.
+    left_out: Arc<AtomicU64>,
     /// Whether VMs without a domain are shown.
     shows_processes: bool,
 }
@@ -164,6 +166,7 @@ impl Procfs {
             scans: AtomicU64::new(0),
             hanging: readers.hanging(),
             spent: Mutex::default(),
+            left_out: Arc::default(),
             shows_processes,
         });
         let wake = poller.wake_handle().map_err(failed("eventfd"))?;
@@ -188,7 +191,13 @@ impl Procfs {
             uevents,
             events,
             records,
-            processes: TrackedProcesses::new(tracker, headers, roots, readers),
+            processes: TrackedProcesses::new(
+                tracker,
+                headers,
+                roots,
+                readers,
+                Arc::clone(&handle.left_out),
+            ),
             schedule: Schedule::default(),
             pace: Pace::default(),
             shares: Shares::default(),
@@ -258,6 +267,7 @@ impl super::Source for Handle {
             stale_since: overdue.map(|busy| SystemTime::now() - busy).or(full_since),
             hanging: self.hanging.list(),
             spent: self.spent().clone(),
+            left_out: self.left_out.load(Relaxed),
         }
     }
 

@@ -175,6 +175,10 @@ fn scan(
     let paths = DiskPaths::new(&process, &open).answer_all(paths, before)?;
     let mut devices = measured_devices(&process, &described, &open, &paths);
     taps::name_interfaces(&mut devices.nics, &open.taps);
+    // Without groups, or on a kernel without them, only libvirt's files tell.
+    let machine = process.read("cgroup").ok().and_then(|text| machine::parse(&text));
+    // Of a process that is gone the user is not known: its shares are those of no real user.
+    let user = super::process::user(&roots.proc, pid).unwrap_or(u32::MAX);
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
@@ -202,8 +206,8 @@ fn scan(
         has_kvm: descriptors.has_kvm(),
         starts_stopped: described.starts_stopped,
         gaps: described.gaps.clone(),
-        // Without groups, or on a kernel without them, only libvirt's files tell.
-        machine: process.read("cgroup").ok().and_then(|text| machine::parse(&text)),
+        user: Some(user).filter(|user| *user != 0 && machine.is_none()),
+        machine,
     };
     let parent = stat.parent;
     Ok(Some(Scan { process, vm, threads, vcpus, runs, described, parent, is_own, creators }))

@@ -1,12 +1,13 @@
 //! The processes that are VMs: scans them, registers them for counting, and reports them as facts.
 
 mod images;
+mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -23,7 +24,7 @@ use super::{
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
     threads::{self, Registered},
-    warnings::WarningLimit,
+    warnings::{LineLimit, WarningLimit},
 };
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot, since_boot_ns},
@@ -63,6 +64,12 @@ pub(super) struct TrackedProcesses {
     waiting: BTreeSet<u32>,
     /// Warnings that processes cannot be scanned.
     warnings: WarningLimit,
+    /// Lines about VMs of users.
+    lines: LineLimit,
+    /// Warnings that processes have no record.
+    refusals: WarningLimit,
+    /// Whether processes that went without a record may find one now.
+    has_freed: bool,
 }
 
 /// The readers of processes. What a scan found out before it read is kept with the read.
@@ -91,6 +98,8 @@ pub(super) struct TrackedProcess {
     ending: bool,
     /// Whether the log has a warning that a thread has no record.
     has_warned: bool,
+    /// Whether it is the process of a domain, as libvirt's own files tell.
+    is_domain: bool,
     /// Headers of its images.
     headers: Vec<ImageHeader>,
     /// Sizes of its files that are not in the kernel's memory.
@@ -155,11 +164,15 @@ impl TrackedProcesses {
         headers: HeaderScanner,
         roots: Roots,
         readers: ProcessReaders,
+        left_out: Arc<AtomicU64>,
     ) -> Self {
         Self {
             headers,
             waiting: BTreeSet::new(),
             warnings: WarningLimit::default(),
+            lines: LineLimit::new(left_out),
+            refusals: WarningLimit::default(),
+            has_freed: false,
             roots: Arc::new(roots),
             readers,
             tracker,
@@ -261,6 +274,7 @@ impl TrackedProcesses {
         for Retired { slot, .. } in self.retired.extract_if(.., |retired| is_free(retired)) {
             if let Some(tracker) = &self.tracker {
                 tracker.untrack_vm(slot);
+                self.has_freed = true;
             }
         }
     }
@@ -280,7 +294,12 @@ impl TrackedProcesses {
         self.closed.retain(|_, (of, _)| *of != pid);
         self.waiting.remove(&pid);
         self.pauses.forget(pid);
-        info!(vm = gone.vm.name, pid, "VM ended");
+        if let Some(tracker) = &self.tracker {
+            tracker.forget(pid);
+        }
+        if self.lines.allows(gone.vm.user) {
+            info!(vm = gone.vm.name, pid, "VM ended");
+        }
         if !gone.ending {
             self.facts.push(Fact::ProcessGone { pid, killed: false });
         }
@@ -303,7 +322,11 @@ impl TrackedProcesses {
             return self.unread(pid);
         }
         // Before the scan: the kernel reports later threads by events again.
-        let slot = known.and_then(|_| self.track_vm(pid));
+        let slot = match known.map(|known| known.vm.user.filter(|_| !known.is_domain)) {
+            Some(user) => self.track_vm(pid, user),
+            None => None,
+        };
+        let known = self.known.get(&pid);
         let unassigned = slot.zip(self.tracker.as_ref());
         let unassigned =
             unassigned.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
@@ -380,7 +403,7 @@ impl TrackedProcesses {
         result: std::io::Result<Option<Scan>>,
         Before { slot: slot_before, unassigned }: Before,
     ) -> ScanOutcome {
-        let scan = match result {
+        let mut scan = match result {
             Ok(Some(scan)) => scan,
             Ok(None) => {
                 if self.known.contains_key(&pid) && !process::has_memory(&self.roots.proc, pid) {
@@ -402,6 +425,9 @@ impl TrackedProcesses {
             self.end(pid);
             self.untrack(|retired| retired.pid == pid);
             return self.scan(pid);
+        }
+        if self.known.get(&pid).is_some_and(|known| known.is_domain) {
+            scan.vm.user = None;
         }
         let is_new = !self.known.contains_key(&pid);
         let parent_is_vm = self.known.contains_key(&scan.parent);
@@ -426,6 +452,7 @@ impl TrackedProcesses {
                 creators: BTreeSet::new(),
                 ending: false,
                 has_warned: false,
+                is_domain: false,
                 headers: Vec::new(),
                 sizes: Vec::new(),
                 domain_paths: Arc::default(),
@@ -436,7 +463,7 @@ impl TrackedProcesses {
             };
             self.known.insert(pid, tracked);
         }
-        let slot = slot_before.or_else(|| self.track_vm(pid));
+        let slot = slot_before.or_else(|| self.track_vm(pid, scan.vm.user));
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
         let waits = slot.is_some_and(|slot| self.free_closed(slot, &scan.vm, &unassigned));
         let seen = self.note_places(pid, &scan, &slots);
@@ -453,14 +480,18 @@ impl TrackedProcesses {
         vm.starts_stopped &= known.sees_vcpus && !known.has_run;
         vm.note_sizes(&known.sizes);
         vm.note_headers(&known.headers);
-        if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap)) {
+        if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap))
+            && self.lines.allows(vm.user)
+        {
             warn!(
                 vm = vm.name,
                 pid, gap, "Not all is known of a VM; `kvmeter status` has the list"
             );
         }
         if is_new {
-            info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
+            if self.lines.allows(vm.user) {
+                info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
+            }
         } else if *known.vm != vm {
             debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
         }
@@ -514,16 +545,6 @@ impl TrackedProcesses {
         self.known.get(&pid).map(|known| known.pidfd.as_fd())
     }
 
-    fn track_vm(&self, pid: u32) -> Option<VmSlot> {
-        match self.tracker.as_ref()?.track_vm(pid) {
-            Ok(slot) => Some(slot),
-            Err(error) => {
-                warn!(pid, "{error}");
-                None
-            }
-        }
-    }
-
     /// Registers every thread. Returns the slots by thread id, and whether another scan is needed.
     fn track_threads(
         &mut self,
@@ -538,6 +559,7 @@ impl TrackedProcesses {
             threads::register(&**tracker, slot, pid, scan);
         if let (Some(error), Some(known)) = (failure, self.known.get_mut(&pid))
             && !std::mem::replace(&mut known.has_warned, true)
+            && self.lines.allows(known.vm.user)
         {
             warn!(vm = known.vm.name, pid, "{error}");
         }

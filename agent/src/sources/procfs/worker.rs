@@ -111,6 +111,9 @@ impl Worker {
                 }
                 self.report();
             }
+            for pid in self.processes.take_waiting() {
+                self.schedule.urgent(pid, Instant::now());
+            }
             self.scan_due();
             let now = Instant::now();
             for pid in self.processes.look(now) {
@@ -184,6 +187,12 @@ impl Worker {
                     self.schedule.urgent(pid, now);
                 }
                 Command::Reached(fence) => self.processes.untrack_retired(fence),
+                Command::Entrust(pid, start) => {
+                    self.named.insert(pid);
+                    if self.processes.entrust(pid, start) {
+                        self.schedule.urgent(pid, now);
+                    }
+                }
                 Command::Describe(_) | Command::QueryDisks(_) => {}
             }
         }

@@ -279,3 +279,24 @@ fn an_id_that_libvirt_told_holds_for_one_process_only() {
     host.settle();
     assert_eq!(rows(&host), [(1, None, true), (2, Some(5), false)]);
 }
+
+#[test]
+fn what_changes_of_a_users_vm_has_the_user_and_a_domains_has_none() {
+    let mut host = Host::new();
+    let of_user = VmProcess { user: Some(9), uuid: None, name: "x".to_owned(), ..process(5) };
+    put(&mut host, of_user);
+    host.settle();
+    host.end(5);
+    assert_eq!(host.users, [Some(9); 3], "{:?}", host.changes);
+    host.users.clear();
+
+    // QEMU has a user of its own below libvirt: procfs is told.
+    put(&mut host, VmProcess { user: Some(64_055), ..process(6) });
+    started(&mut host, domain_of(DomainProcess::Pid(6)));
+    host.settle();
+    assert!(host.others.iter().any(|output| matches!(output, Output::Entrust(6, 6))));
+    assert!(!host.users.is_empty() && host.users.iter().all(Option::is_none), "{:?}", host.users);
+    host.others.clear();
+    put(&mut host, process(6));
+    assert!(!host.others.iter().any(|output| matches!(output, Output::Entrust(..))));
+}

@@ -39,6 +39,8 @@ struct Host {
     now: Now,
     view: Inventory,
     changes: Vec<(u32, OperState, ChangeEvent)>,
+    /// The users of the VMs that changed.
+    users: Vec<Option<u32>>,
     queries: Vec<DiskQuery>,
     others: Vec<Output>,
 }
@@ -76,7 +78,16 @@ impl Host {
         let now = Now { instant: Instant::now(), since_boot_ns: 1_000 };
         let core = Core::new(config, indexes, now);
         let view = core.view();
-        Self { core, now, view, changes: Vec::new(), queries: Vec::new(), others: Vec::new() }
+        let users = Vec::new();
+        Self {
+            core,
+            now,
+            view,
+            changes: Vec::new(),
+            users,
+            queries: Vec::new(),
+            others: Vec::new(),
+        }
     }
 
     fn fact(&mut self, fact: Fact) {
@@ -93,6 +104,7 @@ impl Host {
                 }
                 Output::Changed(change) => {
                     assert_eq!(self.view.vms, self.core.view().vms, "the view comes first");
+                    self.users.push(change.user);
                     self.changes.push((change.index.0, change.before, change.event));
                 }
                 Output::QueryDisks(_, query) => self.queries.push(query),
