@@ -92,6 +92,8 @@ impl VmRecord {
     pub const PENDING_VCPUS: u64 = 4;
     /// An [`crate::EventKind::ImageDelayed`] has been sent.
     pub const DELAYED: u64 = 8;
+    /// The VM's vCPUs halt outside `KVM_RUN`: asleep there is only a thread that was stopped.
+    pub const HALTS_OUTSIDE: u64 = 16;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.

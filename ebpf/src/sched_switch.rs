@@ -18,6 +18,9 @@ const TASK_DEAD: u32 = 0x80;
 /// `TASK_UNINTERRUPTIBLE`: the task waits for the kernel to do something.
 const TASK_UNINTERRUPTIBLE: u32 = 2;
 
+/// `__TASK_STOPPED` and `__TASK_TRACED`.
+const TASK_STOPPED: u32 = 4 | 8;
+
 #[btf_tracepoint(function = "sched_switch")]
 fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let (prev, next) = (Task::new(ctx.arg(1)), Task::new(ctx.arg(2)));
@@ -35,7 +38,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let now = if next_slot != 0 || runnable { unsafe { bpf_ktime_get_ns() } } else { 0 };
     if let Some(thread) = Thread::find(prev_slot, prev) {
         leave(thread, prev, runnable, now);
-        follow(thread, prev, !runnable && state & TASK_UNINTERRUPTIBLE == 0);
+        follow(thread, prev, if runnable { 0 } else { state });
         if state & TASK_DEAD != 0 {
             finish(thread, prev);
         }
@@ -63,9 +66,9 @@ fn leave(thread: Thread, task: Task, runnable: bool, now: u64) {
     }
 }
 
-/// Follows where the thread of a vCPU is, and whether another thread is one's; `sleeps`: it waits for a condition, or is stopped.
+/// Follows where the thread of a vCPU is, and whether another thread is one's; `state`: 0 = runnable.
 #[inline(always)]
-fn follow(thread: Thread, task: Task, sleeps: bool) {
+fn follow(thread: Thread, task: Task, state: u32) {
     let owner = thread.owner();
     if !owner.has(Owner::VCPU) {
         if !owner.has(Owner::SEEN_IN_KVM) && task.is_in_kvm_run() {
@@ -81,8 +84,8 @@ fn follow(thread: Thread, task: Task, sleeps: bool) {
         } else if !place.is(Place::IN_KVM_RUN) {
             set!(thread.record, place, place.enter());
         }
-    } else if sleeps && !place.is(Place::ASLEEP) {
-        thread.move_to(place.at(Place::ASLEEP), task.tgid());
+    } else if state != 0 && state & TASK_UNINTERRUPTIBLE == 0 && !place.is(Place::ASLEEP) {
+        thread.fall_asleep(place, state & TASK_STOPPED != 0, task.tgid());
     }
 }
 

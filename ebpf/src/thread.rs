@@ -102,6 +102,18 @@ impl Thread {
         });
     }
 
+    /// The vCPU's thread has gone to sleep outside `KVM_RUN`; `is_stopped`: by a signal, or a tracer.
+    #[inline(always)]
+    pub(crate) fn fall_asleep(self, place: Place, is_stopped: bool, tgid: u32) {
+        if !is_stopped
+            && let Some(vm) = maps::vm(self.owner().vm_slot())
+            && get!(vm, flags) & VmRecord::HALTS_OUTSIDE != 0
+        {
+            return;
+        }
+        self.move_to(place.at(Place::ASLEEP), tgid);
+    }
+
     /// Stores where the vCPU's thread is, and reports it, unless an event of the same VM has not been handled yet.
     #[inline(always)]
     pub(crate) fn move_to(self, place: Place, tgid: u32) {

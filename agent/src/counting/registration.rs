@@ -393,8 +393,13 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         self.records().note_place(vcpu, place);
     }
 
-    fn watch_vcpus(&self, vm: VmSlot) {
-        self.vm(vm).flags.fetch_and(!VmRecord::PENDING_VCPUS, Ordering::AcqRel);
+    fn watch_vcpus(&self, vm: VmSlot, halts_outside: bool) {
+        let flags = &self.vm(vm).flags;
+        match halts_outside {
+            true => flags.fetch_or(VmRecord::HALTS_OUTSIDE, Ordering::AcqRel),
+            false => flags.fetch_and(!VmRecord::HALTS_OUTSIDE, Ordering::AcqRel),
+        };
+        flags.fetch_and(!VmRecord::PENDING_VCPUS, Ordering::AcqRel);
     }
 
     fn untrack_vm(&self, vm: VmSlot) {

@@ -109,8 +109,9 @@ pub trait Tracker {
     /// Notes where the thread of a vCPU was found, one of [`Place`](kvmeter_common::Place), if the programs have not seen it yet.
     fn note_place(&self, vcpu: ThreadSlot, place: u32);
 
-    /// Has the programs report again that a vCPU of this VM has moved.
-    fn watch_vcpus(&self, vm: VmSlot);
+    /// Has the programs report again that a vCPU of this VM has moved. `halts_outside`: its vCPUs halt outside `KVM_RUN`, so that
+    /// only those count as asleep there that are stopped.
+    fn watch_vcpus(&self, vm: VmSlot, halts_outside: bool);
 
     /// Stops the counting of a VM and frees its slots.
     fn untrack_vm(&self, vm: VmSlot);

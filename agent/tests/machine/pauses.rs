@@ -82,7 +82,7 @@ fn a_vm_that_halts_or_works_is_not_paused_but_one_with_a_stopped_process_is() {
         guest.child.signal(Signal::CONT).unwrap();
         wait(&mut stage, index, RUNNING.0, RUNNING.1);
     }
-    // Without KVM nothing tells, and the status says so.
+    // Without KVM only a stopped process tells, and the status says so.
     monitor.execute(r#"{"execute":"stop"}"#).unwrap();
     let vm = wait_until(PATIENCE, "its gap", || {
         stage.vm("index", index).filter(|vm| !vm["gaps"].as_array().unwrap().is_empty())
@@ -90,7 +90,12 @@ fn a_vm_that_halts_or_works_is_not_paused_but_one_with_a_stopped_process_is() {
     .unwrap();
     assert_eq!(vm["gaps"][0], "whether it is paused is not known: it does not use KVM");
     assert_eq!(stage.number(OPER_STATE, &[index]), Some(RUNNING.1));
+    monitor.execute(r#"{"execute":"cont"}"#).unwrap();
+    emulated.child.signal(Signal::STOP).unwrap();
+    wait(&mut stage, index, RUNNING.0, PAUSED);
+    emulated.child.signal(Signal::CONT).unwrap();
+    wait(&mut stage, index, RUNNING.0, RUNNING.1);
     let changes = stage.status()["notifications"]["changes"].as_u64().unwrap() - before;
-    // Three are paused, and run again.
-    assert_eq!(changes, 6, "{}", stage.agent.log());
+    // Four are paused, and run again.
+    assert_eq!(changes, 8, "{}", stage.agent.log());
 }

@@ -68,6 +68,8 @@ struct Watched {
 pub(super) struct Past {
     /// One of its vCPUs has been in `KVM_RUN`, or it is to be paused before that.
     pub(super) may_pause: bool,
+    /// Only a VM whose process is stopped can be seen to be paused.
+    pub(super) only_stopped: bool,
     /// If it is paused, a user has asked for that.
     pub(super) by_user: bool,
     /// When it counts as paused though it has never run.
@@ -171,7 +173,9 @@ impl Watched {
         let since = |known: Option<(u64, Instant)>| {
             known.filter(|(of, _)| *of == switches).map_or(now, |(_, since)| since)
         };
-        let is_in = |of: &VcpuPlace| of.place.is(Place::IN_KVM_RUN);
+        let is_in = |of: &VcpuPlace| {
+            of.place.is(Place::IN_KVM_RUN) || past.only_stopped && of.place.is(Place::AWAKE)
+        };
         let sleeps = |of: &VcpuPlace| of.place.is(Place::ASLEEP) && of.is_at_rest;
         let is_still = !places.is_empty() && places.iter().all(sleeps);
         let is_busy = places.iter().any(|of| of.is_on_cpu);
@@ -191,7 +195,7 @@ impl Watched {
         {
             let (_, rest) = self.waits_for.get_or_insert((switches, None));
             let is_paused = match rest {
-                Some(Rest::Paused | Rest::InKvmRun) => true,
+                Some(Rest::Stopped | Rest::Paused | Rest::InKvmRun) => true,
                 Some(Rest::Locked) => lasts_for(self.still, PAUSED_AFTER_LOCK),
                 Some(Rest::Other) | None => false,
             };
@@ -234,7 +238,8 @@ mod tests {
             let now = Instant::now();
             let place = Place::default().enter();
             let vcpu = VcpuPlace { place, is_on_cpu: false, is_at_rest: true, switches_in: 9 };
-            let past = Past { may_pause: true, by_user: false, started: now };
+            let (only_stopped, by_user) = (false, false);
+            let past = Past { may_pause: true, only_stopped, by_user, started: now };
             let mut vm = Self {
                 pauses: Pauses::default(),
                 vcpus: vec![vcpu; vcpus],
@@ -395,6 +400,7 @@ mod tests {
             (Rest::Other, &[][..]),
             (Rest::Locked, &[(2000, STOPPED)]),
             (Rest::Paused, &[(300, STOPPED)]),
+            (Rest::Stopped, &[(300, STOPPED)]),
             (Rest::InKvmRun, &[(300, STOPPED)]),
         ] {
             let mut vm = Vm::new(1);
@@ -406,6 +412,24 @@ mod tests {
             vm.pass(3_600_000);
             assert!(vm.looks - looks < 20, "{} looks in an hour", vm.looks - looks);
         }
+    }
+
+    #[test]
+    fn a_vm_without_kvm_is_paused_while_its_process_is_stopped() {
+        let mut vm = Vm::new(1);
+        vm.past.only_stopped = true;
+        // It sleeps and wakes: the programs leave that out.
+        vm.vcpus[0].place = vm.vcpus[0].place.at(Place::AWAKE);
+        vm.pass(10_000);
+        vm.rest = Rest::Stopped;
+        vm.sleep(0);
+        vm.pass(10_000);
+        assert_eq!(vm.states().last().map(|(_, state)| *state), Some(STOPPED));
+        vm.wake(0);
+        vm.pass(1);
+        (vm.vcpus[0].is_on_cpu, vm.vcpus[0].is_at_rest) = (false, true);
+        vm.pass(10_000);
+        assert_eq!(vm.states(), [(0, VcpuState::Running)]);
     }
 
     #[test]
@@ -430,7 +454,7 @@ mod tests {
     fn a_vm_that_starts_is_not_paused() {
         let mut vm = Vm::new(1);
         vm.vcpus[0].place = Place(Place::UNKNOWN);
-        vm.past = Past { may_pause: false, by_user: false, started: vm.now + STARTED };
+        vm.past = Past { may_pause: false, started: vm.now + STARTED, ..vm.past };
         vm.pauses = Pauses::default();
         vm.pauses.suspect(1, vm.now);
         vm.is_pending = true;

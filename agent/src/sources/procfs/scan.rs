@@ -71,7 +71,7 @@ pub(super) struct Runs {
     pub(super) has_run: bool,
     /// What the threads of vCPUs do, by thread id, if that was asked for.
     pub(super) rests: BTreeMap<u32, Rest>,
-    /// Why they cannot be seen to be paused.
+    /// Why they cannot be seen to be paused, but for a stopped process.
     pub(super) unseen: Option<&'static str>,
 }
 
@@ -149,15 +149,15 @@ fn scan(
         let found = vcpus::of_kvm(dirs, &descriptors.vcpus, &threads, &tids);
         runs.has_run = found.have_run;
         runs.unseen = vcpus::halts_outside(dirs, described.vmm);
-        if earlier.is_none_or(|earlier| !earlier.is_settled || earlier.wants_rests) {
-            runs.rests = vcpus::rests(&threads, &found.numbers);
-        }
         Some(found.numbers)
     } else {
         tcg_threads(&described, &threads, age)
     };
     let Some(vcpus) = vcpus else { return Ok(None) };
     let creators = vm_dirs.iter().flatten().filter_map(|dir| vcpus::creator(dir)).collect();
+    if earlier.is_none_or(|earlier| !earlier.is_settled || earlier.wants_rests) {
+        runs.rests = vcpus::rests(&threads, &vcpus);
+    }
     let is_own = match vcpus.is_empty() {
         false => Some(true),
         true if descriptors.has_kvm() => vm_dirs.map(|dirs| !dirs.is_empty()),

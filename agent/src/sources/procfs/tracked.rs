@@ -24,6 +24,7 @@ use super::{
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
     threads::{self, Registered},
+    vcpu_states::Sight,
     warnings::{LineLimit, WarningLimit},
 };
 use crate::{
@@ -88,8 +89,8 @@ pub(super) struct TrackedProcess {
     found: Instant,
     /// Whether a vCPU of it has been in `KVM_RUN`.
     pub(super) has_run: bool,
-    /// Whether it can be seen whether it is paused.
-    pub(super) sees_vcpus: bool,
+    /// What can be seen of its vCPUs.
+    pub(super) sight: Sight,
     /// Whether its command line was read after [`SETTLED`]; it is not read again then.
     is_settled: bool,
     /// The threads that have made its VMs.
@@ -447,7 +448,7 @@ impl TrackedProcesses {
                 described: Arc::default(),
                 found: Instant::now(),
                 has_run: false,
-                sees_vcpus: false,
+                sight: Sight::None,
                 is_settled: false,
                 creators: BTreeSet::new(),
                 ending: false,
@@ -466,7 +467,7 @@ impl TrackedProcesses {
         let slot = slot_before.or_else(|| self.track_vm(pid, scan.vm.user));
         let (slots, is_moving) = self.track_threads(pid, slot, &scan);
         let waits = slot.is_some_and(|slot| self.free_closed(slot, &scan.vm, &unassigned));
-        let seen = self.note_places(pid, &scan, &slots);
+        let (sight, unseen) = self.note_places(pid, &scan, &slots);
         let Scan { mut vm, vcpus, described, creators, .. } = scan;
         vm.slot = slot;
         vm.vcpus =
@@ -476,8 +477,9 @@ impl TrackedProcesses {
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
         let waits = self.scan_headers(&vm, !unassigned.is_empty()) || waits;
         let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
-        let is_seen_now = !std::mem::replace(&mut known.sees_vcpus, seen.is_ok());
-        vm.starts_stopped &= known.sees_vcpus && !known.has_run;
+        let is_other_sight = std::mem::replace(&mut known.sight, sight) != sight;
+        let is_watched_anew = is_other_sight || known.vm.vcpus != vm.vcpus;
+        vm.starts_stopped &= sight == Sight::Runs && !known.has_run;
         vm.note_sizes(&known.sizes);
         vm.note_headers(&known.headers);
         if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap))
@@ -495,12 +497,7 @@ impl TrackedProcesses {
         } else if *known.vm != vm {
             debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
         }
-        vm.gaps.extend(seen.err().filter(|_| self.tracker.is_some()));
-        if !known.sees_vcpus {
-            self.pauses.forget(pid);
-        } else if is_seen_now || known.vm.vcpus != vm.vcpus {
-            self.pauses.suspect(pid, Instant::now());
-        }
+        vm.gaps.extend(unseen);
         if is_new || *known.vm != vm {
             known.vm = Arc::new(vm);
             self.facts.push(Fact::Process(Arc::clone(&known.vm)));
@@ -511,6 +508,10 @@ impl TrackedProcesses {
             known.creators.extend(creators);
         }
         known.is_settled = known.found.elapsed() > SETTLED;
+        let vm = Arc::clone(&known.vm);
+        if is_watched_anew {
+            self.watch(&vm, sight);
+        }
         ScanOutcome::Vm { is_new, is_moving: is_moving || waits }
     }
 

@@ -122,7 +122,9 @@ pub(super) fn of_kvm(
 /// What a thread does; what speaks for a pause of its VM comes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Rest {
-    /// It waits for a condition, as the thread of a paused vCPU does, or it is stopped.
+    /// It is stopped, by a signal or a tracer.
+    Stopped,
+    /// It waits for a condition, as the thread of a paused vCPU does.
     Paused,
     /// It is in `KVM_RUN`, or was when it was stopped.
     InKvmRun,
@@ -136,7 +138,7 @@ impl Rest {
     /// The place that it stands for; `None` = not clear.
     pub(super) const fn place(self) -> Option<u32> {
         match self {
-            Self::Paused | Self::Locked => Some(Place::ASLEEP),
+            Self::Stopped | Self::Paused | Self::Locked => Some(Place::ASLEEP),
             Self::InKvmRun => Some(Place::IN_KVM_RUN),
             Self::Other => None,
         }
@@ -152,7 +154,7 @@ pub(super) fn rests(threads: &[Thread], vcpus: &BTreeMap<u32, u32>) -> BTreeMap<
 fn rest(thread: &Thread) -> Option<Rest> {
     Some(match thread.state().ok()? {
         // The system call that a signal has interrupted is shown still.
-        'T' | 't' => Rest::Paused,
+        'T' | 't' => Rest::Stopped,
         'S' => rest_of(&thread.read("syscall").ok()?),
         _ => Rest::Other,
     })
