@@ -23,18 +23,24 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> 
 
 /// The same command, but only on CPUs that others leave idle.
 pub(crate) fn on_idle_cpus(command: &Command) -> Command {
-    let mut idle = Command::new("chrt");
-    idle.args(["--idle", "0"]).arg(command.get_program()).args(command.get_args());
+    behind(&["chrt", "--idle", "0"], command)
+}
+
+/// The same command, executed by the program that these words begin with.
+pub(crate) fn behind<S: AsRef<OsStr>>(words: &[S], command: &Command) -> Command {
+    let mut words = words.iter().map(AsRef::as_ref).chain([command.get_program()]);
+    let mut whole = Command::new(words.next().unwrap_or_default());
+    whole.args(words).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
-            Some(value) => idle.env(name, value),
-            None => idle.env_remove(name),
+            Some(value) => whole.env(name, value),
+            None => whole.env_remove(name),
         };
     }
     if let Some(dir) = command.get_current_dir() {
-        idle.current_dir(dir);
+        whole.current_dir(dir);
     }
-    idle
+    whole
 }
 
 /// git in the root of the checkout.

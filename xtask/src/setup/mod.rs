@@ -62,6 +62,11 @@ pub(crate) fn has_core_sources() -> bool {
     toolchain::core_sources().is_ok_and(|sources| sources.exists())
 }
 
+/// The names of the packages that running the tests needs.
+pub(crate) fn packages_of_tests() -> Vec<&'static str> {
+    [SHOW, QEMU, TEST].into_iter().flatten().map(|package| package.name).collect()
+}
+
 /// What is to be there.
 struct Scope {
     packages: Vec<&'static Package>,

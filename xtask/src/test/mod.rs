@@ -6,6 +6,7 @@ mod lanes;
 mod required;
 mod results;
 mod runner;
+mod suite;
 
 use std::thread;
 
@@ -14,6 +15,7 @@ use checks::Features;
 use clap::Args;
 use lanes::{Lane, Lanes};
 use results::Results;
+use suite::Suite;
 
 use crate::{deny, setup};
 
@@ -27,6 +29,9 @@ pub(crate) struct Options {
     /// Leave out what is not a test: setup, format, lints, docs
     #[arg(long)]
     only_tests: bool,
+    /// Only tests of the machine, with the programs of this release of Debian, such as trixie, which is downloaded
+    #[arg(long, value_name = "SUITE", conflicts_with_all = ["quick", "yes"])]
+    debian: Option<String>,
     /// Install what is missing without asking
     #[arg(long)]
     yes: bool,
@@ -34,8 +39,11 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut results = Results::default();
-    let checked =
-        if options.quick { quick(options, &mut results) } else { whole(options, &mut results) };
+    let checked = match &options.debian {
+        Some(name) => in_suite(name, options, &mut results),
+        None if options.quick => quick(options, &mut results),
+        None => whole(options, &mut results),
+    };
     if let Err(error) = &checked {
         // Before the last line, which counts the tests.
         eprintln!("{error:#}");
@@ -67,6 +75,18 @@ fn quick(options: &Options, results: &mut Results) -> anyhow::Result<()> {
     eprintln!("==> Pure tests");
     lane(&lanes.pure, options.filter.as_deref(), "", results)?;
     if options.only_tests { Ok(()) } else { checks::on_idle_cpus(features) }
+}
+
+/// The tests of the machine in a release of Debian, one after the other.
+fn in_suite(name: &str, options: &Options, results: &mut Results) -> anyhow::Result<()> {
+    let suite = Suite::of(name)?;
+    let features = Features::of_machine();
+    let lanes = Lanes::of(binaries::build(&features.of(&["--workspace"]))?)?;
+    let required = required::required();
+    let mut jobs: Lane = lanes.alone;
+    jobs.extend(lanes.one_at_a_time.into_iter().chain(lanes.waiting.into_iter().flatten()));
+    jobs.iter_mut().for_each(|job| job.suite = Some(suite.clone()));
+    lane(&jobs, options.filter.as_deref(), &required, results)
 }
 
 fn whole(options: &Options, results: &mut Results) -> anyhow::Result<()> {

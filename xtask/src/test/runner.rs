@@ -16,6 +16,7 @@ use crate::command::on_idle_cpus;
 use super::{
     binaries::Binary,
     results::{Ended, Outcome},
+    suite::Suite,
 };
 
 /// The tests of a program, or some of them.
@@ -25,6 +26,8 @@ pub(crate) struct Job {
     pub(crate) harness: Harness,
     /// Whether the tests run on CPUs only that others leave idle.
     pub(crate) on_idle_cpus: bool,
+    /// Where they run, if not in the machine's own system.
+    pub(crate) suite: Option<Suite>,
 }
 
 /// What runs them.
@@ -38,7 +41,7 @@ pub(crate) enum Harness {
 
 impl Job {
     pub(crate) const fn new(binary: Binary, harness: Harness) -> Self {
-        Self { binary, harness, on_idle_cpus: false }
+        Self { binary, harness, on_idle_cpus: false, suite: None }
     }
 
     /// Runs those whose names contain `filter`, if there is one.
@@ -57,6 +60,9 @@ impl Job {
                 command.env(harness::MODULES, module);
             }
             Harness::Machine(None) => {}
+        }
+        if let Some(suite) = &self.suite {
+            command = suite.command(&command);
         }
         if self.on_idle_cpus {
             command = on_idle_cpus(&command);

@@ -1,0 +1,86 @@
+//! Another release of Debian in a directory, whose libvirt, QEMU and snmpd tests of the machine use in place of the machine's
+//! own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+use xtask::lab::{cache, find};
+
+use crate::{
+    command::{behind, root, step},
+    setup,
+};
+
+/// Enters the root `$0` with the checkout `$1`, and executes the rest there. In a mount namespace of its own: with the last
+/// process its mounts are gone.
+const ENTER: &str = r#"
+for dir in proc sys dev; do mount --rbind "/$dir" "$0/$dir"; done
+mount -t tmpfs tmpfs "$0/run"
+mkdir -p "$0$1"
+mount --rbind "$1" "$0$1"
+root=$0; shift
+exec chroot "$root" "$@""#;
+
+/// A release of Debian.
+#[derive(Clone, Debug)]
+pub(crate) struct Suite {
+    root: PathBuf,
+}
+
+impl Suite {
+    /// Downloads it, if it is not there yet. `name`: as `trixie` or `unstable`.
+    pub(crate) fn of(name: &str) -> anyhow::Result<Self> {
+        let is_name = |name: &str| name.bytes().all(|octet| octet.is_ascii_alphanumeric());
+        if name.is_empty() || !is_name(name) {
+            bail!("{name:?} is not the name of a release of Debian, such as trixie or unstable");
+        }
+        let suites = cache().context("there is no home directory for the release")?.join("suites");
+        let root = suites.join(name);
+        if !root.exists() {
+            fs::create_dir_all(&suites)?;
+            let unfinished = suites.join(format!("{name}.unfinished"));
+            if unfinished.exists() {
+                fs::remove_dir_all(&unfinished)?;
+            }
+            step(&format!("Downloading Debian's {name}"), &mut bootstrap(name, &unfinished)?)?;
+            fs::rename(unfinished, &root)?;
+        }
+        Ok(Self { root })
+    }
+
+    /// The same command, in this release.
+    pub(crate) fn command(&self, command: &Command) -> Command {
+        let unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", ENTER];
+        let mut words: Vec<_> = unshare.map(Into::into).into();
+        words.extend([self.root.clone().into_os_string(), root().into_os_string()]);
+        if let Some(dir) = command.get_current_dir() {
+            words.extend(["env".into(), "--chdir".into(), dir.as_os_str().to_owned()]);
+        }
+        behind(&words, command)
+    }
+}
+
+/// What makes the release, from the mirror that this machine's packages come from.
+fn bootstrap(name: &str, root: &Path) -> anyhow::Result<Command> {
+    if find("mmdebstrap").is_none() {
+        bail!("mmdebstrap is not installed, which downloads a release of Debian");
+    }
+    let mirrors = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
+        .output()
+        .context("apt-get cannot be started, which knows the mirror")?;
+    let mirrors = String::from_utf8_lossy(&mirrors.stdout).into_owned();
+    let mirror = mirrors.lines().find(|mirror| !mirror.contains("security"));
+    let mirror = mirror.context("apt has no mirror of Debian")?;
+    let mut bootstrap = Command::new("mmdebstrap");
+    bootstrap.args(["--variant=apt", "--aptopt=APT::Install-Recommends \"false\""]);
+    // A mirror may have stood still.
+    bootstrap.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
+    bootstrap.arg(format!("--include={}", setup::packages_of_tests().join(",")));
+    bootstrap.arg(name).arg(root).arg(mirror);
+    Ok(bootstrap)
+}
