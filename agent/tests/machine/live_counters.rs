@@ -80,20 +80,25 @@ fn two_gets_of_a_running_vcpu_differ_by_the_time_between_them() {
             .map(|line| line.split_whitespace().last().unwrap().parse::<u64>().unwrap())
             .sum::<u64>()
     };
+    let schedstat = || {
+        let path = format!("/proc/{}/task/{}/schedstat", guest.pid(), guest.tids()[0]);
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut words = text.split_whitespace().map(|word| word.parse::<u64>().unwrap());
+        [words.next().unwrap(), words.next().unwrap()]
+    };
     let start = Instant::now();
     let mut undisturbed = 0;
     while undisturbed < 5 {
         if start.elapsed() > Duration::from_secs(60) {
             xtask::harness::ignore("the machine is too busy to leave a vCPU alone for 100 ms");
         }
-        let (switches_before, ran_before) =
-            (switches(), schedstat_ns(guest.pid(), guest.tids()[0]));
+        let (switches_before, [ran_before, waited_before]) = (switches(), schedstat());
         let first = stage.client.get(&[&core_time]).unwrap();
         thread::sleep(Duration::from_millis(100));
         let second = stage.client.get(&[&core_time]).unwrap();
-        // By the kernel's own count, which it updates at each tick, it ran, and did not wait.
-        let has_run = schedstat_ns(guest.pid(), guest.tids()[0]) > ran_before;
-        if switches() != switches_before || !has_run {
+        // By the kernel's own counts it ran, which is updated at each tick, and did not wait, which is when it gets its CPU.
+        let [ran, waited] = schedstat();
+        if switches() != switches_before || ran == ran_before || waited != waited_before {
             continue;
         }
         undisturbed += 1;
