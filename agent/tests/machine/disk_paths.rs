@@ -19,16 +19,16 @@ use crate::lab::{
 };
 
 /// A directory for this test at a path that is made known to the host, and is removed when this is dropped.
-struct Directory(PathBuf);
+pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    fn new(parent: &str, name: &str) -> Self {
+    pub(crate) fn new(parent: &str, name: &str) -> Self {
         let path = PathBuf::from(format!("{parent}/kvmeter-{name}-{}", process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 }

@@ -10,63 +10,13 @@ use std::{
 
 use xtask::lab::{Child, PATIENCE, wait_until};
 
-use crate::lab::stage::{Stage, index};
+use crate::lab::{
+    network::{Network, hardware, if_index},
+    stage::{Stage, index},
+};
 
 const IF_INDEX: &[u32] = &[8, 1, 2];
 const PARENT: &[u32] = &[8, 1, 3];
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-/// Interfaces and a network namespace of this test's own, which are removed when this is dropped.
-struct Network {
-    prefix: String,
-}
-
-impl Network {
-    fn new() -> Self {
-        Self { prefix: format!("km{}", process::id() % 100_000) }
-    }
-
-    /// A name of this test's own, from a letter or two.
-    fn name(&self, short: &str) -> String {
-        format!("{}{short}", self.prefix)
-    }
-
-    /// Runs `ip` with `@x` for the name of x.
-    fn ip(&self, arguments: &str) {
-        ip(&arguments.replace('@', &self.prefix));
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        let delete = |arguments: [&str; 3]| {
-            let _ = Command::new("ip").args(arguments).stderr(Stdio::null()).status();
-        };
-        delete(["netns", "delete", &self.name("n")]);
-        let links = fs::read_dir("/sys/class/net").unwrap().flatten();
-        for link in links.filter_map(|link| link.file_name().into_string().ok()) {
-            if link.starts_with(&self.prefix) {
-                delete(["link", "delete", &link]);
-            }
-        }
-    }
-}
-
-fn if_index(name: &str) -> u64 {
-    let text = fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).unwrap();
-    text.trim().parse().unwrap()
-}
-
-/// An interface with hardware behind it.
-fn hardware() -> Option<String> {
-    let mut links = fs::read_dir("/sys/class/net").unwrap().flatten();
-    let hardware = links.find(|link| link.path().join("device").exists())?;
-    hardware.file_name().into_string().ok()
-}
 
 /// A QEMU that does not run its guest. `before` is the program that starts it, if there is one.
 fn qemu(before: &[&str], network: &str) -> Child {

@@ -5,61 +5,15 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
     process::{Command, Output},
 };
 
-use xtask::lab::{Agent, PATIENCE, wait_until};
+use xtask::lab::{PATIENCE, wait_until};
 
 use crate::lab::{
-    sandbox::{PRIVATE_DEV, check, counted, node, qemu_after, raw, script, temporary},
+    sandbox::{USER, as_user, check, counted, node, qemu_after, raw, temporary, unit_stage},
     stage::{Stage, VM_CPU_TIME},
 };
-
-/// A user and group that nothing else has.
-const USER: u32 = 64_123;
-
-const UNIT: &str = include_str!("../../etc/kvmeter.service");
-
-/// The capabilities that the unit grants, as setpriv(1) names them.
-fn granted() -> String {
-    let line = UNIT.lines().find_map(|line| line.strip_prefix("AmbientCapabilities="));
-    let names = line.unwrap().split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
-    names.map(|name| format!(",+{name}")).collect()
-}
-
-/// Arguments of setpriv(1) for the unit's user, with these capabilities.
-fn as_user(capabilities: &str) -> String {
-    format!(
-        "setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs \
-         --inh-caps=-all{capabilities} --ambient-caps=-all{capabilities} --bounding-set=-all{capabilities}"
-    )
-}
-
-/// An agent that is started as the unit does: `kvmeter prepare` as root, and the agent in its sandbox.
-fn stage(dir: &Path) -> Stage {
-    let kvmeter = env!("CARGO_BIN_EXE_kvmeter");
-    let prepare = |agent: &mut Agent| {
-        let config = agent.config();
-        let home = config.parent().unwrap().display().to_string();
-        let text = format!(
-            "if [ \"$1\" != run ]; then exec {kvmeter} \"$@\"; fi\n\
-             mkdir -p {home}/state {home}/run\n\
-             chown {USER}:{USER} {home}/state {home}/run\n\
-             {kvmeter} prepare --config {config}\n\
-             exec unshare --mount --propagation private sh -e -c '\n\
-             {PRIVATE_DEV}\n\
-             for place in {home}/state {home}/run; do mount --bind $place $place; done\n\
-             for place in /proc /sys /; do mount -o remount,bind,ro $place; done\n\
-             exec \"$@\"' sh {user} {kvmeter} \"$@\"",
-            config = config.display(),
-            user = as_user(&granted()),
-        );
-        agent.use_program(script(dir, "kvmeter", &text));
-    };
-    let perms = format!("agentXPerms 0660 0750 {} {USER}\n", 0);
-    Stage::made("", &perms, "", prepare)
-}
 
 /// What a shell of the agent's user says, with the capabilities that the agent keeps.
 fn shell(text: &str) -> Output {
@@ -72,7 +26,7 @@ fn an_agent_in_the_units_sandbox_serves_vms_counters_and_disks() {
     require!("ebpf", "snmpd", "qemu", "root");
     let dir = temporary();
     raw(dir.path().join("disk"));
-    let mut stage = stage(dir.path());
+    let mut stage = unit_stage(dir.path());
     let log = stage.agent.log();
     assert!(!log.contains("without counters"), "{log}");
     let of_agent = format!("/proc/{}/status", stage.agent.child().unwrap().pid());

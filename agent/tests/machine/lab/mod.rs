@@ -5,6 +5,7 @@ pub(crate) mod io_limit;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
 pub(crate) mod module;
+pub(crate) mod network;
 pub(crate) mod sandbox;
 pub(crate) mod stage;
 pub(crate) mod strace;

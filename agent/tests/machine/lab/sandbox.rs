@@ -9,19 +9,64 @@ use std::{
 };
 
 use tempfile::TempDir;
-use xtask::lab::{Child, PATIENCE, Qmp, missing, wait_until};
+use xtask::lab::{Agent, Child, PATIENCE, Qmp, missing, wait_until};
 
 use super::stage::{Stage, index};
 
 const SIZE: u64 = 4 << 20;
 const READ_OCTETS: &[u32] = &[7, 1, 15];
-const DEFINED_SIZE: &[u32] = &[7, 1, 11];
+pub(crate) const DEFINED_SIZE: &[u32] = &[7, 1, 11];
 
 /// Lines of a shell in a mount namespace of its own: a `/dev` with what systemd's `PrivateDevices=yes` leaves.
 pub(crate) const PRIVATE_DEV: &str = "mount -t tmpfs -o mode=755 tmpfs /dev
 for node in null:3 zero:5 full:7 random:8 urandom:9; do
   mknod -m 666 /dev/${node%:*} c 1 ${node#*:}
 done";
+
+/// A user and group that nothing else has.
+pub(crate) const USER: u32 = 64_123;
+
+const UNIT: &str = include_str!("../../../etc/kvmeter.service");
+
+/// The capabilities that the unit grants, as setpriv(1) names them.
+fn granted() -> String {
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("AmbientCapabilities="));
+    let names = line.unwrap().split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
+    names.map(|name| format!(",+{name}")).collect()
+}
+
+/// Arguments of setpriv(1) for the unit's user, with these capabilities.
+pub(crate) fn as_user(capabilities: &str) -> String {
+    format!(
+        "setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs \
+         --inh-caps=-all{capabilities} --ambient-caps=-all{capabilities} --bounding-set=-all{capabilities}"
+    )
+}
+
+/// An agent that is started as the unit does: `kvmeter prepare` as root, and the agent in its sandbox.
+pub(crate) fn unit_stage(dir: &Path) -> Stage {
+    let kvmeter = env!("CARGO_BIN_EXE_kvmeter");
+    let prepare = |agent: &mut Agent| {
+        let config = agent.config();
+        let home = config.parent().unwrap().display().to_string();
+        let text = format!(
+            "if [ \"$1\" != run ]; then exec {kvmeter} \"$@\"; fi\n\
+             mkdir -p {home}/state {home}/run\n\
+             chown {USER}:{USER} {home}/state {home}/run\n\
+             {kvmeter} prepare --config {config}\n\
+             exec unshare --mount --propagation private sh -e -c '\n\
+             {PRIVATE_DEV}\n\
+             for place in {home}/state {home}/run; do mount --bind $place $place; done\n\
+             for place in /proc /sys /; do mount -o remount,bind,ro $place; done\n\
+             exec \"$@\"' sh {user} {kvmeter} \"$@\"",
+            config = config.display(),
+            user = as_user(&granted()),
+        );
+        agent.use_program(script(dir, "kvmeter", &text));
+    };
+    let perms = format!("agentXPerms 0660 0750 {} {USER}\n", 0);
+    Stage::made("", &perms, "", prepare)
+}
 
 /// A directory on the filesystem of the build: `/tmp` may be in memory, where nothing is counted.
 pub(crate) fn temporary() -> TempDir {
@@ -65,10 +110,10 @@ pub(crate) fn node(name: &str, driver: &str, path: &str) -> String {
 /// Waits until the disk is counted in the kernel. Returns vmIndex and vmStorageIndex.
 pub(crate) fn counted(stage: &Stage, pid: u32, target: &str) -> [u32; 2] {
     let found = |stage: &Stage| {
-        let vm = stage.index_of(pid)?;
-        let disk = stage.disk(vm, target);
+        let vm = stage.vm("pid", pid)?;
+        let disk = vm["disks"].as_array()?.iter().find(|disk| disk["target"] == target)?;
         let is_counted = disk["counted_by"].as_str().is_some_and(|by| by != "hypervisor");
-        is_counted.then(|| [vm, index(&disk).unwrap()])
+        is_counted.then(|| [index(&vm).unwrap(), index(disk).unwrap()])
     };
     wait_until(PATIENCE, &format!("{target} is counted"), || found(stage))
         .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()))
