@@ -233,6 +233,8 @@ mod tests {
             mount: 1,
             device: 1,
             is_direct,
+            is_writable: true,
+            has_write_lock: false,
             has_iomap: true,
             answers_from_memory: true,
         };

@@ -119,6 +119,10 @@ pub struct OpenFile {
     pub device: u32,
     /// Whether it is open with `O_DIRECT`.
     pub is_direct: bool,
+    /// Whether it is open for writing.
+    pub is_writable: bool,
+    /// Whether QEMU has locked it as an image that it may write.
+    pub has_write_lock: bool,
     /// Whether direct I/O on it goes through iomap.
     pub has_iomap: bool,
     /// Whether its filesystem has its attributes in memory; if not, asking for its size may wait for a server.

@@ -46,6 +46,7 @@ mod objects;
 mod pauses;
 mod preflight;
 mod process_time;
+mod proxmox;
 mod qemu_options;
 mod requests;
 #[path = "../second_mib/mod.rs"]

@@ -27,6 +27,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "notification_storm",
     "notifications",
     "pauses",
+    "proxmox",
     "qemu_options",
     "service",
     "shortage",

@@ -37,6 +37,8 @@ pub(super) struct Description {
     /// What its arguments say it is there for.
     pub(super) intent: Intent,
     pub(super) devices: Devices,
+    /// Paths of every image that an option of QEMU names, also of those that are no disks.
+    pub(super) images: Vec<String>,
     /// Path of Firecracker's configuration file, in the VMM's own root.
     pub(super) config_file: Option<String>,
     /// What could not be read, each with the reason.

@@ -66,8 +66,14 @@ pub(super) fn open(
         found.by_descriptor.insert(*fd, identity);
         found.descriptors.entry(identity).or_insert(*fd);
         let is_direct = info.flags & OFlags::DIRECT.bits() != 0;
+        let is_writable = info.flags & OFlags::ACCMODE.bits() == OFlags::RDWR.bits();
         match at.entry((identity, info.mount)) {
-            Entry::Occupied(at) => found.files[*at.get()].is_direct |= is_direct,
+            Entry::Occupied(at) => {
+                let file = &mut found.files[*at.get()];
+                file.is_direct |= is_direct;
+                file.is_writable |= is_writable;
+                file.has_write_lock |= info.has_write_lock;
+            }
             Entry::Vacant(entry) => {
                 entry.insert(found.files.len());
                 let device = filesystem.device.filter(|_| !is_block_device);
@@ -77,6 +83,8 @@ pub(super) fn open(
                     mount: info.mount,
                     device: device.unwrap_or(identity.device),
                     is_direct,
+                    is_writable,
+                    has_write_lock: info.has_write_lock,
                     has_iomap: filesystem.has_iomap && !is_block_device,
                     answers_from_memory: filesystem.answers_from_memory,
                 });

@@ -15,6 +15,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open, test_kill_process},
 };
 
+use super::plugged::has_write_lock;
 use crate::{
     counting::{HeldThread, RunState, Schedstat, identity_of},
     inventory::{DiskSize, FileIdentity},
@@ -80,6 +81,8 @@ pub(super) struct DescriptorInfo {
     pub(super) mount: u64,
     /// Inode number in the kernel; `None` before Linux 5.14.
     pub(super) inode: Option<u64>,
+    /// Whether QEMU has locked the file as an image that it may write.
+    pub(super) has_write_lock: bool,
 }
 
 impl Process {
@@ -386,6 +389,7 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
 }
 
 fn parse_descriptor_info(text: &[u8]) -> Option<DescriptorInfo> {
+    let has_write_lock = has_write_lock(text);
     let text = std::str::from_utf8(text).ok()?;
     let field = |name: &str| {
         text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
@@ -394,6 +398,7 @@ fn parse_descriptor_info(text: &[u8]) -> Option<DescriptorInfo> {
         flags: u32::from_str_radix(field("flags")?, 8).ok()?,
         mount: field("mnt_id")?.parse().ok()?,
         inode: field("ino").and_then(|number| number.parse().ok()),
+        has_write_lock,
     })
 }
 
@@ -455,7 +460,15 @@ mod tests {
     #[test]
     fn flags_are_octal() {
         let info = parse_descriptor_info(b"pos:\t0\nflags:\t0140002\nmnt_id:\t25\nino:\t12\n");
-        assert_eq!(info, Some(DescriptorInfo { flags: 0o140_002, mount: 25, inode: Some(12) }));
+        assert_eq!(
+            info,
+            Some(DescriptorInfo {
+                flags: 0o140_002,
+                mount: 25,
+                inode: Some(12),
+                has_write_lock: false
+            })
+        );
         assert_eq!(parse_descriptor_info(b"flags:\t9\nmnt_id:\t25\n"), None);
     }
 

@@ -16,6 +16,7 @@ use super::{
     files::{self, OpenFiles},
     machine, memory_estimate,
     named_file::shown,
+    plugged::PluggedDisk,
     presence,
     process::{Measured, Process, Thread},
     taps,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     counting::HeldThread,
-    inventory::{Devices, DiskSize, Memory, PathAnswer, VmProcess},
+    inventory::{Devices, DiskSize, DomainDisk, Memory, PathAnswer, VmProcess},
 };
 
 /// The daemons of libvirt that probe KVM.
@@ -85,6 +86,8 @@ pub(super) struct Earlier<'a> {
     pub(super) is_settled: bool,
     /// Whether it is asked what the threads of its vCPUs do.
     pub(super) wants_rests: bool,
+    /// The disks that no option names.
+    pub(super) plugged: &'a [PluggedDisk],
 }
 
 /// Scans a process for a VM; `None`: it is not a VM, or gone. `domain_paths`: the paths that libvirt has for its disks. `now_ns`: time
@@ -129,6 +132,7 @@ fn scan(
     let Some(described) = describe(&process, &descriptors, earlier, &maps)? else {
         return Ok(None);
     };
+    let plugged = earlier.map_or(&[][..], |earlier| earlier.plugged);
     let is_dead = matches!(stat.state, 'Z' | 'X');
     let is_qemu = described.vmm == Vmm::Qemu;
     if is_dead || described.no_machine || !(descriptors.has_kvm() || is_qemu) {
@@ -169,11 +173,17 @@ fn scan(
     let known = earlier.map_or(&[][..], |earlier| &earlier.vm.files);
     let open = files::open(&process, &descriptors.files, known)?;
     let before = earlier.map(|Earlier { vm, .. }| Before { paths: &vm.paths, files: &vm.files });
-    let own = described.devices.disks.iter();
-    let own = own.flat_map(|disk| std::iter::once(&disk.resource).chain(&disk.others));
-    let paths = own.chain(domain_paths).map(String::as_str);
-    let paths = DiskPaths::new(&process, &open).answer_all(paths, before)?;
-    let mut devices = measured_devices(&process, &described, &open, &paths);
+    let own = described.devices.disks.iter().flat_map(DomainDisk::paths);
+    let own = own.chain(described.images.iter().map(String::as_str));
+    let paths = own.chain(domain_paths.iter().map(String::as_str));
+    let mut paths = DiskPaths::new(&process, &open).answer_all(paths, before)?;
+    let mut devices = described.devices.clone();
+    for PluggedDisk { image, disk } in plugged {
+        paths.insert(disk.resource.clone(), PathAnswer::Open(*image));
+        devices.disks.push(disk.clone());
+    }
+    devices.tidy();
+    measure(&mut devices, &process, &open, &paths);
     taps::name_interfaces(&mut devices.nics, &open.taps);
     // Without groups, or on a kernel without them, only libvirt's files tell.
     let machine = process.read("cgroup").ok().and_then(|text| machine::parse(&text));
@@ -327,17 +337,16 @@ fn tcg_threads(
     Some(found.into_iter().filter_map(|(tid, id)| Some((tid, id.or(of_all)?))).collect())
 }
 
-/// The devices, with types and sizes of the disks' files as far as the process has them open. Of another one the type alone,
-/// if it is known.
-fn measured_devices(
+/// Sets types and sizes of the disks' files as far as the process has them open. Of another one the type alone, if it is
+/// known.
+fn measure(
+    devices: &mut Devices,
     process: &Process,
-    described: &Description,
     open: &OpenFiles,
     paths: &BTreeMap<String, PathAnswer>,
-) -> Devices {
+) {
     let type_alone =
         |is_block_device| Some(Measured { is_block_device, size: DiskSize::default() });
-    let mut devices = described.devices.clone();
     devices.measure(|path| match paths.get(path)? {
         PathAnswer::Open(identity) => {
             let file = open.file(*identity)?;
@@ -349,7 +358,6 @@ fn measured_devices(
         PathAnswer::Closed(identity) => type_alone(identity.is_block_device()),
         PathAnswer::Unknown(_) => None,
     });
-    devices
 }
 
 /// Clock ticks in ns; saturates.

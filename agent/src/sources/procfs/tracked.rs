@@ -19,6 +19,7 @@ use super::{
     command_line::Description,
     image_headers::HeaderScanner,
     pauses::Pauses,
+    plugged::Plugged,
     presence::Copies,
     process,
     readers::{Answer, Readers, Returned},
@@ -105,6 +106,8 @@ pub(super) struct TrackedProcess {
     headers: Vec<ImageHeader>,
     /// Sizes of its files that are not in the kernel's memory.
     sizes: Vec<(FileIdentity, DiskSize)>,
+    /// The disks that no option names.
+    plugged: Plugged,
     /// The paths that libvirt has for its disks.
     domain_paths: Arc<[String]>,
     /// Open files at the last header scan.
@@ -331,17 +334,21 @@ impl TrackedProcesses {
         let unassigned = slot.zip(self.tracker.as_ref());
         let unassigned =
             unassigned.map_or_else(Vec::new, |(slot, tracker)| tracker.unassigned_images(slot));
-        let earlier = known
-            .map(|known| (Arc::clone(&known.vm), Arc::clone(&known.described), known.is_settled));
+        let earlier = known.map(|known| {
+            let (vm, described) = (Arc::clone(&known.vm), Arc::clone(&known.described));
+            (vm, described, known.is_settled, known.plugged.disks())
+        });
         let wants_rests = self.pauses.asks(pid);
         let domain_paths = known.map_or_else(Arc::default, |known| Arc::clone(&known.domain_paths));
         let roots = Arc::clone(&self.roots);
         let read = move || {
-            let earlier = earlier.as_ref().map(|(vm, described, is_settled)| Earlier {
+            let earlier = earlier.as_ref();
+            let earlier = earlier.map(|(vm, described, is_settled, plugged)| Earlier {
                 vm,
                 described,
                 is_settled: *is_settled,
                 wants_rests,
+                plugged,
             });
             scan::scan_process(&roots, pid, earlier, &domain_paths, since_boot_ns())
         };
@@ -456,6 +463,7 @@ impl TrackedProcesses {
                 is_domain: false,
                 headers: Vec::new(),
                 sizes: Vec::new(),
+                plugged: Plugged::default(),
                 domain_paths: Arc::default(),
                 scanned: Vec::new(),
                 is_scanning: false,
@@ -475,7 +483,7 @@ impl TrackedProcesses {
         vm.vcpus.sort_by_key(|vcpu| vcpu.id);
         // A process may run two VMs, each with a vCPU 0.
         vm.vcpus.dedup_by_key(|vcpu| vcpu.id);
-        let waits = self.scan_headers(&vm, !unassigned.is_empty()) || waits;
+        let waits = self.scan_headers(&vm, described.vmm, !unassigned.is_empty()) || waits;
         let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
         let is_other_sight = std::mem::replace(&mut known.sight, sight) != sight;
         let is_watched_anew = is_other_sight || known.vm.vcpus != vm.vcpus;

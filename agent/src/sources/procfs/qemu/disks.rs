@@ -9,8 +9,15 @@ use super::{
     },
     arguments::{Entry, Subject},
     nodes::{Chain, Nodes, expand_names, has_format},
+    services::location,
 };
-use crate::inventory::{DomainDisk, StorageAccess, StorageMedia, Submission};
+use crate::{
+    inventory::{DomainDisk, StorageAccess, StorageMedia, Submission},
+    sources::storage_location::Location,
+};
+
+/// Most images of which the paths are kept.
+const MAX_IMAGES: usize = 1024;
 
 /// Brings block nodes into one form: a drive's image is its member `file`, its format its driver.
 pub(super) fn normalize(entry: &mut Entry) {
@@ -125,6 +132,25 @@ pub(super) fn disks(entries: &[Entry], default_bus: &str, flashes: &[String]) ->
         }
     }
     disks
+}
+
+/// Paths of the images of all nodes, as many as are kept: also of firmware, and of nodes that no device uses.
+pub(super) fn images(entries: &[Entry]) -> Vec<String> {
+    let of_nodes = |entry: &&Entry| matches!(entry.subject, Subject::Blockdev | Subject::Drive);
+    let mut left: Vec<&Fields> =
+        entries.iter().filter(of_nodes).map(|entry| &entry.fields).collect();
+    let mut images = HashSet::new();
+    while let Some(node) = left.pop()
+        && images.len() < MAX_IMAGES
+    {
+        if let Some(Location::Local(path)) = location(node) {
+            images.insert(path);
+        }
+        left.extend(node.members().map(|(_, member)| member));
+    }
+    let mut images: Vec<String> = images.into_iter().collect();
+    images.sort_unstable();
+    images
 }
 
 /// The disk of a `-drive` option; `None`: an empty drive of fixed media.

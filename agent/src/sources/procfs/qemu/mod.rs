@@ -46,6 +46,7 @@ pub(super) fn describe(
         no_machine: machine.board == "none",
         intent: Intent::of(arguments),
         devices,
+        images: disks::images(&entries),
         config_file: None,
         gaps: gaps(&entries),
     }

@@ -8,7 +8,11 @@ use std::{
 use kvmeter_common::VM_NEW_IMAGES;
 
 use super::{
-    super::image_headers::{HeaderReport, ScanTarget},
+    super::{
+        command_line::Vmm,
+        image_headers::{HeaderReport, ScanTarget},
+        plugged::Needs,
+    },
     FIRST_RETRY, TrackedProcesses,
 };
 use crate::{
@@ -59,31 +63,39 @@ impl TrackedProcesses {
         self.closed.values().any(|(of, _)| *of == vm.pid)
     }
 
-    /// Starts a header scan if the backing chain of a disk is known from its images only, or if the VM does I/O on an
-    /// unassigned image. Returns whether another scan of the process is needed.
-    pub(super) fn scan_headers(&mut self, vm: &VmProcess, is_unassigned: bool) -> bool {
+    /// Starts a header scan if the backing chain of a disk is known from its images only, if the VM does I/O on an unassigned
+    /// image, or if an image may be a disk that was plugged in. Returns whether another scan of the process is needed.
+    pub(super) fn scan_headers(&mut self, vm: &VmProcess, vmm: Vmm, is_unassigned: bool) -> bool {
+        let now = Instant::now();
         let Some(known) = self.known.get_mut(&vm.pid) else { return false };
+        let plugged = match (vmm, &vm.machine) {
+            (Vmm::Qemu, None) => known.plugged.see(vm, now),
+            // libvirt reports its disks.
+            _ => Needs::Nothing,
+        };
         let needs_thread = |disk: &DomainDisk| {
             let file = vm.file_at(&disk.resource);
             disk.chain_is_in_image || file.is_some_and(|file| !file.answers_from_memory)
         };
-        if !is_unassigned && !vm.devices.disks.iter().any(needs_thread) {
-            return false;
+        let waits = plugged == Needs::Time;
+        let is_wanted = is_unassigned || plugged == Needs::Headers;
+        if !is_wanted && !vm.devices.disks.iter().any(needs_thread) {
+            return waits;
         }
         let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
         // At most one header scan of a process at a time.
         if known.is_scanning {
-            return false;
+            return waits;
         }
-        if known.scanned != files {
-            known.backoff = Backoff::new(FIRST_RETRY, Instant::now());
+        if known.scanned != files || plugged == Needs::Headers {
+            known.backoff = Backoff::new(FIRST_RETRY, now);
         } else if !is_unassigned {
-            return false;
+            return waits;
         }
         match known.backoff.due() {
-            None => return false,
+            None => return waits,
             // The VMM creates an image first, and writes the backing file into its header later.
-            Some(due) if due > Instant::now() => return true,
+            Some(due) if due > now => return true,
             Some(_) => {}
         }
         let target = ScanTarget {
@@ -99,9 +111,10 @@ impl TrackedProcesses {
             self.waiting.insert(vm.pid);
         } else {
             (known.scanned, known.is_scanning) = (files, true);
-            known.backoff.attempt(Instant::now());
+            known.backoff.attempt(now);
+            known.plugged.note_header_scan(now);
         }
-        false
+        waits
     }
 
     /// Takes the result of a header scan. Returns the processes to be scanned now.
@@ -119,6 +132,7 @@ impl TrackedProcesses {
             known.headers.extend(report.headers);
             known.sizes = report.sizes;
             known.is_scanning = false;
+            known.plugged.decide(&known.vm, &known.headers);
             to_scan.insert(report.pid);
         }
         to_scan
