@@ -227,12 +227,12 @@ impl Disks {
         }
         let works = hooks.set_attached(|method| self.of_all.needed.contains_key(&method));
         self.retry_hooks = (!works).then(|| now.instant + UNATTACHED);
-        if self.vms.is_empty() || !hooks.are_to_be_proved() {
+        if self.vms.is_empty() {
             self.proof = None;
         } else if hooks.has_unproved() {
             self.proof = Some(now.instant);
         } else if self.proof.is_none_or(|due| due <= now.instant) {
-            self.proof = Some(now.instant + PROOF);
+            self.proof = hooks.next_proof(now.instant, PROOF);
         }
         drop(hooks);
         for report in reports {

@@ -308,10 +308,16 @@ impl ImageHooks {
         has_changed
     }
 
-    /// Whether a proof has something to do.
+    /// When the next proof has something to do. `interval` is the time between two tests of a program that is attached. `None` =
+    /// never: a program at a tracepoint cannot fall silent.
     #[must_use]
-    pub fn are_to_be_proved(&self) -> bool {
-        self.states.iter().any(|state| matches!(state, State::Attached | State::Down { .. }))
+    pub fn next_proof(&self, now: Instant, interval: Duration) -> Option<Instant> {
+        let due = |(state, method): (&State, Method)| match state {
+            State::Attached if method.is_optional() => Some(now + interval),
+            State::Down { due, .. } => Some(due.unwrap_or(now)),
+            _ => None,
+        };
+        self.states.iter().zip(Method::ALL).filter_map(due).min()
     }
 
     /// Whether a proof should be made at once.
