@@ -74,7 +74,7 @@ impl Records {
     /// Notes all records in use, at the start.
     pub(crate) fn index_images(&self) {
         let claims = self.vms.iter().map(|vm| vm.new_images.load(Acquire));
-        let claims = (0..).map(VmSlot).zip(claims).filter(|(_, claims)| *claims != 0);
+        let claims = (0..=u16::MAX).map(VmSlot).zip(claims).filter(|(_, claims)| *claims != 0);
         let of_vm = |claims| OfVm { claims, slots: BTreeSet::new() };
         let mut vms: HashMap<_, _> = claims.map(|(vm, claims)| (vm, of_vm(claims))).collect();
         for image in self.image_records() {

@@ -204,7 +204,7 @@ impl Records {
     /// All image records in use.
     #[must_use]
     pub fn image_records(&self) -> Vec<ImageRecordInfo> {
-        let slots = (0..).map(ImageSlot).take(self.images.len());
+        let slots = (0..=u16::MAX).map(ImageSlot).take(self.images.len());
         slots.filter_map(|slot| self.image_record(slot)).collect()
     }
 

@@ -2,6 +2,7 @@
 //! chooses the method that counts a file. Executes the inventory's plan and reports the result back.
 
 mod backing_files;
+mod cpu_visit;
 mod free_records;
 mod io_cgroup;
 mod method;

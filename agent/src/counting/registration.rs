@@ -4,19 +4,17 @@ use std::{
     collections::VecDeque,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use kvmeter_common::{BLOCK_LEN, Owner, THREADS, VM_BLOCKS, VmRecord, word};
-use rustix::{
-    process::Pid,
-    thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield},
-};
+use rustix::thread::sched_yield;
 
 use super::{
-    HeldThread, Holder, Occupancy, Schedstat, TrackError, Tracker, free_records::FreeRecords,
+    HeldThread, Holder, Occupancy, Schedstat, TrackError, Tracker, cpu_visit::CpuVisits,
+    free_records::FreeRecords,
 };
 use crate::counters::{
     ImageRecordInfo, ImageSlot, Records, ThreadSlot, VcpuPlace, VmSlot,
@@ -38,6 +36,7 @@ const STALE_TRIES: usize = 10_000;
 pub struct Registration<R> {
     records: R,
     free: Mutex<FreeRecords>,
+    visits: CpuVisits,
 }
 
 impl<R: AsRef<Records>> Registration<R> {
@@ -48,6 +47,7 @@ impl<R: AsRef<Records>> Registration<R> {
         records.as_ref().index_images();
         records.as_ref().free_all_merged();
         let adopted = Self::take_over(records);
+        adopted.restore_thread_ids();
         for (slot, _) in adopted.tracked_vms() {
             let maps = adopted.records();
             let mut threads = maps.threads_of(adopted.vm(slot));
@@ -79,7 +79,34 @@ impl<R: AsRef<Records>> Registration<R> {
         }
         let blocks =
             (0..).zip(blocks).filter_map(|(block, taken)| (!taken).then_some(block)).collect();
-        Self { records, free: Mutex::new(FreeRecords::new(vms, blocks, used)) }
+        Self {
+            records,
+            free: Mutex::new(FreeRecords::new(vms, blocks, used)),
+            visits: CpuVisits::default(),
+        }
+    }
+
+    /// Enters the threads that have a record into a map of thread ids that was made again, because `pid_max` has grown. A thread
+    /// that has ended meanwhile was not seen: the VM's CPU time is the kernel's own sum until the next scan.
+    fn restore_thread_ids(&self) {
+        for (slot, record) in (0..=u16::MAX).zip(self.records().threads.iter()).skip(1) {
+            let owner = Owner(record.owner.load(Ordering::Acquire));
+            let entry = self.records().slot_entry(owner.tid());
+            let is_missing = |entry: &AtomicU16| entry.load(Ordering::Acquire) == 0;
+            if owner.0 == 0 || owner.has(Owner::DYING) || !entry.is_some_and(is_missing) {
+                continue;
+            }
+            let exists = std::path::Path::new(&format!("/proc/{}", owner.tid())).exists();
+            match entry {
+                Some(entry) if exists => {
+                    let _ = entry.compare_exchange(0, slot, Ordering::AcqRel, Ordering::Relaxed);
+                }
+                _ => {
+                    record.free();
+                    self.vm(VmSlot(owner.vm_slot())).unrecorded.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+        }
     }
 
     fn records(&self) -> &Records {
@@ -347,13 +374,12 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         let unknown = |thread: &dyn HeldThread| {
             record_of(thread).filter(|record| record.run.load(Ordering::Acquire) == word::UNKNOWN)
         };
-        let mut cpus = CpuVisit::new();
         for &thread in threads {
             if unknown(thread).is_some()
                 && let Ok(state) = thread.run_state()
                 && !state.is_real_time
             {
-                cpus.visit(state.cpu);
+                self.visits.visit(state.cpu);
             }
             if let Some(record) = unknown(thread)
                 && let Ok(stat) = thread.schedstat()
@@ -361,7 +387,6 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 Self::seed(record, stat);
             }
         }
-        drop(cpus);
         // Until the next tick of the CPU of each thread that was seeded while it ran.
         let deadline = Instant::now() + TICK;
         let is_settled = loop {
@@ -478,39 +503,4 @@ fn blocks_of(vm: &SharedVmRecord) -> impl Iterator<Item = u16> {
 /// The process id of a VM; 0 = the record is free.
 fn tgid_of(vm: &SharedVmRecord) -> u32 {
     u32::try_from(vm.tgid.load(Ordering::Acquire)).unwrap_or(0)
-}
-
-/// Moves the calling thread to the CPUs of other threads. The switch there is an event that brings the CPU time of a thread
-/// that never sleeps. Restores the affinity of the calling thread when dropped.
-struct CpuVisit {
-    home: Option<CpuSet>,
-    moved: bool,
-}
-
-impl CpuVisit {
-    fn new() -> Self {
-        Self { home: sched_getaffinity(None::<Pid>).ok(), moved: false }
-    }
-
-    fn visit(&mut self, cpu: u32) {
-        let cpu = cpu as usize;
-        if self.home.is_none() || cpu >= CpuSet::MAX_CPU {
-            return;
-        }
-        let mut there = CpuSet::new();
-        there.set(cpu);
-        // Fails if a cpuset forbids that CPU; then the value comes with the next switch.
-        if sched_setaffinity(None::<Pid>, &there).is_ok() {
-            self.moved = true;
-            sched_yield();
-        }
-    }
-}
-
-impl Drop for CpuVisit {
-    fn drop(&mut self) {
-        if let (true, Some(home)) = (self.moved, &self.home) {
-            let _ = sched_setaffinity(None::<Pid>, home);
-        }
-    }
 }

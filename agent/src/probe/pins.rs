@@ -125,7 +125,8 @@ impl Pins {
     }
 
     /// The pinned maps, if the set is complete and of this version's shape and layout. Otherwise clears the directory and
-    /// returns `None`.
+    /// returns `None`. A map of thread ids that is too small for this `pid_max` is not pinned any more, and the programs are to be
+    /// replaced.
     pub(super) fn find_maps(&self, tid_elements: u32) -> Result<Option<FoundMaps>, ProbeError> {
         if MAPS.iter().any(|name| !self.map(name).exists()) {
             return self.clear().map(|()| None);
@@ -145,8 +146,9 @@ impl Pins {
             programs: 0,
         };
         let meta = open(names::META)?;
+        let found_elements = found.tid_slot.info().map_or(0, |info| info.max_entries());
         let fits = [
-            is_array(&found.tid_slot, SLOTS_PER_ELEMENT * 2, tid_elements as usize),
+            is_array(&found.tid_slot, SLOTS_PER_ELEMENT * 2, found_elements as usize),
             is_array(&found.threads, size_of::<ThreadRecord>(), THREADS),
             is_array(&found.vms, size_of::<VmRecord>(), VMS),
             is_array(&found.meta, size_of::<Meta>(), 1),
@@ -179,7 +181,13 @@ impl Pins {
         if layout != u64::from(LAYOUT) {
             return self.clear().map(|()| None);
         }
-        Ok(Some(FoundMaps { programs, ..found }))
+        if found_elements >= tid_elements {
+            return Ok(Some(FoundMaps { programs, ..found }));
+        }
+        // pid_max has grown. Only the map of thread ids is made again, and with it the programs.
+        let path = self.map(names::TID_SLOT);
+        fs::remove_file(&path).map_err(|source| ProbeError::pin(path, source))?;
+        Ok(Some(FoundMaps { programs: 0, ..found }))
     }
 
     /// Detaches leftovers of other versions: pins of other layouts, and links at hooks that this version does not have.

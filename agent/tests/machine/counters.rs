@@ -16,11 +16,11 @@ use std::{
 
 use crate::lab::{PinDir, rounds};
 use kvmeter::{
-    counters::{ImageSlot, Readings as _, Records},
+    counters::{ImageSlot, Readings as _, Records, VmSlot},
     counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
     probe::{KERNEL_BTF, Probe},
 };
-use kvmeter_common::LAYOUT;
+use kvmeter_common::{ImageKey, LAYOUT, Layer};
 use xtask::lab::{PATIENCE, wait_until};
 
 /// A thread of this process, which outlives the test.
@@ -326,6 +326,58 @@ fn a_new_probe_adopts_what_an_old_one_counted() {
     // The start of the thread was not in its record before its first event.
     assert_eq!((again.record, again.tid), (slot.record, slot.tid));
     assert_eq!(records.vcpu_time_ns(slot), Some(held.schedstat().unwrap().run_ns));
+    burner.end();
+}
+
+/// `kernel.pid_max` before the test, restored when dropped.
+struct PidMax(String);
+
+impl PidMax {
+    const FILE: &str = "/proc/sys/kernel/pid_max";
+
+    fn raised() -> Self {
+        let before = fs::read_to_string(Self::FILE).unwrap();
+        let raised = before.trim().parse::<u32>().unwrap() + 4096;
+        // The largest that the kernel allows stays what it is; a smaller one is no less a change.
+        if fs::write(Self::FILE, raised.to_string()).is_err() {
+            fs::write(Self::FILE, (raised - 8192).to_string()).unwrap();
+        }
+        Self(before)
+    }
+}
+
+impl Drop for PidMax {
+    fn drop(&mut self) {
+        fs::write(Self::FILE, &self.0).unwrap();
+    }
+}
+
+#[test]
+fn counts_survive_a_change_of_pid_max() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let burner = Burner::start();
+    let held = OwnThread(burner.tid);
+    let key = |vm: VmSlot| ImageKey { vm: vm.0, device: 1, file: 2 };
+    let (vm, slot, image) = {
+        let (records, registration, _probe) = start(&pins);
+        let vm = registration.track_vm(std::process::id()).unwrap();
+        let slot = registration.track_thread(vm, &held, Some(3)).unwrap();
+        (vm, slot, records.claim_image(key(vm), Layer::Call).unwrap())
+    };
+    let _raised = PidMax::raised();
+    let (records, registration, probe) = start(&pins);
+    assert!(probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
+    assert_eq!(records.images_of(key(vm)).collect::<Vec<_>>(), [image]);
+    let again = registration.track_thread(vm, &held, Some(3)).unwrap();
+    assert_eq!((again.record, again.tid), (slot.record, slot.tid));
+    burner.burn();
+    thread::yield_now();
+    burner.rest();
+    wait_until(PATIENCE, "it is counted", || {
+        (records.vcpu_time_ns(again) == Some(held.schedstat().unwrap().run_ns)).then_some(())
+    })
+    .unwrap();
     burner.end();
 }
 
