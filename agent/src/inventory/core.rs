@@ -250,13 +250,14 @@ impl Core {
             }
             self.put_row(identity, &mut vm, row, now);
             let user = self.user_of(&vm);
+            let is_announced = vm.announced.is_some() && !is_old;
             vm.announce_row(is_old, user, &mut self.changes);
             self.ask_paths(&mut vm);
             plans.extend(self.plan(&mut vm));
             self.query_disks(&mut vm);
             self.set_deadline(identity, &mut vm, now.instant);
             if vm.domain.is_none() && vm.pid.is_none() && vm.awaited.is_none() {
-                self.forget(identity, &vm, now.instant);
+                self.forget(identity, &vm, is_announced, now.instant);
             } else {
                 self.vms.insert(identity, vm);
             }
@@ -318,8 +319,8 @@ impl Core {
         }
     }
 
-    /// The VM is no more: only its index stays, if it has a UUID.
-    fn forget(&mut self, identity: Identity, vm: &VmState, now: Instant) {
+    /// The VM is no more: only its index stays, if it has a UUID. `is_announced`: managers were told that it was there.
+    fn forget(&mut self, identity: Identity, vm: &VmState, is_announced: bool, now: Instant) {
         let is_gone = match identity {
             Identity::Process { pid, start_ticks } => self
                 .processes
@@ -327,7 +328,7 @@ impl Core {
                 .is_none_or(|known| known.process.start_ticks != start_ticks),
             Identity::Uuid(_) => true,
         };
-        self.indexes.release(identity, is_gone, now);
+        self.indexes.release(identity, is_gone || is_announced, now);
         if let Some(at) = vm.deadline {
             self.deadlines.remove(&(at, identity));
         }

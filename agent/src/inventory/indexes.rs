@@ -203,16 +203,16 @@ impl Indexes {
         self.resting.push_back((now + REST, index));
     }
 
-    /// Takes back the index of a VM that cannot come again, and notes that one with a UUID is away. `is_gone`: its process
-    /// has ended, so its index rests; a process that is another row now leaves the index free.
-    pub(super) fn release(&mut self, identity: Identity, is_gone: bool, now: Instant) {
+    /// Takes back the index of a VM that cannot come again, and notes that one with a UUID is away. `rests`: the VM was there, so
+    /// its index rests; a process that was in another row before managers were told of it leaves the index free.
+    pub(super) fn release(&mut self, identity: Identity, rests: bool, now: Instant) {
         if matches!(identity, Identity::Uuid(_)) {
             if self.given.contains_key(&identity) {
                 self.note_away(identity);
                 self.forget_longest_away(now);
             }
         } else if let Some(given) = self.given.remove(&identity) {
-            if is_gone {
+            if rests {
                 self.rest(given.index, now);
             } else {
                 self.free.put(given.index);

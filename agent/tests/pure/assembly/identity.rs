@@ -57,6 +57,23 @@ fn a_clone_has_a_row_of_its_own_that_outlives_the_first() {
 }
 
 #[test]
+fn the_index_of_a_row_that_managers_know_rests_when_its_process_becomes_a_domains() {
+    let mut host = Host::new();
+    let unnamed = |pid| VmProcess { uuid: None, name: format!("qemu-{pid}"), ..process(pid) };
+    put(&mut host, unnamed(4));
+    host.settle();
+    assert_eq!(rows(&host), [(1, Some(4), false)]);
+    host.changes.clear();
+    started(&mut host, domain_of(DomainProcess::Pid(4)));
+    host.settle();
+    assert_eq!(rows(&host), [(2, Some(4), true)]);
+    assert!(host.changes.contains(&(1, Shutdown, Deleted)), "{:?}", host.changes);
+    put(&mut host, unnamed(5));
+    host.settle();
+    assert_eq!(rows(&host), [(2, Some(4), true), (3, Some(5), false)], "1 is not given again yet");
+}
+
+#[test]
 fn the_oldest_of_those_that_were_there_before_the_agent_has_the_uuid() {
     for order in [[3, 7], [7, 3]] {
         let mut host = Host::unlisted(&[], SavedIndexes::default());
