@@ -34,9 +34,12 @@ const MAX_LATE: usize = 64;
 
 /// Most late reads of processes that are neither root's nor domains of libvirt's system daemon: users who make their
 /// processes unreadable leave readers for these.
-const MAX_LATE_OF_USERS: usize = 32;
+const MAX_LATE_OF_USERS: usize = 48;
 
-/// Most of these of one user.
+/// Late reads of all users from which a user may not have another one. A user who has none is not affected by the others' yet.
+const MANY_LATE_OF_USERS: usize = 32;
+
+/// Most late reads of one user.
 const MAX_LATE_OF_USER: usize = 8;
 
 /// Size of a reader's stack. A VMM's JSON is parsed on it, which may nest 128 levels deep.
@@ -165,7 +168,10 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let of_users = self.late.iter().filter(|late| late.user.is_some()).count();
         let of_user = self.late.iter().filter(|late| late.user == user).count();
         let is_full = self.late.len() >= MAX_LATE
-            || (user.is_some() && (of_users >= MAX_LATE_OF_USERS || of_user >= MAX_LATE_OF_USER));
+            || (user.is_some()
+                && (of_users >= MAX_LATE_OF_USERS
+                    || of_user >= MAX_LATE_OF_USER
+                    || (of_users >= MANY_LATE_OF_USERS && of_user > 0)));
         if is_full {
             self.waiting.insert(pid);
         }
@@ -446,7 +452,16 @@ mod tests {
             }
         }
         assert_eq!(readers.late.len(), MAX_LATE_OF_USER, "a user has a share");
-        for pid in 20..USERS * 10 {
+        for pid in 20..50 {
+            if readers.can_read(pid) {
+                late(&mut readers, pid);
+            }
+        }
+        assert_eq!(readers.late.len(), MANY_LATE_OF_USERS, "four users have used theirs");
+        assert!(readers.can_read(50), "a user whose processes can be read is not affected");
+        late(&mut readers, 50);
+        assert!(!readers.can_read(51), "but has not eight, too");
+        for pid in 51..USERS * 10 {
             if readers.can_read(pid) {
                 late(&mut readers, pid);
             }
