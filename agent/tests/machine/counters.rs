@@ -171,15 +171,17 @@ fn a_thread_that_stays_on_its_cpu_counts_with_the_readers_clock() {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let reading = || (records.vcpu_time_ns(slot).unwrap(), records.thread(slot).unwrap());
-        let kernel_before = held.schedstat().unwrap().run_ns;
+        let kernel_before = held.schedstat().unwrap();
         let (start, (ran_before, before)) = (Instant::now(), reading());
         // Sleeps, because a running reader would take the CPU from other work.
         thread::sleep(Duration::from_millis(100));
         let (elapsed, (ran_after, after)) = (start.elapsed(), reading());
         // Only a stretch without a switch is conclusive; on a loaded machine that takes some attempts. By the kernel's own
         // count, which it updates at each tick, the thread ran in it, and did not wait.
-        let has_run = held.schedstat().unwrap().run_ns > kernel_before;
-        if has_run
+        let kernel = held.schedstat().unwrap();
+        let has_waited = kernel.wait_ns != kernel_before.wait_ns;
+        if kernel.run_ns > kernel_before.run_ns
+            && !has_waited
             && before.switches_in == after.switches_in
             && before.preemptions == after.preemptions
         {
