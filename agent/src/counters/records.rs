@@ -193,9 +193,14 @@ impl Readings for Records {
 
     fn thread(&self, vcpu: ThreadSlot) -> Option<ThreadReading> {
         let record = self.record_of(vcpu)?;
+        // The word of a thread that has never waited for a CPU is the one of a record without an event.
+        let has_left = || {
+            let run = record.run.load(Ordering::Acquire);
+            run != word::UNKNOWN && !word::is_running(run)
+        };
         let reading = ThreadReading {
             tid: vcpu.tid,
-            wait_ns: read(&record.wait),
+            wait_ns: read(&record.wait).or_else(|| has_left().then_some(0)),
             switches_in: record.switches_in.load(Ordering::Relaxed),
             preemptions: record.preemptions.load(Ordering::Relaxed),
         };
