@@ -1,7 +1,7 @@
 //! Registers VMs and threads: the agent's side of the thread-id map and of the ownership of records.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, AtomicU64, Ordering},
@@ -240,9 +240,16 @@ impl<R: AsRef<Records>> Registration<R> {
     }
 
     /// Seeds the CPU time of the exited threads: the process's CPU clock minus its live threads. The kernel updates all of
-    /// these at the same events, so between two events the difference is exact.
-    fn seed_exited(&self, vm: &SharedVmRecord, threads: &[&dyn HeldThread]) {
+    /// these at the same events, so between two events the difference is exact. Returns `false` if another thread lives, whose
+    /// time would be taken for that of exited ones: it was started after `threads` were listed.
+    fn seed_exited(&self, vm: &SharedVmRecord, threads: &[&dyn HeldThread]) -> bool {
         let tgid = vm.tgid.load(Ordering::Relaxed);
+        let listed: HashSet<u32> = threads.iter().map(|thread| thread.tid()).collect();
+        let has_others = || {
+            let owners = self.records().threads_of(vm);
+            let mut owners = owners.map(|(_, record)| record.owner.load(Ordering::Acquire));
+            owners.any(|owner| owner != 0 && !listed.contains(&Owner(owner).tid()))
+        };
         for attempt in 0..EXITED_TRIES {
             let state = || {
                 [&vm.handovers_begun, &vm.handovers_done, &vm.dying, &vm.exited]
@@ -250,11 +257,14 @@ impl<R: AsRef<Records>> Registration<R> {
             };
             let before = state();
             let [begun, done, dying, exited] = before;
-            let Some(process) = process_ns(tgid) else { return };
+            let Some(process) = process_ns(tgid) else { return true };
             let live: Option<u64> =
                 threads.iter().map(|thread| thread.schedstat().ok().map(|stat| stat.run_ns)).sum();
-            let Some(live) = live else { return };
+            let Some(live) = live else { return true };
             let quiet = process_ns(tgid) == Some(process) && begun == done && dying == 0;
+            if has_others() {
+                return false;
+            }
             // A process that is never quiet during the loop gets a value that is off by at most the duration of the
             // loop; the kernel's own sum replaces it when the next thread ends.
             if (quiet || attempt + 1 == EXITED_TRIES) && state() == before {
@@ -265,9 +275,10 @@ impl<R: AsRef<Records>> Registration<R> {
                     Ordering::AcqRel,
                     Ordering::Relaxed,
                 );
-                return;
+                return true;
             }
         }
+        true
     }
 }
 
@@ -404,7 +415,9 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         if let Some(unrecorded) = unrecorded
             && vm.recorded.load(Ordering::Acquire) != unrecorded
         {
-            self.seed_exited(vm, threads);
+            if !self.seed_exited(vm, threads) {
+                return false;
+            }
             vm.recorded.store(unrecorded, Ordering::Release);
         }
         is_settled
