@@ -1,4 +1,4 @@
-//! How often something may happen because of a user: a bounded rate, with room for a burst. Reads no clock.
+//! How often something may happen: a bounded rate, with room for a burst, also for each user. Reads no clock.
 
 use std::{
     collections::HashMap,
@@ -19,11 +19,12 @@ pub struct Rate {
 
 impl Rate {
     /// Whether one more event fits, where the events before use the rate until `busy_until`.
-    fn has_room(&self, busy_until: Instant, now: Instant) -> bool {
+    pub(crate) fn has_room(&self, busy_until: Instant, now: Instant) -> bool {
         busy_until.saturating_duration_since(now) + self.interval <= self.interval * self.burst
     }
 
-    fn use_once(&self, busy_until: &mut Instant, now: Instant) {
+    /// One more event has come.
+    pub(crate) fn use_once(&self, busy_until: &mut Instant, now: Instant) {
         *busy_until = (*busy_until).max(now) + self.interval;
     }
 }

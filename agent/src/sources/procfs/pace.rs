@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Time that pays for one turn: in the long run, the thread makes 100 turns a second.
-const TURN: Duration = Duration::from_millis(10);
+use crate::rate::Rate;
 
-/// How far ahead of that the thread may be: a hundred turns without a rest.
-const AHEAD: Duration = Duration::from_secs(1);
+/// Turns of the thread: a hundred at once, and in the long run a hundred a second.
+const TURNS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
 
 /// Length of a rest. What happens meanwhile is handled in one turn.
 const REST: Duration = Duration::from_millis(10);
@@ -14,17 +13,16 @@ const REST: Duration = Duration::from_millis(10);
 /// The turns of the thread so far.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// When all turns are paid for.
-    paid: Option<Instant>,
+    busy_until: Option<Instant>,
 }
 
 impl Pace {
     /// A turn is to begin: how long the thread is to rest before it; `None` = not at all.
     pub(super) fn turn(&mut self, now: Instant) -> Option<Duration> {
-        let paid = self.paid.map_or(now, |paid| paid.max(now)) + TURN;
-        let is_ahead = paid > now + AHEAD;
-        self.paid = Some(paid);
-        is_ahead.then_some(REST)
+        let busy_until = self.busy_until.get_or_insert(now);
+        let has_room = TURNS.has_room(*busy_until, now);
+        TURNS.use_once(busy_until, now);
+        (!has_room).then_some(REST)
     }
 }
 
