@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::devices::disk;
+use super::{devices::disk, disk_paths::last_of};
 use crate::{
     inventory::{
         DomainDisk, FileIdentity, ImageHeader, OpenFile, PathAnswer, StorageSource, VmProcess,
@@ -174,13 +174,13 @@ impl Plugged {
 
 /// The disk of an image. Without a header its format is not known, and so the size of the disk in a file is not.
 fn plugged(file: &OpenFile, has_header: bool) -> PluggedDisk {
-    let name = file.path.rsplit('/').next().unwrap_or(&file.path);
     let format = match (has_header, file.identity.is_block_device()) {
         (true, _) => "qcow2",
         (false, true) => "raw",
         (false, false) => "",
     };
-    let mut disk = disk(name, Some(Location::Local(file.path.clone())), format, false);
+    let mut disk =
+        disk(last_of(&file.path), Some(Location::Local(file.path.clone())), format, false);
     if format.is_empty() {
         disk.source = StorageSource::Unknown;
     }

@@ -1,6 +1,6 @@
 //! The disks of a QEMU: `-drive` and its short forms, and `-blockdev` with the `-device` that uses it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{
     super::{
@@ -101,8 +101,7 @@ fn uses<'a>(entry: &'a Entry) -> impl Iterator<Item = (&'a str, Device<'a>)> {
 
 /// The disks of normalized options, in their order, as many as are kept. `default_bus`: of drives that name none. `flashes`: drives with firmware.
 pub(super) fn disks(entries: &[Entry], default_bus: &str, flashes: &[String]) -> Vec<DomainDisk> {
-    let of_nodes = |entry: &&Entry| matches!(entry.subject, Subject::Blockdev | Subject::Drive);
-    let nodes = Nodes::of(entries.iter().filter(of_nodes).map(|entry| &entry.fields));
+    let nodes = Nodes::of(nodes_of(entries));
     let mut devices: HashMap<&str, Device<'_>> = HashMap::new();
     for (name, device) in entries.iter().flat_map(uses) {
         devices.entry(name).or_insert(device);
@@ -136,10 +135,8 @@ pub(super) fn disks(entries: &[Entry], default_bus: &str, flashes: &[String]) ->
 
 /// Paths of the images of all nodes, as many as are kept: also of firmware, and of nodes that no device uses.
 pub(super) fn images(entries: &[Entry]) -> Vec<String> {
-    let of_nodes = |entry: &&Entry| matches!(entry.subject, Subject::Blockdev | Subject::Drive);
-    let mut left: Vec<&Fields> =
-        entries.iter().filter(of_nodes).map(|entry| &entry.fields).collect();
-    let mut images = HashSet::new();
+    let mut left: Vec<&Fields> = nodes_of(entries).collect();
+    let mut images = BTreeSet::new();
     while let Some(node) = left.pop()
         && images.len() < MAX_IMAGES
     {
@@ -148,9 +145,13 @@ pub(super) fn images(entries: &[Entry]) -> Vec<String> {
         }
         left.extend(node.members().map(|(_, member)| member));
     }
-    let mut images: Vec<String> = images.into_iter().collect();
-    images.sort_unstable();
-    images
+    images.into_iter().collect()
+}
+
+/// The options that describe block nodes.
+fn nodes_of(entries: &[Entry]) -> impl Iterator<Item = &Fields> {
+    let is_node = |entry: &&Entry| matches!(entry.subject, Subject::Blockdev | Subject::Drive);
+    entries.iter().filter(is_node).map(|entry| &entry.fields)
 }
 
 /// The disk of a `-drive` option; `None`: an empty drive of fixed media.
