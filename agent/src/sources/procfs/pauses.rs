@@ -2,8 +2,9 @@
 //!
 //! A vCPU that runs or halts is inside `KVM_RUN`; one that is paused sleeps outside. A vCPU also sleeps outside for some
 //! milliseconds while it waits for a lock of its VMM. So a VM is paused once all of its vCPUs have slept outside for
-//! [`PAUSED_AFTER`] without getting a CPU, waiting for a condition or stopped as a scan shows then, and runs again once one of them was inside. The programs report when a vCPU goes to sleep
-//! outside, or wakes there. From then on the VM is suspected, and looked at, for [`SUSPECTED`]; otherwise it costs nothing.
+//! [`PAUSED_AFTER`] without getting a CPU, and a scan shows that they wait for a condition or are stopped. It runs again once one
+//! of them was inside. The programs report when a vCPU goes to sleep outside, or wakes there. From then on the VM is suspected,
+//! and looked at, for [`SUSPECTED`]; otherwise it costs nothing.
 
 use std::{
     collections::BTreeMap,
@@ -88,15 +89,12 @@ pub(super) struct Look {
 impl Pauses {
     /// A vCPU of a VM has moved, or a VM is new: it is looked at now, and for some time.
     pub(super) fn suspect(&mut self, pid: u32, now: Instant) {
-        let vm = self.vms.entry(pid).or_default();
-        (vm.due, vm.until) = (Some(now), Some(now + SUSPECTED));
+        self.vms.entry(pid).or_default().suspect(now);
     }
 
     /// Events may have been lost.
     pub(super) fn suspect_all(&mut self, now: Instant) {
-        for vm in self.vms.values_mut() {
-            (vm.due, vm.until) = (Some(now), Some(now + SUSPECTED));
-        }
+        self.vms.values_mut().for_each(|vm| vm.suspect(now));
     }
 
     /// A VM has ended, or its vCPUs cannot be seen.
@@ -165,6 +163,10 @@ impl Pauses {
 }
 
 impl Watched {
+    fn suspect(&mut self, now: Instant) {
+        (self.due, self.until) = (Some(now), Some(now + SUSPECTED));
+    }
+
     /// The state of the VM; `None` = not clear now.
     fn judge(&mut self, places: &[VcpuPlace], past: Past, now: Instant) -> Option<VcpuState> {
         let switches = places.iter().fold(0_u64, |sum, of| sum.wrapping_add(of.switches_in));
