@@ -112,10 +112,7 @@ fn images_created_and_committed_through_qmp_stay_the_disks() {
         // A hot-added image makes the agent scan the process again.
         let hot = images.raw("hot.raw");
         let add = format!("drive_add 0 file={hot},format=raw,if=none,id=hot,cache=none");
-        qmp.execute(&format!(
-            r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{add}"}}}}"#
-        ))
-        .unwrap();
+        qmp.monitor(&add).unwrap();
         qmp.request("hot", "write 0 4k").unwrap();
         for _ in 0..20 {
             writes(&mut qmp, "what is written after a scan");

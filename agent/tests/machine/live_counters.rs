@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::lab::stage::{
-    Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, name, process_clock_ns, schedstat_ns,
+    Stage, VM_CPU_CORE_TIME, VM_CPU_TIME, name, process_clock_ns, schedstat, schedstat_ns,
 };
 use xtask::lab::{PATIENCE, TinyGuest, wait_until};
 
@@ -80,12 +80,7 @@ fn two_gets_of_a_running_vcpu_differ_by_the_time_between_them() {
             .map(|line| line.split_whitespace().last().unwrap().parse::<u64>().unwrap())
             .sum::<u64>()
     };
-    let schedstat = || {
-        let path = format!("/proc/{}/task/{}/schedstat", guest.pid(), guest.tids()[0]);
-        let text = std::fs::read_to_string(path).unwrap();
-        let mut words = text.split_whitespace().map(|word| word.parse::<u64>().unwrap());
-        [words.next().unwrap(), words.next().unwrap()]
-    };
+    let schedstat = || schedstat(guest.pid(), guest.tids()[0]);
     let start = Instant::now();
     let mut undisturbed = 0;
     while undisturbed < 5 {

@@ -48,7 +48,7 @@ fn a_vm_is_paused_while_none_of_its_vcpus_may_run() {
         monitor.execute(r#"{"execute":"stop"}"#).unwrap();
         // It may have done so by itself.
         wait(&mut stage, index, RUNNING.0, PAUSED);
-        monitor.execute(r#"{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}"#).unwrap();
+        monitor.monitor("info registers -a").unwrap();
     }
     // An agent that finds it so.
     stage.agent.end().unwrap();

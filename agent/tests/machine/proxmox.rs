@@ -193,10 +193,7 @@ fn execute(qmp: &mut Qmp, command: &str) {
 }
 
 fn monitor(qmp: &mut Qmp, line: &str) {
-    let said = qmp.execute(&format!(
-        r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{line}"}}}}"#
-    ));
-    let said = said.unwrap();
+    let said = qmp.monitor(line).unwrap();
     assert!(said.contains(r#"{"return": ""}"#) || said.contains("OK"), "{line}: {said}");
 }
 

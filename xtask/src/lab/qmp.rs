@@ -48,16 +48,24 @@ impl Qmp {
         }
     }
 
+    /// Executes a line of the monitor for people, which is written as in JSON. Returns the line with the response.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Failed`]
+    pub fn monitor(&mut self, line: &str) -> Result<String, LabError> {
+        self.execute(&format!(
+            r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{line}"}}}}"#
+        ))
+    }
+
     /// Makes a request on a drive in QEMU's block layer, in qemu-io's syntax, such as `read 0 4k`.
     ///
     /// # Errors
     ///
     /// [`LabError::Failed`]
     pub fn request(&mut self, drive: &str, request: &str) -> Result<(), LabError> {
-        let line = format!("qemu-io {drive} \\\"{request}\\\"");
-        let said = self.execute(&format!(
-            r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{line}"}}}}"#
-        ))?;
+        let said = self.monitor(&format!("qemu-io {drive} \\\"{request}\\\""))?;
         if said.contains("failed") || said.contains("rror") {
             return Err(failed(&format!("{request}: {said}")));
         }

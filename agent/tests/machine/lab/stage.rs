@@ -143,8 +143,14 @@ pub(crate) fn name(column: &[u32], index: &[u32]) -> Vec<u32> {
 
 /// Time on a CPU in ns, as the kernel shows it for a thread.
 pub(crate) fn schedstat_ns(pid: u32, tid: u32) -> u64 {
+    schedstat(pid, tid)[0]
+}
+
+/// The times that a thread was on a CPU, and that it waited for one, in ns.
+pub(crate) fn schedstat(pid: u32, tid: u32) -> [u64; 2] {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap();
-    text.split_whitespace().next().unwrap().parse().unwrap()
+    let mut words = text.split_whitespace().map(|word| word.parse().unwrap());
+    [words.next().unwrap(), words.next().unwrap()]
 }
 
 /// CPU time in ns of all threads of a process, including exited ones, from its CPU-time clock.
