@@ -9,7 +9,7 @@ use super::{
 };
 use crate::counters::VmSlot;
 
-/// A table of which users have shares.
+/// A table of records, and how many of them each user has.
 #[derive(Debug)]
 struct Shares {
     size: usize,

@@ -66,7 +66,7 @@ pub enum DomainFact {
         /// vmHvVersion.
         version: String,
     },
-    /// All domains, those that were described and those that could not be, of which what is known stays; libvirt answers.
+    /// All domains: those that were described, and those that could not be. What is known of the latter stays. libvirt answers.
     /// Events that led to what was found may still come.
     Listed(Vec<Domain>, BTreeSet<VmUuid>),
     /// Some domains as they are now (`None` = it is gone), after these events. What is found may be ahead of the events.

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Limit {
     rates: UserRates,
-    /// VMs of users of which a change was reported.
+    /// VMs of users whose changes have been reported.
     reported: HashSet<u32>,
     /// The change of each VM that waits, by the order in which they came.
     held: BTreeMap<u64, (u32, Change)>,

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Directories of units, the first of which wins (systemd.unit(5)).
+/// Directories of units. A unit is read from the first directory that has it (systemd.unit(5)).
 const DIRS: [&str; 5] = [
     "/etc/systemd/system",
     "/run/systemd/system",

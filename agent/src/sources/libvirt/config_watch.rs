@@ -20,7 +20,7 @@ const SAVE: &str = "/var/lib/libvirt/qemu/save";
 /// A change of libvirt's files.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum ConfigChange {
-    /// Any of them may have changed: changes were lost, or a directory was made anew.
+    /// Any file may have changed: changes were lost, or a directory was removed and made again.
     All,
     /// The set of domains that start with the host.
     AutoStart,
@@ -212,7 +212,7 @@ mod tests {
         wait_for("another directory takes the place", ConfigChange::All);
         fs::create_dir(&save).unwrap();
         wait_for("of the saved memory", ConfigChange::All);
-        // The watches are made anew between two writes.
+        // The watches are added again between two writes.
         for (path, change) in
             [(config.join("web.xml"), domain("web")), (save.join("db.save"), domain("db"))]
         {

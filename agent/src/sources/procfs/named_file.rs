@@ -210,7 +210,7 @@ mod tests {
             let refused = read(&process, &dir.path().join(name));
             assert!(matches!(refused, Err(Unread::Forbidden(65534))), "{name}: {refused:?}");
         }
-        // It had rights: somebody has opened its log for it, or it did so by itself before it gave them up.
+        // It had rights: another process has opened its log for it, or it opened the log before it gave up its rights.
         let (_child, process) = start(fs::File::open(&log).unwrap().into());
         assert_eq!(read(&process, &hidden).unwrap(), b"x");
         assert!(matches!(read(&process, &secret), Err(Unread::Forbidden(_))));
