@@ -293,11 +293,13 @@ impl ImageHooks {
                         self.logged[method.number()] = None;
                         has_changed = true;
                     } else {
-                        let why = match &self.states[method.number()] {
-                            State::Failed(why) | State::Down { why, .. } => why.clone(),
-                            State::Attached | State::Idle => why,
+                        let (why, pause) = match &self.states[method.number()] {
+                            State::Failed(why) | State::Down { why, .. } => {
+                                (why.clone(), LONGEST_PAUSE.min(pause * 2))
+                            }
+                            // The kernel has not removed the previous link yet.
+                            State::Attached | State::Idle => (why, FIRST_PAUSE),
                         };
-                        let pause = LONGEST_PAUSE.min(pause * 2);
                         let due = Some(now + pause);
                         self.states[method.number()] = State::Down { why, due, pause };
                     }
