@@ -8,7 +8,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use kvmeter::{
     counters::{Records, ThreadSlot, VmSlot},
     counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
-    probe::{KERNEL_BTF, Method, Probe, SCHED_HOOKS},
+    probe::{KERNEL_BTF, Method, Probe, SCHED_HOOKS, Sizes},
 };
 use kvmeter_common::LAYOUT;
 
@@ -30,7 +30,7 @@ impl Tracked {
     /// The same with the programs that count images by these methods.
     pub(crate) fn with(methods: &[Method]) -> anyhow::Result<Self> {
         let pins = PinDir(format!("/sys/fs/bpf/kvmeter-bench-{}", process::id()).into());
-        let mut probe = Probe::start(&pins.0, KERNEL_BTF.as_ref())?;
+        let mut probe = Probe::start(&pins.0, KERNEL_BTF.as_ref(), Sizes::default())?;
         probe.image_hooks.set_attached(|method| methods.contains(&method));
         let of_images = probe.image_hooks.states().into_iter();
         let of_images = of_images.filter(|state| state.failure.is_none()).map(|state| state.hook);

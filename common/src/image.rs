@@ -4,16 +4,20 @@
 //! ([`ImageKey::slot`]), a new one in the bucket with more free records. Both sides claim records; only the agent frees
 //! them. A race can leave two records of one image: both count, and the image's I/O is their sum.
 
-use crate::IMAGES;
-
 /// Records in a bucket of the table.
 pub const BUCKET_LEN: u32 = 8;
 
 /// Records in which an image's may be: two buckets.
 pub const PROBES: u32 = 2 * BUCKET_LEN;
 
-/// Buckets of the table.
-const BUCKETS: u64 = IMAGES as u64 / BUCKET_LEN as u64;
+/// Disk of a record that was merged into another one: above every vmStorageIndex. The low bits are the other record's slot.
+pub const MERGED: u32 = 1 << 31;
+
+/// Buckets of a table with this number of records: a power of two, as that is.
+#[must_use]
+pub const fn buckets(images: usize) -> u64 {
+    images as u64 / BUCKET_LEN as u64
+}
 
 /// Buckets of a latency histogram: four to each doubling, from 2^10 ns (1 µs) to 2^34 ns (17 s). The last one has no end.
 pub const LATENCY_BUCKETS: usize = 96;
@@ -142,17 +146,26 @@ impl ImageKey {
         mixed ^ mixed >> 31
     }
 
-    /// Slot of the record with number `probe`, below [`PROBES`], for an image with this [`hash`](Self::hash).
+    /// Slot of the record with number `probe`, below [`PROBES`], for an image with this [`hash`](Self::hash), in a table with
+    /// this number of [`buckets`].
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the number of a record is below `IMAGES`")]
-    pub const fn slot(hash: u64, probe: u32) -> u32 {
-        let first = hash % BUCKETS;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the number of a record is below `MAX_IMAGES`"
+    )]
+    pub const fn slot(hash: u64, probe: u32, buckets: u64) -> u32 {
+        let mask = buckets - 1;
+        let first = hash & mask;
         let bucket = if probe < BUCKET_LEN {
             first
         } else {
-            // Never the same as the first one.
-            (first + 1 + (hash >> 32) % (BUCKETS - 1)) % BUCKETS
+            // Without a branch for a division by 0, which the verifier would not take. Never the same as the first one.
+            let further = match (hash >> 32).checked_rem(mask) {
+                Some(further) => further,
+                None => 0,
+            };
+            (first + 1 + further) & mask
         };
         bucket as u32 * BUCKET_LEN + probe % BUCKET_LEN
     }
@@ -252,12 +265,13 @@ const _: () = {
     assert!(size_of::<DirectionCounters>() == 32 + 8 * LATENCY_BUCKETS);
     assert!(size_of::<ImageRecord>() == 64 + 2 * size_of::<DirectionCounters>());
     assert!(size_of::<InFlight>() == 48);
-    assert!(IMAGES.is_power_of_two());
+    assert!(crate::IMAGES.is_power_of_two() && crate::MAX_IMAGES.is_power_of_two());
 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::IMAGES;
 
     #[test]
     fn buckets_follow_each_other() {
@@ -276,7 +290,7 @@ mod tests {
         let mut taken = [0; IMAGES];
         for number in 0.. {
             let key = key(number as u64);
-            let slot = |probe| ImageKey::slot(key.hash(), probe) as usize;
+            let slot = |probe| ImageKey::slot(key.hash(), probe, buckets(IMAGES)) as usize;
             let bits = (0..PROBES).map(|probe| ImageKey::taken_bit(taken[slot(probe)]) << probe);
             let Some(probe) = ImageKey::free_probe(bits.sum()) else { return number };
             taken[slot(probe)] = key.owner();
@@ -313,7 +327,11 @@ mod tests {
     fn the_two_buckets_of_an_image_differ() {
         for file in 0..10_000 {
             let hash = ImageKey { vm: 1, device: 2, file }.hash();
-            assert_ne!(ImageKey::slot(hash, 0), ImageKey::slot(hash, BUCKET_LEN));
+            for images in [32, IMAGES, crate::MAX_IMAGES] {
+                let slot = |probe| ImageKey::slot(hash, probe, buckets(images));
+                assert_ne!(slot(0), slot(BUCKET_LEN));
+                assert!((slot(PROBES - 1) as usize) < images);
+            }
         }
     }
 }

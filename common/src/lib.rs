@@ -31,11 +31,14 @@ pub const LAYOUT: u32 = 7;
 /// Thread records in a block, the unit in which VMs get them.
 pub const BLOCK_LEN: usize = 8;
 
-/// Number of thread records. Record 0 is never used: a slot is a `u16`, and 0 means none.
+/// Largest number of thread records, and the number by default. Record 0 is never used: a slot is a `u16`, and 0 means none.
 pub const THREADS: usize = 1 << 16;
 
-/// Number of VM records. Record 0 is never used.
+/// Number of VM records by default. Record 0 is never used.
 pub const VMS: usize = 4096;
+
+/// Largest number of VM records.
+pub const MAX_VMS: usize = 1 << 15;
 
 /// Largest number of blocks of one VM: 3,584 threads. KVM has at most 4,096 vCPUs in a VM, most builds 1,024.
 pub const VM_BLOCKS: usize = 448;
@@ -46,8 +49,11 @@ pub const SEARCHED_BLOCKS: usize = 96;
 
 const _: () = assert!(SEARCHED_BLOCKS <= VM_BLOCKS);
 
-/// Number of image records.
+/// Number of image records by default.
 pub const IMAGES: usize = 4096;
+
+/// Largest number of image records: a slot is a `u16`.
+pub const MAX_IMAGES: usize = 1 << 16;
 
 /// Image records of files that belong to no disk yet which the kernel may claim for one VM. With more of them the VM is
 /// taken for a file server (9p, virtiofs).

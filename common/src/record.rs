@@ -94,6 +94,8 @@ impl VmRecord {
     pub const DELAYED: u64 = 8;
     /// The VM's vCPUs halt outside `KVM_RUN`: asleep there is only a thread that was stopped.
     pub const HALTS_OUTSIDE: u64 = 16;
+    /// An agent has moved the record from a table of another size; its threads are not registered here yet.
+    pub const MOVED: u64 = 32;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.
@@ -171,7 +173,7 @@ const _: () = {
     assert!(size_of::<VmRecord>() == 1024 && align_of::<VmRecord>() == 64);
     assert!(core::mem::offset_of!(VmRecord, blocks) == 128);
     assert!(size_of::<Meta>() == 40);
-    assert!(crate::THREADS <= 1 << 16 && crate::VMS <= 1 << 15);
+    assert!(crate::THREADS <= 1 << 16 && crate::VMS <= crate::MAX_VMS);
 };
 
 #[cfg(test)]

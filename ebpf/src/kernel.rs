@@ -7,7 +7,7 @@
 )]
 
 use aya_ebpf::Global;
-use kvmeter_common::Field;
+use kvmeter_common::{Field, IMAGES, image::buckets};
 
 /// 1 where `sched_switch` has the previous task's state as an argument (Linux 5.18), else 0.
 #[unsafe(no_mangle)]
@@ -36,6 +36,10 @@ pub(crate) static HAS_IO_CGROUPS: Global<u64> = Global::new(0);
 /// Flag of open(2) on this architecture.
 #[unsafe(no_mangle)]
 pub(crate) static O_DIRECT: Global<u64> = Global::new(0);
+
+/// Buckets of the table of image records: the loader sizes it.
+#[unsafe(no_mangle)]
+pub(crate) static IMAGE_BUCKETS: Global<u64> = Global::new(buckets(IMAGES));
 
 /// Offset of each field in its struct, by the field's number.
 #[unsafe(no_mangle)]

@@ -11,7 +11,7 @@ use kvmeter_common::{
 use crate::{
     atomic,
     image::OnMiss,
-    maps,
+    kernel, maps,
     thread::{get, set},
     verifier,
 };
@@ -40,11 +40,12 @@ pub(crate) struct Target {
 #[inline(always)]
 pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Option<Target> {
     let hash = key.hash();
+    let buckets = kernel::IMAGE_BUCKETS.load();
     let target = |slot| Target { slot, owner: key.owner(), file: key.file };
     // A bit for each record, without a branch: the verifier would follow every combination of free records.
     let mut taken = 0_u32;
     for probe in 0..PROBES {
-        let slot = ImageKey::slot(hash, probe);
+        let slot = ImageKey::slot(hash, probe, buckets);
         let record = maps::image(slot)?;
         let owner = get!(record, owner);
         if owner == key.owner() && get!(record, file) == key.file {
@@ -60,7 +61,7 @@ pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Optio
         maps::count_uncounted();
         return None;
     };
-    let free = ImageKey::slot(hash, probe);
+    let free = ImageKey::slot(hash, probe, buckets);
     if claim(free, key, layers.for_new) {
         if let Some(record) = maps::vm(vm.slot) {
             // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.

@@ -3,10 +3,19 @@
 use std::fs;
 
 use super::Check;
-use crate::probe::{HookState, ProbeError, try_hooks, with_causes};
+use crate::{
+    config::Limits,
+    probe::{HookState, ProbeError, Sizes, try_hooks, with_causes},
+};
 
-pub(super) fn checks() -> Vec<Check> {
-    assess(try_hooks(&super::btf_path()))
+pub(super) fn checks(limits: &Limits) -> Vec<Check> {
+    assess(try_hooks(&super::btf_path(), sizes(limits)))
+}
+
+/// The sizes of the tables that the configuration asks for.
+#[must_use]
+pub fn sizes(limits: &Limits) -> Sizes {
+    Sizes::of(limits.vms, limits.threads, limits.images)
 }
 
 /// The line for all hooks if they cannot be tried.

@@ -17,6 +17,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use hook::sizes;
 pub use kernel::btf_path;
 pub use namespace::blind_spots;
 pub use service::{Service, become_service};
@@ -130,7 +131,7 @@ pub fn preflight(config: Result<Config, &ConfigError>, judged: &Judged) -> Prefl
     checks.extend(directory::checks(&config, judged));
     checks.push(sight::check());
     if able {
-        checks.extend(hook::checks());
+        checks.extend(hook::checks(&config.limits));
     } else {
         checks.push(hook::untried());
     }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use diagnostic::Diagnostic;
-use values::{Directory, LibvirtUris, Milliseconds, Seconds, SecondsOrNever};
+use values::{Directory, LibvirtUris, Milliseconds, Records, Seconds, SecondsOrNever};
 
 use crate::{
     agentx::{self, Address},
@@ -44,6 +44,8 @@ pub struct Config {
     pub state: State,
     /// The BPF programs.
     pub probe: Probe,
+    /// Sizes of the tables of records.
+    pub limits: Limits,
     /// Notifications.
     pub notifications: Notifications,
 }
@@ -154,6 +156,27 @@ pub struct Probe {
 impl Default for Probe {
     fn default() -> Self {
         Self { pin_dir: PathBuf::from("/sys/fs/bpf/kvmeter"), system_calls: true }
+    }
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// VMs that can be counted at once: 16 to 32,767.
+    #[serde(with = "Records::<16, 32_767>")]
+    pub vms: u32,
+    /// Threads of VMs that can be counted at once: 128 to 65,528. VMs get them in blocks of eight.
+    #[serde(with = "Records::<128, 65_528>")]
+    pub threads: u32,
+    /// Records of images of disks: 256 to 65,536, rounded up to a power of two.
+    #[serde(with = "Records::<256, 65_536>")]
+    pub images: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { vms: 4095, threads: 65_528, images: 4096 }
     }
 }
 

@@ -110,6 +110,20 @@ impl<const MAX: u64> SecondsOrNever<MAX> {
     }
 }
 
+/// For `#[serde(with)]`: a number of records.
+pub(super) struct Records<const MIN: u64, const MAX: u64>;
+
+impl<const MIN: u64, const MAX: u64> Records<MIN, MAX> {
+    pub(super) fn serialize<S: Serializer>(value: &u32, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(*value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+        let number = from.deserialize_i64(Bounded::<MIN, MAX> { unit: "records" })?;
+        u32::try_from(number).map_err(D::Error::custom)
+    }
+}
+
 /// For `#[serde(with)]`: a [`Duration`] that is written in milliseconds.
 pub(super) struct Milliseconds<const MIN: u64, const MAX: u64>;
 

@@ -6,7 +6,10 @@ use std::sync::atomic::{
     fence,
 };
 
-use kvmeter_common::{ImageKey, Layer, image::PROBES};
+use kvmeter_common::{
+    ImageKey, Layer,
+    image::{MERGED, PROBES, buckets},
+};
 
 use thiserror::Error;
 
@@ -17,7 +20,7 @@ use super::{
 };
 use crate::histogram::Histogram;
 
-/// Slot of an image's record: 0 to 4,095.
+/// Slot of an image's record.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ImageSlot(pub u16);
 
@@ -74,9 +77,6 @@ pub enum ClaimError {
     #[error("too many VMs have the device")]
     Device,
 }
-
-/// Disk of a record that was merged into another one: above every vmStorageIndex. The low bits are the other record's slot.
-const MERGED: u32 = 1 << 31;
 
 /// Most merged records that are followed to the one that has the counts: that one may have been merged, too.
 const MERGES: usize = 16;
@@ -215,7 +215,7 @@ impl Records {
 
     /// The open records of an image. A race of two CPUs can create several; the kernel counts in any of them.
     pub fn images_of(&self, key: ImageKey) -> impl Iterator<Item = ImageSlot> {
-        probes(key)
+        self.probes(key)
             .filter(move |slot| self.image(*slot).is_some_and(|record| is_open_for(record, key)))
     }
 
@@ -251,7 +251,7 @@ impl Records {
 
     /// Claims a free record in the image's buckets.
     fn claim_free(&self, key: ImageKey, layer: Layer) -> Option<ImageSlot> {
-        let slots: Vec<_> = probes(key).collect();
+        let slots: Vec<_> = self.probes(key).collect();
         let free = loop {
             let owners = slots.iter().filter_map(|slot| self.image(*slot));
             let taken = owners.zip(0..).fold(0, |taken, (record, probe)| {
@@ -307,6 +307,29 @@ impl Records {
         }
     }
 
+    /// Adds what was counted in another table to an image record: its fields' counts in their order.
+    pub(super) fn add_late(&self, slot: u32, counts: &[u64]) {
+        let slot = u16::try_from(slot).ok().map(ImageSlot);
+        let Some(record) = slot.and_then(|slot| self.image(slot)) else { return };
+        for (cell, count) in cells(&record.read).chain(cells(&record.write)).zip(counts) {
+            cell.fetch_add(*count, AcqRel);
+        }
+    }
+
+    /// Number of image records.
+    #[must_use]
+    pub fn image_capacity(&self) -> usize {
+        self.images.len()
+    }
+
+    /// The slots in which an image's record can be: those of its first bucket, then those of its second.
+    fn probes(&self, key: ImageKey) -> impl Iterator<Item = ImageSlot> + use<> {
+        let (hash, buckets) = (key.hash(), buckets(self.images.len()));
+        let slot =
+            move |probe| u16::try_from(ImageKey::slot(hash, probe, buckets)).ok().map(ImageSlot);
+        (0..PROBES).filter_map(slot)
+    }
+
     pub(super) fn image(&self, slot: ImageSlot) -> Option<&SharedImageRecord> {
         self.images.get(usize::from(slot.0))
     }
@@ -315,13 +338,6 @@ impl Records {
 fn cells(direction: &SharedDirectionCounters) -> impl Iterator<Item = &AtomicU64> {
     let numbers = [&direction.requests, &direction.bytes, &direction.latency_ns, &direction.errors];
     numbers.into_iter().chain(&direction.buckets)
-}
-
-/// The slots in which an image's record can be: those of its first bucket, then those of its second.
-fn probes(key: ImageKey) -> impl Iterator<Item = ImageSlot> {
-    let hash = key.hash();
-    let slot = move |probe| u16::try_from(ImageKey::slot(hash, probe)).ok().map(ImageSlot);
-    (0..PROBES).filter_map(slot)
 }
 
 fn is_open_for(record: &SharedImageRecord, key: ImageKey) -> bool {

@@ -6,8 +6,7 @@ use std::{
 };
 
 use kvmeter_common::{
-    BLOCK_LEN, DEVICE_BUCKETS, IMAGES, LAYOUT, Owner, SLOTS_PER_ELEMENT, THREADS, VM_BLOCKS, VMS,
-    word,
+    BLOCK_LEN, DEVICE_BUCKETS, LAYOUT, Owner, SLOTS_PER_ELEMENT, VM_BLOCKS, word,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -47,16 +46,23 @@ impl Records {
     /// Those of `mmap(2)`.
     pub fn map(probe: &Probe) -> io::Result<Self> {
         let elements = probe.tid_slot.info().map_err(io::Error::other)?.max_entries();
-        Ok(Self {
+        let records = Self {
             tid_slot: Mapped::new(probe.tid_slot.fd(), elements as usize)?,
-            threads: Mapped::new(probe.threads.fd(), THREADS)?,
-            vms: Mapped::new(probe.vms.fd(), VMS)?,
+            threads: Mapped::new(probe.threads.fd(), probe.sizes.threads)?,
+            vms: Mapped::new(probe.vms.fd(), probe.sizes.vms)?,
             meta: Mapped::new(probe.meta.fd(), 1)?,
-            images: Mapped::new(probe.images.fd(), IMAGES)?,
+            images: Mapped::new(probe.images.fd(), probe.sizes.images)?,
             devices: Mapped::new(probe.devices.fd(), DEVICE_BUCKETS)?,
             image_index: ImageIndex::default(),
             merge_seq: AtomicU64::new(0),
-        })
+        };
+        for (slot, counts) in &probe.late {
+            records.add_late(*slot, counts);
+        }
+        if probe.has_moved {
+            records.add_device_users();
+        }
+        Ok(records)
     }
 
     /// Empty records that no program writes.
@@ -69,10 +75,10 @@ impl Records {
         }
         Self {
             tid_slot: mapped(1 << 13),
-            threads: mapped(THREADS),
-            vms: mapped(VMS),
+            threads: mapped(kvmeter_common::THREADS),
+            vms: mapped(kvmeter_common::VMS),
             meta: mapped(1),
-            images: mapped(IMAGES),
+            images: mapped(kvmeter_common::IMAGES),
             devices: mapped(DEVICE_BUCKETS),
             image_index: ImageIndex::default(),
             merge_seq: AtomicU64::new(0),

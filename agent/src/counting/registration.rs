@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmeter_common::{BLOCK_LEN, Owner, THREADS, VM_BLOCKS, VmRecord, word};
+use kvmeter_common::{BLOCK_LEN, Owner, VM_BLOCKS, VmRecord, word};
 use rustix::thread::sched_yield;
 
 use super::{
@@ -50,8 +50,12 @@ impl<R: AsRef<Records>> Registration<R> {
         adopted.restore_thread_ids();
         for (slot, _) in adopted.tracked_vms() {
             let maps = adopted.records();
-            let mut threads = maps.threads_of(adopted.vm(slot));
-            if threads.all(|(_, record)| record.owner.load(Ordering::Acquire) == 0) {
+            let vm = adopted.vm(slot);
+            // Its threads are registered with the first scan of the process.
+            let has_moved =
+                vm.flags.fetch_and(!VmRecord::MOVED, Ordering::AcqRel) & VmRecord::MOVED != 0;
+            let mut threads = maps.threads_of(vm);
+            if !has_moved && threads.all(|(_, record)| record.owner.load(Ordering::Acquire) == 0) {
                 adopted.untrack_vm(slot);
             }
         }
@@ -60,7 +64,7 @@ impl<R: AsRef<Records>> Registration<R> {
 
     fn take_over(records: R) -> Self {
         let maps = records.as_ref();
-        let mut blocks = vec![false; THREADS / BLOCK_LEN];
+        let mut blocks = vec![false; maps.threads.len() / BLOCK_LEN];
         // Block 0 contains slot 0, which means "no slot".
         blocks[0] = true;
         let (mut vms, mut used) = (VecDeque::new(), Vec::new());

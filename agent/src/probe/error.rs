@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::ProgramError;
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use thiserror::Error;
 
-use super::btf::BtfError;
+use super::{Sizes, btf::BtfError};
 
 /// Why the programs do not run, and what to do about it.
 #[derive(Debug, Error)]
@@ -104,6 +104,18 @@ pub enum ProbeError {
         "The kernel refuses the BPF maps; kvmeter must start as root or with CAP_BPF and CAP_PERFMON"
     )]
     Load(#[source] Box<dyn Error + Send + Sync>),
+    /// The kernel refused a table of this size.
+    #[error(
+        "The kernel refuses a table of {records} records, as limits.{key} of the configuration has it"
+    )]
+    Table {
+        /// The key.
+        key: &'static str,
+        /// Records of the table.
+        records: usize,
+        /// Why.
+        source: io::Error,
+    },
     /// The records cannot be mapped.
     #[error("The maps of the counters cannot be mapped; run `kvmeter detach` and start again")]
     Map {
@@ -166,6 +178,9 @@ impl ProbeError {
             Self::InUse { .. } => "end the other agent, or set probe.pin_dir",
             Self::PinsChanged { .. } | Self::Map { .. } => "run `kvmeter detach` and start again",
             Self::PidMax(_) => "mount /proc",
+            Self::Table { .. } => {
+                "set a smaller size in the section [limits] of the configuration, or run as root if even the default is refused"
+            }
             Self::Pin { .. } | Self::Load(_) | Self::Hook { .. } => {
                 "run as root; `dmesg` may tell which policy refuses BPF"
             }
@@ -174,6 +189,22 @@ impl ProbeError {
 
     pub(super) fn load(source: impl Error + Send + Sync + 'static) -> Self {
         Self::Load(Box::new(source))
+    }
+
+    /// Names the table that the kernel refused.
+    pub(super) fn maps(error: EbpfError, sizes: Sizes) -> Self {
+        match error {
+            EbpfError::MapError(MapError::CreateError { name, io_error })
+                if io_error.kind() != io::ErrorKind::PermissionDenied =>
+            {
+                let mut maps = sizes.maps().into_iter();
+                match maps.find(|(map, ..)| *map == name) {
+                    Some((_, key, records)) => Self::Table { key, records, source: io_error },
+                    None => Self::load(MapError::CreateError { name, io_error }),
+                }
+            }
+            error => Self::load(error),
+        }
     }
 
     pub(super) fn hook(name: &'static str, source: ProgramError) -> Self {
@@ -217,6 +248,13 @@ mod tests {
         assert!(fix(BtfError::UnknownKind { id: 7, kind: 20 }).contains("a newer kvmeter"));
         assert!(fix(BtfError::Missing("x".to_owned())).contains("Linux 5.15 or later"));
         assert!(fix(BtfError::BadMagic).contains("unset KVMETER_BTF"));
+        let refused = MapError::CreateError {
+            name: "IMAGE".to_owned(),
+            io_error: io::Error::from_raw_os_error(12),
+        };
+        let error = ProbeError::maps(EbpfError::MapError(refused), Sizes::default());
+        assert!(error.to_string().contains("4096 records, as limits.images"), "{error}");
+        assert!(error.fix().contains("[limits]"));
         assert!(fix(BtfError::Truncated { at: 1, what: "type" }).contains("unset KVMETER_BTF"));
     }
 }

@@ -9,10 +9,12 @@ mod error;
 mod events;
 mod hook;
 mod image_hooks;
+mod moved;
 mod object;
 mod offsets;
 mod pin_owners;
 mod pins;
+mod sizes;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -24,17 +26,20 @@ use aya::{
     EbpfLoader,
     maps::{Array, Map, MapData, RingBuf},
 };
-use kvmeter_common::{LAYOUT, names};
+use kvmeter_common::{LAYOUT, image::buckets, names};
 
 pub use error::ProbeError;
 pub(crate) use error::with_causes;
 pub use events::Events;
 pub use hook::{Hook, HookState, SCHED_HOOKS};
 pub use image_hooks::{ImageHooks, Method};
+pub(crate) use moved::LateCounts;
+use moved::Moved;
 pub use offsets::Offsets;
 pub(crate) use pin_owners::check_owners;
 use pins::Pins;
 pub(crate) use pins::{BPF_FS_MAGIC, is_attached, pid_max};
+pub use sizes::Sizes;
 
 /// File with the kernel's own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -62,6 +67,12 @@ pub struct Probe {
     pub hooks: Vec<HookState>,
     /// Whether the maps were adopted, with what was counted while no agent ran.
     pub adopted: bool,
+    /// Sizes of the tables.
+    pub sizes: Sizes,
+    /// What was counted in tables of other sizes after the records were moved, to be added to the image records.
+    pub(crate) late: Vec<LateCounts>,
+    /// Whether the records came from tables of other sizes.
+    pub(crate) has_moved: bool,
 }
 
 impl Probe {
@@ -70,26 +81,35 @@ impl Probe {
     /// # Errors
     ///
     /// [`ProbeError`], with what to do about it. Nothing is counted then; earlier pins stay.
-    pub fn start(pin_dir: &Path, kernel_btf: &Path) -> Result<Self, ProbeError> {
+    pub fn start(pin_dir: &Path, kernel_btf: &Path, sizes: Sizes) -> Result<Self, ProbeError> {
         let object = object::elf()?;
         let offsets = Offsets::of_kernel(kernel_btf)?;
-        let fingerprint = fingerprint(object, &offsets);
+        let fingerprint = fingerprint(object, &offsets, sizes);
         let pins = Pins::open(pin_dir)?;
         let tid_elements = pins::tid_elements()?;
-        let found = pins.find_maps(tid_elements)?;
-        let adopted = found.is_some();
+        let mut found = pins.find_maps(tid_elements, sizes)?;
+        let moved = match found.take_if(|maps| !maps.have_sizes) {
+            Some(maps) => pins.take_apart(maps, sizes)?,
+            None => None,
+        };
+        let adopted = found.is_some() || moved.is_some();
         let is_same = found.is_some_and(|maps| maps.programs == fingerprint)
             && SCHED_HOOKS.iter().all(|hook| pins.has_link(hook.name));
 
         let mut loader = EbpfLoader::new();
         offsets.set_globals(&mut loader);
+        let image_buckets = buckets(sizes.images);
+        set_sizes(&mut loader, sizes, &image_buckets);
         loader.map_max_entries(names::TID_SLOT, tid_elements);
         for name in pins::MAPS {
             loader.map_pin_path(name, pins.map(name));
         }
         let object = offsets.relocate(object).map_err(ProbeError::load)?;
-        let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
+        let mut ebpf = loader.load(&object).map_err(|error| ProbeError::maps(error, sizes))?;
         let btf = parse_for_loader(kernel_btf)?;
+        if let Some(moved) = &moved {
+            moved.write(&mut ebpf)?;
+        }
         let hooks = if is_same {
             SCHED_HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec()
         } else {
@@ -102,10 +122,14 @@ impl Probe {
             tracing::warn!("pins of another version stay: {}", with_causes(&error));
         }
         let maps = pins
-            .find_maps(tid_elements)?
+            .find_maps(tid_elements, sizes)?
+            .filter(|maps| maps.have_sizes)
             .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
         let image_hooks = ImageHooks::load(ebpf, &btf, pins, &offsets, is_same);
-        maps.into_probe(image_hooks, hooks, adopted)
+        let mut probe = maps.into_probe(image_hooks, hooks, adopted, sizes)?;
+        probe.has_moved = moved.is_some();
+        probe.late = moved.as_ref().map_or_else(Vec::new, Moved::late);
+        Ok(probe)
     }
 
     /// Makes `pin_dir`, and gives it and the pins in it to the owner of `example`, which must exist. To be called as root.
@@ -135,13 +159,15 @@ impl Probe {
 /// # Errors
 ///
 /// [`ProbeError`] when not even the maps can be created.
-pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
+pub fn try_hooks(kernel_btf: &Path, sizes: Sizes) -> Result<Vec<HookState>, ProbeError> {
     let object = object::elf()?;
     let offsets = Offsets::of_kernel(kernel_btf)?;
     let mut loader = EbpfLoader::new();
     offsets.set_globals(&mut loader);
+    let image_buckets = buckets(sizes.images);
+    set_sizes(&mut loader, sizes, &image_buckets);
     let object = offsets.relocate(object).map_err(ProbeError::load)?;
-    let mut ebpf = loader.load(&object).map_err(ProbeError::load)?;
+    let mut ebpf = loader.load(&object).map_err(|error| ProbeError::maps(error, sizes))?;
     let btf = parse_for_loader(kernel_btf)?;
     let of = |method: Method| method.hooks().iter().map(move |hook| (*hook, Some(method)));
     let for_disks = Method::ALL.into_iter().flat_map(of);
@@ -155,6 +181,13 @@ pub fn try_hooks(kernel_btf: &Path) -> Result<Vec<HookState>, ProbeError> {
             HookState { hook, method, failure }
         })
         .collect())
+}
+
+fn set_sizes<'a>(loader: &mut EbpfLoader<'a>, sizes: Sizes, image_buckets: &'a u64) {
+    for (name, _, records) in sizes.maps() {
+        loader.map_max_entries(name, u32::try_from(records).unwrap_or(u32::MAX));
+    }
+    loader.override_global("IMAGE_BUCKETS", image_buckets, true);
 }
 
 /// The kernel's BTF for the loader, which has a parser of its own.
@@ -194,11 +227,12 @@ fn attach_all(
     Ok(hooks)
 }
 
-/// Fingerprint of the programs and of the offsets with which they are loaded.
-fn fingerprint(object: &[u8], offsets: &Offsets) -> u64 {
+/// Fingerprint of the programs, and of the offsets and sizes with which they are loaded.
+fn fingerprint(object: &[u8], offsets: &Offsets, sizes: Sizes) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
     offsets.hash(&mut hasher);
+    sizes.hash(&mut hasher);
     // 0 means incomplete.
     hasher.finish().max(1)
 }
@@ -209,6 +243,7 @@ impl pins::FoundMaps {
         image_hooks: ImageHooks,
         hooks: Vec<HookState>,
         adopted: bool,
+        sizes: Sizes,
     ) -> Result<Probe, ProbeError> {
         Ok(Probe {
             tid_slot: self.tid_slot,
@@ -223,6 +258,9 @@ impl pins::FoundMaps {
             ),
             hooks,
             adopted,
+            sizes,
+            late: Vec::new(),
+            has_moved: false,
         })
     }
 }

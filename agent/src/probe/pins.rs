@@ -14,15 +14,15 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 use kvmeter_common::{
-    DEVICE_BUCKETS, DEVICE_USERS, EVENT_RING_LEN, FILTER_LEN, IMAGES, ImageRecord, InFlight,
-    LAYOUT, MAX_IN_FLIGHT, Meta, SLOTS_PER_ELEMENT, THREADS, ThreadRecord, VMS, VmRecord, names,
+    DEVICE_BUCKETS, DEVICE_USERS, EVENT_RING_LEN, FILTER_LEN, ImageRecord, InFlight, LAYOUT,
+    MAX_IN_FLIGHT, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VmRecord, names,
 };
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock, statfs},
     io::Errno,
 };
 
-use super::{ProbeError, pin_owners::make};
+use super::{ProbeError, Sizes, moved::Moved, pin_owners::make, with_causes};
 
 /// `BPF_FS_MAGIC` of the kernel's magic.h.
 pub(crate) const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -66,6 +66,8 @@ pub(super) struct FoundMaps {
     pub(super) events: MapData,
     /// [`Meta::programs`].
     pub(super) programs: u64,
+    /// Whether the tables of records have the sizes that are wanted.
+    pub(super) have_sizes: bool,
 }
 
 impl Pins {
@@ -125,9 +127,13 @@ impl Pins {
     }
 
     /// The pinned maps, if the set is complete and of this version's shape and layout. Otherwise clears the directory and
-    /// returns `None`. A map of thread ids that is too small for this `pid_max` is not pinned any more, and the programs are to be
-    /// replaced.
-    pub(super) fn find_maps(&self, tid_elements: u32) -> Result<Option<FoundMaps>, ProbeError> {
+    /// returns `None`. The tables of records may have other sizes. A map of thread ids that is too small for this `pid_max` is not
+    /// pinned any more, and the programs are to be replaced.
+    pub(super) fn find_maps(
+        &self,
+        tid_elements: u32,
+        sizes: Sizes,
+    ) -> Result<Option<FoundMaps>, ProbeError> {
         if MAPS.iter().any(|name| !self.map(name).exists()) {
             return self.clear().map(|()| None);
         }
@@ -144,16 +150,18 @@ impl Pins {
             devices: open(names::DEVICE)?,
             events: open(names::EVENTS)?,
             programs: 0,
+            have_sizes: false,
         };
         let meta = open(names::META)?;
         let found_elements = found.tid_slot.info().map_or(0, |info| info.max_entries());
         let fits = [
-            is_array(&found.tid_slot, SLOTS_PER_ELEMENT * 2, found_elements as usize),
-            is_array(&found.threads, size_of::<ThreadRecord>(), THREADS),
-            is_array(&found.vms, size_of::<VmRecord>(), VMS),
-            is_array(&found.meta, size_of::<Meta>(), 1),
-            is_array(&found.images, size_of::<ImageRecord>(), IMAGES),
-            is_array(&found.devices, 8 * DEVICE_USERS, DEVICE_BUCKETS),
+            is_array(&found.tid_slot, SLOTS_PER_ELEMENT * 2),
+            is_array(&found.threads, size_of::<ThreadRecord>()),
+            is_array(&found.vms, size_of::<VmRecord>()),
+            is_array(&found.meta, size_of::<Meta>()) && len(&found.meta) == Some(1),
+            is_array(&found.images, size_of::<ImageRecord>()),
+            is_array(&found.devices, 8 * DEVICE_USERS)
+                && len(&found.devices) == Some(DEVICE_BUCKETS),
             open(names::INFLIGHT)?.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::Hash)
                     && (info.key_size(), info.max_entries()) == (8, MAX_IN_FLIGHT)
@@ -181,13 +189,37 @@ impl Pins {
         if layout != u64::from(LAYOUT) {
             return self.clear().map(|()| None);
         }
-        if found_elements >= tid_elements {
-            return Ok(Some(FoundMaps { programs, ..found }));
+        let have_sizes = len(&found.vms) == Some(sizes.vms)
+            && len(&found.threads) == Some(sizes.threads)
+            && len(&found.images) == Some(sizes.images);
+        let found = FoundMaps { programs, have_sizes, ..found };
+        if !have_sizes || found_elements >= tid_elements {
+            return Ok(Some(found));
         }
         // pid_max has grown. Only the map of thread ids is made again, and with it the programs.
         let path = self.map(names::TID_SLOT);
         fs::remove_file(&path).map_err(|source| ProbeError::pin(path, source))?;
         Ok(Some(FoundMaps { programs: 0, ..found }))
+    }
+
+    /// Takes the records out of tables of other sizes, and removes the pins of the maps. The programs go on counting in them
+    /// until their links are replaced. `None`: the records cannot be read.
+    pub(super) fn take_apart(
+        &self,
+        found: FoundMaps,
+        sizes: Sizes,
+    ) -> Result<Option<Moved>, ProbeError> {
+        let moved = Moved::read(found.vms, found.threads, found.images, sizes)
+            .inspect_err(|error| {
+                let error = with_causes(error);
+                tracing::warn!("Counting starts from zero in tables of other sizes: {error}");
+            })
+            .ok();
+        for name in MAPS {
+            let path = self.map(name);
+            fs::remove_file(&path).map_err(|source| ProbeError::pin(path, source))?;
+        }
+        Ok(moved)
     }
 
     /// Detaches leftovers of other versions: pins of other layouts, and links at hooks that this version does not have.
@@ -238,11 +270,14 @@ pub(crate) fn is_attached(pin_dir: &Path, hook: &str) -> bool {
     !fs::symlink_metadata(link).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-fn is_array(map: &MapData, value_len: usize, entries: usize) -> bool {
+fn len(map: &MapData) -> Option<usize> {
+    map.info().ok().map(|info| info.max_entries() as usize)
+}
+
+fn is_array(map: &MapData, value_len: usize) -> bool {
     map.info().is_ok_and(|info| {
         info.map_type().is_ok_and(|kind| kind == MapType::Array)
             && info.value_size() as usize == value_len
-            && info.max_entries() as usize == entries
             && info.map_flags() & BPF_F_MMAPABLE != 0
     })
 }

@@ -32,7 +32,7 @@ use crate::{
     },
     notify,
     privileges::{self, PrivilegeError},
-    probe::{Events, HookState, Method, Probe, ProbeError, SCHED_HOOKS, with_causes},
+    probe::{Events, HookState, Method, Probe, ProbeError, SCHED_HOOKS, Sizes, with_causes},
     sources::{
         Source, host,
         procfs::{ProbeHandles, Procfs, ProcfsError},
@@ -98,7 +98,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     for spot in check::blind_spots() {
         warn!("Not all of the host is seen: {spot}");
     }
-    let (counting, events) = begin_to_count(&config.probe)?;
+    let (counting, events) = begin_to_count(&config.probe, check::sizes(&config.limits))?;
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 
     let tree = mib::tree()?;
@@ -224,8 +224,11 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn begin_to_count(config: &config::Probe) -> Result<(Counting, Option<Events>), RunError> {
-    let started = Probe::start(&config.pin_dir, &check::btf_path()).and_then(|probe| {
+fn begin_to_count(
+    config: &config::Probe,
+    sizes: Sizes,
+) -> Result<(Counting, Option<Events>), RunError> {
+    let started = Probe::start(&config.pin_dir, &check::btf_path(), sizes).and_then(|probe| {
         let records = Records::map(&probe).map_err(|source| ProbeError::Map { source })?;
         Ok((probe, records))
     });

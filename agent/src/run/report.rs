@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use kvmeter_common::{BLOCK_LEN, IMAGES};
+use kvmeter_common::BLOCK_LEN;
 
 use super::Counting;
 use crate::{
@@ -158,7 +158,7 @@ impl Reporter {
             .collect();
         let images = RecordTable {
             name: "image records".to_owned(),
-            size: number(IMAGES),
+            size: number(records.image_capacity()),
             used: number(records.image_records().len()),
             of_users: None,
             refused: Vec::new(),

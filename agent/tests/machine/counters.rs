@@ -18,7 +18,7 @@ use crate::lab::{PinDir, rounds};
 use kvmeter::{
     counters::{ImageSlot, Readings as _, Records, VmSlot},
     counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
-    probe::{KERNEL_BTF, Probe},
+    probe::{KERNEL_BTF, Probe, Sizes},
 };
 use kvmeter_common::{ImageKey, LAYOUT, Layer};
 use xtask::lab::{PATIENCE, wait_until};
@@ -60,7 +60,7 @@ fn own_tid() -> u32 {
 }
 
 fn start(pins: &PinDir) -> (Arc<Records>, Registration<Arc<Records>>, Probe) {
-    let probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();
+    let probe = Probe::start(pins.path(), Path::new(KERNEL_BTF), Sizes::default()).unwrap();
     let records = Arc::new(Records::map(&probe).unwrap());
     (Arc::clone(&records), Registration::adopt(records), probe)
 }
@@ -388,7 +388,7 @@ fn a_second_agent_with_the_same_pins_ends_with_a_message() {
     require!("ebpf");
     let pins = PinDir::new();
     let (_records, _registration, first) = start(&pins);
-    let Err(error) = Probe::start(pins.path(), Path::new(KERNEL_BTF)) else {
+    let Err(error) = Probe::start(pins.path(), Path::new(KERNEL_BTF), Sizes::default()) else {
         panic!("two agents count with the same pins");
     };
     assert!(error.to_string().starts_with("Another kvmeter counts with the pins under"), "{error}");

@@ -34,6 +34,7 @@ mod libvirt_disks;
 mod libvirt_domains;
 #[cfg(feature = "libvirt")]
 mod libvirt_notifications;
+mod limits;
 mod live_counters;
 mod manager;
 mod mib_text;

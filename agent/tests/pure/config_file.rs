@@ -63,6 +63,9 @@ fn each_key_is_taken_from_the_file() {
         ("probe", "pin_dir", "\"/sys/fs/bpf/other\""),
         ("probe", "system_calls", "false"),
         ("mib", "affinity", "false"),
+        ("limits", "vms", "32767"),
+        ("limits", "threads", "128"),
+        ("limits", "images", "65536"),
         ("notifications", "per_vm", "true"),
         ("notifications", "bulk", "true"),
         ("notifications", "bulk_window_ms", "10"),
@@ -97,12 +100,12 @@ fn a_wrong_key_is_named_with_its_line_and_the_one_that_was_meant() {
     );
     assert_eq!(
         problem("\n[agent-x]\n"),
-        "2: agent-x: no such section; there are agentx, inventory, mib, notifications, probe, state. \
+        "2: agent-x: no such section; there are agentx, inventory, limits, mib, notifications, probe, state. \
          Did you mean [agentx]?"
     );
     assert_eq!(
         problem("timeout_s = 3\n"),
-        "1: timeout_s: no such section; there are agentx, inventory, mib, notifications, probe, state. \
+        "1: timeout_s: no such section; there are agentx, inventory, limits, mib, notifications, probe, state. \
          Did you mean agentx.timeout_s?"
     );
     assert_eq!(

@@ -23,6 +23,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "inventory",
     "libvirt_away",
     "libvirt_connections",
+    "limits",
     "manager",
     "notification_storm",
     "notifications",

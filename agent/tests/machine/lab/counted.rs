@@ -11,7 +11,7 @@ use kvmeter::{
     counters::{DiskIo, ImageSlot, Records, VmSlot},
     counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _, self_test},
     inventory::FileIdentity,
-    probe::{KERNEL_BTF, Method, Probe},
+    probe::{KERNEL_BTF, Method, Probe, Sizes},
 };
 use kvmeter_common::{ImageKey, LAYOUT};
 
@@ -53,7 +53,7 @@ impl Counted {
     /// Counts the process with this id.
     pub(crate) fn process(pid: u32, methods: &[Method]) -> Self {
         let pins = PinDir::new();
-        let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF)).unwrap();
+        let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF), Sizes::default()).unwrap();
         let records = Arc::new(Records::map(&probe).unwrap());
         for method in methods.iter().filter(|method| method.is_optional()) {
             probe.image_hooks.attach_for_test(*method, || self_test(&records, *method));
