@@ -131,8 +131,13 @@ impl Libvirtd {
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(Child::start(&mut command)?);
-        wait_until(PATIENCE, "libvirtd answers", || self.virsh(&["-q", "list"]).ok())?;
-        Ok(())
+        let mut said = String::new();
+        let mut answer =
+            || self.virsh(&["-q", "list"]).map_err(|error| said = error.to_string()).ok();
+        wait_until(PATIENCE, "libvirtd answers", &mut answer).map(drop).map_err(|_| {
+            let log = fs::read_to_string(self.dir.join("libvirtd.log")).unwrap_or_default();
+            LabError::Failed { program: "libvirtd".to_owned(), said: format!("{said}\n{log}") }
+        })
     }
 
     /// Kills it (SIGKILL). Its domains keep running.

@@ -16,8 +16,9 @@ use crate::{
 };
 
 /// Enters the root `$0` with the checkout `$1`, and executes the rest there. In a mount namespace of its own: with the last
-/// process its mounts are gone.
+/// process its mounts are gone. The root is a mount, so that unshare(1) can change its propagation.
 const ENTER: &str = r#"
+mount --bind "$0" "$0"
 for dir in proc sys dev; do mount --rbind "/$dir" "$0/$dir"; done
 mount -t tmpfs tmpfs "$0/run"
 mkdir -p "$0$1"
