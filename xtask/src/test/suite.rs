@@ -70,18 +70,42 @@ fn bootstrap(name: &str, root: &Path) -> anyhow::Result<Command> {
     if find("mmdebstrap").is_none() {
         bail!("mmdebstrap is not installed, which downloads a release of Debian");
     }
-    let mirrors = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
+    let sources = Command::new("apt-get")
+        .args(["indextargets", "--format", SOURCE, "Created-By: Packages"])
         .output()
         .context("apt-get cannot be started, which knows the mirror")?;
-    let mirrors = String::from_utf8_lossy(&mirrors.stdout).into_owned();
-    let mirror = mirrors.lines().find(|mirror| !mirror.contains("security"));
-    let mirror = mirror.context("apt has no mirror of Debian")?;
     let mut bootstrap = Command::new("mmdebstrap");
     bootstrap.args(["--variant=apt", "--aptopt=APT::Install-Recommends \"false\""]);
     // A mirror may have stood still.
     bootstrap.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
     bootstrap.arg(format!("--include={}", setup::packages_of_tests().join(",")));
-    bootstrap.arg(name).arg(root).arg(mirror);
+    // Where there is none, such as on Ubuntu, mmdebstrap takes the server of Debian.
+    bootstrap.arg(name).arg(root).args(mirror_in(&String::from_utf8_lossy(&sources.stdout)));
     Ok(bootstrap)
+}
+
+/// What apt-get says of each source of packages: the fields `Origin` and `Label` of its Release file, and the server.
+const SOURCE: &str = "$(ORIGIN)\t$(LABEL)\t$(REPO_URI)";
+
+/// The mirror of Debian's own packages in lines of [`SOURCE`]. Other repositories, and Debian's security updates, do not have
+/// all packages of a release.
+fn mirror_in(sources: &str) -> Option<&str> {
+    sources.lines().find_map(|source| source.strip_prefix("Debian\tDebian\t"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mirror_in;
+
+    #[test]
+    fn a_release_comes_from_a_mirror_of_debian() {
+        let sources = "Docker\tDocker CE\thttps://docker.example/linux/debian/\n\
+                       Debian\tDebian-Security\thttp://mirror.example/debian-security/\n\
+                       Debian Backports\tDebian Backports\thttp://mirror.example/backports/\n\
+                       Debian\tDebian\thttp://mirror.example/debian/\n\
+                       Debian\tDebian\thttp://other.example/debian/\n";
+        assert_eq!(mirror_in(sources), Some("http://mirror.example/debian/"));
+        // Lists that were never read have no fields.
+        assert_eq!(mirror_in("$(ORIGIN)\t$(LABEL)\thttp://mirror.example/debian/\n"), None);
+    }
 }
