@@ -95,7 +95,11 @@ impl Module {
         fs::write(dir.path().join("VM-MIB"), text).unwrap();
         let imports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mib_text/imports");
         let made = dir.path().join("json");
+        // Imported at the start of mibdump's Python: pysmi 0.3.4 of Debian 13 uses both, and imports neither.
+        let customize = "import importlib.machinery, importlib.util\n";
+        fs::write(dir.path().join("sitecustomize.py"), customize).unwrap();
         let output = Command::new("mibdump")
+            .env("PYTHONPATH", dir.path())
             .arg(format!("--mib-source=file://{}", dir.path().display()))
             .arg(format!("--mib-source=file://{}", imports.display()))
             // No searcher or borrower, so that the compiler does not access the network.
