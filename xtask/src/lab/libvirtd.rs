@@ -12,7 +12,7 @@ use rustix::{
     thread::{CpuSet, sched_getaffinity},
 };
 
-use super::{Child, LabError, PATIENCE, cache, wait_until};
+use super::{Child, LabError, PATIENCE, cache, find, wait_until};
 
 /// The directories of the system's daemon, each replaced by a private one.
 const DIRS: [&str; 5] =
@@ -21,10 +21,36 @@ const DIRS: [&str; 5] =
 /// In the command line of each QEMU that libvirtd starts.
 const MONITORS: &[u8] = b"/var/lib/libvirt/qemu/domain-";
 
-/// A running libvirtd in a mount namespace of its own, with QEMU as root. Its domains outlive the daemon; domains that run
-/// when this is dropped are destroyed.
+/// A program of libvirt that has the driver of QEMU.
+#[derive(Clone, Copy, Debug)]
+struct Daemon {
+    program: &'static str,
+    /// Its read-write socket; the read-only one has `-ro` at the end.
+    socket: &'static str,
+}
+
+/// All of them. A host has one of both; where it has both, the first is used.
+const DAEMONS: [Daemon; 2] = [
+    Daemon { program: "libvirtd", socket: "libvirt-sock" },
+    // Of modular daemons. Those for networks, storage pools and secrets it needs only for domains that name some.
+    Daemon { program: "virtqemud", socket: "virtqemud-sock" },
+];
+
+/// Name of the program that [`Libvirtd`] starts; `None` = it is not installed.
+#[must_use]
+pub fn libvirt_program() -> Option<&'static str> {
+    installed().map(|daemon| daemon.program)
+}
+
+fn installed() -> Option<Daemon> {
+    DAEMONS.into_iter().find(|daemon| find(daemon.program).is_some())
+}
+
+/// A running libvirtd or virtqemud in a mount namespace of its own, with QEMU as root. Its domains outlive the daemon;
+/// domains that run when this is dropped are destroyed.
 #[derive(Debug)]
 pub struct Libvirtd {
+    daemon: Daemon,
     dir: PathBuf,
     /// Its host name.
     host: Option<String>,
@@ -51,6 +77,7 @@ impl Libvirtd {
     }
 
     fn start_on(dir: &Path, host: Option<&str>) -> Result<Self, LabError> {
+        let daemon = installed().unwrap_or(DAEMONS[0]);
         let file = |path: PathBuf| move |source| LabError::File { path, source };
         for name in DIRS {
             let path = own(dir, name);
@@ -67,20 +94,20 @@ impl Libvirtd {
             symlink(shared, &link).map_err(file(link))?;
         }
         let etc = own(dir, "/etc/libvirt");
-        let mut daemon =
+        let mut options =
             "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nunix_sock_ro_perms = \"0777\"\n"
                 .to_owned();
         if let Some(host) = host {
             // A host UUID of its own.
             let of_name =
                 host.bytes().fold(0_u64, |sum, octet| sum.wrapping_mul(31) + u64::from(octet));
-            daemon.push_str(&format!(
+            options.push_str(&format!(
                 "host_uuid = \"0c0c0c0c-0000-4000-8000-{:012x}\"\n",
                 of_name & 0xffff_ffff_ffff
             ));
         }
         for (name, text) in [
-            ("libvirtd.conf", &*daemon),
+            (&*format!("{}.conf", daemon.program), &*options),
             (
                 "qemu.conf",
                 "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\nstdio_handler = \"file\"\n\
@@ -90,7 +117,8 @@ impl Libvirtd {
             let path = etc.join(name);
             fs::write(&path, text).map_err(file(path))?;
         }
-        let mut libvirtd = Self { dir: dir.to_owned(), host: host.map(str::to_owned), child: None };
+        let mut libvirtd =
+            Self { daemon, dir: dir.to_owned(), host: host.map(str::to_owned), child: None };
         libvirtd.begin()?;
         Ok(libvirtd)
     }
@@ -112,7 +140,10 @@ impl Libvirtd {
         if let Some(host) = &self.host {
             script.push_str(&format!("hostname {host} && "));
         }
-        script.push_str("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid");
+        let program = self.daemon.program;
+        script.push_str(&format!(
+            "exec {program} --config /etc/libvirt/{program}.conf --pid-file /run/libvirt/{program}.pid"
+        ));
         let path = self.dir.join("libvirtd.log");
         let log = fs::File::create(&path).map_err(|source| LabError::File { path, source })?;
         let mut command = Command::new("taskset");
@@ -134,9 +165,9 @@ impl Libvirtd {
         let mut said = String::new();
         let mut answer =
             || self.virsh(&["-q", "list"]).map_err(|error| said = error.to_string()).ok();
-        wait_until(PATIENCE, "libvirtd answers", &mut answer).map(drop).map_err(|_| {
+        wait_until(PATIENCE, &format!("{program} answers"), &mut answer).map(drop).map_err(|_| {
             let log = fs::read_to_string(self.dir.join("libvirtd.log")).unwrap_or_default();
-            LabError::Failed { program: "libvirtd".to_owned(), said: format!("{said}\n{log}") }
+            LabError::Failed { program: program.to_owned(), said: format!("{said}\n{log}") }
         })
     }
 
@@ -154,13 +185,13 @@ impl Libvirtd {
     /// URI of the read-only socket.
     #[must_use]
     pub fn uri_read_only(&self) -> String {
-        self.uri("libvirt-sock-ro")
+        self.uri(&format!("{}-ro", self.daemon.socket))
     }
 
     /// URI of the read-write socket.
     #[must_use]
     pub fn uri_read_write(&self) -> String {
-        self.uri("libvirt-sock")
+        self.uri(self.daemon.socket)
     }
 
     /// Directory with the process ids of running domains, in files `NAME.pid`.

@@ -31,7 +31,7 @@ pub use debian_kernel::{DebianKernel, Initramfs};
 pub use error::LabError;
 pub use guest::TinyGuest;
 pub use hung_file::HungFile;
-pub use libvirtd::Libvirtd;
+pub use libvirtd::{Libvirtd, libvirt_program};
 pub use loop_device::LoopDevice;
 pub use need::{lacks, missing, need};
 pub use places::{cache, find, path_with_sbin};

@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-use super::{DebianKernel, find};
+use super::{DebianKernel, find, libvirt_program};
 
 /// Reports the test as ignored if a requirement is missing, or fails it if `KVMETER_REQUIRE`, a comma-separated list,
 /// names the requirement.
@@ -57,8 +57,8 @@ pub fn missing(what: &str) -> Option<&'static str> {
             Some("snmpd or snmpget is not installed")
         }
         "qemu" if !is_in_path("qemu-system-x86_64") => Some("qemu-system-x86_64 is not installed"),
-        "libvirt" if !is_in_path("virsh") || !is_in_path("libvirtd") => {
-            Some("virsh or libvirtd is not installed")
+        "libvirt" if !is_in_path("virsh") || libvirt_program().is_none() => {
+            Some("virsh, or a libvirtd or virtqemud, is not installed")
         }
         "snmptrapd" if !is_in_path("snmptrapd") => Some("snmptrapd is not installed"),
         "strace" if !is_in_path("strace") => Some("strace is not installed"),

@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-use xtask::lab::{DebianKernel, find};
+use xtask::lab::{DebianKernel, find, libvirt_program};
 
 /// The names for `KVMETER_REQUIRE`, with commas between them.
 pub(crate) fn required() -> String {
@@ -36,7 +36,7 @@ pub(crate) fn required() -> String {
         ("strace", "strace"),
         ("fio", "fio"),
         ("pysmi", "mibdump"),
-        ("libvirt", "libvirtd"),
+        ("libvirt", libvirt_program().unwrap_or("libvirtd")),
     ] {
         if find(program).is_some() {
             has.push(name);
