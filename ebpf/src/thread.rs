@@ -105,21 +105,26 @@ impl Thread {
     /// The vCPU's thread has gone to sleep outside `KVM_RUN`; `is_stopped`: by a signal, or a tracer.
     #[inline(always)]
     pub(crate) fn fall_asleep(self, place: Place, is_stopped: bool, tgid: u32) {
-        if !is_stopped
-            && let Some(vm) = maps::vm(self.owner().vm_slot())
-            && get!(vm, flags) & VmRecord::HALTS_OUTSIDE != 0
-        {
-            return;
+        let Some(vm) = maps::vm(self.owner().vm_slot()) else { return };
+        let flags = get!(vm, flags);
+        if is_stopped || flags & VmRecord::HALTS_OUTSIDE == 0 {
+            self.store(place.at(Place::ASLEEP), vm, flags, tgid);
         }
-        self.move_to(place.at(Place::ASLEEP), tgid);
+    }
+
+    /// The vCPU's thread is at another place.
+    #[inline(always)]
+    pub(crate) fn move_to(self, place: Place, tgid: u32) {
+        if let Some(vm) = maps::vm(self.owner().vm_slot()) {
+            self.store(place, vm, get!(vm, flags), tgid);
+        }
     }
 
     /// Stores where the vCPU's thread is, and reports it, unless an event of the same VM has not been handled yet.
     #[inline(always)]
-    pub(crate) fn move_to(self, place: Place, tgid: u32) {
+    fn store(self, place: Place, vm: *mut VmRecord, flags: u64, tgid: u32) {
         set!(self.record, place, place);
-        let Some(vm) = maps::vm(self.owner().vm_slot()) else { return };
-        if get!(vm, flags) & VmRecord::PENDING_VCPUS != 0 {
+        if flags & VmRecord::PENDING_VCPUS != 0 {
             return;
         }
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
