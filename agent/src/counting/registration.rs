@@ -132,8 +132,13 @@ impl<R: AsRef<Records>> Registration<R> {
         let vm = self.vm(vm_slot);
         let owner = Owner::new(tid, vm_slot.0).0;
         loop {
+            // A look costs less than an exchange: a VM may have thousands of records in use.
             let taken = self.records().threads_of(vm).find(|(_, record)| {
-                record.owner.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                record.owner.load(Ordering::Relaxed) == 0
+                    && record
+                        .owner
+                        .compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed)
+                        .is_ok()
             });
             if let Some((slot, record)) = taken {
                 // A program on another CPU may have looked the record up before it was freed, and written after.
@@ -264,7 +269,8 @@ impl<R: AsRef<Records>> Registration<R> {
             let Some(process) = process_ns(tgid) else { return true };
             let live: Option<u64> =
                 threads.iter().map(|thread| thread.schedstat().ok().map(|stat| stat.run_ns)).sum();
-            let Some(live) = live else { return true };
+            // One has ended since, or cannot be read: the next scan lists the threads again.
+            let Some(live) = live else { return false };
             let quiet = process_ns(tgid) == Some(process) && begun == done && dying == 0;
             if has_others() {
                 return false;
@@ -323,9 +329,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         }
         if known != 0 {
             // The record may be that of another thread, which got the id after the end of this one.
-            if thread.schedstat().is_err() {
-                return Err(TrackError::Gone { tid });
-            }
+            thread.schedstat().map_err(|source| TrackError::of(tid, source))?;
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
             if owner.tid() == tid && owner.vm_slot() == vm.0 && !owner.is_dying() {
@@ -359,9 +363,13 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         }
         // The programs see its end from here on. It may have ended before, and its id been reused: then reading through
         // the held thread fails.
-        let (Ok(state), Ok(stat)) = (thread.run_state(), thread.schedstat()) else {
-            self.release(tid, slot, record);
-            return Err(TrackError::Gone { tid });
+        let read = thread.run_state().and_then(|state| Ok((state, thread.schedstat()?)));
+        let (state, stat) = match read {
+            Ok(read) => read,
+            Err(source) => {
+                self.release(tid, slot, record);
+                return Err(TrackError::of(tid, source));
+            }
         };
         if state.has_ended {
             if u64::from(tid) != self.vm(vm).tgid.load(Ordering::Relaxed) {

@@ -84,7 +84,8 @@ pub trait Tracker {
     ///
     /// # Errors
     ///
-    /// [`TrackError::Gone`] if the thread ended meanwhile, the others if there is no room.
+    /// [`TrackError::Gone`] if the thread ended meanwhile, [`TrackError::Unread`] if it cannot be read, the others if there is no
+    /// room.
     fn track_thread(
         &self,
         vm: VmSlot,
@@ -178,4 +179,22 @@ pub enum TrackError {
         /// The thread.
         tid: u32,
     },
+    /// The thread cannot be read. It may have ended.
+    #[error("Thread {tid} cannot be read: {source}")]
+    Unread {
+        /// The thread.
+        tid: u32,
+        /// Reason.
+        source: io::Error,
+    },
+}
+
+impl TrackError {
+    /// What an error of reading a thread says.
+    pub(super) fn of(tid: u32, source: io::Error) -> Self {
+        const NO_SUCH_PROCESS: i32 = rustix::io::Errno::SRCH.raw_os_error();
+        let is_gone = source.kind() == io::ErrorKind::NotFound
+            || source.raw_os_error() == Some(NO_SUCH_PROCESS);
+        if is_gone { Self::Gone { tid } } else { Self::Unread { tid, source } }
+    }
 }

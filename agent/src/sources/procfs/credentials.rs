@@ -25,7 +25,9 @@ impl Credentials {
 
     /// Parses `/proc/PID/status` (proc(5)).
     fn parse(text: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(text).ok()?;
+        // The last line may be cut in the middle of a group's number.
+        let end = text.iter().rposition(|&byte| byte == b'\n')?;
+        let text = std::str::from_utf8(&text[..end]).ok()?;
         // The name of the process may contain anything but a newline, and comes first.
         let line = |key: &str| {
             let mut lines = text.lines().skip(1).filter_map(|line| line.strip_prefix(key));
@@ -87,6 +89,10 @@ mod tests {
         let found = Credentials::parse(STATUS).unwrap();
         assert_eq!(found, Credentials { user: 1000, groups: vec![27, 108, 100] });
         assert_eq!(Credentials::parse(b"Name:\tx\n"), None);
+        // Groups that are cut are none.
+        let cut = STATUS.iter().position(|&byte| byte == b'7').unwrap();
+        let found = Credentials::parse(&STATUS[..cut]).unwrap();
+        assert_eq!(found, Credentials { user: 1000, groups: vec![100] });
         assert_eq!(Credentials::parse(b"Name:\tx\nUid:\tx\nGid:\t0\n"), None);
     }
 

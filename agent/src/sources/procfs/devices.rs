@@ -51,7 +51,7 @@ pub(super) fn firecracker(config: &[u8]) -> Devices {
 
 impl Devices {
     /// Sets kind of source and size of the disks from their files, whose paths imply no more than a first guess.
-    pub(super) fn measure(&mut self, file_at: impl Fn(&str) -> Option<Measured>) {
+    pub(super) fn measure(&mut self, mut file_at: impl FnMut(&str) -> Option<Measured>) {
         let is_file = |disk: &&mut DomainDisk| {
             use StorageSource::{Block, Raw, Sparse};
             matches!(disk.source, Raw | Sparse | Block)

@@ -15,6 +15,7 @@ use super::{
     image_headers::file_of,
     path_walk::{End, Place, Walker},
     process::Process,
+    shortage::if_there,
 };
 use crate::inventory::{FileIdentity, OpenFile, PathAnswer};
 
@@ -141,7 +142,7 @@ impl<'a> DiskPaths<'a> {
             return Ok(at_present);
         }
         // The process may have changed its directory since.
-        let from_start = match self.started_in() {
+        let from_start = match self.started_in()? {
             Some(dir) => {
                 let path = format!("{dir}/{path}");
                 self.walked(&path)?
@@ -198,16 +199,24 @@ impl<'a> DiskPaths<'a> {
     }
 
     /// The working directory in the process's first environment.
-    fn started_in(&mut self) -> Option<&str> {
-        let read = || {
-            let environment = self.process.read("environ").ok()?;
-            let mut variables = environment.split(|&byte| byte == 0);
-            let dir = variables.find_map(|variable| variable.strip_prefix(b"PWD="))?;
-            let dir = std::str::from_utf8(dir).ok()?;
-            dir.starts_with('/').then(|| dir.to_owned())
+    fn started_in(&mut self) -> io::Result<Option<&str>> {
+        let known = match &mut self.started_in {
+            Some(known) => known,
+            none => {
+                let environment = if_there(self.process.read("environ"))?;
+                none.insert(environment.and_then(|environment| start_dir(&environment)))
+            }
         };
-        self.started_in.get_or_insert_with(read).as_deref()
+        Ok(known.as_deref())
     }
+}
+
+/// The working directory that an environment names.
+fn start_dir(environment: &[u8]) -> Option<String> {
+    let mut variables = environment.split(|&byte| byte == 0);
+    let dir = variables.find_map(|variable| variable.strip_prefix(b"PWD="))?;
+    let dir = std::str::from_utf8(dir).ok()?;
+    dir.starts_with('/').then(|| dir.to_owned())
 }
 
 /// The answers of the previous scan whose files are still open.
@@ -293,7 +302,7 @@ mod tests {
         process::{Child, Command, Stdio},
     };
 
-    use super::*;
+    use super::{super::descriptors::Descriptors, *};
 
     /// A process that has two files open, in a directory of its own.
     struct Sleeper {
@@ -337,7 +346,7 @@ mod tests {
             before: Option<Before<'_>>,
         ) -> (BTreeMap<String, PathAnswer>, OpenFiles) {
             let process = Process::hold(Path::new("/proc"), self.child.id()).unwrap();
-            let descriptors = process.descriptors().unwrap();
+            let descriptors = Descriptors::of(&process, false).unwrap().files;
             let open = super::super::files::open(&process, &descriptors, &[]).unwrap();
             let answers =
                 DiskPaths::new(&process, &open).answer_all(paths.iter().copied(), before).unwrap();

@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     fs::File,
     io::{self, BufReader},
+    rc::Rc,
 };
 
 use rustix::fs::OFlags;
@@ -11,12 +12,16 @@ use rustix::fs::OFlags;
 use super::{
     mounts::Mounts,
     process::{DescriptorInfo, Process, path_of_target},
+    shortage::if_there,
     taps,
 };
 use crate::inventory::{FileIdentity, OpenFile};
 
 /// Most files of a process that are looked at, those with the lowest descriptors: a VMM opens its disks first.
 const MAX_FILES: usize = 8192;
+
+/// Most descriptors of taps of a process. A tap has one for each of its queues, 256 at most.
+const MAX_TAPS: usize = 4096;
 
 /// The open files of a process, each once.
 #[derive(Debug, Default)]
@@ -38,10 +43,10 @@ pub(super) struct OpenFiles {
 ///
 /// # Errors
 ///
-/// Those of reading the process's list of mounts.
+/// Those of reading the process's list of mounts, and those about what the agent lacks.
 pub(super) fn open(
     process: &Process,
-    descriptors: &[(u32, String)],
+    descriptors: &[(u32, Rc<str>)],
     known: &[OpenFile],
 ) -> io::Result<OpenFiles> {
     let mut found = OpenFiles::default();
@@ -51,14 +56,16 @@ pub(super) fn open(
         if found.files.len() >= MAX_FILES {
             break;
         }
-        // An error: closed meanwhile.
-        let Ok((info, tap)) = process.descriptor_info(*fd) else { continue };
+        // Otherwise it was closed meanwhile.
+        let Some((info, tap)) = if_there(process.descriptor_info(*fd))? else { continue };
         if let Some(tap) = tap.or_else(|| taps::macvtap(process, *fd, path)) {
-            found.taps.push((*fd, tap));
+            if found.taps.len() < MAX_TAPS {
+                found.taps.push((*fd, tap));
+            }
             continue;
         }
         let mut filesystem = filesystems.of(info.mount)?;
-        let Some(identity) = identity(process, *fd, info, filesystem) else { continue };
+        let Some(identity) = identity(process, *fd, info, filesystem)? else { continue };
         let is_block_device = identity.is_block_device();
         if !is_block_device && filesystem.device.is_none() {
             filesystem = filesystems.look_up(info.mount)?;
@@ -108,13 +115,13 @@ fn identity(
     fd: u32,
     info: DescriptorInfo,
     filesystem: Filesystem,
-) -> Option<FileIdentity> {
+) -> io::Result<Option<FileIdentity>> {
     let Filesystem { device, answers_from_memory, .. } = filesystem;
     if let (false, Some(device), Some(file)) = (answers_from_memory, device, info.inode) {
         let other = OFlags::DIRECTORY | OFlags::PATH;
-        return (info.flags & other.bits() == 0).then_some(FileIdentity { device, file });
+        return Ok((info.flags & other.bits() == 0).then_some(FileIdentity { device, file }));
     }
-    process.identity_of_descriptor(fd).ok().flatten()
+    Ok(if_there(process.identity_of_descriptor(fd))?.flatten())
 }
 
 /// What is known of the filesystem of a mount.
@@ -163,12 +170,13 @@ impl<'a> Filesystems<'a> {
     /// another one: the agent's or that of the first process, or one that is in no list, as the kernel's own for memfd is.
     fn look_up(&mut self, mount: u64) -> io::Result<Filesystem> {
         if self.lists.is_none() {
-            let list = |file| Mounts::new(BufReader::new(file), false);
-            let others = ["/proc/self/mountinfo", "/proc/1/mountinfo"];
-            let others = others.into_iter().filter_map(|path| File::open(path).ok());
             let own = self.process.open("mountinfo")?;
-            let own = Mounts::new(BufReader::new(own), self.process.is_foreign());
-            self.lists = Some(std::iter::once(own).chain(others.map(list)).collect());
+            let mut lists = vec![Mounts::new(BufReader::new(own), self.process.is_foreign()?)];
+            for path in ["/proc/self/mountinfo", "/proc/1/mountinfo"] {
+                let other = if_there(File::open(path))?;
+                lists.extend(other.map(|file| Mounts::new(BufReader::new(file), false)));
+            }
+            self.lists = Some(lists);
         }
         // No direct I/O is expected of a filesystem that is not known: the count of such a disk would stay 0.
         let mut found = Filesystem { device: None, has_iomap: false, answers_from_memory: true };

@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tracing::{debug, warn};
 
 use super::{
+    descriptors::Descriptors,
     disk_paths::{DiskPaths, last_of},
     files::{self, OpenFiles},
     options::Fields,
@@ -190,9 +191,9 @@ impl ScanTarget {
         if process.stat()?.start_ticks != self.start_ticks {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let mut descriptors = process.descriptors()?;
+        let mut descriptors = Descriptors::of(&process, false)?.files;
         // An optical drive may have to load its disc first.
-        descriptors.retain(|(_, path)| path.starts_with('/') && !path.starts_with("/dev/sr"));
+        descriptors.retain(|(_, path)| !path.starts_with("/dev/sr"));
         let open = files::open(&process, &descriptors, &[])?;
         let mut images = Images {
             process: &process,

@@ -16,6 +16,7 @@
 mod cloud_hypervisor;
 mod command_line;
 mod credentials;
+mod descriptors;
 mod devices;
 mod disk_paths;
 mod files;
@@ -38,6 +39,7 @@ mod readers;
 mod scan;
 mod schedule;
 mod shares;
+mod shortage;
 mod taps;
 mod threads;
 mod tracked;

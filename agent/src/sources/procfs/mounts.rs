@@ -48,6 +48,9 @@ const ANSWERS_FROM_MEMORY: [&str; 8] =
 /// served by a process of the user's.
 const FOREIGN_OVERLAY: &str = "an overlay of another user namespace";
 
+/// Characters of a filesystem's name that are kept. A user can have 100,000 mounts (`fs.mount-max`) of FUSE, each with a name of a page.
+const MAX_KIND: usize = 64;
+
 /// A mounted filesystem.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Mount {
@@ -154,7 +157,8 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     let (major, minor) = words.next()?.split_once(':')?;
     let device = FileIdentity::kernel_device(major.parse().ok()?, minor.parse().ok()?);
     let last = words.nth(1)?.rsplit('/').next().map(unescape)?;
-    let kind = text.split(" - ").nth(1)?.split([' ', '\n']).next()?.to_owned();
+    let kind = text.split(" - ").nth(1)?.split([' ', '\n']).next()?;
+    let kind = kind.chars().take(MAX_KIND).collect();
     Some(Line { id, parent, last, mount: Mount { device, kind } })
 }
 

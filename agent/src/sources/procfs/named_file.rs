@@ -1,6 +1,9 @@
 //! Reads a small file of a VMM, such as its configuration, by the name that the VMM itself has for it.
 
-use std::io::{self, Read as _};
+use std::{
+    io::{self, Read as _},
+    ops::ControlFlow,
+};
 
 use rustix::{
     fs::{FileType, OFlags},
@@ -16,6 +19,9 @@ use super::{
 
 /// Bytes that are read of a file. A longer one is not read at all: its beginning would be taken for the whole.
 const MAX_LEN: u64 = 256 * 1024;
+
+/// Most descriptors of a process among which another file of a directory is looked for.
+const MAX_BESIDE: usize = 4096;
 
 /// How the kernel marks the path of an unlinked file.
 const DELETED: &str = " (deleted)";
@@ -113,17 +119,23 @@ impl Process {
         }
         let directory = |path: &str| path.rfind('/').map(|end| path[..end].to_owned());
         let own = directory(&found.place.path);
-        let descriptors = self.descriptors().map_err(Unread::Io)?;
-        // A file that was deleted may have been in another directory of this name.
-        let mut beside = descriptors
-            .iter()
-            .filter(|(_, path)| directory(path) == own && !path.ends_with(DELETED));
-        Ok(beside.any(|(fd, _)| {
-            let info = self.descriptor_info(*fd);
-            info.is_ok_and(|(info, _)| {
-                info.flags & OFlags::PATH.bits() == 0 && info.mount == found.place.mount
-            })
-        }))
+        let (mut is_beside, mut looked_at) = (false, 0);
+        let looked = self.visit_descriptors(|fd, path| {
+            looked_at += 1;
+            // A file that was deleted may have been in another directory of this name.
+            is_beside = directory(path) == own
+                && !path.ends_with(DELETED)
+                && self.descriptor_info(fd).is_ok_and(|(info, _)| {
+                    info.flags & OFlags::PATH.bits() == 0 && info.mount == found.place.mount
+                });
+            if is_beside || looked_at >= MAX_BESIDE {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        looked.map_err(Unread::Io)?;
+        Ok(is_beside)
     }
 }
 

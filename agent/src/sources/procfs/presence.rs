@@ -1,7 +1,7 @@
 //! Whether a process runs a VM, or only has what a VM has: a QEMU that is asked for its version, waits for its daemon, or is the
 //! copy of a VM's process that is about to execute a script.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use super::{options::name_of, process};
 use crate::inventory::VmProcess;
@@ -67,7 +67,6 @@ impl Copies {
     /// Whether a process that is not known as a VM is a copy. `is_own` = it runs a VM of its own, if that is known. It stays one when its parent has ended.
     pub(super) fn has(
         &mut self,
-        proc_root: &Path,
         process: &VmProcess,
         is_own: Option<bool>,
         parent_is_vm: bool,
@@ -81,7 +80,7 @@ impl Copies {
             return self.0.get(&pid) == Some(&start);
         }
         if self.0.len() >= MAX_COPIES {
-            self.0.retain(|pid, _| process::user(proc_root, *pid).is_some());
+            self.0.retain(|pid, _| process::is_there(*pid));
         }
         self.0.insert(pid, start);
         true

@@ -5,17 +5,19 @@ use std::{
     ffi::CString,
     fs::File,
     io::{self, Read as _},
+    ops::ControlFlow,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
+use kvmeter_common::{BLOCK_LEN, VM_BLOCKS};
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx},
+    fs::{AtFlags, CWD, Dir, DirEntry, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx},
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open, test_kill_process},
 };
 
-use super::plugged::has_write_lock;
+use super::{plugged::has_write_lock, shortage::if_there};
 use crate::{
     counting::{HeldThread, RunState, Schedstat, identity_of},
     inventory::{DiskSize, FileIdentity},
@@ -23,6 +25,15 @@ use crate::{
 
 /// Bytes that are read of a file. The files of procfs that are read here are shorter; a longer command line is cut.
 const MAX_FILE: u64 = 256 * 1024;
+
+/// Bytes of `status` up to its line `Uid:`, of which the longest is the name, 64 bytes at most if each is escaped.
+const STATUS_START: u64 = 4096;
+
+/// Most threads of a process that are held, each with a descriptor: as many as a VM can have records.
+pub(super) const MAX_THREADS: usize = VM_BLOCKS * BLOCK_LEN;
+
+/// Most threads of a process that are listed.
+const MAX_LISTED: usize = 1 << 16;
 
 /// Policies of sched(7) under which a thread that does not sleep may keep its CPU for ever.
 const SCHED_FIFO: u64 = 1;
@@ -106,6 +117,11 @@ impl Process {
         name_at(&self.dir)
     }
 
+    /// The real user id, which neither the process nor a program that it executes can hide.
+    pub(super) fn user(&self) -> io::Result<u32> {
+        first_of_line(&self.read("status")?, "Uid:").ok_or_else(|| malformed("status"))
+    }
+
     pub(super) fn stat(&self) -> io::Result<Stat> {
         parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))
     }
@@ -124,17 +140,24 @@ impl Process {
         stat.is_ok_and(|stat| stat.stx_uid == 0 && stat.stx_mode & 0o022 == 0)
     }
 
-    /// The process's descriptors, each with the target of its link.
-    pub(super) fn descriptors(&self) -> io::Result<Vec<(u32, String)>> {
+    /// Has `visit` see the process's descriptors, ascending, each with the target of its link, until it breaks off. Those that are
+    /// closed meanwhile are left out.
+    pub(super) fn visit_descriptors(
+        &self,
+        mut visit: impl FnMut(u32, &str) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         let dir = open_dir(&self.dir, "fd")?;
-        let mut found = Vec::new();
-        for number in numbers(&dir)? {
-            // An error: it was closed meanwhile.
-            if let Ok(target) = readlinkat(&dir, number.to_string(), Vec::new()) {
-                found.push((number, target.to_string_lossy().into_owned()));
+        let mut buffer = Vec::new();
+        for entry in Dir::read_from(&dir)? {
+            let entry = entry?;
+            let Some(number) = number_of(&entry) else { continue };
+            match if_there(readlinkat(&dir, entry.file_name(), std::mem::take(&mut buffer)))? {
+                Some(target) if visit(number, &target.to_string_lossy()).is_break() => break,
+                Some(target) => buffer = target.into_bytes(),
+                None => {}
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Opens a file of the procfs directory, for one that is read bit by bit.
@@ -163,7 +186,8 @@ impl Process {
             }
             FileType::BlockDevice => {
                 let size = size_of_device(found.stx_rdev_major, found.stx_rdev_minor);
-                Some(Measured { is_block_device: true, size: size.unwrap_or_default() })
+                let size = if_there(size)?.unwrap_or_default();
+                Some(Measured { is_block_device: true, size })
             }
             _ => None,
         })
@@ -199,12 +223,10 @@ impl Process {
     }
 
     /// Whether it is in another user namespace than the agent, or may be.
-    pub(super) fn is_foreign(&self) -> bool {
-        let own = std::fs::read_link("/proc/self/ns/user");
-        match (readlinkat(&self.dir, "ns/user", Vec::new()), own) {
-            (Ok(its), Ok(own)) => its.to_bytes() != own.as_os_str().as_encoded_bytes(),
-            _ => true,
-        }
+    pub(super) fn is_foreign(&self) -> io::Result<bool> {
+        let own = if_there(readlinkat(CWD, "/proc/self/ns/user", Vec::new()))?;
+        let its = if_there(readlinkat(&self.dir, "ns/user", Vec::new()))?;
+        Ok(own.is_none() || its != own)
     }
 
     /// The network namespace, as the link to it names it.
@@ -220,25 +242,42 @@ impl Process {
         Ok(is_one.then_some((found.stx_rdev_major, found.stx_rdev_minor)))
     }
 
-    /// The threads, ascending by id. Threads that exit meanwhile are left out.
-    pub(super) fn threads(&self) -> io::Result<Vec<Thread>> {
-        self.threads_except(|_| false)
+    /// The ids of the threads, those that were started first if there are more than 65,536.
+    pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
+        numbers(&open_dir(&self.dir, "task")?, MAX_LISTED)
     }
 
-    /// The threads whose ids are not `known`, ascending by id.
-    pub(super) fn threads_except(&self, known: impl Fn(u32) -> bool) -> io::Result<Vec<Thread>> {
+    /// Holds threads of this process, ascending by id. Those that have exited are left out.
+    pub(super) fn hold_threads(
+        &self,
+        tids: impl IntoIterator<Item = u32>,
+    ) -> io::Result<Vec<Thread>> {
         let task = open_dir(&self.dir, "task")?;
-        let mut threads: Vec<Thread> = numbers(&task)?
-            .into_iter()
-            .filter(|&tid| !known(tid))
-            .filter_map(|tid| Some(Thread { tid, dir: open_dir(&task, &tid.to_string()).ok()? }))
-            .collect();
+        let mut threads = Vec::new();
+        for tid in tids {
+            if let Some(dir) = if_there(open_dir(&task, &tid.to_string()))? {
+                threads.push(Thread { tid, dir });
+            }
+        }
         threads.sort_by_key(|thread| thread.tid);
         Ok(threads)
     }
 }
 
+/// The threads of a process to be held: all of them, or as many as a VM can have records, `first` those of vCPUs.
+pub(super) fn to_hold(listed: &[u32], first: impl Fn(u32) -> bool) -> Vec<u32> {
+    if listed.len() <= MAX_THREADS {
+        return listed.to_vec();
+    }
+    let (first, others): (Vec<u32>, Vec<u32>) = listed.iter().partition(|tid| first(**tid));
+    first.into_iter().chain(others).take(MAX_THREADS).collect()
+}
+
 impl Thread {
+    pub(super) const fn tid(&self) -> u32 {
+        self.tid
+    }
+
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         read_at(&self.dir, name)
     }
@@ -348,14 +387,19 @@ pub(super) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
 
 /// Whether a process has not begun to exit (exit_mm() of the kernel's exit.c). Does not block.
 pub(super) fn has_memory(proc_root: &Path, pid: u32) -> bool {
-    first_in_status(proc_root, pid, "VmSize:").is_some()
+    let text = start_of(&proc_root.join(pid.to_string()).join("statm"), STATUS_START);
+    text.is_ok_and(|text| !text.starts_with(b"0 "))
 }
 
-/// The first number of a line of `/proc/ID/status`.
+/// The first number of a line at the start of `/proc/ID/status`.
 fn first_in_status(proc_root: &Path, id: u32, label: &str) -> Option<u32> {
-    // Names may contain any bytes.
-    let status = std::fs::read(proc_root.join(id.to_string()).join("status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
+    // Names may contain any bytes. Groups, of which there may be 65,536, come later.
+    let status = start_of(&proc_root.join(id.to_string()).join("status"), STATUS_START).ok()?;
+    first_of_line(&status, label)
+}
+
+fn first_of_line(status: &[u8], label: &str) -> Option<u32> {
+    let status = String::from_utf8_lossy(status);
     let rest = status.lines().find_map(|line| line.strip_prefix(label))?;
     rest.split_whitespace().next()?.parse().ok()
 }
@@ -367,7 +411,7 @@ pub(super) fn pids(proc_root: &Path) -> io::Result<Vec<u32>> {
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    numbers(&dir)
+    numbers(&dir, usize::MAX)
 }
 
 /// Parses `/proc/PID/stat`. The name ends at the last parenthesis: it may contain parentheses and spaces itself.
@@ -414,15 +458,20 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// The entries of a directory whose names are numbers.
-fn numbers(dir: &OwnedFd) -> io::Result<Vec<u32>> {
+/// The entries of a directory whose names are numbers, `most` at most.
+fn numbers(dir: &OwnedFd, most: usize) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
-        if let Some(number) = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
-            found.push(number);
+        found.extend(number_of(&entry?));
+        if found.len() >= most {
+            break;
         }
     }
     Ok(found)
+}
+
+fn number_of(entry: &DirEntry) -> Option<u32> {
+    entry.file_name().to_str().ok()?.parse().ok()
 }
 
 fn open_dir(at: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
@@ -431,8 +480,17 @@ fn open_dir(at: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
 
 fn read_at(dir: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     let file = File::from(openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+    start_of_file(file, MAX_FILE)
+}
+
+/// The first bytes of a file, `most` at most.
+fn start_of(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    start_of_file(File::open(path)?, most)
+}
+
+fn start_of_file(file: File, most: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut content)?;
+    file.take(most).read_to_end(&mut content)?;
     Ok(content)
 }
 
@@ -470,6 +528,16 @@ mod tests {
             })
         );
         assert_eq!(parse_descriptor_info(b"flags:\t9\nmnt_id:\t25\n"), None);
+    }
+
+    #[test]
+    fn of_too_many_threads_those_of_vcpus_are_held() {
+        let few: Vec<u32> = (1..=9).collect();
+        assert_eq!(to_hold(&few, |_| false), few);
+        let many: Vec<u32> = (1..=60_000).collect();
+        let held = to_hold(&many, |tid| tid > 59_000);
+        assert_eq!(held.len(), MAX_THREADS);
+        assert!(held.contains(&1) && held.iter().filter(|tid| **tid > 59_000).count() == 1000);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Scans one process: whether it is a VM, and the facts about it that procfs shows.
 
 use std::{
-    cell::LazyCell,
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
@@ -11,19 +11,20 @@ use rustix::param::clock_ticks_per_second;
 
 use super::{
     command_line::{self, Description, Vmm},
+    descriptors::Descriptors,
     devices,
     disk_paths::{Before, DiskPaths},
     files::{self, OpenFiles},
     machine, memory_estimate,
-    named_file::shown,
+    named_file::{Unread, shown},
     plugged::PluggedDisk,
     presence,
-    process::{Measured, Process, Thread},
+    process::{Measured, Process, Thread, to_hold},
+    shortage::{if_there, is_gone, is_shortage},
     taps,
     vcpus::{self, Rest},
 };
 use crate::{
-    counting::HeldThread,
     inventory::{Devices, DiskSize, DomainDisk, Memory, PathAnswer, VmProcess},
 };
 
@@ -109,11 +110,6 @@ pub(super) fn scan_process(
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    let no_such_process = rustix::io::Errno::SRCH.raw_os_error();
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(no_such_process)
-}
-
 fn scan(
     roots: &Roots,
     pid: u32,
@@ -122,13 +118,14 @@ fn scan(
     now_ns: u64,
 ) -> io::Result<Option<Scan>> {
     let process = Process::hold(&roots.proc, pid)?;
-    let descriptors = Descriptors::of(&process)?;
     let stat = process.stat()?;
+    let needs_kvm = !may_be_qemu(&stat.comm);
+    let descriptors = Descriptors::of(&process, needs_kvm)?;
     let earlier = earlier.filter(|earlier| earlier.vm.start_ticks == stat.start_ticks);
-    if !descriptors.has_kvm() && !may_be_qemu(&stat.comm) {
+    if needs_kvm && !descriptors.has_kvm() {
         return Ok(None);
     }
-    let maps = LazyCell::new(|| process.read("maps").unwrap_or_default());
+    let maps = Maps { process: &process, text: OnceCell::new() };
     let Some(described) = describe(&process, &descriptors, earlier, &maps)? else {
         return Ok(None);
     };
@@ -144,23 +141,25 @@ fn scan(
     }
     let started_ns = ticks_to_ns(stat.start_ticks, clock_ticks_per_second().max(1));
     let age = now_ns.saturating_sub(started_ns);
-    let threads = process.threads()?;
-    let tids = threads.iter().map(HeldThread::tid).collect();
-    let vm_dirs = vcpus::vm_dirs(&roots.debugfs, pid, &descriptors.vms, &tids);
+    let listed = process.thread_ids()?;
+    let tids = listed.iter().copied().collect();
+    let vm_dirs = vcpus::vm_dirs(&roots.debugfs, pid, &descriptors.vms, &tids)?;
+    let ids = vcpus::in_debugfs(vm_dirs.as_deref().unwrap_or_default())?;
+    let threads = process.hold_threads(to_hold(&listed, |tid| ids.contains_key(&tid)))?;
     let mut runs = Runs { unseen: Some("it does not use KVM"), ..Runs::default() };
     let vcpus = if descriptors.has_kvm() {
         let dirs = vm_dirs.as_deref().unwrap_or_default();
-        let found = vcpus::of_kvm(dirs, &descriptors.vcpus, &threads, &tids);
+        let found = vcpus::of_kvm(ids, &descriptors.vcpus, &threads)?;
         runs.has_run = found.have_run;
-        runs.unseen = vcpus::halts_outside(dirs, described.vmm);
+        runs.unseen = vcpus::halts_outside(dirs, described.vmm)?;
         Some(found.numbers)
     } else {
-        tcg_threads(&described, &threads, age)
+        tcg_threads(&described, &threads, age)?
     };
     let Some(vcpus) = vcpus else { return Ok(None) };
     let creators = vm_dirs.iter().flatten().filter_map(|dir| vcpus::creator(dir)).collect();
     if earlier.is_none_or(|earlier| !earlier.is_settled || earlier.wants_rests) {
-        runs.rests = vcpus::rests(&threads, &vcpus);
+        runs.rests = vcpus::rests(&threads, &vcpus)?;
     }
     let is_own = match vcpus.is_empty() {
         false => Some(true),
@@ -183,12 +182,11 @@ fn scan(
         devices.disks.push(disk.clone());
     }
     devices.tidy();
-    measure(&mut devices, &process, &open, &paths);
+    measure(&mut devices, &process, &open, &paths)?;
     taps::name_interfaces(&mut devices.nics, &open.taps);
     // Without groups, or on a kernel without them, only libvirt's files tell.
-    let machine = process.read("cgroup").ok().and_then(|text| machine::parse(&text));
-    // Of a process that is gone the user is not known: its shares are those of no real user.
-    let user = super::process::user(&roots.proc, pid).unwrap_or(u32::MAX);
+    let machine = if_there(process.read("cgroup"))?.and_then(|text| machine::parse(&text));
+    let user = process.user()?;
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
@@ -211,7 +209,7 @@ fn scan(
         headers: Vec::new(),
         has_io_uring: descriptors.has_io_uring,
         // QEMU makes such a context for disks whose configuration says so.
-        has_aio: !is_qemu && has_aio_context(&maps),
+        has_aio: !is_qemu && has_aio_context(maps.text()?),
         has_positions: is_qemu,
         has_kvm: descriptors.has_kvm(),
         starts_stopped: described.starts_stopped,
@@ -223,39 +221,20 @@ fn scan(
     Ok(Some(Scan { process, vm, threads, vcpus, runs, described, parent, is_own, creators }))
 }
 
-/// A process's descriptors, by what they refer to.
-#[derive(Debug, Default)]
-struct Descriptors {
-    /// Descriptors of KVM VMs.
-    vms: Vec<u32>,
-    /// vCPU id by descriptor.
-    vcpus: BTreeMap<u32, u32>,
-    /// Descriptors and paths of files.
-    files: Vec<(u32, String)>,
-    has_io_uring: bool,
+/// The memory map of a process, read once.
+struct Maps<'a> {
+    process: &'a Process,
+    text: OnceCell<Vec<u8>>,
 }
 
-impl Descriptors {
-    fn of(process: &Process) -> io::Result<Self> {
-        let mut found = Self::default();
-        for (fd, target) in process.descriptors()? {
-            if target == "anon_inode:kvm-vm" {
-                found.vms.push(fd);
-            } else if let Some(id) = target.strip_prefix("anon_inode:kvm-vcpu:")
-                && let Ok(id) = id.parse()
-            {
-                found.vcpus.insert(fd, id);
-            } else if target == "anon_inode:[io_uring]" {
-                found.has_io_uring = true;
-            } else if target.starts_with('/') {
-                found.files.push((fd, target));
-            }
+impl Maps<'_> {
+    fn text(&self) -> io::Result<&[u8]> {
+        if self.text.get().is_none() {
+            let text = if_there(self.process.read("maps"))?.unwrap_or_default();
+            // It is empty.
+            let _ = self.text.set(text);
         }
-        Ok(found)
-    }
-
-    const fn has_kvm(&self) -> bool {
-        !self.vms.is_empty()
+        Ok(self.text.get().map_or(&[], Vec::as_slice))
     }
 }
 
@@ -276,7 +255,7 @@ fn describe(
     process: &Process,
     descriptors: &Descriptors,
     earlier: Option<Earlier<'_>>,
-    maps: &LazyCell<Vec<u8>, impl FnOnce() -> Vec<u8>>,
+    maps: &Maps<'_>,
 ) -> io::Result<Option<Description>> {
     if let Some(settled) = earlier.filter(|earlier| earlier.is_settled) {
         return Ok(Some(settled.described.clone()));
@@ -284,11 +263,17 @@ fn describe(
     // A file may have been replaced or removed since the VMM has read it.
     let earlier = earlier.map(|earlier| earlier.described);
     let earlier = earlier.filter(|earlier| earlier.gaps.is_empty());
-    let mut gaps = Vec::new();
-    let mut read = |path: &str| {
-        let content = process.read_in_root(path);
-        let gap = |why| format!("its file {} was not read: {why}", shown(path));
-        content.map_err(|why| gaps.push(gap(why))).ok()
+    let (mut gaps, mut shortage) = (Vec::new(), None);
+    let mut read = |path: &str| match process.read_in_root(path) {
+        Ok(content) => Some(content),
+        Err(Unread::Io(error)) if is_shortage(&error) => {
+            shortage = Some(error);
+            None
+        }
+        Err(why) => {
+            gaps.push(format!("its file {} was not read: {why}", shown(path)));
+            None
+        }
     };
     let cmdline = process.read("cmdline")?;
     let mut described = command_line::parse(&cmdline, &mut read);
@@ -299,6 +284,9 @@ fn describe(
     let config = described.config_file.as_deref().and_then(&mut read);
     if let Some(config) = &config {
         described.devices = devices::firecracker(config);
+    }
+    if let Some(shortage) = shortage {
+        return Err(shortage);
     }
     described.gaps.extend(gaps);
     let earlier = earlier.filter(|earlier| earlier.vmm == described.vmm);
@@ -313,7 +301,7 @@ fn describe(
         };
     }
     if described.memory.is_none() && descriptors.has_kvm() {
-        described.memory = memory_estimate::estimate(maps);
+        described.memory = memory_estimate::estimate(maps.text()?);
         described.max_memory = described.max_memory.or(described.memory);
     }
     Ok(Some(described))
@@ -325,16 +313,16 @@ fn tcg_threads(
     described: &Description,
     threads: &[Thread],
     age: u64,
-) -> Option<BTreeMap<u32, u32>> {
-    let found = vcpus::of_tcg(threads);
+) -> io::Result<Option<BTreeMap<u32, u32>>> {
+    let found = vcpus::of_tcg(threads)?;
     let has_vcpu = !found.is_empty();
     let runs = presence::runs_guest(has_vcpu, described.intent, threads.len(), age);
     if !runs || !(has_vcpu || described.tcg) {
-        return None;
+        return Ok(None);
     }
     // The time of a thread that runs several vCPUs cannot be divided.
     let of_all = (described.cpus.unwrap_or(1) == 1).then_some(0);
-    Some(found.into_iter().filter_map(|(tid, id)| Some((tid, id.or(of_all)?))).collect())
+    Ok(Some(found.into_iter().filter_map(|(tid, id)| Some((tid, id.or(of_all)?))).collect()))
 }
 
 /// Sets types and sizes of the disks' files as far as the process has them open. Of another one the type alone, if it is
@@ -344,7 +332,8 @@ fn measure(
     process: &Process,
     open: &OpenFiles,
     paths: &BTreeMap<String, PathAnswer>,
-) {
+) -> io::Result<()> {
+    let mut shortage = None;
     let type_alone =
         |is_block_device| Some(Measured { is_block_device, size: DiskSize::default() });
     devices.measure(|path| match paths.get(path)? {
@@ -353,11 +342,13 @@ fn measure(
             if !file.answers_from_memory {
                 return type_alone(identity.is_block_device());
             }
-            process.measure_descriptor(*open.descriptors.get(identity)?).ok().flatten()
+            let measured = process.measure_descriptor(*open.descriptors.get(identity)?);
+            if_there(measured).map_err(|error| shortage = Some(error)).ok()??
         }
         PathAnswer::Closed(identity) => type_alone(identity.is_block_device()),
         PathAnswer::Unknown(_) => None,
     });
+    shortage.map_or(Ok(()), Err)
 }
 
 /// Clock ticks in ns; saturates.

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -24,6 +23,7 @@ use super::{
     process,
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
+    shortage::is_shortage,
     threads::{self, Registered},
     vcpu_states::Sight,
     warnings::{LineLimit, WarningLimit},
@@ -439,7 +439,7 @@ impl TrackedProcesses {
         }
         let is_new = !self.known.contains_key(&pid);
         let parent_is_vm = self.known.contains_key(&scan.parent);
-        if is_new && self.copies.has(&self.roots.proc, &scan.vm, scan.is_own, parent_is_vm) {
+        if is_new && self.copies.has(&scan.vm, scan.is_own, parent_is_vm) {
             return ScanOutcome::Nothing;
         }
         if is_new {
@@ -473,7 +473,17 @@ impl TrackedProcesses {
             self.known.insert(pid, tracked);
         }
         let slot = slot_before.or_else(|| self.track_vm(pid, scan.vm.user));
-        let (slots, is_moving) = self.track_threads(pid, slot, &scan);
+        let (slots, is_moving) = match self.track_threads(pid, slot, &scan) {
+            Ok(tracked) => tracked,
+            Err(error) => {
+                if is_new {
+                    self.known.remove(&pid);
+                    // It is freed if the process turns out to be gone.
+                    self.unclear.extend(slot.map(|slot| (pid, slot)));
+                }
+                return self.unscanned(pid, &error);
+            }
+        };
         let waits = slot.is_some_and(|slot| self.free_closed(slot, &scan.vm, &unassigned));
         let (sight, unseen) = self.note_places(pid, &scan, &slots);
         let Scan { mut vm, vcpus, described, creators, .. } = scan;
@@ -560,24 +570,18 @@ impl TrackedProcesses {
         pid: u32,
         slot: Option<VmSlot>,
         scan: &Scan,
-    ) -> (HashMap<u32, ThreadSlot>, bool) {
+    ) -> std::io::Result<(HashMap<u32, ThreadSlot>, bool)> {
         let (Some(tracker), Some(slot)) = (&self.tracker, slot) else {
-            return (HashMap::new(), false);
+            return Ok((HashMap::new(), false));
         };
         let Registered { slots, is_moving, failure } =
-            threads::register(&**tracker, slot, pid, scan);
+            threads::register(&**tracker, slot, pid, scan)?;
         if let (Some(error), Some(known)) = (failure, self.known.get_mut(&pid))
             && !std::mem::replace(&mut known.has_warned, true)
             && self.lines.allows(known.vm.user)
         {
             warn!(vm = known.vm.name, pid, "{error}");
         }
-        (slots, is_moving)
+        Ok((slots, is_moving))
     }
-}
-
-/// Whether an error is about what the agent lacks: descriptors, memory or threads.
-fn is_shortage(error: &std::io::Error) -> bool {
-    let error = Errno::from_io_error(error);
-    matches!(error, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN))
 }

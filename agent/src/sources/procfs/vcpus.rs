@@ -8,8 +8,7 @@ use std::{
 
 use kvmeter_common::Place;
 
-use super::{command_line::Vmm, process::Thread};
-use crate::counting::HeldThread as _;
+use super::{command_line::Vmm, process::Thread, shortage::if_there};
 
 /// `ioctl(2)` and `KVM_RUN` (`_IO(KVMIO, 0x80)`) as `/proc/PID/task/TID/syscall` shows them.
 #[cfg(target_arch = "x86_64")]
@@ -33,41 +32,56 @@ const MAX_VMS: usize = 256;
 /// More than any kernel allows: KVM_CAP_MAX_VCPUS is 4,096 at most on x86.
 const MAX_VCPUS: u32 = 1 << 16;
 
+/// Most vCPUs of a process that are looked up in debugfs.
+const MAX_LOOKED_UP: usize = 1 << 13;
+
 /// Attempts to read a thread's system call: a thread that is on a CPU shows none.
 const SYSCALL_TRIES: usize = 3;
 
 /// The directories in debugfs of the VMs that KVM has made for this process. `None`: debugfs is not mounted, or not readable. A VM
 /// whose descriptor was inherited by fork(2) is another process's.
+///
+/// # Errors
+///
+/// Those about what the agent lacks, as of everything here that reads.
 pub(super) fn vm_dirs(
     debugfs: &Path,
     pid: u32,
     vm_fds: &[u32],
     tids: &HashSet<u32>,
-) -> Option<Vec<PathBuf>> {
+) -> io::Result<Option<Vec<PathBuf>>> {
     let kvm = debugfs.join("kvm");
     let (mut dirs, mut others) = (Vec::new(), HashSet::new());
     for vm_fd in vm_fds.iter().take(MAX_VMS) {
         // The directory is named after the thread that created the VM, which is mostly the first one.
         let dir = kvm.join(format!("{pid}-{vm_fd}"));
-        if dir.exists() {
+        if is_there(&dir)? {
             dirs.push(dir);
         } else {
             others.insert(*vm_fd);
         }
     }
     if others.is_empty() {
-        return Some(dirs);
+        return Ok(Some(dirs));
     }
-    let Ok(entries) = fs::read_dir(&kvm) else { return (!dirs.is_empty()).then_some(dirs) };
-    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        if let Some((creator, vm_fd)) = name.split_once('-')
+    let Some(entries) = if_there(fs::read_dir(&kvm))? else {
+        return Ok((!dirs.is_empty()).then_some(dirs));
+    };
+    for entry in entries {
+        let name = if_there(entry)?.map(|entry| entry.file_name());
+        if let Some(name) = name.as_ref().and_then(|name| name.to_str())
+            && let Some((creator, vm_fd)) = name.split_once('-')
             && creator.parse().is_ok_and(|creator| tids.contains(&creator))
             && vm_fd.parse().is_ok_and(|vm_fd| others.contains(&vm_fd))
         {
             dirs.push(kvm.join(name));
         }
     }
-    Some(dirs)
+    Ok(Some(dirs))
+}
+
+fn is_there(path: &Path) -> io::Result<bool> {
+    Ok(if_there(fs::metadata(path))?.is_some())
 }
 
 /// The thread that has made the VM of such a directory.
@@ -90,33 +104,32 @@ pub(super) struct VcpuThreads {
 /// The search ends once each vCPU descriptor has its thread. The number is in the thread's name; where names are missing, it
 /// is the rank of KVM's id among those of all vCPUs.
 ///
-/// `vm_dirs`: those of [`vm_dirs`]; without one the next method is tried.
+/// `ids`: what [`in_debugfs`] has found; without it the next method is tried.
 pub(super) fn of_kvm(
-    vm_dirs: &[PathBuf],
+    mut ids: BTreeMap<u32, u32>,
     vcpu_fds: &BTreeMap<u32, u32>,
     threads: &[Thread],
-    tids: &HashSet<u32>,
-) -> VcpuThreads {
-    let mut ids = BTreeMap::new();
-    for dir in vm_dirs {
-        // It may have been removed meanwhile.
-        let _ = from_debugfs(dir, &mut ids);
+) -> io::Result<VcpuThreads> {
+    let held: HashSet<u32> = threads.iter().map(Thread::tid).collect();
+    ids.retain(|tid, _| held.contains(tid));
+    let mut names = BTreeMap::new();
+    for thread in threads {
+        let name = if_there(thread.name())?;
+        names.extend(name.and_then(|name| Some((thread.tid(), id_in_name(&name)?))));
     }
-    ids.retain(|tid, _| tids.contains(tid));
-    let name = |thread: &Thread| Some((thread.tid(), id_in_name(&thread.name().ok()?)?));
-    let names: BTreeMap<u32, u32> = threads.iter().filter_map(name).collect();
     let mut numbers = numbers(vcpu_fds, &ids, &names);
     if numbers.len() < vcpu_fds.len() {
         for thread in threads {
             if !ids.contains_key(&thread.tid())
-                && let Some(id) = vcpu_fd_in_use(thread).and_then(|fd| vcpu_fds.get(&fd))
+                && let Some(fd) = vcpu_fd_in_use(thread)?
+                && let Some(id) = vcpu_fds.get(&fd)
             {
                 ids.insert(thread.tid(), *id);
             }
         }
         numbers = self::numbers(vcpu_fds, &ids, &names);
     }
-    VcpuThreads { numbers, have_run: !ids.is_empty() }
+    Ok(VcpuThreads { numbers, have_run: !ids.is_empty() })
 }
 
 /// What a thread does; what speaks for a pause of its VM comes first.
@@ -146,16 +159,22 @@ impl Rest {
 }
 
 /// What the threads of vCPUs do, by thread id.
-pub(super) fn rests(threads: &[Thread], vcpus: &BTreeMap<u32, u32>) -> BTreeMap<u32, Rest> {
+pub(super) fn rests(
+    threads: &[Thread],
+    vcpus: &BTreeMap<u32, u32>,
+) -> io::Result<BTreeMap<u32, Rest>> {
     let vcpus = threads.iter().filter(|thread| vcpus.contains_key(&thread.tid()));
-    vcpus.map(|thread| (thread.tid(), rest(thread).unwrap_or(Rest::Other))).collect()
+    vcpus.map(|thread| Ok((thread.tid(), rest(thread)?))).collect()
 }
 
-fn rest(thread: &Thread) -> Option<Rest> {
-    Some(match thread.state().ok()? {
+fn rest(thread: &Thread) -> io::Result<Rest> {
+    Ok(match if_there(thread.state())? {
         // The system call that a signal has interrupted is shown still.
-        'T' | 't' => Rest::Stopped,
-        'S' => rest_of(&thread.read("syscall").ok()?),
+        Some('T' | 't') => Rest::Stopped,
+        Some('S') => {
+            let line = if_there(thread.read("syscall"))?;
+            line.map_or(Rest::Other, |line| rest_of(&line))
+        }
         _ => Rest::Other,
     })
 }
@@ -180,26 +199,31 @@ fn rest_of(line: &[u8]) -> Rest {
 
 /// Why a vCPU of this VM that halts may sleep outside `KVM_RUN`; `None` = it does not. `dirs`: those of [`vm_dirs`].
 #[cfg(target_arch = "x86_64")]
-pub(super) fn halts_outside(dirs: &[PathBuf], vmm: Vmm) -> Option<&'static str> {
+pub(super) fn halts_outside(dirs: &[PathBuf], vmm: Vmm) -> io::Result<Option<&'static str>> {
     // A vCPU has this file if KVM has its interrupt controller (kvm_arch_create_vcpu_debugfs() in arch/x86/kvm/debugfs.c). Without one,
     // KVM_RUN returns when the vCPU halts.
     const OF_CONTROLLER: &str = "lapic_timer_advance_ns";
     let is_vcpu =
         |name: &str| name.strip_prefix("vcpu").is_some_and(|id| id.parse::<u32>().is_ok());
-    let entries = dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
-    let mut vcpus = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_vcpu));
-    match vcpus.next() {
-        Some(vcpu) if vcpu.path().join(OF_CONTROLLER).exists() => None,
-        Some(_) => Some("it has no interrupt controller in KVM"),
-        None if vmm == Vmm::Other && dirs.is_empty() => Some("KVM's debugfs cannot be read"),
-        None => None,
+    for dir in dirs {
+        let Some(entries) = if_there(fs::read_dir(dir))? else { continue };
+        for entry in entries {
+            if let Some(entry) = if_there(entry)?
+                && entry.file_name().to_str().is_some_and(is_vcpu)
+            {
+                let has_controller = is_there(&entry.path().join(OF_CONTROLLER))?;
+                return Ok((!has_controller).then_some("it has no interrupt controller in KVM"));
+            }
+        }
     }
+    let is_unseen = vmm == Vmm::Other && dirs.is_empty();
+    Ok(is_unseen.then_some("KVM's debugfs cannot be read"))
 }
 
 /// Why a vCPU of this VM that halts may sleep outside `KVM_RUN`; `None` = it does not: KVM blocks it on this architecture.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn halts_outside(_: &[PathBuf], _: Vmm) -> Option<&'static str> {
-    None
+pub(super) fn halts_outside(_: &[PathBuf], _: Vmm) -> io::Result<Option<&'static str>> {
+    Ok(None)
 }
 
 /// The vCPU numbers of threads: `ids` = KVM's id of those for which it is known, `names` = the numbers in the names of threads.
@@ -226,34 +250,42 @@ fn numbers(
 }
 
 /// The threads that run the vCPUs of a QEMU without KVM: thread id and vCPU number. `None` = this thread runs all vCPUs.
-pub(super) fn of_tcg(threads: &[Thread]) -> Vec<(u32, Option<u32>)> {
-    threads
-        .iter()
-        .filter_map(|thread| {
-            let id = match thread.name().ok()?.as_str() {
-                "ALL CPUs/TCG" => None,
-                name => Some(id_in_name(name)?),
-            };
-            Some((thread.tid(), id))
-        })
-        .collect()
-}
-
-/// Adds KVM's id by KVM's own record of each vCPU's thread: the one that last called `KVM_RUN`, 0 = none yet.
-fn from_debugfs(dir: &Path, found: &mut BTreeMap<u32, u32>) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let id =
-            entry.file_name().to_str().and_then(|name| name.strip_prefix("vcpu")?.parse().ok());
-        if let Some(id) = id
-            && let Ok(text) = fs::read_to_string(entry.path().join("pid"))
-            && let Ok(tid) = text.trim().parse::<u32>()
-            && tid != 0
-        {
-            found.insert(tid, id);
+pub(super) fn of_tcg(threads: &[Thread]) -> io::Result<Vec<(u32, Option<u32>)>> {
+    let mut found = Vec::new();
+    for thread in threads {
+        match if_there(thread.name())?.as_deref() {
+            Some("ALL CPUs/TCG") => found.push((thread.tid(), None)),
+            Some(name) => found.extend(id_in_name(name).map(|id| (thread.tid(), Some(id)))),
+            None => {}
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+/// KVM's ids of vCPUs by thread, as KVM has noted them: the thread that last called `KVM_RUN`, 0 = none yet. `dirs`: those of [`vm_dirs`].
+pub(super) fn in_debugfs(dirs: &[PathBuf]) -> io::Result<BTreeMap<u32, u32>> {
+    let (mut found, mut looked_up) = (BTreeMap::new(), 0);
+    for dir in dirs {
+        // It may have been removed meanwhile.
+        let Some(entries) = if_there(fs::read_dir(dir))? else { continue };
+        for entry in entries {
+            let Some(entry) = if_there(entry)? else { break };
+            let id =
+                entry.file_name().to_str().and_then(|name| name.strip_prefix("vcpu")?.parse().ok());
+            let Some(id) = id else { continue };
+            looked_up += 1;
+            if looked_up > MAX_LOOKED_UP {
+                return Ok(found);
+            }
+            if let Some(text) = if_there(fs::read_to_string(entry.path().join("pid")))?
+                && let Ok(tid) = text.trim().parse::<u32>()
+                && tid != 0
+            {
+                found.insert(tid, id);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The vCPU number in a thread's name, in the formats of QEMU, Firecracker and Cloud Hypervisor.
@@ -266,8 +298,14 @@ fn id_in_name(name: &str) -> Option<u32> {
     number.parse().ok().filter(|&number| number < MAX_VCPUS)
 }
 
-fn vcpu_fd_in_use(thread: &Thread) -> Option<u32> {
-    (0..SYSCALL_TRIES).find_map(|_| kvm_run_fd(&thread.read("syscall").ok()?))
+fn vcpu_fd_in_use(thread: &Thread) -> io::Result<Option<u32>> {
+    for _ in 0..SYSCALL_TRIES {
+        let Some(line) = if_there(thread.read("syscall"))? else { break };
+        if let Some(fd) = kvm_run_fd(&line) {
+            return Ok(Some(fd));
+        }
+    }
+    Ok(None)
 }
 
 /// The vCPU descriptor of a thread inside `KVM_RUN`, from `/proc/PID/task/TID/syscall`: `16 0x1b 0xae80 … SP PC`.
