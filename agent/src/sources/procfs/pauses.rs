@@ -7,7 +7,7 @@
 //! and looked at, for [`SUSPECTED`]; otherwise it costs nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -42,6 +42,8 @@ pub(super) const STARTED: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
     vms: BTreeMap<u32, Watched>,
+    /// When each VM that is to be looked at is: a turn costs what is due, not what is watched.
+    due: BTreeSet<(Instant, u32)>,
 }
 
 #[derive(Debug, Default)]
@@ -89,17 +91,24 @@ pub(super) struct Look {
 impl Pauses {
     /// A vCPU of a VM has moved, or a VM is new: it is looked at now, and for some time.
     pub(super) fn suspect(&mut self, pid: u32, now: Instant) {
-        self.vms.entry(pid).or_default().suspect(now);
+        let vm = self.vms.entry(pid).or_default();
+        vm.until = Some(now + SUSPECTED);
+        vm.look_at(Some(now), pid, &mut self.due);
     }
 
     /// Events may have been lost.
     pub(super) fn suspect_all(&mut self, now: Instant) {
-        self.vms.values_mut().for_each(|vm| vm.suspect(now));
+        for (pid, vm) in &mut self.vms {
+            vm.until = Some(now + SUSPECTED);
+            vm.look_at(Some(now), *pid, &mut self.due);
+        }
     }
 
     /// A VM has ended, or its vCPUs cannot be seen.
     pub(super) fn forget(&mut self, pid: u32) {
-        self.vms.remove(&pid);
+        if let Some(due) = self.vms.remove(&pid).and_then(|vm| vm.due) {
+            self.due.remove(&(due, pid));
+        }
     }
 
     /// Whether a scan is to find out what the vCPUs of a VM wait for.
@@ -115,22 +124,32 @@ impl Pauses {
         {
             *answer = Some(rest);
             vm.at_work = (rest == Rest::Other).then_some(now);
-            vm.due = Some(now);
+            vm.look_at(Some(now), pid, &mut self.due);
         }
     }
 
     /// When a VM is to be looked at; `None` = none is.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.vms.values().filter_map(|vm| vm.due).min()
+        self.due.first().map(|(due, _)| *due)
     }
 
-    /// The VMs to be looked at now.
+    /// The VMs to be looked at now, ascending.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<u32> {
+        let mut found = Vec::new();
         if self.next().is_none_or(|due| due > now) {
-            return Vec::new();
+            return found;
         }
-        let due = |vm: &mut Watched| vm.due.take_if(|due| *due <= now + TOGETHER).is_some();
-        self.vms.iter_mut().filter_map(|(pid, vm)| due(vm).then_some(*pid)).collect()
+        while let Some(&(due, pid)) = self.due.first()
+            && due <= now + TOGETHER
+        {
+            self.due.pop_first();
+            if let Some(vm) = self.vms.get_mut(&pid) {
+                vm.due = None;
+                found.push(pid);
+            }
+        }
+        found.sort_unstable();
+        found
     }
 
     /// Looks at a VM. `places`: of all its vCPUs.
@@ -150,21 +169,26 @@ impl Pauses {
         let state = found.filter(|found| *found != vm.state);
         vm.state = state.unwrap_or(vm.state);
         if vm.until.is_some() && !is_over {
-            vm.due = Some(now + PAUSE);
+            vm.look_at(Some(now + PAUSE), pid, &mut self.due);
             return Look { state, ends: false };
         }
         let may_stop = !matches!(vm.waits_for, Some((_, Some(Rest::Other))));
         let waits =
             vm.still.is_some() && may_stop && !matches!(vm.state, VcpuState::Stopped { .. });
         let is_starting = !past.may_pause && now < past.started;
-        vm.due = waits.then_some(if is_starting { past.started } else { now + PAUSE });
+        let due = waits.then_some(if is_starting { past.started } else { now + PAUSE });
+        vm.look_at(due, pid, &mut self.due);
         Look { state, ends: vm.until.take().is_some() }
     }
 }
 
 impl Watched {
-    fn suspect(&mut self, now: Instant) {
-        (self.due, self.until) = (Some(now), Some(now + SUSPECTED));
+    /// Sets when it is to be looked at.
+    fn look_at(&mut self, due: Option<Instant>, pid: u32, all: &mut BTreeSet<(Instant, u32)>) {
+        if let Some(before) = std::mem::replace(&mut self.due, due) {
+            all.remove(&(before, pid));
+        }
+        all.extend(due.map(|due| (due, pid)));
     }
 
     /// The state of the VM; `None` = not clear now.
@@ -323,6 +347,22 @@ mod tests {
             }
             self.now = end;
         }
+    }
+
+    #[test]
+    fn a_vm_is_due_once_however_often_it_is_suspected() {
+        let (mut pauses, now) = (Pauses::default(), Instant::now());
+        for pid in 1..=1000 {
+            pauses.suspect(pid, now + ms(u64::from(pid)));
+            pauses.suspect(pid, now + ms(u64::from(pid) + 500));
+        }
+        assert_eq!(pauses.due.len(), 1000);
+        assert_eq!(pauses.next(), Some(now + ms(501)));
+        assert_eq!(pauses.take_due(now + ms(500)), [0_u32; 0]);
+        let together: Vec<u32> = (1..=21).collect();
+        assert_eq!(pauses.take_due(now + ms(501)), together);
+        (1..=999).for_each(|pid| pauses.forget(pid));
+        assert_eq!((pauses.next(), pauses.due.len()), (Some(now + ms(1500)), 1));
     }
 
     #[test]

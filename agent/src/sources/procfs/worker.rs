@@ -188,8 +188,8 @@ impl Worker {
                 }
                 Command::Reached(fence) => self.processes.untrack_retired(fence),
                 Command::Entrust(pid, start) => {
-                    self.named.insert(pid);
                     if self.processes.entrust(pid, start) {
+                        self.named.insert(pid);
                         self.schedule.urgent(pid, now);
                     }
                 }
