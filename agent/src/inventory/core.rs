@@ -142,7 +142,7 @@ impl Core {
         let mut is_old = false;
         match fact {
             Fact::Process(process) => {
-                is_old = !self.has_processes;
+                is_old = self.is_old(&process);
                 self.put_process(process, now);
             }
             Fact::Vcpus(pid, state) => is_old = self.follow_vcpus(pid, state),

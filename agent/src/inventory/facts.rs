@@ -19,6 +19,8 @@ pub struct VmProcess {
     pub start_ticks: u64,
     /// Start in ns since boot.
     pub started_ns: u64,
+    /// Whether it ran its VM before the agent was started: neither is news.
+    pub was_there: bool,
     /// Name from the command line, or made of the program's name and the process id.
     pub name: String,
     /// UUID from the command line.

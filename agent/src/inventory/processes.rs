@@ -53,6 +53,7 @@ pub(super) enum Wait {
 impl Core {
     pub(super) fn put_process(&mut self, process: Arc<VmProcess>, now: Now) {
         let pid = process.pid;
+        let is_old = self.is_old(&process);
         let changed = self.processes.get(&pid).map(|known| {
             let is_same = known.process.start_ticks == process.start_ticks;
             (is_same, known.process.uuid == process.uuid, self.is_of_domain(known.vm))
@@ -76,7 +77,7 @@ impl Core {
                     vm: None,
                     wait: Wait::NotYet,
                     vcpus: VcpuState::Unknown,
-                    is_old: !self.has_processes,
+                    is_old,
                 };
                 self.processes.insert(pid, known);
             }
@@ -84,8 +85,14 @@ impl Core {
         self.dirty.extend(self.processes.get(&pid).and_then(|known| known.vm));
         // Of those that are there at the start the oldest is placed first.
         if self.has_processes {
-            self.assign(pid, now, false);
+            self.assign(pid, now, is_old);
         }
+    }
+
+    /// Whether a process is reported for the first time though it was there before the agent.
+    pub(super) fn is_old(&self, process: &VmProcess) -> bool {
+        let is_known = self.processes.contains_key(&process.pid);
+        !self.has_processes || (process.was_there && !is_known)
     }
 
     /// The vCPUs of a process run, or have stopped. Returns whether that is no change: it was like this before the agent.

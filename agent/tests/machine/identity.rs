@@ -1,9 +1,13 @@
 //! What looks like a VM and is none, and which number a vCPU has, with QEMU itself.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
+};
 
-use crate::lab::stage::{Stage, VM_CPU_CORE_TIME, VM_NUMBER};
-use xtask::lab::{Accelerator, Qemu};
+use crate::lab::stage::{Stage, VM_CPU_CORE_TIME, VM_NUMBER, vm_in};
+use xtask::lab::{Accelerator, Child, PATIENCE, Qemu, wait_until};
 
 #[test]
 fn questions_and_scripts_of_qemu_are_no_vms() {
@@ -47,4 +51,23 @@ fn vcpus_have_the_numbers_of_their_vmm_in_a_topology_with_gaps() {
         stage.wait_for("its time", VM_CPU_CORE_TIME, &[index, vcpu], |time| time.is_some());
     }
     assert_eq!(stage.number(VM_CPU_CORE_TIME, &[index, 7]), None);
+}
+
+#[test]
+fn a_program_that_looks_like_libvirts_daemon_and_keeps_its_vm_is_a_vm() {
+    require!("ebpf", "kvm", "snmpd", "root");
+    let stage = Stage::new();
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = dir.path().join("libvirtd");
+    fs::copy("/usr/bin/perl", &daemon).unwrap();
+    // KVM_CREATE_VM and KVM_CREATE_VCPU of the kernel's kvm.h
+    let vmm = "open K, '+<', '/dev/kvm' or die; my $vm = ioctl(K, 0xAE01, 0) or die; \
+               open V, qq(+<&=$vm) or die; ioctl(V, 0xAE41, 0) or die; sleep 600";
+    let mut command = Command::new(&daemon);
+    command.args(["-e", vmm]).stdin(Stdio::null()).stdout(Stdio::null());
+    let vmm = Child::start(&mut command).unwrap();
+    wait_until(PATIENCE, "it is listed", || {
+        vm_in(&stage.status(), "pid", vmm.pid()).is_some().then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}\n{}", stage.status(), stage.agent.log()));
 }

@@ -143,7 +143,8 @@ pub struct Procfs {
 }
 
 impl Procfs {
-    /// Scans all processes, reports the VMs among them, and starts the thread of the source. Without probes, VMs are
+    /// Scans the processes, reports the VMs among them, and starts the thread of the source. Processes of users that take long are
+    /// scanned by that. Without probes, VMs are
     /// listed but not counted, and VMs without KVM are found only at the start. `shows_processes` = VMs without a domain are
     /// shown.
     ///
@@ -214,9 +215,7 @@ impl Procfs {
             images_claimed: BTreeSet::new(),
         };
         worker.lost = worker.events_lost();
-        worker.scan_all().map_err(ProcfsError::Procfs)?;
-        worker.processes.retire_unknown();
-        worker.report();
+        worker.scan_first().map_err(ProcfsError::Procfs)?;
         worker.facts.send(Fact::ProcessesListed);
         let thread = std::thread::Builder::new()
             .name("procfs".to_owned())

@@ -108,13 +108,14 @@ struct Step {
 impl Step {
     /// The place that a descriptor stands for. Mount and inode are read from procfs: statx(2) may ask the filesystem.
     fn of(held: OwnedFd) -> rustix::io::Result<Self> {
-        let info = process::own_descriptor_info(held.as_fd()).map_err(errno_of)?;
+        let info = process::own_descriptor_info(held.as_fd());
+        let info = info.map_err(|error| errno_of(&error))?;
         Ok(Self { held: Rc::new(held), info })
     }
 }
 
-fn errno_of(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 impl<'a> Walker<'a> {
@@ -124,7 +125,8 @@ impl<'a> Walker<'a> {
     pub(super) fn new(process: &'a Process) -> rustix::io::Result<Self> {
         let root = Step::of(process.open_place("root")?)?;
         let mountinfo = BufReader::new(process.open("mountinfo")?);
-        let mounts = Mounts::new(mountinfo, process.is_foreign().map_err(errno_of)?);
+        let mounts =
+            Mounts::new(mountinfo, process.is_foreign().map_err(|error| errno_of(&error))?);
         let steps = MAX_STEPS_IN_ALL;
         Ok(Self { process, root, mounts, steps, reader: None, is_barred: false, directory: None })
     }

@@ -1,7 +1,10 @@
 //! Whether a process runs a VM, or only has what a VM has: a QEMU that is asked for its version, waits for its daemon, or is the
 //! copy of a VM's process that is about to execute a script.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::{options::name_of, process};
 use crate::inventory::VmProcess;
@@ -87,6 +90,37 @@ impl Copies {
     }
 }
 
+/// For how long a daemon of libvirt may have a VM of KVM only to ask KVM something: it takes milliseconds, and the agent may be
+/// late. After that it is a VM, because any user can run another program within the daemon's, and with its name.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// Daemons that are remembered before those that have ended are looked for.
+const MAX_PROBES: usize = 64;
+
+/// Processes of libvirt's daemons that have a VM of KVM in which no vCPU has run, by process id, with their start, and when the VM was
+/// first seen.
+#[derive(Debug, Default)]
+pub(super) struct Probes(HashMap<u32, (u64, Instant)>);
+
+impl Probes {
+    /// Whether the VM of this daemon may still be there only to ask KVM something.
+    pub(super) fn has(&mut self, pid: u32, start_ticks: u64, now: Instant) -> bool {
+        if self.0.len() >= MAX_PROBES && !self.0.contains_key(&pid) {
+            self.0.retain(|pid, _| process::is_there(*pid));
+        }
+        let seen = self.0.entry(pid).or_insert((start_ticks, now));
+        if seen.0 != start_ticks {
+            *seen = (start_ticks, now);
+        }
+        now < seen.1 + PROBE
+    }
+
+    /// The process has no VM.
+    pub(super) fn forget(&mut self, pid: u32) {
+        self.0.remove(&pid);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +158,17 @@ mod tests {
             );
             assert!(runs_guest(true, intent(line), 3, 0), "at once, with a vCPU");
         }
+    }
+
+    #[test]
+    fn a_daemon_that_keeps_its_vm_has_not_only_asked() {
+        let (mut probes, now) = (Probes::default(), Instant::now());
+        assert!(probes.has(7, 100, now) && probes.has(7, 100, now + PROBE / 2));
+        assert!(!probes.has(7, 100, now + PROBE));
+        assert!(probes.has(7, 101, now + PROBE), "another process");
+        probes.forget(7);
+        let later = now + PROBE * 100;
+        assert!(probes.has(7, 101, later) && !probes.has(7, 101, later + PROBE));
     }
 
     #[test]

@@ -12,7 +12,10 @@ use std::{
 
 use kvmeter_common::{BLOCK_LEN, VM_BLOCKS};
 use rustix::{
-    fs::{AtFlags, CWD, Dir, DirEntry, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx},
+    fs::{
+        AtFlags, CWD, Dir, DirEntry, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat,
+        statx,
+    },
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open, test_kill_process},
 };
@@ -128,16 +131,18 @@ impl Process {
 
     /// Whether the process executes a program with one of these names that only root can replace. The names on its command
     /// line are its own to choose.
-    pub(super) fn executes(&self, names: &[&str]) -> bool {
-        let Ok(target) = readlinkat(&self.dir, "exe", Vec::new()) else { return false };
+    pub(super) fn executes(&self, names: &[&str]) -> io::Result<bool> {
+        let Some(target) = if_there(readlinkat(&self.dir, "exe", Vec::new()))? else {
+            return Ok(false);
+        };
         let target = target.to_string_lossy();
         let name = path_of_target(&target).rsplit('/').next().unwrap_or_default();
         if !names.contains(&name) {
-            return false;
+            return Ok(false);
         }
         let wanted = StatxFlags::UID | StatxFlags::MODE;
-        let stat = statx(&self.dir, "exe", AtFlags::STATX_DONT_SYNC, wanted);
-        stat.is_ok_and(|stat| stat.stx_uid == 0 && stat.stx_mode & 0o022 == 0)
+        let stat = if_there(statx(&self.dir, "exe", AtFlags::STATX_DONT_SYNC, wanted))?;
+        Ok(stat.is_some_and(|stat| stat.stx_uid == 0 && stat.stx_mode & 0o022 == 0))
     }
 
     /// Has `visit` see the process's descriptors, ascending, each with the target of its link, until it breaks off. Those that are

@@ -24,9 +24,7 @@ use super::{
     taps,
     vcpus::{self, Rest},
 };
-use crate::{
-    inventory::{Devices, DiskSize, DomainDisk, Memory, PathAnswer, VmProcess},
-};
+use crate::inventory::{Devices, DiskSize, DomainDisk, Memory, PathAnswer, VmProcess};
 
 /// The daemons of libvirt that probe KVM.
 const LIBVIRT: [&str; 2] = ["libvirtd", "virtqemud"];
@@ -64,6 +62,8 @@ pub(super) struct Scan {
     pub(super) is_own: Option<bool>,
     /// The threads that have made its VMs, as far as they have not ended.
     pub(super) creators: BTreeSet<u32>,
+    /// Whether it may be a daemon of libvirt that has a VM only to ask KVM something.
+    pub(super) may_be_probe: bool,
 }
 
 /// What a scan sees of the vCPUs of a VM.
@@ -135,10 +135,6 @@ fn scan(
     if is_dead || described.no_machine || !(descriptors.has_kvm() || is_qemu) {
         return Ok(None);
     }
-    // It creates a VM to read the host's registers (virHostCPUGetTscInfo() in libvirt's virhostcpu.c).
-    if process.executes(&LIBVIRT) {
-        return Ok(None);
-    }
     let started_ns = ticks_to_ns(stat.start_ticks, clock_ticks_per_second().max(1));
     let age = now_ns.saturating_sub(started_ns);
     let listed = process.thread_ids()?;
@@ -157,6 +153,10 @@ fn scan(
         tcg_threads(&described, &threads, age)?
     };
     let Some(vcpus) = vcpus else { return Ok(None) };
+    // It creates a VM to read the host's registers (virHostCPUGetTscInfo() in libvirt's virhostcpu.c), and runs no vCPU. Without
+    // vCPUs that have run, or threads with their names, the name of the program says no more than that it may be a daemon: a user
+    // can mount another one there in namespaces of its own, or load code into the daemon's.
+    let may_be_probe = vcpus.is_empty() && process.executes(&LIBVIRT)?;
     let creators = vm_dirs.iter().flatten().filter_map(|dir| vcpus::creator(dir)).collect();
     if earlier.is_none_or(|earlier| !earlier.is_settled || earlier.wants_rests) {
         runs.rests = vcpus::rests(&threads, &vcpus)?;
@@ -216,9 +216,21 @@ fn scan(
         gaps: described.gaps.clone(),
         user: Some(user).filter(|user| *user != 0 && machine.is_none()),
         machine,
+        was_there: false,
     };
     let parent = stat.parent;
-    Ok(Some(Scan { process, vm, threads, vcpus, runs, described, parent, is_own, creators }))
+    Ok(Some(Scan {
+        process,
+        vm,
+        threads,
+        vcpus,
+        runs,
+        described,
+        parent,
+        is_own,
+        creators,
+        may_be_probe,
+    }))
 }
 
 /// The memory map of a process, read once.

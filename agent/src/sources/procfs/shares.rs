@@ -3,7 +3,7 @@
 //! and delay no one else's. Reads no clock: the time is a parameter.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,8 @@ const SHOWN: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     users: BTreeMap<u32, User>,
+    /// The user for whose share each process waits.
+    is_waiting: HashMap<u32, u32>,
     /// The user whose process was scanned last: the next one is another user's.
     last: u32,
 }
@@ -34,9 +36,8 @@ pub(super) struct Shares {
 struct User {
     /// When all that was used is paid for, at the rate of the share.
     paid: Instant,
-    /// Processes to be scanned, the first that came first; the same as a set.
+    /// Processes to be scanned, the first that came first.
     waiting: VecDeque<u32>,
-    is_waiting: HashSet<u32>,
     /// Number of waiting processes at which those that have ended are looked for.
     sweep: usize,
     /// Scans that had to wait because the share was spent, and when the last one had to.
@@ -45,6 +46,10 @@ struct User {
 }
 
 impl User {
+    const fn new(now: Instant) -> Self {
+        Self { paid: now, waiting: VecDeque::new(), sweep: SWEEP, deferred: 0, deferred_at: None }
+    }
+
     /// When the next scan may be made.
     fn admitted(&self) -> Instant {
         self.paid.checked_sub(AT_ONCE * PARTS).unwrap_or(self.paid)
@@ -52,55 +57,62 @@ impl User {
 }
 
 impl Shares {
-    /// Has a process of this user scanned when it is the user's turn and its share allows. `is_there` tells whether a process has
-    /// not ended.
+    /// Has a process of this user scanned when it is the user's turn and its share allows. `has_ended` tells whether a process has,
+    /// and is called for each one that then does not wait any more.
     pub(super) fn wait(
         &mut self,
-        user: u32,
+        user_id: u32,
         pid: u32,
         now: Instant,
-        is_there: impl Fn(u32) -> bool,
+        mut has_ended: impl FnMut(u32) -> bool,
     ) {
-        let user = self.users.entry(user).or_insert_with(|| User {
-            paid: now,
-            waiting: VecDeque::new(),
-            is_waiting: HashSet::new(),
-            sweep: SWEEP,
-            deferred: 0,
-            deferred_at: None,
-        });
-        if !user.is_waiting.insert(pid) {
+        if self.is_waiting(pid) {
             return;
         }
+        self.is_waiting.insert(pid, user_id);
+        let user = self.users.entry(user_id).or_insert_with(|| User::new(now));
         if user.admitted() > now {
             user.deferred += 1;
             user.deferred_at = Some(now);
         }
         if user.waiting.len() >= user.sweep {
-            let User { waiting, is_waiting, .. } = &mut *user;
-            waiting.retain(|&pid| is_there(pid) || !is_waiting.remove(&pid));
+            let is_waiting = &mut self.is_waiting;
+            user.waiting.retain(|&pid| !has_ended(pid) || is_waiting.remove(&pid).is_none());
             user.sweep = SWEEP.max(user.waiting.len() * 2);
         }
         user.waiting.push_back(pid);
     }
 
+    /// Whether a process waits.
+    pub(super) fn is_waiting(&self, pid: u32) -> bool {
+        self.is_waiting.contains_key(&pid)
+    }
+
     /// The process to be scanned now, and its user; `None` = none.
     pub(super) fn take(&mut self, now: Instant) -> Option<(u32, u32)> {
-        let is_ready = |user: &User| !user.waiting.is_empty() && user.admitted() <= now;
+        self.next_in_turn(|user| user.admitted() <= now)
+    }
+
+    /// The process to be scanned next if the shares do not matter, and its user; `None` = none waits.
+    pub(super) fn take_any(&mut self) -> Option<(u32, u32)> {
+        self.next_in_turn(|_| true)
+    }
+
+    /// The first process of the next user who is admitted.
+    fn next_in_turn(&mut self, is_admitted: impl Fn(&User) -> bool) -> Option<(u32, u32)> {
+        let is_ready = |user: &User| !user.waiting.is_empty() && is_admitted(user);
         let later = self.users.range(self.last.saturating_add(1)..).chain(self.users.range(..));
         let user = *later.into_iter().find(|(_, user)| is_ready(user))?.0;
         self.last = user;
-        let share = self.users.get_mut(&user)?;
-        let pid = share.waiting.pop_front()?;
-        share.is_waiting.remove(&pid);
+        let pid = self.users.get_mut(&user)?.waiting.pop_front()?;
+        self.is_waiting.remove(&pid);
         Some((user, pid))
     }
 
     /// A scan of a process of this user has cost that much.
     pub(super) fn charge(&mut self, user: u32, cost: Duration, now: Instant) {
-        if let Some(user) = self.users.get_mut(&user) {
-            user.paid = user.paid.max(now) + cost * PARTS;
-        }
+        let user = self.users.entry(user).or_insert_with(|| User::new(now));
+        user.paid = user.paid.max(now) + cost * PARTS;
         self.users.retain(|_, user| {
             let is_shown = user.deferred_at.is_some_and(|at| now < at + SHOWN);
             is_shown || user.paid > now || !user.waiting.is_empty()
@@ -140,7 +152,7 @@ mod tests {
             let now = start + ms(at);
             for number in 0..5 {
                 let pid = u32::try_from(at * 5 + number).unwrap();
-                shares.wait(user, pid, now, |waiting| waiting + 100 > pid);
+                shares.wait(user, pid, now, |waiting| waiting + 100 <= pid);
             }
             while let Some((user, _)) = shares.take(now) {
                 shares.charge(user, cost, now);
@@ -171,8 +183,8 @@ mod tests {
         let mut shares = Shares::default();
         flood(&mut shares, 1000, ms(50), 1000, start);
         let now = start + ms(1000);
-        shares.wait(1001, 7, now, |_| true);
-        shares.wait(1001, 7, now, |_| true);
+        shares.wait(1001, 7, now, |_| false);
+        shares.wait(1001, 7, now, |_| false);
         assert_eq!(shares.next(), Some(now - AT_ONCE * PARTS));
         assert_eq!((shares.take(now), shares.take(now)), (Some((1001, 7)), None));
         // The first one is scanned when its share allows.
@@ -182,11 +194,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_late_result_costs_is_the_users_debt_whether_anything_waits_or_not() {
+        let (mut shares, now) = (Shares::default(), Instant::now());
+        shares.charge(1000, ms(5000), now);
+        shares.wait(1000, 7, now, |_| false);
+        assert_eq!((shares.take(now), shares.is_waiting(7)), (None, true));
+        assert_eq!(shares.next(), Some(now + ms(5000) * PARTS - AT_ONCE * PARTS));
+        // At the start of the agent the shares do not matter.
+        assert_eq!((shares.take_any(), shares.is_waiting(7)), (Some((1000, 7)), false));
+    }
+
+    #[test]
     fn users_take_turns() {
         let now = Instant::now();
         let mut shares = Shares::default();
         for (user, pid) in [(1, 10), (1, 11), (1, 12), (2, 20), (3, 30), (2, 21)] {
-            shares.wait(user, pid, now, |_| true);
+            shares.wait(user, pid, now, |_| false);
         }
         let order: Vec<u32> = std::iter::from_fn(|| shares.take(now)).map(|(_, pid)| pid).collect();
         assert_eq!(order, [10, 20, 30, 11, 21, 12]);
@@ -197,7 +220,7 @@ mod tests {
         let now = Instant::now();
         let mut shares = Shares::default();
         for user in 1..100 {
-            shares.wait(user, 7, now, |_| true);
+            shares.wait(user, 7, now, |_| false);
             shares.take(now);
             shares.charge(user, ms(1), now);
         }

@@ -63,7 +63,9 @@ pub(super) fn register(
                     slots.insert(thread.tid(), thread_slot);
                 }
                 Err(TrackError::Gone { .. }) => {}
-                Err(TrackError::Unread { source, .. }) if is_shortage(&source) => return Err(source),
+                Err(TrackError::Unread { source, .. }) if is_shortage(&source) => {
+                    return Err(source);
+                }
                 Err(TrackError::Unread { .. }) => {}
                 Err(error) => failure = Some(error),
             }
@@ -92,4 +94,130 @@ pub(super) fn register(
 /// A process that is gone has no threads.
 fn if_gone<T: Default>(error: io::Error) -> io::Result<T> {
     if is_shortage(&error) { Err(error) } else { Ok(T::default()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        path::Path,
+        sync::{
+            Arc, Barrier,
+            atomic::{AtomicUsize, Ordering::Relaxed},
+        },
+        thread,
+    };
+
+    use super::{
+        super::{command_line::Description, process::Process, scan::Runs},
+        *,
+    };
+    use crate::{
+        counters::{ImageRecordInfo, ImageSlot, VcpuPlace},
+        counting::{Holder, Occupancy},
+        inventory::VmProcess,
+    };
+
+    /// A VM with few records, or whose threads cannot be read.
+    #[derive(Default)]
+    struct Full {
+        asked: AtomicUsize,
+        room: usize,
+        is_short: bool,
+    }
+
+    impl Tracker for Full {
+        fn track_vm_of(&self, _: u32, _: Holder) -> Result<VmSlot, TrackError> {
+            Ok(VmSlot(1))
+        }
+        fn track_thread(
+            &self,
+            _: VmSlot,
+            thread: &dyn HeldThread,
+            _: Option<u32>,
+        ) -> Result<ThreadSlot, TrackError> {
+            let tid = thread.tid();
+            if self.is_short {
+                let source = rustix::io::Errno::MFILE.into();
+                return Err(TrackError::Unread { tid, source });
+            }
+            match self.asked.fetch_add(1, Relaxed) < self.room {
+                true => Ok(ThreadSlot { record: 1, tid, start: 0 }),
+                false => Err(TrackError::TooManyThreads { tid }),
+            }
+        }
+        fn settle(&self, _: VmSlot, _: &[&dyn HeldThread], all_since: Option<u64>) -> bool {
+            assert_eq!(all_since, None, "some thread has no record");
+            true
+        }
+        fn unrecorded(&self, _: VmSlot) -> u64 {
+            1
+        }
+        fn forget(&self, _: u32) {}
+        fn waiting(&self) -> Vec<u32> {
+            Vec::new()
+        }
+        fn occupancy(&self) -> Occupancy {
+            Occupancy::default()
+        }
+        fn vcpu_place(&self, _: ThreadSlot) -> Option<VcpuPlace> {
+            None
+        }
+        fn note_place(&self, _: ThreadSlot, _: u32) {}
+        fn watch_vcpus(&self, _: VmSlot, _: bool) {}
+        fn untrack_vm(&self, _: VmSlot) {}
+        fn unassigned_images(&self, _: VmSlot) -> Vec<ImageRecordInfo> {
+            Vec::new()
+        }
+        fn allow_images(&self, _: VmSlot, _: usize) {}
+        fn limit_images(&self, _: VmSlot) {}
+        fn free_image(&self, _: ImageSlot) {}
+        fn tracked_vms(&self) -> Vec<(VmSlot, u32)> {
+            Vec::new()
+        }
+    }
+
+    /// A scan of this process, of which these threads run vCPUs.
+    fn scan(vcpus: &[u32]) -> Scan {
+        let process = Process::hold(Path::new("/proc"), std::process::id()).unwrap();
+        let threads = process.hold_threads(process.thread_ids().unwrap()).unwrap();
+        Scan {
+            process,
+            vm: VmProcess::default(),
+            threads,
+            vcpus: vcpus.iter().copied().zip(0..).collect(),
+            runs: Runs { rests: BTreeMap::new(), ..Runs::default() },
+            described: Description::default(),
+            parent: 0,
+            is_own: None,
+            creators: BTreeSet::new(),
+            may_be_probe: false,
+        }
+    }
+
+    #[test]
+    fn of_many_threads_without_a_record_one_is_tried_and_each_vcpu() {
+        let end = Arc::new(Barrier::new(33));
+        let others: Vec<_> = (0..32)
+            .map(|_| {
+                let end = Arc::clone(&end);
+                thread::spawn(move || end.wait())
+            })
+            .collect();
+        let (pid, own) = (std::process::id(), rustix::thread::gettid().as_raw_nonzero().get());
+        let (slot, scan) = (VmSlot(1), scan(&[own.unsigned_abs()]));
+        let tracker = Full { room: 4, ..Full::default() };
+        let registered = register(&tracker, slot, pid, &scan).unwrap();
+        assert!(scan.threads.len() > 32);
+        assert_eq!((tracker.asked.into_inner(), registered.slots.len()), (5, 4));
+        assert!(matches!(registered.failure, Some(TrackError::TooManyThreads { .. })));
+        // The first thread, and the vCPU.
+        let tracker = Full::default();
+        drop(register(&tracker, slot, pid, &scan));
+        assert_eq!(tracker.asked.into_inner(), 2);
+        // What cannot be read for want of a descriptor has not ended.
+        assert!(register(&Full { is_short: true, ..Full::default() }, slot, pid, &scan).is_err());
+        end.wait();
+        others.into_iter().for_each(|other| drop(other.join()));
+    }
 }

@@ -1,10 +1,14 @@
 //! The processes that are VMs: scans them, registers them for counting, and reports them as facts.
 
+mod creators;
+mod first_scan;
 mod images;
+mod late;
+mod payers;
 mod records;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
@@ -13,13 +17,19 @@ use std::{
 
 use tracing::{debug, info, warn};
 
+pub(super) use self::payers::Payer;
+use self::{
+    creators::{Makers, Rounds},
+    first_scan::Unscanned,
+    payers::Payers,
+};
 use super::{
     SharedTracker,
     command_line::Description,
     image_headers::HeaderScanner,
     pauses::Pauses,
     plugged::Plugged,
-    presence::Copies,
+    presence::{Copies, Probes},
     process,
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
@@ -38,9 +48,6 @@ use crate::{
 /// Age from which the description of a VM is final: its VMM has allocated the memory by then.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Threads that have made VMs, of one process, that are remembered.
-const MAX_CREATORS: usize = 64;
-
 /// First retry delay for reading image headers.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 
@@ -55,9 +62,17 @@ pub(super) struct TrackedProcesses {
     closed: HashMap<ImageSlot, (u32, Instant)>,
     /// Slots of VMs that have ended, each with the fence after which no view refers to it.
     retired: Vec<Retired>,
-    /// Slots of VMs that an earlier agent counted, by process id: whether they run will be known after a late read.
+    /// Slots of VMs that an earlier agent counted, by process id: whether they run will be known after a scan.
     unclear: BTreeMap<u32, VmSlot>,
+    /// Processes that were there before the agent and have not been scanned.
+    unscanned: Unscanned,
+    /// Late reads that have returned.
+    returned: VecDeque<Returned<std::io::Result<Option<Scan>>, Before>>,
+    payers: Payers,
+    makers: Makers,
+    rounds: Rounds,
     copies: Copies,
+    probes: Probes,
     fences: u64,
     /// Facts since the last report.
     pub(super) facts: Vec<Fact>,
@@ -131,25 +146,6 @@ pub(super) enum ScanOutcome {
     Unscanned,
 }
 
-/// Whose share of the CPU time a scan costs.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Payer {
-    /// The process has ended.
-    Gone,
-    /// Root's, or a domain's of libvirt's system daemon: no share limits it.
-    Host,
-    /// This user's.
-    User(u32),
-}
-
-/// The processes in which a thread can have made a VM.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Creators {
-    Known(u32),
-    /// One of these, or of none that is known.
-    Unclear(Vec<u32>),
-}
-
 impl ScanOutcome {
     const KNOWN: Self = Self::Vm { is_new: false, is_moving: false };
 }
@@ -185,7 +181,13 @@ impl TrackedProcesses {
             closed: HashMap::new(),
             retired: Vec::new(),
             unclear: BTreeMap::new(),
+            unscanned: Unscanned::default(),
+            returned: VecDeque::new(),
+            payers: Payers::default(),
+            makers: Makers::default(),
+            rounds: Rounds::default(),
             copies: Copies::default(),
+            probes: Probes::default(),
             fences: 0,
             facts: Vec::new(),
         }
@@ -206,14 +208,6 @@ impl TrackedProcesses {
         process::of_thread(&self.roots.proc, tid)
     }
 
-    /// Whose share of the CPU time a scan of this process costs.
-    pub(super) fn payer(&self, pid: u32) -> Payer {
-        if !process::is_there(pid) {
-            return Payer::Gone;
-        }
-        self.readers.share_of(pid).map_or(Payer::Host, Payer::User)
-    }
-
     /// What scans have cost since the last call: CPU time of readers, or the time for which a late one was waited for.
     pub(super) fn take_cost(&mut self) -> Duration {
         self.readers.take_cost()
@@ -222,18 +216,6 @@ impl TrackedProcesses {
     /// The CPU time of late reads, each with the user whose process was read.
     pub(super) fn take_late_costs(&mut self) -> Vec<(u32, Duration)> {
         self.readers.take_late_costs()
-    }
-
-    /// The processes in which this thread, which may have ended, can have made a VM. Of some it is not known which threads have.
-    pub(super) fn creators(&self, tid: u32) -> Creators {
-        let has_made =
-            |(pid, known): &(&u32, &TrackedProcess)| **pid == tid || known.creators.contains(&tid);
-        if let Some((pid, _)) = self.known.iter().find(has_made) {
-            return Creators::Known(*pid);
-        }
-        let unclear = self.known.iter();
-        let unclear = unclear.filter(|(_, known)| known.vm.has_kvm && known.creators.is_empty());
-        Creators::Unclear(unclear.map(|(pid, _)| *pid).collect())
     }
 
     /// Whether the programs have reported the end of this VM's process.
@@ -255,18 +237,6 @@ impl TrackedProcesses {
             facts.push(Fact::Fence(Fence::Procfs(self.fences)));
         }
         facts
-    }
-
-    /// Retires the VMs that an earlier agent counted and that have ended.
-    pub(super) fn retire_unknown(&mut self) {
-        let Some(tracker) = &self.tracker else { return };
-        for (slot, pid) in tracker.tracked_vms() {
-            if self.readers.is_unread(pid) {
-                self.unclear.insert(pid, slot);
-            } else if !self.known.contains_key(&pid) {
-                self.retired.push(Retired { fence: self.fences + 1, pid, slot });
-            }
-        }
     }
 
     /// Frees the records of VMs to which no view refers: the fence `reached` has come back.
@@ -318,13 +288,13 @@ impl TrackedProcesses {
 
     /// Scans a process, and registers its threads for counting if it is a VM.
     pub(super) fn scan(&mut self, pid: u32) -> ScanOutcome {
-        let known = self.known.get(&pid);
-        if known.is_some_and(|known| known.ending) {
+        if self.known.get(&pid).is_some_and(|known| known.ending) {
             return ScanOutcome::KNOWN;
         }
-        if !self.readers.can_read(pid) {
+        if self.is_returned(pid) || !self.readers.can_read(pid) {
             return self.unread(pid);
         }
+        let known = self.known.get(&pid);
         // Before the scan: the kernel reports later threads by events again.
         let slot = match known.map(|known| known.vm.user.filter(|_| !known.is_domain)) {
             Some(user) => self.track_vm(pid, user),
@@ -367,38 +337,18 @@ impl TrackedProcesses {
         if self.known.contains_key(&pid) { ScanOutcome::KNOWN } else { ScanOutcome::Nothing }
     }
 
-    /// Takes the results of late reads: what each process is, and the processes to be scanned now.
-    pub(super) fn take_returned(&mut self) -> (Vec<(u32, ScanOutcome)>, BTreeSet<u32>) {
-        let (returned, mut to_scan) = self.readers.take_returned();
-        let mut outcomes = Vec::new();
-        for Returned { pid, is_present, result, kept, again } in returned {
-            let known = self.known.get(&pid);
-            if known.is_some_and(|known| known.ending) {
-                // Its end has been reported.
-                continue;
-            }
-            if is_present && (kept.slot.is_none() || known.is_some()) {
-                outcomes.push((pid, self.take_scan(pid, result, kept)));
-            } else {
-                // It has ended since the read began; its id may be another process's.
-                to_scan.insert(pid);
-            }
-            if again {
-                to_scan.insert(pid);
-            }
-        }
-        (outcomes, to_scan)
-    }
-
     fn take_scan(
         &mut self,
         pid: u32,
         result: std::io::Result<Option<Scan>>,
         before: Before,
     ) -> ScanOutcome {
-        // A process that cannot be read may still be the VM.
-        let unclear = if result.is_ok() { self.unclear.remove(&pid) } else { None };
-        let outcome = self.take_result(pid, result, before);
+        // A process that cannot be read for want of something may still be the VM.
+        let is_clear = result.as_ref().err().is_none_or(|error| !is_shortage(error));
+        let unclear = if is_clear { self.unclear.remove(&pid) } else { None };
+        let started_ns = result.as_ref().ok().and_then(|scan| Some(scan.as_ref()?.vm.started_ns));
+        let was_there = is_clear && self.unscanned.settle(pid, started_ns);
+        let outcome = self.take_result(pid, result, before, was_there);
         if let Some(slot) = unclear.filter(|_| outcome == ScanOutcome::Nothing) {
             self.retired.push(Retired { fence: self.fences + 1, pid, slot });
         }
@@ -410,10 +360,12 @@ impl TrackedProcesses {
         pid: u32,
         result: std::io::Result<Option<Scan>>,
         Before { slot: slot_before, unassigned }: Before,
+        was_there: bool,
     ) -> ScanOutcome {
         let mut scan = match result {
             Ok(Some(scan)) => scan,
             Ok(None) => {
+                self.probes.forget(pid);
                 if self.known.contains_key(&pid) && !process::has_memory(&self.roots.proc, pid) {
                     // It is exiting: the programs report whether a signal killed it, and its pidfd the end.
                     return ScanOutcome::KNOWN;
@@ -442,8 +394,19 @@ impl TrackedProcesses {
         if is_new && self.copies.has(&scan.vm, scan.is_own, parent_is_vm) {
             return ScanOutcome::Nothing;
         }
+        if is_new && scan.may_be_probe && self.probes.has(pid, scan.vm.start_ticks, Instant::now())
+        {
+            // It is looked at again.
+            return ScanOutcome::Vm { is_new: false, is_moving: true };
+        }
+        scan.vm.was_there = self.known.get(&pid).map_or(was_there, |known| known.vm.was_there);
         if is_new {
-            let pidfd = match process::open_pidfd(pid) {
+            // The id may be another process's by now.
+            let opened = process::open_pidfd(pid).and_then(|pidfd| {
+                scan.process.program()?;
+                Ok(pidfd)
+            });
+            let pidfd = match opened {
                 Ok(pidfd) => pidfd,
                 Err(error) if is_shortage(&error) => return self.unscanned(pid, &error),
                 Err(_) => return ScanOutcome::Nothing,
@@ -521,12 +484,9 @@ impl TrackedProcesses {
             self.facts.push(Fact::Process(Arc::clone(&known.vm)));
         }
         known.described = Arc::new(described);
-        // A thread may end before its VM does.
-        if known.creators.len() < MAX_CREATORS {
-            known.creators.extend(creators);
-        }
         known.is_settled = known.found.elapsed() > SETTLED;
         let vm = Arc::clone(&known.vm);
+        self.note_found(pid, creators);
         if is_watched_anew {
             self.watch(&vm, sight);
         }

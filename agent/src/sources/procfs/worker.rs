@@ -21,12 +21,12 @@ use super::{
     readers::cpu_time,
     schedule::Schedule,
     shares::Shares,
-    tracked::{Creators, Payer, ScanOutcome, TrackedProcesses},
+    tracked::{Payer, ScanOutcome, TrackedProcesses},
     uevent::{self, Uevent},
     warnings::WarningLimit,
 };
 use crate::{
-    counters::{ImageSlot, Records, VmSlot},
+    counters::{ImageSlot, Records, VmSlot, since_boot_ns},
     inventory::Fact,
     probe::Events,
     sources::Command,
@@ -41,6 +41,10 @@ const MAX_UEVENTS: usize = 10_000;
 
 /// What a report about a VM costs the other threads: the view, the counting, notifications.
 const REPORT: Duration = Duration::from_millis(1);
+
+/// For how long processes of users are scanned before the agent serves, whatever their shares. It is enough for a thousand VMs;
+/// what is left is scanned as the shares allow. systemd waits 90 s for the start.
+const FIRST_SCANS: Duration = Duration::from_secs(5);
 
 /// For how long the programs' word is waited for after the end of a VM's process: it tells whether a signal has ended the
 /// process. It comes before the end, but the ring gives it away only after each earlier event has been written in full.
@@ -114,6 +118,7 @@ impl Worker {
             for pid in self.processes.take_waiting() {
                 self.schedule.urgent(pid, Instant::now());
             }
+            self.work_off_returned();
             self.scan_due();
             let now = Instant::now();
             for pid in self.processes.look(now) {
@@ -129,7 +134,9 @@ impl Worker {
     fn next(&self) -> Option<Instant> {
         let ended = self.ended.values().min().copied();
         let look = self.processes.next_look();
-        let others = [self.full_scan_due, self.shares.next(), look, ended];
+        let returned = self.processes.has_returned().then(Instant::now);
+        let round = self.processes.next_round();
+        let others = [self.full_scan_due, self.shares.next(), look, ended, returned, round];
         self.schedule.next().into_iter().chain(others.into_iter().flatten()).min()
     }
 
@@ -201,15 +208,29 @@ impl Worker {
                 self.schedule.urgent(pid, now);
             }
         }
-        let (returned, to_scan) = self.processes.take_returned();
-        for (pid, outcome) in returned {
-            self.follow(pid, outcome);
+        for pid in self.processes.take_returned() {
+            self.schedule.urgent(pid, now);
         }
         for (user, cost) in self.processes.take_late_costs() {
             self.shares.charge(user, cost, now);
         }
-        for pid in to_scan {
+    }
+
+    /// Works off the result of one late read: an event of another process may have come meanwhile.
+    fn work_off_returned(&mut self) {
+        let before = cpu_time();
+        let Some((pid, outcome, is_to_be_scanned)) = self.processes.next_returned() else { return };
+        if let Some(outcome) = outcome {
+            self.follow(pid, outcome);
+        }
+        let reports = self.report();
+        let cost = cpu_time().saturating_sub(before) + REPORT * reports;
+        let now = Instant::now();
+        if is_to_be_scanned {
             self.schedule.urgent(pid, now);
+        }
+        if let Payer::User(user) = self.processes.payer(pid, now) {
+            self.shares.charge(user, cost, now);
         }
     }
 
@@ -241,14 +262,15 @@ impl Worker {
         let now = Instant::now();
         for tid in created {
             // The uevent has the id of the thread that created the VM, which may have exited since.
-            self.schedule.born(self.processes.process_of(tid).unwrap_or(tid), now);
+            let pid = self.processes.process_of(tid);
+            if let Some(pid) = pid {
+                self.processes.note_creator(tid, pid);
+            }
+            self.schedule.born(pid.unwrap_or(tid), now);
         }
         for tid in destroyed {
-            match self.processes.creators(tid) {
-                Creators::Known(pid) => self.schedule.urgent(pid, now),
-                Creators::Unclear(pids) => {
-                    pids.into_iter().for_each(|pid| self.schedule.changed(pid, now));
-                }
+            if let Some(pid) = self.processes.creator(tid, now) {
+                self.schedule.urgent(pid, now);
             }
         }
         if std::mem::take(&mut self.are_uevents_lost) {
@@ -305,14 +327,25 @@ impl Worker {
                 }
             }
         }
+        for pid in self.processes.take_round(now) {
+            self.schedule.changed(pid, now);
+        }
         let mut has_waiting = false;
         for pid in self.schedule.take_due(now) {
             let is_named = self.named.remove(&pid);
-            match self.processes.payer(pid) {
-                // The end of a VM is reported otherwise.
-                Payer::Gone => self.forget(pid),
+            if !is_named && self.shares.is_waiting(pid) {
+                continue;
+            }
+            let before = cpu_time();
+            match self.processes.payer(pid, now) {
+                Payer::Gone => {
+                    // The end of a VM is reported otherwise.
+                    self.forget(pid);
+                    self.processes.retire_unclear(pid);
+                }
                 Payer::User(user) if !is_named => {
-                    self.shares.wait(user, pid, now, process::is_there);
+                    self.wait(user, pid, now);
+                    self.shares.charge(user, cpu_time().saturating_sub(before), now);
                     has_waiting = true;
                 }
                 Payer::Host | Payer::User(_) => drop(self.scan(pid)),
@@ -320,13 +353,34 @@ impl Worker {
         }
         // One of a user's in each turn: an event of another process may have come meanwhile.
         if let Some((user, pid)) = self.shares.take(now) {
-            let cost = if process::is_there(pid) { self.scan(pid) } else { Duration::ZERO };
+            let cost = self.scan_waiting(pid);
             self.shares.charge(user, cost, Instant::now());
             has_waiting = true;
         }
         if has_waiting {
             self.show_spent();
         }
+    }
+
+    /// Has a process scanned when its user's share allows.
+    fn wait(&mut self, user: u32, pid: u32, now: Instant) {
+        let processes = &mut self.processes;
+        self.shares.wait(user, pid, now, |pid| {
+            let has_ended = !process::is_there(pid);
+            if has_ended {
+                processes.retire_unclear(pid);
+            }
+            has_ended
+        });
+    }
+
+    /// Scans a process that has waited, unless it has ended. Returns what that has cost.
+    fn scan_waiting(&mut self, pid: u32) -> Duration {
+        if process::is_there(pid) {
+            return self.scan(pid);
+        }
+        self.processes.retire_unclear(pid);
+        Duration::ZERO
     }
 
     /// Shows the users whose share is spent.
@@ -347,11 +401,27 @@ impl Worker {
         self.full_scan_due = Some(now.max(self.last_full_scan + FULL_SCAN_PAUSE));
     }
 
-    /// Scans all processes now, whatever that costs.
-    pub(super) fn scan_all(&mut self) -> io::Result<()> {
-        for pid in self.list_all()? {
-            self.scan(pid);
+    /// Scans the processes that are there at the start: all that the host pays for, and those of users for [`FIRST_SCANS`], one of each
+    /// user in turn. What is left waits for its share.
+    pub(super) fn scan_first(&mut self) -> io::Result<()> {
+        let pids = self.list_all()?;
+        self.processes.note_listed(&pids, since_boot_ns());
+        let now = Instant::now();
+        for pid in pids {
+            match self.processes.payer(pid, now) {
+                Payer::Gone => {}
+                Payer::Host => drop(self.scan(pid)),
+                Payer::User(user) => self.wait(user, pid, now),
+            }
         }
+        let end = Instant::now() + FIRST_SCANS;
+        while Instant::now() < end
+            && let Some((_, pid)) = self.shares.take_any()
+        {
+            self.scan_waiting(pid);
+        }
+        self.processes.retire_unknown();
+        self.report();
         Ok(())
     }
 
@@ -362,6 +432,7 @@ impl Worker {
         self.report_cpus();
         let mut pids = self.processes.processes()?;
         pids.extend(self.processes.pids());
+        pids.extend(self.processes.unclear_pids());
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)

@@ -66,6 +66,19 @@ fn a_vm_that_was_paused_before_the_agent_has_not_changed() {
 }
 
 #[test]
+fn a_vm_that_was_there_before_the_agent_is_no_news_however_late_it_is_scanned() {
+    let mut host = without_libvirt();
+    host.fact(Fact::Process(Arc::new(VmProcess { was_there: true, ..process(1) })));
+    host.fact(Fact::Vcpus(1, Stopped { by_user: false }));
+    assert_eq!((states(&host)[0].1, host.told()), (OperState::Paused, vec![]));
+    host.fact(Fact::Process(Arc::new(VmProcess { was_there: true, cpus: 2, ..process(1) })));
+    host.fact(Fact::Vcpus(1, VcpuState::Running));
+    assert_eq!(host.told(), [(OperState::Paused, State(Running))]);
+    host.start(2);
+    assert!(!host.told().is_empty(), "it has been started");
+}
+
+#[test]
 fn the_state_of_a_domain_is_that_of_libvirt() {
     let mut host = Host::new();
     host.start(1);

@@ -1,0 +1,86 @@
+//! Whose share of the CPU time the scan of a process costs.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use super::{super::process, TrackedProcesses};
+
+/// For how long it is not asked again about a process that is no VM: as long as the scans that follow its start.
+const HOLDS: Duration = Duration::from_secs(2);
+
+/// Most processes that are remembered.
+const MAX_PAYERS: usize = 4096;
+
+/// Whose share of the CPU time a scan costs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in super::super) enum Payer {
+    /// The process has ended.
+    Gone,
+    /// Root's, or a domain's of libvirt's system daemon: no share limits it.
+    Host,
+    /// This user's.
+    User(u32),
+}
+
+/// What was found out about processes that are no VMs, by process id.
+#[derive(Debug, Default)]
+pub(super) struct Payers(HashMap<u32, (Payer, Instant)>);
+
+impl Payers {
+    /// `ask` reads files of the process, of which one waits for a lock of all control groups.
+    fn get(&mut self, pid: u32, now: Instant, ask: impl FnOnce() -> Payer) -> Payer {
+        if let Some((payer, until)) = self.0.get(&pid)
+            && now < *until
+        {
+            return *payer;
+        }
+        if self.0.len() >= MAX_PAYERS {
+            self.0.clear();
+        }
+        let payer = ask();
+        self.0.insert(pid, (payer, now + HOLDS));
+        payer
+    }
+}
+
+impl TrackedProcesses {
+    /// Whose share of the CPU time a scan of this process costs.
+    pub(in super::super) fn payer(&mut self, pid: u32, now: Instant) -> Payer {
+        if !process::is_there(pid) {
+            self.payers.0.remove(&pid);
+            return Payer::Gone;
+        }
+        // As its last scan found it.
+        if let Some(known) = self.known.get(&pid) {
+            let user = known.vm.user.filter(|_| !known.is_domain);
+            return user.map_or(Payer::Host, Payer::User);
+        }
+        let readers = &self.readers;
+        let ask = || readers.share_of(pid).map_or(Payer::Host, Payer::User);
+        self.payers.get(pid, now, ask)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_a_process_is_that_is_seen_again_and_again_is_asked_once_in_two_seconds() {
+        let (mut payers, start, mut asked) = (Payers::default(), Instant::now(), 0);
+        for at in 0..10_000 {
+            let payer = payers.get(7, start + Duration::from_millis(at), || {
+                asked += 1;
+                Payer::User(1000)
+            });
+            assert_eq!(payer, Payer::User(1000));
+        }
+        assert_eq!(asked, 5);
+        for pid in 0..100_000 {
+            payers.get(pid, start, || Payer::Host);
+        }
+        assert!(payers.0.len() <= MAX_PAYERS);
+    }
+}
