@@ -46,6 +46,12 @@ pub enum ProbeError {
         /// What is unknown.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The kernel has `PREEMPT_RT` and a ring buffer whose lock sleeps.
+    #[error(
+        "This kernel has PREEMPT_RT, and its BPF ring buffer takes a lock that sleeps, which a program at a switch of threads must \
+         not do"
+    )]
+    RingSleeps,
     /// The data is no BTF.
     #[error("The file {} is no BTF of this machine's kernel, or damaged", path.display())]
     BtfDamaged {
@@ -165,6 +171,9 @@ impl ProbeError {
             }
             Self::NoBtf { .. } | Self::Btf { .. } => {
                 "boot Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y"
+            }
+            Self::RingSleeps => {
+                "boot the latest update of this kernel, or Linux 6.12 or later: the ring buffer has another lock there"
             }
             Self::BtfTooNew { .. } => {
                 "install a newer kvmeter; until then, set KVMETER_BTF to a file with this kernel's BTF that this version can read, \

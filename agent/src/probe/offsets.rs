@@ -47,13 +47,16 @@ impl Offsets {
     ///
     /// # Errors
     ///
-    /// [`ProbeError::NoBtf`] when the file cannot be read, others when it lacks a field or cannot be parsed.
+    /// [`ProbeError::NoBtf`] when the file cannot be read, [`ProbeError::RingSleeps`], others when it lacks a field or cannot be
+    /// parsed.
     pub fn of_kernel(path: &Path) -> Result<Self, ProbeError> {
         let data =
             fs::read(path).map_err(|source| ProbeError::NoBtf { path: path.to_owned(), source })?;
-        Btf::parse(&data)
-            .and_then(|btf| Self::from_btf(&btf))
-            .map_err(|source| ProbeError::btf(path, source))
+        let btf = Btf::parse(&data).map_err(|source| ProbeError::btf(path, source))?;
+        if ring_sleeps(&btf) {
+            return Err(ProbeError::RingSleeps);
+        }
+        Self::from_btf(&btf).map_err(|source| ProbeError::btf(path, source))
     }
 
     fn from_btf(btf: &Btf<'_>) -> Result<Self, BtfError> {
@@ -165,6 +168,12 @@ impl Offsets {
     }
 }
 
+/// Whether the lock of a BPF ring buffer is one that sleeps. With `PREEMPT_RT` a `spinlock_t` is an rt_mutex (the kernel's
+/// spinlock_types.h); the ring buffer has a `raw_spinlock_t` since Linux 6.12 and late updates of earlier series.
+fn ring_sleeps(btf: &Btf<'_>) -> bool {
+    btf.field_offset("bpf_ringbuf", "spinlock.lock.waiters").is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +211,37 @@ mod tests {
         offsets.relocate_code(code.as_flattened_mut());
         assert_eq!(code[0], [0x61, 0x21, 8, 0, 0, 0, 0, 0]);
         assert_eq!(code[1..], before[1..]);
+    }
+
+    /// BTF with a `struct bpf_ringbuf`, whose lock has the member `outer` with the member `inner`.
+    fn with_ring(outer: &str, inner: &str) -> Vec<u8> {
+        let names = ["", "bpf_ringbuf", "spinlock", outer, inner];
+        let name = |at: usize| names[..at].iter().map(|name| name.len() + 1).sum::<usize>();
+        // A type of 4 bytes, and each struct with one member, whose type is the one before.
+        let mut words = vec![0, 1 << 24, 4, 32];
+        for (id, [of_struct, member]) in [[0, 4], [0, 3], [1, 2]].into_iter().enumerate() {
+            words.extend([name(of_struct), 4 << 24 | 1, 4, name(member), id + 1, 0]);
+        }
+        let strings = names.map(|name| format!("{name}\0")).concat();
+        let types = 4 * words.len();
+        let header = [0x01_eb9f, 24, 0, types, types, strings.len()];
+        let words = header.into_iter().chain(words);
+        let mut data: Vec<u8> =
+            words.flat_map(|word| u32::try_from(word).unwrap().to_ne_bytes()).collect();
+        data.extend(strings.into_bytes());
+        data
+    }
+
+    #[test]
+    fn a_ring_buffer_that_sleeps_is_known_by_its_lock() {
+        for (outer, inner, sleeps) in
+            [("lock", "waiters", true), ("raw_lock", "val", false), ("rlock", "raw_lock", false)]
+        {
+            let data = with_ring(outer, inner);
+            let btf = Btf::parse(&data).unwrap();
+            assert!(btf.field_offset("bpf_ringbuf", &format!("spinlock.{outer}.{inner}")).is_ok());
+            assert_eq!(ring_sleeps(&btf), sleeps, "{outer}");
+        }
     }
 
     #[test]
