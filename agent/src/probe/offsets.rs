@@ -226,8 +226,8 @@ mod tests {
         let types = 4 * words.len();
         let header = [0x01_eb9f, 24, 0, types, types, strings.len()];
         let words = header.into_iter().chain(words);
-        let mut data: Vec<u8> =
-            words.flat_map(|word| u32::try_from(word).unwrap().to_ne_bytes()).collect();
+        let words = words.map(|word| u32::try_from(word).unwrap());
+        let mut data: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
         data.extend(strings.into_bytes());
         data
     }
