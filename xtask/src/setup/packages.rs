@@ -48,6 +48,7 @@ pub(super) const QEMU: &[Package] = &[program("qemu-system-x86", "qemu-system-x8
 
 /// What the tests and benchmarks use beside that.
 pub(super) const TEST: &[Package] = &[
+    program("binutils", "strip"),
     program("bpftool", "bpftool"),
     program("busybox-static", "busybox"),
     program("e2fsprogs", "mkfs.ext4"),

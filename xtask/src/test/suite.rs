@@ -8,23 +8,31 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use xtask::lab::{cache, find};
+use xtask::lab::{DebianKernel, cache, find};
 
 use crate::{
     command::{behind, root, step},
     setup,
 };
 
-/// Enters the root `$0` with the checkout `$1`, and executes the rest there. In a mount namespace of its own: with the last
-/// process its mounts are gone. The root is a mount, so that unshare(1) can change its propagation.
+/// Enters the root `$0` with the directories up to `--`, and executes the rest there. In a mount namespace of its own: with the
+/// last process its mounts are gone. The root is a mount, so that it becomes the namespace's root: other than that of chroot(2),
+/// processes that enter the namespace later have it, too, and unshare(1) can change its propagation.
 const ENTER: &str = r#"
 mount --bind "$0" "$0"
 for dir in proc sys dev; do mount --rbind "/$dir" "$0/$dir"; done
 mount -t tmpfs tmpfs "$0/run"
-mkdir -p "$0$1"
-mount --rbind "$1" "$0$1"
-root=$0; shift
-exec chroot "$root" "$@""#;
+while [ "$1" != -- ]; do
+  mkdir -p "$0$1"
+  mount --rbind "$1" "$0$1"
+  shift
+done
+shift
+cd "$0"
+pivot_root . .
+umount -l .
+cd /
+exec "$@""#;
 
 /// A release of Debian.
 #[derive(Clone, Debug)]
@@ -58,6 +66,9 @@ impl Suite {
         let unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", ENTER];
         let mut words: Vec<_> = unshare.map(Into::into).into();
         words.extend([self.root.clone().into_os_string(), root().into_os_string()]);
+        // Guests of the tests boot this machine's.
+        words.extend(DebianKernel::place().filter(|place| place.exists()).map(Into::into));
+        words.push("--".into());
         if let Some(dir) = command.get_current_dir() {
             words.extend(["env".into(), "--chdir".into(), dir.as_os_str().to_owned()]);
         }
