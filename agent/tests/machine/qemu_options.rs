@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use xtask::lab::{Child, PATIENCE, Qmp, wait_until};
+use xtask::lab::{Child, LabError, PATIENCE, Qmp, wait_until};
 
 use crate::lab::stage::Stage;
 
@@ -18,14 +18,26 @@ const NETWORK: u64 = 6;
 
 /// Starts QEMU with these options only, and its monitor at a socket.
 fn start(program: &str, options: &[&str], socket: &Path) -> (Child, Qmp) {
+    try_start(program, options, socket).unwrap()
+}
+
+/// The same.
+///
+/// # Errors
+///
+/// When this QEMU refuses the options.
+fn try_start(program: &str, options: &[&str], socket: &Path) -> Result<(Child, Qmp), LabError> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", program, "-S", "-display", "none"]).args(options);
     command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
     let child = Child::start(&mut command).unwrap();
-    let qmp = Qmp::connect(socket).unwrap();
-    (child, qmp)
+    let qmp = Qmp::connect(socket)?;
+    Ok((child, qmp))
 }
+
+/// Options that QEMU 7.2 takes, and 10.0 refuses.
+const HEXADECIMAL: &[&str] = &["-accel", "kvm", "-m", "0x40"];
 
 /// Bytes that QEMU says the guest has.
 fn memory(qmp: &mut Qmp) -> u64 {
@@ -59,7 +71,7 @@ fn memory_is_what_qemu_says() {
         (&["-accel", "kvm", "-m", "0.25G"], 1),
         (&["-accel", "kvm", "-m", "131072K"], 1),
         (&["-accel", "kvm", "-m", "100.1M"], 1),
-        (&["-accel", "kvm", "-m", "0x40"], 1),
+        (HEXADECIMAL, 1),
         (&["-accel", "kvm", "-m", "0"], 1),
         (&["-accel", "kvm", "-m", "64", "-m", "slots=2,maxmem=1G", "-m", "size=96"], 1),
         (&["-readconfig", &file], 4),
@@ -103,7 +115,11 @@ fn memory_is_what_qemu_says() {
     for (at, (options, cpus)) in cases.iter().enumerate() {
         let socket = dir.path().join(format!("{at}.sock"));
         let options = [&["-nodefaults"], *options].concat();
-        let (child, mut qmp) = start("qemu-system-x86_64", &options, &socket);
+        let started = try_start("qemu-system-x86_64", &options, &socket);
+        if started.is_err() && options[1..] == *HEXADECIMAL {
+            continue;
+        }
+        let (child, mut qmp) = started.unwrap();
         let said = memory(&mut qmp);
         let vm = [index_of(&stage, &child)];
         assert_eq!(stage.number(VM_CUR_MEM, &vm), Some(said / 1024), "{options:?}");

@@ -180,8 +180,7 @@ fn no_request_is_lost_while_the_agent_is_away() {
     host.libvirtd.virsh(&["start", &uuid(1), "--paused"]).unwrap();
     let disks = ["sda", "sdb"].map(|target| Disk::of(&host, 1, target));
     let nbd = Nbd::start(&host, 1);
-    let urls = [("sda", 2), ("sdb", 1)]
-        .map(|(name, node)| nbd.export(&host, name, &format!("libvirt-{node}-format")));
+    let urls = [("sda", 0), ("sdb", 1)].map(|(name, number)| nbd.export(&host, name, number));
     let before = disks.map(|disk| disk.counts(&mut host.stage));
     let share = requests / 4;
     let times_away = AtomicU32::new(0);

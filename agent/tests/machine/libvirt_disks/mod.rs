@@ -198,8 +198,9 @@ impl Nbd {
         nbd
     }
 
-    /// Makes a node of the block layer be found under this name. Where.
-    fn export(&self, host: &Host, name: &str, node: &str) -> String {
+    /// Makes a disk of the SCSI controller be found under this name. Where.
+    fn export(&self, host: &Host, name: &str, number: usize) -> String {
+        let node = self.node(host, number);
         self.order(
             host,
             &format!(
@@ -209,9 +210,25 @@ impl Nbd {
         format!("nbd+unix:///{name}?socket={}", self.socket)
     }
 
-    fn order(&self, host: &Host, command: &str) {
+    /// The node of the block layer that a disk of the SCSI controller uses. libvirt 10 and newer have none for the format of
+    /// a raw image.
+    fn node(&self, host: &Host, number: usize) -> String {
+        let blocks = self.order(host, r#"{"execute":"query-block"}"#);
+        let blocks: serde_json::Value = serde_json::from_str(&blocks).unwrap();
+        let device = format!("scsi0-0-0-{number}");
+        // An id, or a path that ends with it.
+        let is_its = |block: &&serde_json::Value| {
+            block["qdev"].as_str().is_some_and(|qdev| qdev.rsplit('/').next() == Some(&device))
+        };
+        let block = blocks["return"].as_array().unwrap().iter().find(is_its);
+        let block = block.unwrap_or_else(|| panic!("no {device}: {blocks}"));
+        block["inserted"]["node-name"].as_str().unwrap().to_owned()
+    }
+
+    fn order(&self, host: &Host, command: &str) -> String {
         let said = host.libvirtd.virsh(&["qemu-monitor-command", &self.domain, command]).unwrap();
-        assert!(!said.contains("error"), "{command}: {said}");
+        assert!(!said.contains("\"error\""), "{command}: {said}");
+        said
     }
 }
 
@@ -238,9 +255,7 @@ fn requests_of_every_kind_are_counted_to_the_octet() {
         let told = host.stage.disk(index, &target);
         assert_eq!(told["counted_by"], kind.method(), "{kind}: {told}");
         let disk = Disk { index, disk: u32::try_from(told["index"].as_u64().unwrap()).unwrap() };
-        // libvirt numbers the last disk first.
-        let node = format!("libvirt-{}-format", kinds.len() - number);
-        let url = nbd.export(&host, &target, &node);
+        let url = nbd.export(&host, &target, number);
         let mut expected = disk.counts(&mut host.stage);
         for (size, octets) in [("512", 512), ("4k", 4096), ("64k", 65_536), ("1M", 1 << 20)] {
             for depth in [1, 32] {
