@@ -1,4 +1,4 @@
-//! Queries a domain's description from libvirt, by calls that do not involve QEMU's monitor.
+//! Queries a domain's description from libvirt, by calls that wait neither for QEMU's monitor nor for a job of the domain.
 
 use tracing::{debug, warn};
 use virt::{
@@ -7,23 +7,49 @@ use virt::{
     error::{Error, ErrorNumber},
 };
 
-use super::{process_files::ProcessFiles, state, xml};
+use super::{domain_xml::DomainXmls, process_files::ProcessFiles, state, xml};
 use crate::inventory::{AutoStart, Domain, FoundState, Persistence, VmUuid};
+
+/// Why a domain is not described.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DescribeError {
+    /// What libvirt answered.
+    #[error("{}", .0.message())]
+    Libvirt(Error),
+    /// libvirt has not answered yet.
+    #[error("libvirt waits for a job of the domain")]
+    Late,
+}
+
+impl From<Error> for DescribeError {
+    fn from(error: Error) -> Self {
+        Self::Libvirt(error)
+    }
+}
+
+impl DescribeError {
+    /// Whether libvirt has no such domain any more.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self, Self::Libvirt(error) if is_gone(error))
+    }
+}
 
 /// The domain as it is now. `None`: libvirt gave no answer; `Some(None)`: the domain is gone.
 pub(super) fn query(
     connection: &Connect,
     files: &ProcessFiles,
+    xmls: &DomainXmls,
     uuid: VmUuid,
 ) -> Option<Option<Domain>> {
     let found = connection
         .lookup_domain_by_uuid(uuid.to_uuid())
-        .and_then(|handle| describe(&handle, files));
+        .map_err(DescribeError::from)
+        .and_then(|handle| describe(&handle, files, xmls));
     match found {
         Ok(domain) => Some(Some(domain)),
-        Err(error) if is_gone(&error) => Some(None),
+        Err(error) if error.is_gone() => Some(None),
         Err(error) => {
-            debug!(uuid = %uuid, "not described: {}", error.message());
+            debug!(uuid = %uuid, "not described: {error}");
             None
         }
     }
@@ -42,8 +68,12 @@ pub(super) fn query_state(connection: &Connect, uuid: VmUuid) -> Option<FoundSta
 ///
 /// Those of UUID, name, state and XML, and when the domain is gone before all is queried. Any other property that cannot
 /// be queried is unknown.
-pub(super) fn describe(handle: &Handle, files: &ProcessFiles) -> Result<Domain, Error> {
-    let uuid = handle.uuid()?.into();
+pub(super) fn describe(
+    handle: &Handle,
+    files: &ProcessFiles,
+    xmls: &DomainXmls,
+) -> Result<Domain, DescribeError> {
+    let uuid: VmUuid = handle.uuid()?.into();
     let name = handle.name()?;
     let (state, reason) = handle.state()?;
     let is_active = state::is_active(state);
@@ -51,7 +81,7 @@ pub(super) fn describe(handle: &Handle, files: &ProcessFiles) -> Result<Domain, 
     let has_managed_save = is_active != Some(true) && handle.has_managed_save(0).unwrap_or(false);
     let found = state::found(state, reason, has_managed_save);
     debug!(domain = name, ?state, ?reason, has_managed_save, ?found, "described");
-    let parsed = match xml::parse(&handle.xml_desc(0)?) {
+    let parsed = match xml::parse(&xmls.read(handle, uuid, &name)?) {
         Ok(parsed) => parsed,
         Err(error) => {
             warn!(domain = name, "{error}; only its name and state are served");
@@ -102,7 +132,6 @@ fn unless_gone<T>(property: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// Whether libvirt has no such domain any more.
-pub(super) fn is_gone(error: &Error) -> bool {
+fn is_gone(error: &Error) -> bool {
     error.code().is_known_and(|code| code == ErrorNumber::NoDomain)
 }

@@ -212,7 +212,8 @@ impl<'a> EventLoop<'a> {
         let mut domains: BTreeMap<_, _> = changed
             .iter()
             .filter_map(|&uuid| {
-                Some((uuid, shared.call(|| query(self.connection, &shared.process_files, uuid))?))
+                let (files, xmls) = (&shared.process_files, &self.worker.xmls);
+                Some((uuid, shared.call(|| query(self.connection, files, xmls, uuid))?))
             })
             .collect();
         let mut changes = Vec::new();

@@ -1,9 +1,9 @@
 //! The domains of a libvirt connection, running or not.
 //!
-//! Three kinds of threads, so that nothing that hangs stops what does not need it: libvirt's event loop, which only
+//! Four kinds of threads, so that nothing that hangs stops what does not need it: libvirt's event loop, which only
 //! puts events into a channel; a thread for each connection, which describes the domains that an event is about, by calls
-//! that libvirt answers without the domain's monitor; and threads for the disks of domains, which may have to wait for a
-//! QEMU that hangs. All connections are read-only. A connection that libvirt does not keep alive ends after
+//! that libvirt answers at once; threads for the XML of domains, which may have to wait for a job of the domain; and threads
+//! for the disks of domains, which may have to wait for a QEMU that hangs. All connections are read-only. A connection that libvirt does not keep alive ends after
 //! [`KEEP_ALIVE`].
 //!
 //! Except for QEMU's own counts of disk I/O, nothing is polled. While libvirt does not answer, what it reported last
@@ -15,8 +15,10 @@ mod config_watch;
 mod connection_state;
 mod disk_queries;
 mod domain;
+mod domain_xml;
 mod event_loop;
 mod events;
+mod late_reads;
 mod pace;
 mod process_files;
 #[cfg(test)]
@@ -53,7 +55,8 @@ use crate::{
 use address::Address;
 use connection_state::ConnectionState;
 use disk_queries::{DiskQueries, Question};
-use domain::{describe, is_gone};
+use domain::describe;
+use domain_xml::DomainXmls;
 use event_loop::EventLoop;
 use events::{Event, EventSender, EventSubscription};
 use socket_watch::SocketWatch;
@@ -106,6 +109,7 @@ pub fn start(
     let shared = Arc::new(ConnectionState::new(id, uri, block_statistics, facts, slow));
     let disk_queries = Arc::new(DiskQueries::new(Arc::clone(&shared)));
     let worker = Worker {
+        xmls: DomainXmls::new(&shared),
         shared: Arc::clone(&shared),
         disk_queries: Arc::clone(&disk_queries),
         watches_files: Cell::new(false),
@@ -170,6 +174,7 @@ pub fn read_xml(text: &str) {
 
 struct Worker {
     shared: Arc<ConnectionState>,
+    xmls: DomainXmls,
     disk_queries: Arc<DiskQueries>,
     /// Whether the thread that watches libvirt's files runs.
     watches_files: Cell<bool>,
@@ -226,6 +231,7 @@ impl Worker {
         if let Err(error) = connection.set_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1) {
             debug!(uri, "no keep-alive: {}", error.message());
         }
+        shared.call(|| self.xmls.begin())?;
         let (sender, receiver) = unbounded();
         let last_event = shared.last_event();
         // Registered before the list is read: what changes meanwhile is an event that waits.
@@ -260,12 +266,13 @@ impl Worker {
         let mut domains = Vec::with_capacity(handles.len());
         let mut undescribed = BTreeSet::new();
         for handle in &handles {
-            match self.shared.call(|| describe(handle, &self.shared.process_files)) {
+            let files = &self.shared.process_files;
+            match self.shared.call(|| describe(handle, files, &self.xmls)) {
                 Ok(domain) => domains.push(domain),
                 // It went between the list and this.
-                Err(error) if is_gone(&error) => {}
+                Err(error) if error.is_gone() => {}
                 Err(error) => {
-                    debug!("A domain cannot be described: {}", error.message());
+                    debug!("A domain cannot be described: {error}");
                     undescribed.insert(handle.uuid()?.into());
                 }
             }

@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use super::address::Address;
-use crate::inventory::{DomainProcess, Machine};
+use crate::inventory::{DomainProcess, Machine, VmUuid};
 
 /// Where the daemons of the system have their directories.
 const RUN: &str = "/run/libvirt";
@@ -28,6 +28,9 @@ const DAEMONS: [&str; 3] = ["libvirtd", "virtqemud", "virtchd"];
 
 /// Bytes that are read of a file: a number, or the first element of a status.
 const MAX_LEN: u64 = 4096;
+
+/// Most bytes of a whole status; longer ones are cut off, and not understood then.
+const MAX_STATUS_LEN: u64 = 4 << 20;
 
 /// The files of one connection.
 #[derive(Debug)]
@@ -84,6 +87,11 @@ impl ProcessFiles {
             Some(dir) if dir.is_in_use() => DomainProcess::None,
             _ => DomainProcess::Untold,
         }
+    }
+
+    /// The status of a running domain, if it is there and may be read. Does not block, as [`Self::process`].
+    pub(super) fn status(&self, name: &str, uuid: VmUuid) -> Option<String> {
+        Directory::open(self.dir.as_ref()?, Path::new("/proc"))?.status(name, uuid)
     }
 }
 
@@ -152,7 +160,19 @@ impl<'a> Directory<'a> {
             .is_ok_and(|stat| stat.st_uid == self.owner)
     }
 
+    fn status(&self, name: &str, uuid: VmUuid) -> Option<String> {
+        let name = Some(name).filter(|name| !name.contains(['/', '\0']))?;
+        let text = self.read_up_to(&format!("{name}.xml"), MAX_STATUS_LEN).ok()?;
+        let text = String::from_utf8(text).ok()?;
+        // Another domain may have taken the name.
+        text.contains(&format!("<uuid>{uuid}</uuid>")).then_some(text)
+    }
+
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.read_up_to(name, MAX_LEN)
+    }
+
+    fn read_up_to(&self, name: &str, max_len: u64) -> io::Result<Vec<u8>> {
         let how =
             OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = openat(&self.dir, name, how, Mode::empty())?;
@@ -162,7 +182,7 @@ impl<'a> Directory<'a> {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let mut content = Vec::new();
-        File::from(file).take(MAX_LEN).read_to_end(&mut content)?;
+        File::from(file).take(max_len).read_to_end(&mut content)?;
         Ok(content)
     }
 }

@@ -42,14 +42,16 @@ pub(crate) enum XmlError {
     Malformed(#[from] roxmltree::Error),
 }
 
-/// Parses a domain's XML.
+/// Parses a domain's XML, or the status in which a driver keeps it.
 pub(crate) fn parse(text: &str) -> Result<DomainXml, XmlError> {
     if text.len() > MAX_LEN {
         return Err(XmlError::TooLong(text.len()));
     }
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..Default::default() };
     let document = Document::parse_with_options(text, options)?;
-    let domain = document.root_element();
+    let root = document.root_element();
+    let status = Some(root).filter(|root| root.has_tag_name("domstatus"));
+    let domain = status.and_then(|status| child(status, "domain")).unwrap_or(root);
     let vcpu = child(domain, "vcpu");
     let max_vcpus = vcpu.and_then(|node| number(node.text()?));
     let devices = child(domain, "devices");
