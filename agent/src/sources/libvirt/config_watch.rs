@@ -1,5 +1,5 @@
-//! Watches the files of the local libvirt daemon for changes without an event: autostart, the persistent configuration, and
-//! managed saves.
+//! Watches the files of the local libvirt daemon for changes without an event: autostart, the persistent configuration, managed
+//! saves, and jobs in the status of running domains.
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +26,8 @@ pub(super) enum ConfigChange {
     AutoStart,
     /// The configuration or the managed save of the domain with this name.
     Domain(String),
+    /// The status of the running domain with this name.
+    Status(String),
 }
 
 /// A directory that is watched, and that may be removed and made again.
@@ -34,6 +36,8 @@ enum Subject {
     Config,
     AutoStart,
     Save,
+    /// The statuses of running domains.
+    State,
     /// A directory that contains one of the others: which of them come and go.
     Above,
 }
@@ -44,22 +48,25 @@ pub(super) struct ConfigWatch {
     fd: OwnedFd,
     config: PathBuf,
     save: PathBuf,
+    /// The driver's state directory, if it is known.
+    state: Option<PathBuf>,
     /// By watch descriptor.
     watched: BTreeMap<i32, Subject>,
 }
 
 impl ConfigWatch {
     /// Watches the files of a local QEMU driver. `None`: the URI is of another driver or host, or the configuration directory
-    /// does not exist yet.
-    pub(super) fn of(uri: &str) -> Option<Self> {
+    /// does not exist yet. `state`: the driver's state directory.
+    pub(super) fn of(uri: &str, state: Option<&Path>) -> Option<Self> {
         let is_here = uri.starts_with("qemu:///system");
-        is_here.then(|| Self::in_dirs(Path::new(CONFIG), Path::new(SAVE)).ok()).flatten()
+        is_here.then(|| Self::in_dirs(Path::new(CONFIG), Path::new(SAVE), state).ok()).flatten()
     }
 
-    fn in_dirs(config: &Path, save: &Path) -> io::Result<Self> {
+    fn in_dirs(config: &Path, save: &Path, state: Option<&Path>) -> io::Result<Self> {
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC)?;
         let (config, save) = (config.to_owned(), save.to_owned());
-        let mut watch = Self { fd, config, save, watched: BTreeMap::new() };
+        let state = state.map(Path::to_owned);
+        let mut watch = Self { fd, config, save, state, watched: BTreeMap::new() };
         watch.watch_all();
         match watch.watched.values().any(|subject| *subject == Subject::Config) {
             true => Ok(watch),
@@ -69,13 +76,15 @@ impl ConfigWatch {
 
     /// Watches the directories that are there. The watch of a directory that is watched already stays as it is.
     fn watch_all(&mut self) {
-        let above = [self.config.parent(), self.save.parent()];
+        let state = self.state.as_deref();
+        let above = [self.config.parent(), self.save.parent(), state.and_then(Path::parent)];
         let above = above.into_iter().flatten().map(|dir| (dir.to_owned(), Subject::Above));
         let own = [
             (self.config.clone(), Subject::Config),
             (self.config.join(AUTOSTART), Subject::AutoStart),
             (self.save.clone(), Subject::Save),
         ];
+        let own = own.into_iter().chain(state.map(|dir| (dir.to_owned(), Subject::State)));
         // One that is missing is seen in the directory above when it is made. Those above come first: what is made after that is seen.
         for (dir, subject) in above.chain(own) {
             let Ok(wd) = watch(&self.fd, &dir) else { continue };
@@ -123,15 +132,21 @@ impl ConfigWatch {
                 }
                 Some(Subject::Config) => changes.extend(name.strip_suffix(".xml").map(domain)),
                 Some(Subject::Save) => changes.extend(name.strip_suffix(".save").map(domain)),
+                // A status that is removed is that of a domain that has ended.
+                Some(Subject::State) if event.events().contains(ReadFlags::MOVED_TO) => {
+                    let name = name.strip_suffix(".xml").map(str::to_owned);
+                    changes.extend(name.map(ConfigChange::Status));
+                }
                 Some(Subject::AutoStart) => changes.push(ConfigChange::AutoStart),
                 Some(Subject::Above) => {
                     let is_named = |dir: &Path| dir.file_name().is_some_and(|own| own == &*name);
-                    if is_named(&self.config) || is_named(&self.save) {
+                    let is_state = self.state.as_deref().is_some_and(is_named);
+                    if is_named(&self.config) || is_named(&self.save) || is_state {
                         is_stale = true;
                         changes.push(ConfigChange::All);
                     }
                 }
-                None => {}
+                Some(Subject::State) | None => {}
             }
         }
         if is_stale {
@@ -171,10 +186,11 @@ mod tests {
     #[test]
     fn changes_of_files_are_reported() {
         let root = tempfile::tempdir().unwrap();
-        let (config, save) = (root.path().join("qemu"), root.path().join("save"));
-        fs::create_dir(&config).unwrap();
-        fs::create_dir(&save).unwrap();
-        let mut files = ConfigWatch::in_dirs(&config, &save).unwrap();
+        let [config, save, state] = ["qemu", "save", "run"].map(|name| root.path().join(name));
+        for dir in [&config, &save, &state] {
+            fs::create_dir(dir).unwrap();
+        }
+        let mut files = ConfigWatch::in_dirs(&config, &save, Some(&state)).unwrap();
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || while files.wait().is_ok_and(|all| sender.send(all).is_ok()) {});
         let seen = |what: &str, change: ConfigChange| {
@@ -196,6 +212,11 @@ mod tests {
         seen("saved memory", domain("db"));
         fs::remove_file(save.join("db.save")).unwrap();
         seen("its removal", domain("db"));
+        fs::write(state.join("web.xml.new"), "").unwrap();
+        fs::rename(state.join("web.xml.new"), state.join("web.xml")).unwrap();
+        seen("a status", ConfigChange::Status("web".to_owned()));
+        fs::remove_file(state.join("web.xml")).unwrap();
+        fs::write(state.join("web.pid"), "").unwrap();
         assert!(receiver.try_recv().is_err(), "and nothing else");
         // Directories that are removed and made again: what is between two states is of no interest.
         let wait_for = |what: &str, change: ConfigChange| loop {
@@ -231,7 +252,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (config, save) = (root.path().join("qemu"), root.path().join("save"));
         fs::create_dir(&config).unwrap();
-        let mut files = ConfigWatch::in_dirs(&config, &save).unwrap();
+        let mut files = ConfigWatch::in_dirs(&config, &save, None).unwrap();
         let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         let limit: usize = limit.trim().parse().unwrap();
         // Two equal events in a row are one.

@@ -282,7 +282,8 @@ impl Worker {
         if self.watches_files.get() {
             return;
         }
-        let Some(mut files) = ConfigWatch::of(&self.shared.uri) else { return };
+        let state = self.shared.process_files.dir();
+        let Some(mut files) = ConfigWatch::of(&self.shared.uri, state) else { return };
         let shared = Arc::clone(&self.shared);
         let follow = move || {
             while let Ok(changes) = files.wait() {
@@ -298,6 +299,13 @@ impl Worker {
                         ConfigChange::Domain(name) => {
                             shared.domain_named(&name).map(Event::Changed).into_iter().collect()
                         }
+                        // QEMU 11 reports the first pass over the memory when it ends, which may be minutes later.
+                        ConfigChange::Status(name)
+                            if shared.process_files.is_migrating_away(&name) =>
+                        {
+                            shared.domain_named(&name).map(Event::Copying).into_iter().collect()
+                        }
+                        ConfigChange::Status(_) => Vec::new(),
                     };
                     for event in changed {
                         let _ = events.send(event);

@@ -29,6 +29,9 @@ const DAEMONS: [&str; 3] = ["libvirtd", "virtqemud", "virtchd"];
 /// Bytes that are read of a file: a number, or the first element of a status.
 const MAX_LEN: u64 = 4096;
 
+/// Bytes of a status up to the end of its job: the features of QEMU, and a line for each vCPU, come before it.
+const MAX_JOB_PLACE: u64 = 256 << 10;
+
 /// Most bytes of a whole status; longer ones are cut off, and not understood then.
 const MAX_STATUS_LEN: u64 = 4 << 20;
 
@@ -72,6 +75,11 @@ impl ProcessFiles {
         Self { driver: driver.to_owned(), dir, is_system }
     }
 
+    /// The driver's state directory, if it is known.
+    pub(super) fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
     /// The control group of a domain that runs with this number.
     pub(super) fn machine(&self, id: Option<u32>) -> Option<Machine> {
         let id = id.filter(|_| self.is_system)?;
@@ -87,6 +95,14 @@ impl ProcessFiles {
             Some(dir) if dir.is_in_use() => DomainProcess::None,
             _ => DomainProcess::Untold,
         }
+    }
+
+    /// Whether the status of a running domain says that it is migrated to another host. Does not block, as [`Self::process`].
+    pub(super) fn is_migrating_away(&self, name: &str) -> bool {
+        let open = |dir: &PathBuf| Directory::open(dir, Path::new("/proc"));
+        let dir = self.dir.as_ref().and_then(open);
+        let text = dir.and_then(|dir| dir.read_up_to(&format!("{name}.xml"), MAX_JOB_PLACE).ok());
+        text.is_some_and(|text| is_migration_away(&String::from_utf8_lossy(&text)))
     }
 
     /// The status of a running domain, if it is there and may be read. Does not block, as [`Self::process`].
@@ -185,6 +201,15 @@ impl<'a> Directory<'a> {
         File::from(file).take(max_len).read_to_end(&mut content)?;
         Ok(content)
     }
+}
+
+/// Whether the job in a domain's status (qemuDomainObjPrivateXMLFormatJob() in src/qemu/qemu_domainjob.c) is an outgoing
+/// migration: `<job type='none' async='migration out' phase='perform3'>`.
+fn is_migration_away(status: &str) -> bool {
+    // What the domain's own XML contains says nothing.
+    let before = status.split_once("<domain ").map_or(status, |(before, _)| before);
+    let job = before.rsplit_once("<job ").and_then(|(_, job)| job.split_once('>'));
+    job.is_some_and(|(attributes, _)| attributes.contains("async='migration out'"))
 }
 
 /// Whether neither group nor others can write.
@@ -293,6 +318,37 @@ mod tests {
         fs::write(proc_root.path().join("1/comm"), "libvirtd\n").unwrap();
         fs::set_permissions(state.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert_eq!(process("web"), Option::None);
+    }
+
+    #[test]
+    fn the_job_of_a_status() {
+        let status = |job: &str| {
+            format!("<domstatus state='running'>\n  <vcpus/>\n  {job}\n  <domain type='kvm'>")
+        };
+        let is_away = |job: &str| is_migration_away(&status(job));
+        assert!(is_away("<job type='none' async='migration out' phase='perform3' flags='0x1'>"));
+        assert!(is_away("<job type='query' async='migration out' phase='none'/>"));
+        assert!(!is_away("<job type='none' async='save' phase='none'/>"));
+        assert!(!is_away("<job type='none' async='migration in' phase='finish3'/>"));
+        assert!(!is_away(""));
+        let own = "<title>&lt;</title><job async='migration out'/>";
+        assert!(!is_migration_away(&format!("{}{own}", status(""))));
+    }
+
+    #[test]
+    fn the_status_of_a_domain_is_its_own() {
+        let (state, proc_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let uuid = "2f5bd8a2-6c1c-4a3b-9d0e-0123456789ab";
+        let text = format!("<domstatus><domain><uuid>{uuid}</uuid></domain></domstatus>");
+        fs::write(state.path().join("web.xml"), &text).unwrap();
+        let status = |name: &str, uuid: &str| {
+            let dir = Directory::open(state.path(), proc_root.path()).unwrap();
+            dir.status(name, VmUuid::parse(uuid).unwrap())
+        };
+        assert_eq!(status("web", uuid), Some(text.clone()));
+        assert_eq!(status("web", "00000000-6c1c-4a3b-9d0e-0123456789ab"), None);
+        assert_eq!(status("../web", uuid), None);
+        assert_eq!(status("db", uuid), None);
     }
 
     #[test]

@@ -278,6 +278,19 @@ mod tests {
     }
 
     #[test]
+    fn a_status_says_what_its_domain_says() {
+        let domain = "<domain type='kvm' id='3'><name>web</name><vcpu>2</vcpu><devices><disk type='file'>\
+                      <source file='/i/a'/><target dev='vda'/></disk></devices></domain>";
+        let status = format!(
+            "<!-- edited by libvirt -->\n<domstatus state='running' pid='7'><vcpus><vcpu id='0' pid='8'/></vcpus>\
+             {domain}</domstatus>"
+        );
+        let found = parse(domain).unwrap();
+        assert_eq!((found.vcpus, found.disks.len()), (Some(2), 1));
+        assert_eq!(parse(&status).unwrap(), found);
+    }
+
+    #[test]
     fn a_source_shows_no_credential() {
         let found = parse(
             r#"<domain><devices>
