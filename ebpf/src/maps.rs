@@ -1,4 +1,5 @@
-//! The maps. The loader sets the sizes of the tables of records. All are arrays that the agent maps into its memory, but for the requests in flight and the ring.
+//! The maps. The loader sets the sizes of the tables of records. All are arrays that the agent maps into its memory, but for
+//! the requests in flight and the ring.
 //!
 //! A pointer that this module returns is to a whole, aligned value of a map and stays valid for as long as the program
 //! runs: the lookups check the index, and the verifier refuses a program that does not check for null.

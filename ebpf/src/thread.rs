@@ -40,7 +40,8 @@ pub(crate) use {get, set};
 
 impl Thread {
     /// The record in `slot`, if it is this task's. A thread id may have passed to another task, so the record also has
-    /// the start time of its task.
+    /// the start time of its task. Before the first event the owner says whose it is: the slot may be one that an ended thread
+    /// has left behind.
     #[inline(always)]
     pub(crate) fn find(slot: u16, task: Task) -> Option<Self> {
         if slot == 0 {
@@ -50,11 +51,12 @@ impl Thread {
         let start = task.start_time();
         let known = get!(record, start);
         if known != start {
-            if known != 0 {
+            let owner = Owner(get!(record, owner));
+            if known != 0 || owner.tid() != task.pid() {
                 return None;
             }
             set!(record, start, start);
-            note_io_cgroup(Owner(get!(record, owner)).vm_slot(), task.io_cgroup());
+            note_io_cgroup(owner.vm_slot(), task.io_cgroup());
         }
         Some(Self { slot, record })
     }
