@@ -10,9 +10,6 @@ pub const BUCKET_LEN: u32 = 8;
 /// Records in which an image's may be: two buckets.
 pub const PROBES: u32 = 2 * BUCKET_LEN;
 
-/// Disk of a record that was merged into another one: above every vmStorageIndex. The low bits are the other record's slot.
-pub const MERGED: u32 = 1 << 31;
-
 /// Buckets of a table with this number of records: a power of two, as that is.
 #[must_use]
 pub const fn buckets(images: usize) -> u64 {

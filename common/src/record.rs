@@ -94,8 +94,6 @@ impl VmRecord {
     pub const DELAYED: u64 = 8;
     /// The VM's vCPUs halt outside `KVM_RUN`: asleep there is only a thread that was stopped.
     pub const HALTS_OUTSIDE: u64 = 16;
-    /// An agent has moved the record from a table of another size; its threads are not registered here yet.
-    pub const MOVED: u64 = 32;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use kvmeter_common::{DeviceUser, Layer, VmRecord};
+use kvmeter_common::{DeviceUser, VmRecord};
 
 use super::{Records, VmSlot, mapped::SharedDevices};
 
@@ -13,16 +13,6 @@ impl Records {
         let Some(users) = self.users_of(device) else { return false };
         users.iter().any(|cell| cell.load(Acquire) == user)
             || users.iter().any(|cell| cell.compare_exchange(0, user, AcqRel, Relaxed).is_ok())
-    }
-
-    /// Notes the VMs of all block devices that are images, after the records have moved to another table.
-    pub(super) fn add_device_users(&self) {
-        for image in self.image_records() {
-            let layer = self.image(image.slot).map(|record| record.layer.load(Relaxed));
-            if image.is_open() && layer == Some(Layer::Block as u32) {
-                self.add_device_user(image.key.device, image.key.vm);
-            }
-        }
     }
 
     /// Undoes [`add_device_user`](Self::add_device_user).

@@ -8,7 +8,7 @@ use std::sync::atomic::{
 
 use kvmeter_common::{
     ImageKey, Layer,
-    image::{MERGED, PROBES, buckets},
+    image::{PROBES, buckets},
 };
 
 use thiserror::Error;
@@ -77,6 +77,9 @@ pub enum ClaimError {
     #[error("too many VMs have the device")]
     Device,
 }
+
+/// Disk of a record that was merged into another one: above every vmStorageIndex. The low bits are the other record's slot.
+const MERGED: u32 = 1 << 31;
 
 /// Most merged records that are followed to the one that has the counts: that one may have been merged, too.
 const MERGES: usize = 16;
@@ -305,21 +308,6 @@ impl Records {
         if self.images_of(of_device).next().is_none() {
             self.remove_device_user(of_device.device, of_device.vm);
         }
-    }
-
-    /// Adds what was counted in another table to an image record: its fields' counts in their order.
-    pub(super) fn add_late(&self, slot: u32, counts: &[u64]) {
-        let slot = u16::try_from(slot).ok().map(ImageSlot);
-        let Some(record) = slot.and_then(|slot| self.image(slot)) else { return };
-        for (cell, count) in cells(&record.read).chain(cells(&record.write)).zip(counts) {
-            cell.fetch_add(*count, AcqRel);
-        }
-    }
-
-    /// Number of image records.
-    #[must_use]
-    pub fn image_capacity(&self) -> usize {
-        self.images.len()
     }
 
     /// The slots in which an image's record can be: those of its first bucket, then those of its second.

@@ -18,7 +18,7 @@ use super::{
         SharedVmRecord,
     },
 };
-use crate::probe::Probe;
+use crate::probe::{Probe, Sizes};
 
 /// Retries of a read that raced with a writer. A writer would have to switch a thread this often within some hundred
 /// nanoseconds.
@@ -46,7 +46,7 @@ impl Records {
     /// Those of `mmap(2)`.
     pub fn map(probe: &Probe) -> io::Result<Self> {
         let elements = probe.tid_slot.info().map_err(io::Error::other)?.max_entries();
-        let records = Self {
+        Ok(Self {
             tid_slot: Mapped::new(probe.tid_slot.fd(), elements as usize)?,
             threads: Mapped::new(probe.threads.fd(), probe.sizes.threads)?,
             vms: Mapped::new(probe.vms.fd(), probe.sizes.vms)?,
@@ -55,14 +55,13 @@ impl Records {
             devices: Mapped::new(probe.devices.fd(), DEVICE_BUCKETS)?,
             image_index: ImageIndex::default(),
             merge_seq: AtomicU64::new(0),
-        };
-        for (slot, counts) in &probe.late {
-            records.add_late(*slot, counts);
-        }
-        if probe.has_moved {
-            records.add_device_users();
-        }
-        Ok(records)
+        })
+    }
+
+    /// Sizes of the tables.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        Sizes { vms: self.vms.len(), threads: self.threads.len(), images: self.images.len() }
     }
 
     /// Empty records that no program writes.

@@ -165,10 +165,8 @@ pub enum TrackError {
         /// The thread.
         tid: u32,
     },
-    /// The thread id is beyond the size of the map, which was set when the probes were loaded.
-    #[error(
-        "Thread id {tid} is beyond pid_max at the time the probes were loaded; run `kvmeter detach` and start again"
-    )]
+    /// The thread id is beyond the size of the map, which was set when the agent was started.
+    #[error("Thread id {tid} is beyond pid_max at the start of the agent; restart the agent")]
     BeyondPidMax {
         /// The thread.
         tid: u32,

@@ -3,15 +3,18 @@
 //! Maps and links are pinned, so counting goes on while no agent runs. A later agent adopts the maps if their layout and
 //! shape are its own. If the programs are its own, too, it keeps the links; else it replaces each one. For a moment both
 //! links are live: the programs tolerate that an event is seen twice.
+//!
+//! Records never move: tables keep the sizes with which they were made for as long as a VM is counted in them. Only the map of
+//! thread ids is replaced, when `pid_max` has grown. The new one has all threads before a program uses it.
 
 pub mod btf;
 mod error;
 mod events;
 mod hook;
 mod image_hooks;
-mod moved;
 mod object;
 mod offsets;
+mod owners;
 mod pin_owners;
 mod pins;
 mod sizes;
@@ -23,18 +26,16 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader,
-    maps::{Array, Map, MapData, RingBuf},
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, RingBuf},
 };
-use kvmeter_common::{LAYOUT, image::buckets, names};
+use kvmeter_common::{image::buckets, names};
 
 pub use error::ProbeError;
 pub(crate) use error::with_causes;
 pub use events::Events;
 pub use hook::{Hook, HookState, SCHED_HOOKS};
 pub use image_hooks::{ImageHooks, Method};
-pub(crate) use moved::LateCounts;
-use moved::Moved;
 pub use offsets::Offsets;
 pub(crate) use pin_owners::check_owners;
 use pins::Pins;
@@ -67,69 +68,76 @@ pub struct Probe {
     pub hooks: Vec<HookState>,
     /// Whether the maps were adopted, with what was counted while no agent ran.
     pub adopted: bool,
-    /// Sizes of the tables.
+    /// Sizes of the tables. Tables that were adopted may have other ones than those configured.
     pub sizes: Sizes,
-    /// What was counted in tables of other sizes after the records were moved, to be added to the image records.
-    pub(crate) late: Vec<LateCounts>,
-    /// Whether the records came from tables of other sizes.
-    pub(crate) has_moved: bool,
 }
 
 impl Probe {
-    /// Adopts the programs and maps pinned under `pin_dir`, or loads and pins them.
+    /// Adopts the programs and maps pinned under `pin_dir`, or loads and pins them. Tables in which a VM is counted keep their
+    /// sizes; others are made anew if they do not have those of `configured`.
     ///
     /// # Errors
     ///
-    /// [`ProbeError`], with what to do about it. Nothing is counted then; earlier pins stay.
-    pub fn start(pin_dir: &Path, kernel_btf: &Path, sizes: Sizes) -> Result<Self, ProbeError> {
-        let object = object::elf()?;
+    /// [`ProbeError`], with what to do about it. A set of pins in which a VM is counted stays then, and its programs go on
+    /// counting: a later start adopts it. Of another set nothing may be left.
+    pub fn start(pin_dir: &Path, kernel_btf: &Path, configured: Sizes) -> Result<Self, ProbeError> {
+        let elf = object::elf()?;
         let offsets = Offsets::of_kernel(kernel_btf)?;
-        let fingerprint = fingerprint(object, &offsets, sizes);
-        let pins = Pins::open(pin_dir)?;
-        let tid_elements = pins::tid_elements()?;
-        let mut found = pins.find_maps(tid_elements, sizes)?;
-        let moved = match found.take_if(|maps| !maps.have_sizes) {
-            Some(maps) => pins.take_apart(maps, sizes)?,
-            None => None,
-        };
-        let adopted = found.is_some() || moved.is_some();
-        let is_same = found.is_some_and(|maps| maps.programs == fingerprint)
-            && SCHED_HOOKS.iter().all(|hook| pins.has_link(hook.name));
-
-        let mut loader = EbpfLoader::new();
-        offsets.set_globals(&mut loader);
-        let image_buckets = buckets(sizes.images);
-        set_sizes(&mut loader, sizes, &image_buckets);
-        loader.map_max_entries(names::TID_SLOT, tid_elements);
-        for name in pins::MAPS {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        let object = offsets.relocate(object).map_err(ProbeError::load)?;
-        let mut ebpf = loader.load(&object).map_err(|error| ProbeError::maps(error, sizes))?;
         let btf = parse_for_loader(kernel_btf)?;
-        if let Some(moved) = &moved {
-            moved.write(&mut ebpf)?;
+        let object = offsets.relocate(elf).map_err(ProbeError::load)?;
+        let tid_elements = pins::tid_elements()?;
+        let pins = Pins::open(pin_dir)?;
+        let mut found = pins.find_maps(tid_elements)?;
+        if let Some(maps) = &found
+            && maps.sizes != configured
+        {
+            if pins.owners()?.is_empty() {
+                tracing::info!("No VM is counted: the tables are made anew, for {configured}");
+                found = None;
+            } else {
+                warn_of_sizes(maps.sizes, configured);
+            }
         }
-        let hooks = if is_same {
-            SCHED_HOOKS.map(|hook| HookState { hook, method: None, failure: None }).to_vec()
-        } else {
-            attach_all(&mut ebpf, &btf, &pins, &offsets, fingerprint)?
+        let sizes = found.as_ref().map_or(configured, |maps| maps.sizes);
+        let fingerprint = fingerprint(elf, &offsets, sizes);
+        let set = Set {
+            adopted: found.is_some(),
+            lacks_ids: found.as_ref().is_some_and(|maps| maps.tid_slot.is_none()),
+            has_programs: found.as_ref().is_some_and(|maps| maps.programs == fingerprint)
+                && SCHED_HOOKS.iter().all(|hook| pins.has_link(hook.name)),
+            sizes,
+            tid_elements,
         };
+        drop(found);
+        if !set.adopted {
+            pins.clear()?;
+        }
+        let begun = set.load(&object, &offsets, &pins).and_then(|mut ebpf| {
+            let hooks = set.attach(&mut ebpf, &btf, &offsets, &pins)?;
+            Ok((ebpf, hooks))
+        });
+        let (ebpf, hooks) = begun.inspect_err(|_| {
+            if let Err(error) = pins.give_up(set.adopted) {
+                tracing::warn!("pins of a failed start stay: {}", with_causes(&error));
+            }
+        })?;
         let for_disks = || Method::ALL.into_iter().flat_map(Method::hooks);
         let is_hook =
             |name: &str| SCHED_HOOKS.iter().chain(for_disks()).any(|hook| hook.name == name);
         if let Err(error) = pins.remove_others(is_hook) {
             tracing::warn!("pins of another version stay: {}", with_causes(&error));
         }
-        let maps = pins
-            .find_maps(tid_elements, sizes)?
-            .filter(|maps| maps.have_sizes)
-            .ok_or(ProbeError::PinsChanged { dir: pins.dir().to_owned() })?;
-        let image_hooks = ImageHooks::load(ebpf, &btf, pins, &offsets, is_same);
-        let mut probe = maps.into_probe(image_hooks, hooks, adopted, sizes)?;
-        probe.has_moved = moved.is_some();
-        probe.late = moved.as_ref().map_or_else(Vec::new, Moved::late);
-        Ok(probe)
+        let changed = || ProbeError::PinsChanged { dir: pins.dir().to_owned() };
+        let maps = pins.find_maps(tid_elements)?.filter(|maps| maps.sizes == sizes);
+        let mut maps = maps.ok_or_else(changed)?;
+        let tid_slot = maps.tid_slot.take().ok_or_else(changed)?;
+        let meta = pins.open_map(names::META)?;
+        let image_hooks = ImageHooks::load(ebpf, &btf, pins, &offsets, set.is_same());
+        // Only now is no link of other programs left. If a hook failed, the next agent tries again.
+        if !set.is_same() && hooks.iter().all(|hook| hook.failure.is_none()) {
+            pins::note_programs(meta, fingerprint)?;
+        }
+        maps.into_probe(tid_slot, image_hooks, hooks, set.adopted)
     }
 
     /// Makes `pin_dir`, and gives it and the pins in it to the owner of `example`, which must exist. To be called as root.
@@ -196,35 +204,97 @@ fn parse_for_loader(path: &Path) -> Result<aya::Btf, ProbeError> {
         .map_err(|source| ProbeError::BtfTooNew { path: path.to_owned(), source: Box::new(source) })
 }
 
-/// Attaches the hooks for CPU time, and writes layout and fingerprint into the record about the maps.
-fn attach_all(
-    ebpf: &mut aya::Ebpf,
-    btf: &aya::Btf,
-    pins: &Pins,
-    offsets: &Offsets,
-    fingerprint: u64,
-) -> Result<Vec<HookState>, ProbeError> {
-    let mut hooks = Vec::with_capacity(SCHED_HOOKS.len());
-    for hook in SCHED_HOOKS {
-        let attached = hook.load(ebpf, btf, offsets).and_then(|()| hook.attach(ebpf, pins));
-        let failure = match attached {
-            Ok(()) => None,
-            Err(error) if hook.required => return Err(error),
-            Err(error) => Some(with_causes(&error)),
-        };
-        hooks.push(HookState { hook, method: None, failure });
+/// Says that the sizes of the configuration are not in use, and when they will be.
+fn warn_of_sizes(in_use: Sizes, configured: Sizes) {
+    tracing::warn!(
+        "VMs are counted in tables for {in_use}, which keep their sizes; [limits] of the configuration has {configured}. These          sizes take effect when no VM runs at a start of the agent, after a reboot, or after `kvmeter detach`, after which the          disk counters of running VMs start from zero"
+    );
+}
+
+/// The pinned set with which a start begins.
+struct Set {
+    /// Whether its maps are adopted.
+    adopted: bool,
+    /// Whether its map of thread ids is to be made again.
+    lacks_ids: bool,
+    /// Whether its links are of the programs that this agent would load.
+    has_programs: bool,
+    sizes: Sizes,
+    tid_elements: u32,
+}
+
+impl Set {
+    /// Whether all links stay.
+    const fn is_same(&self) -> bool {
+        self.has_programs && !self.lacks_ids
     }
-    // The map is borrowed, not taken: programs that are loaded later refer to its descriptor.
-    if let Some(meta) = ebpf.map_mut(names::META) {
-        let mut array =
-            Array::<_, [u64; pins::META_WORDS]>::try_from(meta).map_err(ProbeError::load)?;
-        let mut words = array.get(&0, 0).map_err(ProbeError::load)?;
-        // If a hook failed, the next agent tries again.
-        let complete = hooks.iter().all(|hook| hook.failure.is_none());
-        (words[0], words[1]) = (u64::from(LAYOUT), if complete { fingerprint } else { 0 });
-        array.set(0, words, 0).map_err(ProbeError::load)?;
+
+    /// Opens the pinned maps, and makes and pins those that are missing. The programs of an adopted set go on with their own.
+    fn load(&self, object: &[u8], offsets: &Offsets, pins: &Pins) -> Result<Ebpf, ProbeError> {
+        let mut loader = EbpfLoader::new();
+        offsets.set_globals(&mut loader);
+        let image_buckets = buckets(self.sizes.images);
+        set_sizes(&mut loader, self.sizes, &image_buckets);
+        loader.map_max_entries(names::TID_SLOT, self.tid_elements);
+        for name in pins::MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        if self.lacks_ids {
+            loader.map_pin_path(names::TID_SLOT, pins.fresh_map(names::TID_SLOT)?);
+        }
+        loader.load(object).map_err(|error| ProbeError::maps(error, self.sizes))
     }
-    Ok(hooks)
+
+    /// Attaches the hooks for CPU time, unless they are, and notes that the set is complete.
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        btf: &aya::Btf,
+        offsets: &Offsets,
+        pins: &Pins,
+    ) -> Result<Vec<HookState>, ProbeError> {
+        let state = |hook, failure| HookState { hook, method: None, failure };
+        if self.is_same() {
+            return Ok(SCHED_HOOKS.map(|hook| state(hook, None)).to_vec());
+        }
+        // The verifier takes its time: all programs are loaded before the first one is attached.
+        let mut hooks = Vec::with_capacity(SCHED_HOOKS.len());
+        for hook in SCHED_HOOKS {
+            let failure = required(hook, hook.load(ebpf, btf, offsets))?;
+            hooks.push(state(hook, failure));
+        }
+        if self.adopted {
+            // Until all links are replaced, the next agent is to replace them again.
+            pins.note_programs(0)?;
+        }
+        if self.lacks_ids {
+            owners::enter(ebpf, &pins.owners()?)?;
+        }
+        for HookState { hook, failure, .. } in &mut hooks {
+            if failure.is_none() {
+                *failure = required(*hook, hook.attach(ebpf, pins))?;
+            }
+            if failure.is_some() {
+                // An earlier program may be attached, and enter threads into a map that no other program reads.
+                pins.remove_link(hook.name)?;
+            }
+        }
+        if self.lacks_ids {
+            // As late as this: until then an agent finds that the map is to be made again.
+            pins.replace_map(names::TID_SLOT)?;
+        }
+        pins.note_programs(0)?;
+        Ok(hooks)
+    }
+}
+
+/// Why a hook is not live. Fails if nothing can be counted without it.
+fn required(hook: Hook, result: Result<(), ProbeError>) -> Result<Option<String>, ProbeError> {
+    match result {
+        Ok(()) => Ok(None),
+        Err(error) if hook.required => Err(error),
+        Err(error) => Ok(Some(with_causes(&error))),
+    }
 }
 
 /// Fingerprint of the programs, and of the offsets and sizes with which they are loaded.
@@ -240,13 +310,13 @@ fn fingerprint(object: &[u8], offsets: &Offsets, sizes: Sizes) -> u64 {
 impl pins::FoundMaps {
     fn into_probe(
         self,
+        tid_slot: MapData,
         image_hooks: ImageHooks,
         hooks: Vec<HookState>,
         adopted: bool,
-        sizes: Sizes,
     ) -> Result<Probe, ProbeError> {
         Ok(Probe {
-            tid_slot: self.tid_slot,
+            tid_slot,
             threads: self.threads,
             vms: self.vms,
             meta: self.meta,
@@ -258,9 +328,7 @@ impl pins::FoundMaps {
             ),
             hooks,
             adopted,
-            sizes,
-            late: Vec::new(),
-            has_moved: false,
+            sizes: self.sizes,
         })
     }
 }

@@ -15,14 +15,14 @@ use aya::{
 };
 use kvmeter_common::{
     DEVICE_BUCKETS, DEVICE_USERS, EVENT_RING_LEN, FILTER_LEN, ImageRecord, InFlight, LAYOUT,
-    MAX_IN_FLIGHT, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VmRecord, names,
+    MAX_IN_FLIGHT, Meta, Owner, SLOTS_PER_ELEMENT, ThreadRecord, VmRecord, names,
 };
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock, statfs},
     io::Errno,
 };
 
-use super::{ProbeError, Sizes, moved::Moved, pin_owners::make, with_causes};
+use super::{ProbeError, Sizes, owners::owners, pin_owners::make};
 
 /// `BPF_FS_MAGIC` of the kernel's magic.h.
 pub(crate) const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -42,8 +42,8 @@ pub(super) const MAPS: [&str; 9] = [
     names::EVENTS,
 ];
 
-/// Words of [`Meta`], which begins with layout and fingerprint.
-pub(super) const META_WORDS: usize = size_of::<Meta>() / 8;
+/// [`Meta`] in words: it begins with layout and fingerprint.
+type MetaArray = Array<MapData, [u64; size_of::<Meta>() / 8]>;
 
 /// The directory with the pins of this layout.
 #[derive(Debug)]
@@ -57,7 +57,8 @@ pub(super) struct Pins {
 /// A complete set of maps of this layout.
 #[derive(Debug)]
 pub(super) struct FoundMaps {
-    pub(super) tid_slot: MapData,
+    /// `None`: it is missing, or lacks thread ids of this `pid_max`.
+    pub(super) tid_slot: Option<MapData>,
     pub(super) threads: MapData,
     pub(super) vms: MapData,
     pub(super) meta: MapData,
@@ -66,8 +67,7 @@ pub(super) struct FoundMaps {
     pub(super) events: MapData,
     /// [`Meta::programs`].
     pub(super) programs: u64,
-    /// Whether the tables of records have the sizes that are wanted.
-    pub(super) have_sizes: bool,
+    pub(super) sizes: Sizes,
 }
 
 impl Pins {
@@ -102,72 +102,91 @@ impl Pins {
 
     /// Removes a link, if there is one: detaches its program.
     pub(super) fn remove_link(&self, hook: &str) -> Result<(), ProbeError> {
-        let path = self.link(hook);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ProbeError::pin(path, error))
-            }
-            _ => Ok(()),
-        }
+        remove(&self.link(hook))
     }
 
     /// Pins a new link in the place of the old one, which is detached by that.
     pub(super) fn replace_link(&self, hook: &str, link: FdLink) -> Result<(), ProbeError> {
         let path = self.link(hook);
-        // No dot: bpffs reserves names with dots.
-        let fresh = self.dir.join(format!("new_{hook}"));
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(ProbeError::pin(fresh, error));
-            }
-            _ => {}
-        }
+        let fresh = self.fresh(hook);
+        remove(&fresh)?;
         link.pin(&fresh).map_err(|source| ProbeError::pin(&fresh, source))?;
         fs::rename(&fresh, &path).map_err(|source| ProbeError::pin(&path, source))
     }
 
-    /// The pinned maps, if the set is complete and of this version's shape and layout. Otherwise clears the directory and
-    /// returns `None`. The tables of records may have other sizes. A map of thread ids that is too small for this `pid_max` is not
-    /// pinned any more, and the programs are to be replaced.
-    pub(super) fn find_maps(
-        &self,
-        tid_elements: u32,
-        sizes: Sizes,
-    ) -> Result<Option<FoundMaps>, ProbeError> {
-        if MAPS.iter().any(|name| !self.map(name).exists()) {
-            return self.clear().map(|()| None);
+    /// Name of a pin that is to take the place of `name`. No dot: bpffs reserves names with dots.
+    fn fresh(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("new_{name}"))
+    }
+
+    /// Path for a map that is to take the place of a pinned one, with nothing there.
+    pub(super) fn fresh_map(&self, name: &str) -> Result<PathBuf, ProbeError> {
+        let fresh = self.fresh(name);
+        remove(&fresh)?;
+        Ok(fresh)
+    }
+
+    /// Puts the map at [`fresh_map`](Self::fresh_map) in the place of the pinned one.
+    pub(super) fn replace_map(&self, name: &str) -> Result<(), ProbeError> {
+        let path = self.map(name);
+        fs::rename(self.fresh(name), &path).map_err(|source| ProbeError::pin(path, source))
+    }
+
+    /// Removes what a start that has failed has pinned: the whole set if it was a new one, whose programs no agent would adopt.
+    pub(super) fn give_up(&self, was_adopted: bool) -> Result<(), ProbeError> {
+        if was_adopted { remove(&self.fresh(names::TID_SLOT)) } else { self.clear() }
+    }
+
+    pub(super) fn open_map(&self, name: &str) -> Result<MapData, ProbeError> {
+        let path = self.map(name);
+        MapData::from_pin(&path).map_err(|source| ProbeError::pin(path, source))
+    }
+
+    /// The pinned maps, if the set is complete and of this version's shape and layout; no pin is changed. The tables of records
+    /// may have any valid sizes. The map of thread ids may be missing, or too small for this `pid_max`: the records say what
+    /// belongs in it.
+    pub(super) fn find_maps(&self, tid_elements: u32) -> Result<Option<FoundMaps>, ProbeError> {
+        let is_there = |name: &str| self.map(name).exists();
+        if MAPS.iter().any(|name| *name != names::TID_SLOT && !is_there(name)) {
+            return Ok(None);
         }
-        let open = |name| {
-            let path = self.map(name);
-            MapData::from_pin(&path).map_err(|source| ProbeError::pin(path, source))
+        let tid_slot = match is_there(names::TID_SLOT) {
+            true => Some(self.open_map(names::TID_SLOT)?),
+            false => None,
         };
+        let has_all_ids = |map: &MapData| {
+            is_array(map, SLOTS_PER_ELEMENT * 2)
+                && len(map).is_some_and(|elements| elements >= tid_elements as usize)
+        };
+        let [threads, vms, images] = [names::THREAD, names::VM, names::IMAGE];
         let found = FoundMaps {
-            tid_slot: open(names::TID_SLOT)?,
-            threads: open(names::THREAD)?,
-            vms: open(names::VM)?,
-            meta: open(names::META)?,
-            images: open(names::IMAGE)?,
-            devices: open(names::DEVICE)?,
-            events: open(names::EVENTS)?,
+            tid_slot: tid_slot.filter(has_all_ids),
+            threads: self.open_map(threads)?,
+            vms: self.open_map(vms)?,
+            meta: self.open_map(names::META)?,
+            images: self.open_map(images)?,
+            devices: self.open_map(names::DEVICE)?,
+            events: self.open_map(names::EVENTS)?,
             programs: 0,
-            have_sizes: false,
+            sizes: Sizes::default(),
         };
-        let meta = open(names::META)?;
-        let found_elements = found.tid_slot.info().map_or(0, |info| info.max_entries());
+        let [threads, vms, images] =
+            [&found.threads, &found.vms, &found.images].map(|map| len(map).unwrap_or(0));
+        let sizes = Sizes { vms, threads, images };
         let fits = [
-            is_array(&found.tid_slot, SLOTS_PER_ELEMENT * 2),
+            sizes.are_valid(),
             is_array(&found.threads, size_of::<ThreadRecord>()),
             is_array(&found.vms, size_of::<VmRecord>()),
             is_array(&found.meta, size_of::<Meta>()) && len(&found.meta) == Some(1),
             is_array(&found.images, size_of::<ImageRecord>()),
             is_array(&found.devices, 8 * DEVICE_USERS)
                 && len(&found.devices) == Some(DEVICE_BUCKETS),
-            open(names::INFLIGHT)?.info().is_ok_and(|info| {
+            self.open_map(names::INFLIGHT)?.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::Hash)
                     && (info.key_size(), info.max_entries()) == (8, MAX_IN_FLIGHT)
                     && info.value_size() as usize == size_of::<InFlight>()
             }),
-            open(names::INFLIGHT_FILTER)?.info().is_ok_and(|info| {
+            self.open_map(names::INFLIGHT_FILTER)?.info().is_ok_and(|info| {
                 info.map_type().is_ok_and(|kind| kind == MapType::Array)
                     && (info.value_size(), info.max_entries()) == (8, FILTER_LEN)
             }),
@@ -181,45 +200,24 @@ impl Pins {
                 dir = %self.dir.display(),
                 "The pinned maps do not have this version's shape; counting starts from zero"
             );
-            return self.clear().map(|()| None);
+            return Ok(None);
         }
-        let [layout, programs, ..] = Array::<_, [u64; META_WORDS]>::try_from(Map::Array(meta))
-            .and_then(|array| array.get(&0, 0))
+        let [layout, programs, ..] = MetaArray::try_from(Map::Array(self.open_map(names::META)?))
+            .and_then(|meta| meta.get(&0, 0))
             .map_err(|source| ProbeError::pin(self.map(names::META), source))?;
-        if layout != u64::from(LAYOUT) {
-            return self.clear().map(|()| None);
-        }
-        let have_sizes = len(&found.vms) == Some(sizes.vms)
-            && len(&found.threads) == Some(sizes.threads)
-            && len(&found.images) == Some(sizes.images);
-        let found = FoundMaps { programs, have_sizes, ..found };
-        if !have_sizes || found_elements >= tid_elements {
-            return Ok(Some(found));
-        }
-        // pid_max has grown. Only the map of thread ids is made again, and with it the programs.
-        let path = self.map(names::TID_SLOT);
-        fs::remove_file(&path).map_err(|source| ProbeError::pin(path, source))?;
-        Ok(Some(FoundMaps { programs: 0, ..found }))
+        let is_complete = layout == u64::from(LAYOUT);
+        Ok(is_complete.then_some(FoundMaps { programs, sizes, ..found }))
     }
 
-    /// Takes the records out of tables of other sizes, and removes the pins of the maps. The programs go on counting in them
-    /// until their links are replaced. `None`: the records cannot be read.
-    pub(super) fn take_apart(
-        &self,
-        found: FoundMaps,
-        sizes: Sizes,
-    ) -> Result<Option<Moved>, ProbeError> {
-        let moved = Moved::read(found.vms, found.threads, found.images, sizes)
-            .inspect_err(|error| {
-                let error = with_causes(error);
-                tracing::warn!("Counting starts from zero in tables of other sizes: {error}");
-            })
-            .ok();
-        for name in MAPS {
-            let path = self.map(name);
-            fs::remove_file(&path).map_err(|source| ProbeError::pin(path, source))?;
-        }
-        Ok(moved)
+    /// The threads that have records in the pinned tables, with the slots of the records.
+    pub(super) fn owners(&self) -> Result<Vec<(u16, Owner)>, ProbeError> {
+        owners(self.open_map(names::VM)?, self.open_map(names::THREAD)?)
+    }
+
+    /// Notes in the record about the maps that the set is complete, and the fingerprint of the programs behind the links; 0: the
+    /// next agent is to replace them.
+    pub(super) fn note_programs(&self, programs: u64) -> Result<(), ProbeError> {
+        note_programs(self.open_map(names::META)?, programs)
     }
 
     /// Detaches leftovers of other versions: pins of other layouts, and links at hooks that this version does not have.
@@ -243,12 +241,21 @@ impl Pins {
         Ok(())
     }
 
-    fn clear(&self) -> Result<(), ProbeError> {
+    /// Removes all pins of this layout: ends the counting in them.
+    pub(super) fn clear(&self) -> Result<(), ProbeError> {
         let failed = |source| ProbeError::pin(&self.dir, source);
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
             fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+/// Removes a pin, if there is one.
+fn remove(path: &Path) -> Result<(), ProbeError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProbeError::pin(path, error)),
+        _ => Ok(()),
     }
 }
 
@@ -329,11 +336,18 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
 
 /// Clears the layout word: nothing is counted in these records from now on. Fails if the map has another shape.
 fn note_end(meta: &Path) -> Result<(), MapError> {
-    let meta = Map::Array(MapData::from_pin(meta)?);
-    let mut array = Array::<_, [u64; META_WORDS]>::try_from(meta)?;
-    let mut words = array.get(&0, 0)?;
+    let mut meta = MetaArray::try_from(Map::Array(MapData::from_pin(meta)?))?;
+    let mut words = meta.get(&0, 0)?;
     words[0] = 0;
-    array.set(0, words, 0)
+    meta.set(0, words, 0)
+}
+
+/// Writes layout and fingerprint into the record about the maps.
+pub(super) fn note_programs(meta: MapData, programs: u64) -> Result<(), ProbeError> {
+    let mut meta = MetaArray::try_from(Map::Array(meta)).map_err(ProbeError::load)?;
+    let mut words = meta.get(&0, 0).map_err(ProbeError::load)?;
+    (words[0], words[1]) = (u64::from(LAYOUT), programs);
+    meta.set(0, words, 0).map_err(ProbeError::load)
 }
 
 /// The directory with the pins of this layout.

@@ -1,6 +1,10 @@
 //! Sizes of the tables of records.
 
-use kvmeter_common::{BLOCK_LEN, IMAGES, MAX_IMAGES, MAX_VMS, THREADS, VMS, names};
+use std::fmt;
+
+use kvmeter_common::{
+    BLOCK_LEN, IMAGES, MAX_IMAGES, MAX_VMS, THREADS, VMS, image::BUCKET_LEN, names,
+};
 
 /// Sizes of the tables in records, with those that are never used.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -32,6 +36,26 @@ impl Sizes {
         }
     }
 
+    /// Whether the programs and the agent can count in tables of these sizes. Tables that are found may have any.
+    pub(super) const fn are_valid(self) -> bool {
+        let Self { vms, threads, images } = self;
+        // Beside record 0 of VMs and block 0 of threads, there is at least one.
+        vms >= 2
+            && vms <= MAX_VMS
+            && threads >= 2 * BLOCK_LEN
+            && threads <= THREADS
+            && threads.is_multiple_of(BLOCK_LEN)
+            && images >= BUCKET_LEN as usize
+            && images <= MAX_IMAGES
+            && images.is_power_of_two()
+    }
+
+    /// Records that can be used: of VMs, threads and images.
+    #[must_use]
+    pub const fn usable(self) -> [usize; 3] {
+        [self.vms.saturating_sub(1), self.threads.saturating_sub(BLOCK_LEN), self.images]
+    }
+
     /// The maps with these sizes, each with the key of `[limits]` in the configuration.
     pub(super) const fn maps(self) -> [(&'static str, &'static str, usize); 3] {
         [
@@ -39,6 +63,13 @@ impl Sizes {
             (names::THREAD, "threads", self.threads),
             (names::IMAGE, "images", self.images),
         ]
+    }
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [vms, threads, images] = self.usable();
+        write!(f, "{vms} VMs, {threads} threads and {images} images")
     }
 }
 
@@ -54,5 +85,32 @@ mod tests {
         let largest = Sizes { vms: 1 << 15, threads: 1 << 16, images: 1 << 16 };
         assert_eq!(Sizes::of(32_767, 65_528, 65_536), largest);
         assert_eq!(Sizes::of(u32::MAX, u32::MAX, u32::MAX / 2), largest);
+        assert_eq!(largest.to_string(), "32767 VMs, 65528 threads and 65536 images");
+    }
+
+    #[test]
+    fn tables_that_the_programs_cannot_use_are_refused() {
+        for [vms, threads, images] in [[1; 3], [16, 128, 256], [4095, 65_528, 4096], [u32::MAX; 3]]
+        {
+            let images = images.min(65_536);
+            assert!(Sizes::of(vms, threads, images).are_valid() == (images >= 8), "{images}");
+        }
+        let good = Sizes { vms: 2, threads: 16, images: 8 };
+        assert!(good.are_valid());
+        for bad in [
+            Sizes { vms: 0, ..good },
+            Sizes { vms: 1, ..good },
+            Sizes { vms: MAX_VMS + 1, ..good },
+            Sizes { threads: 0, ..good },
+            Sizes { threads: BLOCK_LEN, ..good },
+            Sizes { threads: 17, ..good },
+            Sizes { threads: THREADS + BLOCK_LEN, ..good },
+            Sizes { images: 0, ..good },
+            Sizes { images: 4, ..good },
+            Sizes { images: 24, ..good },
+            Sizes { images: MAX_IMAGES * 2, ..good },
+        ] {
+            assert!(!bad.are_valid(), "{bad:?}");
+        }
     }
 }

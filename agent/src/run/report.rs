@@ -139,18 +139,22 @@ impl Reporter {
             Holder::Trusted => None,
             Holder::User(user) => Some(user),
         };
-        let table = |name: &str, fill: Fill, unit: usize| RecordTable {
+        let in_use = records.sizes().usable();
+        let configured = check::sizes(&self.config.limits).usable();
+        let configured = |of: usize| (configured[of] != in_use[of]).then(|| number(configured[of]));
+        let table = |name: &str, of: usize, fill: Fill, unit: usize| RecordTable {
             name: name.to_owned(),
             size: number(fill.size * unit),
+            configured: configured(of),
             used: number(fill.used * unit),
             of_users: Some(number(fill.of_users * unit)),
             refused: Vec::new(),
         };
         let refusal =
             |(holder, (vms, why))| Refusal { user: user_of(holder), vms: number(vms), why };
-        let mut of_vms = table("VM records", vms, 1);
+        let mut of_vms = table("VM records", 0, vms, 1);
         of_vms.refused = refused.into_iter().map(refusal).collect();
-        let mut of_threads = table("thread records", blocks, BLOCK_LEN);
+        let mut of_threads = table("thread records", 1, blocks, BLOCK_LEN);
         let no_block = "no block of thread records is free for them, or left of the user's share";
         of_threads.refused = short
             .into_iter()
@@ -158,7 +162,8 @@ impl Reporter {
             .collect();
         let images = RecordTable {
             name: "image records".to_owned(),
-            size: number(records.image_capacity()),
+            size: number(in_use[2]),
+            configured: configured(2),
             used: number(records.image_records().len()),
             of_users: None,
             refused: Vec::new(),

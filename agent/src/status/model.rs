@@ -160,6 +160,10 @@ pub struct RecordTable {
     pub name: String,
     /// Records in the table.
     pub size: u64,
+    /// Records that the configuration asks for, if the table has another size: tables keep their sizes while a VM is counted in
+    /// them. `None`: as many as the table has.
+    #[serde(default)]
+    pub configured: Option<u64>,
     /// Records in use. VMs get thread records in blocks.
     pub used: u64,
     /// Those in use by VMs of users who are neither root nor libvirt; `None`: not distinguished.

@@ -144,6 +144,18 @@ fn record_tables(f: &mut fmt::Formatter<'_>, tables: &[RecordTable]) -> fmt::Res
     let fill =
         |RecordTable { name, size, used, .. }: &RecordTable| format!("{used} of {size} {name}");
     writeln!(f, "Tables  {} in use", tables.iter().map(fill).collect::<Vec<_>>().join(", "))?;
+    let other = |RecordTable { name, configured, .. }: &RecordTable| {
+        configured.map(|size| format!("{size} {name}"))
+    };
+    let others: Vec<_> = tables.iter().filter_map(other).collect();
+    if !others.is_empty() {
+        writeln!(
+            f,
+            "        configured: {}; in effect when no VM runs at a start of the agent, after a reboot, or after `kvmeter detach`, \
+             after which the disk counters of running VMs start from zero",
+            others.join(", ")
+        )?;
+    }
     for (table, refusal) in tables.iter().flat_map(|of| of.refused.iter().map(move |it| (of, it))) {
         let Refusal { user, vms, why } = refusal;
         let whose =

@@ -354,9 +354,8 @@ impl Drop for PidMax {
     }
 }
 
-#[test]
-fn counts_survive_a_change_of_pid_max() {
-    require!("ebpf");
+/// Counts a thread and an image, has the pins changed while no agent runs, and sees both go on.
+fn counts_survive<T>(change: impl FnOnce(&Path) -> T) {
     let pins = PinDir::new();
     let burner = Burner::start();
     let held = OwnThread(burner.tid);
@@ -367,7 +366,8 @@ fn counts_survive_a_change_of_pid_max() {
         let slot = registration.track_thread(vm, &held, Some(3)).unwrap();
         (vm, slot, records.claim_image(key(vm), Layer::Call).unwrap())
     };
-    let _raised = PidMax::raised();
+    let pinned = pins.path().join(format!("v{LAYOUT}"));
+    let _changed = change(&pinned);
     let (records, registration, probe) = start(&pins);
     assert!(probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
     assert_eq!(records.images_of(key(vm)).collect::<Vec<_>>(), [image]);
@@ -380,6 +380,92 @@ fn counts_survive_a_change_of_pid_max() {
         (records.vcpu_time_ns(again) == Some(held.schedstat().unwrap().run_ns)).then_some(())
     })
     .unwrap();
+    burner.end();
+    let names = fs::read_dir(pinned).unwrap().map(|entry| entry.unwrap().file_name());
+    let names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    assert!(names.iter().all(|name| !name.starts_with("new_")), "{names:?}");
+}
+
+#[test]
+fn counts_survive_a_change_of_pid_max() {
+    require!("ebpf");
+    counts_survive(|_| PidMax::raised());
+}
+
+#[test]
+fn counts_survive_the_loss_of_the_map_of_thread_ids() {
+    require!("ebpf");
+    counts_survive(|pinned| fs::remove_file(pinned.join("TID_SLOT")).unwrap());
+}
+
+#[test]
+fn no_switch_and_no_end_is_missed_while_the_map_of_thread_ids_is_replaced() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let [runs, ends] = [Burner::start(), Burner::start()];
+    let [slot, ended] = {
+        let (_records, registration, _probe) = start(&pins);
+        let vm = registration.track_vm(std::process::id()).unwrap();
+        [&runs, &ends].map(|burner| {
+            burner.burn();
+            burner.rest();
+            registration.track_thread(vm, &OwnThread(burner.tid), Some(burner.tid)).unwrap()
+        })
+    };
+    runs.burn();
+    ends.burn();
+    let _raised = PidMax::raised();
+    let probe = Probe::start(pins.path(), Path::new(KERNEL_BTF), Sizes::default()).unwrap();
+    // The programs alone see this: no agent has adopted the threads yet.
+    runs.rest();
+    ends.rest();
+    ends.end();
+    let records = Records::map(&probe).unwrap();
+    wait_until(PATIENCE, "the record of the thread that has ended is free", || {
+        records.thread(ended).is_none().then_some(())
+    })
+    .unwrap();
+    let is_at_rest = wait_until(PATIENCE, "the other thread is at rest", || {
+        let before = records.vcpu_time_ns(slot);
+        thread::sleep(Duration::from_millis(1));
+        (records.vcpu_time_ns(slot) == before).then_some(())
+    });
+    let kernel = OwnThread(runs.tid).schedstat().unwrap().run_ns;
+    let ours = records.vcpu_time_ns(slot).unwrap();
+    runs.end();
+    assert!(is_at_rest.is_ok() && ours.abs_diff(kernel) < 1_000_000, "{ours}, {kernel}");
+}
+
+/// Tables of which the kernel refuses one.
+fn huge() -> Sizes {
+    Sizes { images: 1 << 40, ..Sizes::default() }
+}
+
+#[test]
+fn a_size_that_the_kernel_refuses_ends_no_counting() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let burner = Burner::start();
+    let start_with = |sizes| Probe::start(pins.path(), Path::new(KERNEL_BTF), sizes);
+    let vm = {
+        let (_records, registration, _probe) = start(&pins);
+        let vm = registration.track_vm(std::process::id()).unwrap();
+        registration.track_thread(vm, &OwnThread(burner.tid), None).unwrap();
+        vm
+    };
+    {
+        let probe = start_with(huge()).unwrap();
+        assert!(probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
+        assert_eq!(probe.sizes, Sizes::default());
+        let registration = Registration::adopt(Arc::new(Records::map(&probe).unwrap()));
+        assert_eq!(registration.tracked_vms(), [(vm, std::process::id())]);
+        registration.untrack_vm(vm);
+    }
+    let Err(error) = start_with(huge()) else { panic!("the kernel has made a huge table") };
+    assert!(error.to_string().contains("limits.images"), "{error}");
+    let probe = start_with(Sizes::of(16, 128, 256)).unwrap();
+    assert!(!probe.adopted && probe.hooks.iter().all(|state| state.failure.is_none()));
+    assert_eq!(probe.sizes, Sizes::of(16, 128, 256));
     burner.end();
 }
 

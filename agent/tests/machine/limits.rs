@@ -1,14 +1,15 @@
-//! Sizes of the tables of records: records move when a size changes, and users have shares of the tables.
+//! Sizes of the tables of records: tables keep them while a VM is counted, and users have shares of the tables.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use serde_json::Value;
-use xtask::lab::{Child, PATIENCE, wait_until};
+use xtask::lab::{Child, PATIENCE, Qmp, wait_until};
 
 use crate::lab::{
     sandbox::{check, counted, node, qemu_after, raw, temporary},
@@ -20,50 +21,75 @@ const USER: u32 = 64_123;
 
 const READ_REQUESTS: &[u32] = &[7, 1, 13];
 
-/// The size of each table, and how much of it is in use.
-fn tables(status: &Value) -> Vec<(u64, u64)> {
-    let number = |table: &Value, key: &str| table[key].as_u64().unwrap();
+/// The size of each table, and the one of the configuration if that is another.
+fn sizes(status: &Value) -> [Vec<Option<u64>>; 2] {
     let tables = status["probe"]["tables"].as_array().unwrap();
-    tables.iter().map(|table| (number(table, "size"), number(table, "used"))).collect()
+    ["size", "configured"].map(|key| tables.iter().map(|table| table[key].as_u64()).collect())
+}
+
+/// Starts a paused QEMU with a disk, and waits until the disk is counted. Returns its vmIndex and vmStorageIndex, too.
+fn vm_with_disk(stage: &Stage, dir: &Path) -> (Child, Qmp, [u32; 2]) {
+    raw(dir.join("disk"));
+    let blockdev = node("d0", "file", dir.join("disk").to_str().unwrap());
+    let devices = ["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=d0,id=data"];
+    let (qemu, qmp) = qemu_after(dir, ":", dir.join("qmp").to_str().unwrap(), &devices);
+    let disk = counted(stage, qemu.pid(), "data");
+    (qemu, qmp, disk)
 }
 
 #[test]
-fn the_counters_of_a_vm_go_on_in_tables_of_other_sizes() {
+fn tables_keep_their_sizes_and_counts_while_a_vm_is_counted_and_are_made_anew_when_none_is() {
     require!("ebpf", "snmpd", "qemu", "root");
+    const DEFAULT: [u64; 3] = [4095, 65_528, 4096];
     let dir = temporary();
-    raw(dir.path().join("disk"));
     let mut stage = Stage::new();
-    assert_eq!(tables(&stage.status())[0].0, 4095);
-    let path = dir.path().join("disk");
-    let blockdev = node("d0", "file", path.to_str().unwrap());
-    let devices = ["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=d0,id=data"];
-    let socket = dir.path().join("qmp");
-    let (qemu, mut qmp) = qemu_after(dir.path(), ":", socket.to_str().unwrap(), &devices);
-    let disk = counted(&stage, qemu.pid(), "data");
+    assert_eq!(sizes(&stage.status()), [DEFAULT.map(Some).to_vec(), vec![None; 3]]);
+    let (mut qemu, mut qmp, disk) = vm_with_disk(&stage, dir.path());
+    check(&mut stage, &mut qmp, qemu.pid(), &[("data", "d0")]);
     let config = fs::read_to_string(stage.agent.config()).unwrap();
-    let (mut requests, mut time) = (0, 0);
-    for sizes in [[4095, 65_528, 4096], [100, 1000, 512], [20_000, 65_528, 16_384]] {
-        let [vms, threads, images] = sizes;
-        stage.agent.end().unwrap();
+    for configured in [DEFAULT, [100, 1000, 512], [20_000, 65_528, 16_384]] {
+        let requests = stage.number(READ_REQUESTS, &disk).unwrap();
+        let time = stage.number(VM_CPU_TIME, &disk[..1]).unwrap();
+        let [vms, threads, images] = configured;
+        if vms == 100 {
+            stage.agent.kill();
+        } else {
+            stage.agent.end().unwrap();
+        }
+        // The programs count without an agent, too.
+        qmp.request("d0", "read 1M 64k").unwrap();
         let limits = format!("\n[limits]\nvms = {vms}\nthreads = {threads}\nimages = {images}\n");
         fs::write(stage.agent.config(), format!("{config}{limits}")).unwrap();
         stage.agent.start().unwrap();
         let status = stage.status();
         assert_eq!(status["probe"]["adopted"], true, "{}", stage.agent.log());
-        let found: Vec<u64> = tables(&status).iter().map(|(size, _)| *size).collect();
-        assert_eq!(found, sizes, "{}", stage.agent.log());
+        let other = |(new, old): (u64, u64)| (new != old).then_some(new);
+        let others = configured.into_iter().zip(DEFAULT).map(other).collect();
+        assert_eq!(sizes(&status), [DEFAULT.map(Some).to_vec(), others]);
+        let is_other = configured != DEFAULT;
+        let warned = format!("of the configuration has {vms} VMs, {threads} threads and {images}");
+        assert_eq!(stage.agent.log().contains(&warned), is_other, "{}", stage.agent.log());
+        let text = stage.agent.ask("status", &[]).unwrap().stdout;
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text.contains(&format!("configured: {vms} VM records")), is_other, "{text}");
         assert_eq!(counted(&stage, qemu.pid(), "data"), disk);
+        assert_eq!(stage.number(READ_REQUESTS, &disk), Some(requests + 1), "{}", stage.agent.log());
         stage.wait_for("the CPU time goes on", VM_CPU_TIME, &disk[..1], |now| {
             now.is_some_and(|now| now >= time)
         });
-        let now = stage.number(READ_REQUESTS, &disk).unwrap();
-        assert!(now >= requests, "{now} after {requests}\n{}", stage.agent.log());
         check(&mut stage, &mut qmp, qemu.pid(), &[("data", "d0")]);
-        requests = stage.number(READ_REQUESTS, &disk).unwrap();
-        assert!(requests > now);
-        time = stage.number(VM_CPU_TIME, &disk[..1]).unwrap();
     }
-    assert!(stage.agent.log().contains("The records have moved"), "{}", stage.agent.log());
+
+    qemu.kill();
+    stage.agent.end().unwrap();
+    stage.agent.start().unwrap();
+    let status = stage.status();
+    assert_eq!(status["probe"]["adopted"], false, "{}", stage.agent.log());
+    let configured = [20_000, 65_528, 16_384].map(Some).to_vec();
+    assert_eq!(sizes(&status), [configured, vec![None; 3]]);
+    let again = temporary();
+    let (qemu, mut qmp, _) = vm_with_disk(&stage, again.path());
+    check(&mut stage, &mut qmp, qemu.pid(), &[("data", "d0")]);
 }
 
 /// A process of the user with a VM of KVM.

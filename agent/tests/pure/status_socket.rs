@@ -82,6 +82,7 @@ fn report() -> Report {
             tables: vec![RecordTable {
                 name: "VM records".into(),
                 size: 4095,
+                configured: Some(100),
                 used: 1025,
                 of_users: Some(1023),
                 refused: vec![
@@ -302,6 +303,8 @@ Notify  5 state changes; 3 notifications sent, 1 unanswered, 0 dropped, 0 PDUs r
 Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
         0 events lost, 0 threads without a record, 0 requests of disks not counted
 Tables  1025 of 4095 VM records in use
+        configured: 100 VM records; in effect when no VM runs at a start of the agent, after a reboot, or after `kvmeter detach`, \
+             after which the disk counters of running VMs start from zero
         1 VMs of root and libvirt lack VM records: all are in use
         3 VMs of user 65534 lack VM records: a user's share\u{fffd}
 

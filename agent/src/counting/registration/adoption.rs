@@ -2,16 +2,17 @@
 
 use std::{
     collections::VecDeque,
+    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicU16, Ordering},
     },
 };
 
-use kvmeter_common::{BLOCK_LEN, Owner, VmRecord};
+use kvmeter_common::{BLOCK_LEN, Owner, word};
 
 use super::{CpuVisits, FreeRecords, Registration, Tracker as _, blocks_of, tgid_of};
-use crate::counters::{Records, VmSlot};
+use crate::counters::{Records, VmSlot, mapped::SharedThreadRecord};
 
 impl<R: AsRef<Records>> Registration<R> {
     /// Adopts the registrations in the records, and frees the image records that an earlier agent has merged. The programs saw
@@ -24,12 +25,8 @@ impl<R: AsRef<Records>> Registration<R> {
         adopted.restore_thread_ids();
         for (slot, _) in adopted.tracked_vms() {
             let maps = adopted.records();
-            let vm = adopted.vm(slot);
-            // Its threads are registered with the first scan of the process.
-            let has_moved =
-                vm.flags.fetch_and(!VmRecord::MOVED, Ordering::AcqRel) & VmRecord::MOVED != 0;
-            let mut threads = maps.threads_of(vm);
-            if !has_moved && threads.all(|(_, record)| record.owner.load(Ordering::Acquire) == 0) {
+            let mut threads = maps.threads_of(adopted.vm(slot));
+            if threads.all(|(_, record)| record.owner.load(Ordering::Acquire) == 0) {
                 adopted.untrack_vm(slot);
             }
         }
@@ -64,26 +61,161 @@ impl<R: AsRef<Records>> Registration<R> {
         }
     }
 
-    /// Enters the threads that have a record into a map of thread ids that was made again, because `pid_max` has grown. A thread
-    /// that has ended meanwhile was not seen: the VM's CPU time is the kernel's own sum until the next scan.
+    /// Enters threads that have a record and no entry in the map of thread ids. Their switches are not seen: the map was made
+    /// again because `pid_max` has grown, and they were started before the programs used the new one. What has ended meanwhile
+    /// is freed.
     fn restore_thread_ids(&self) {
-        for (slot, record) in (0..=u16::MAX).zip(self.records().threads.iter()).skip(1) {
+        // The first block is no VM's.
+        for (slot, record) in (0..=u16::MAX).zip(self.records().threads.iter()).skip(BLOCK_LEN) {
             let owner = Owner(record.owner.load(Ordering::Acquire));
             let entry = self.records().slot_entry(owner.tid());
-            let is_missing = |entry: &AtomicU16| entry.load(Ordering::Acquire) == 0;
-            if owner.0 == 0 || owner.has(Owner::DYING) || !entry.is_some_and(is_missing) {
+            if owner.0 == 0 || entry.is_some_and(|entry| entry.load(Ordering::Acquire) == slot) {
                 continue;
             }
-            let exists = std::path::Path::new(&format!("/proc/{}", owner.tid())).exists();
-            match entry {
-                Some(entry) if exists => {
-                    let _ = entry.compare_exchange(0, slot, Ordering::AcqRel, Ordering::Relaxed);
-                }
-                _ => {
-                    record.free();
-                    self.vm(VmSlot(owner.vm_slot())).unrecorded.fetch_add(1, Ordering::AcqRel);
-                }
+            let vm = self.vm(VmSlot(owner.vm_slot()));
+            // Until the next scan, the VM's CPU time is the kernel's own sum.
+            vm.unrecorded.fetch_add(1, Ordering::AcqRel);
+            // Where the thread was at its last switch that was seen, it need not be any more.
+            record.run.store(word::UNKNOWN, Ordering::Release);
+            record.wait.store(word::UNKNOWN, Ordering::Release);
+            // The programs see its end from here on, unless it has ended before.
+            let is_entered = entry.is_some_and(|entry| self.enter(entry, owner, slot));
+            if !is_entered || !exists(tgid_of(vm), owner.tid()) {
+                self.release(owner.tid(), slot, record);
             }
         }
+    }
+
+    /// Enters a thread, unless another record is this thread's.
+    fn enter(&self, entry: &AtomicU16, owner: Owner, slot: u16) -> bool {
+        let known = entry.load(Ordering::Acquire);
+        let of_another = |record: &SharedThreadRecord| {
+            let there = Owner(record.owner.load(Ordering::Acquire));
+            there.tid() != owner.tid()
+        };
+        let is_free =
+            known == 0 || self.records().threads.get(usize::from(known)).is_none_or(of_another);
+        is_free && entry.compare_exchange(known, slot, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// Whether a process has a thread with this id.
+fn exists(tgid: u32, tid: u32) -> bool {
+    Path::new(&format!("/proc/{tgid}/task/{tid}")).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::counters::mapped::Mapped;
+
+    /// A thread of another process.
+    const GONE: u32 = 1;
+
+    /// Records with a VM: this process, with one block of thread records, of which every thread has one.
+    fn records() -> Arc<Records> {
+        let mut records = Records::in_memory();
+        // One with entries for all thread ids.
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        records.tid_slot = Mapped::new(&file, 1 << 20).unwrap();
+        let vm = &records.vms[1];
+        vm.clear();
+        vm.tgid.store(std::process::id().into(), Ordering::Relaxed);
+        vm.recorded.store(1, Ordering::Relaxed);
+        vm.blocks[0].store(1, Ordering::Relaxed);
+        vm.block_count.store(1, Ordering::Relaxed);
+        Arc::new(records)
+    }
+
+    /// Gives a thread a record, in which it is on its CPU.
+    fn put(records: &Records, slot: u16, tid: u32, flags: u64) {
+        let record = &records.threads[usize::from(slot)];
+        record.owner.store(Owner::new(tid, 1).0 | flags, Ordering::Relaxed);
+        record.run.store(word::running(5, 3), Ordering::Relaxed);
+        if flags & Owner::DYING != 0 && flags & Owner::ENDED == 0 {
+            records.vms[1].dying.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn owner(records: &Records, slot: u16) -> Owner {
+        Owner(records.threads[usize::from(slot)].owner.load(Ordering::Relaxed))
+    }
+
+    fn run(records: &Records, slot: u16) -> u64 {
+        records.threads[usize::from(slot)].run.load(Ordering::Relaxed)
+    }
+
+    fn entry(records: &Records, tid: u32) -> &AtomicU16 {
+        records.slot_entry(tid).unwrap()
+    }
+
+    #[test]
+    fn threads_that_have_ended_unseen_are_freed_and_are_not_dying_any_more() {
+        let (records, own) = (records(), std::process::id());
+        put(&records, 8, own, 0);
+        entry(&records, own).store(8, Ordering::Relaxed);
+        put(&records, 9, GONE, Owner::DYING);
+        put(&records, 10, GONE + 1, Owner::VCPU);
+        // Beyond the map.
+        put(&records, 11, u32::MAX, Owner::DYING);
+        let vm = &records.vms[1];
+        let _adopted = Registration::adopt(Arc::clone(&records));
+        assert_eq!([9, 10, 11].map(|slot| owner(&records, slot).0), [0; 3]);
+        assert_eq!(
+            [GONE, GONE + 1].map(|tid| entry(&records, tid).load(Ordering::Relaxed)),
+            [0; 2]
+        );
+        assert_eq!(vm.dying.load(Ordering::Relaxed), 0);
+        assert!(!vm.is_complete(), "their time is the kernel's until the next scan");
+        // The programs have followed this one.
+        assert_eq!((owner(&records, 8).tid(), run(&records, 8)), (own, word::running(5, 3)));
+    }
+
+    #[test]
+    fn a_thread_whose_switches_were_not_seen_is_entered_and_is_not_taken_to_run() {
+        let (records, own) = (records(), std::process::id());
+        put(&records, 8, own, Owner::VCPU);
+        // An entry that is left of another thread.
+        put(&records, 9, GONE, 0);
+        entry(&records, own).store(9, Ordering::Relaxed);
+        let _adopted = Registration::adopt(Arc::clone(&records));
+        assert_eq!(entry(&records, own).load(Ordering::Relaxed), 8);
+        assert_eq!(owner(&records, 8), Owner(Owner::new(own, 1).0 | Owner::VCPU));
+        assert_eq!(run(&records, 8), word::UNKNOWN);
+        assert!(!records.vms[1].is_complete());
+    }
+
+    #[test]
+    fn a_first_thread_that_has_ended_before_others_still_stands_for_its_process() {
+        let (records, own) = (records(), std::process::id());
+        let flags = Owner::DYING | Owner::ENDED;
+        put(&records, 8, own, flags);
+        let adopted = Registration::adopt(Arc::clone(&records));
+        assert_eq!(entry(&records, own).load(Ordering::Relaxed), 8);
+        assert_eq!(owner(&records, 8), Owner(Owner::new(own, 1).0 | flags));
+        assert_eq!(records.vms[1].dying.load(Ordering::Relaxed), 0);
+        assert_eq!(adopted.tracked_vms(), [(VmSlot(1), own)]);
+    }
+
+    #[test]
+    fn a_thread_has_one_record() {
+        let (records, own) = (records(), std::process::id());
+        put(&records, 8, own, 0);
+        put(&records, 9, own, 0);
+        entry(&records, own).store(9, Ordering::Relaxed);
+        let _adopted = Registration::adopt(Arc::clone(&records));
+        assert_eq!([8, 9].map(|slot| owner(&records, slot).tid()), [0, own]);
+        assert_eq!(entry(&records, own).load(Ordering::Relaxed), 9);
+    }
+
+    #[test]
+    fn a_vm_whose_threads_have_ended_has_ended() {
+        let records = records();
+        put(&records, 8, GONE, Owner::DYING);
+        let adopted = Registration::adopt(Arc::clone(&records));
+        assert_eq!(adopted.tracked_vms(), []);
     }
 }
