@@ -1,4 +1,4 @@
-//! Replays of recorded domain lives: libvirt's events, the state found after each (libvirt 9.0, QEMU 7.2, KVM), and the
+//! Replays of recorded domain lives: libvirt's events, the state found after each (libvirt 9.0 and 11.3, QEMU 7.2 and 10.0, KVM), and the
 //! notifications that they must lead to, whether events come one by one or in one batch, and the state is found in time or late.
 
 use std::{
@@ -65,7 +65,7 @@ struct Life {
 }
 
 /// After [`BOOT`] and [`BOOTED`].
-const LIVES: [Life; 14] = [
+const LIVES: [Life; 18] = [
     Life {
         name: "saved to a file of the user's",
         steps: &[
@@ -112,6 +112,46 @@ const LIVES: [Life; 14] = [
             (&[(RESUMED, 2)], Snapshot::Running),
         ],
         expected: &[(5, 4), (6, 5), (7, 6), (1, 7)],
+    },
+    Life {
+        name: "saved and restored by libvirt 11",
+        steps: &[
+            (&[(SUSPENDED, 0)], Snapshot::Paused(Why::Save)),
+            (&[], Snapshot::Shutdown),
+            (&[(SHUTDOWN, 2)], Snapshot::Shutdown),
+            (&[(STOPPED, 4)], Snapshot::Saved),
+            (&[(STARTED, 2)], Snapshot::Paused(Why::Migration)),
+            (&[(RESUMED, 2)], Snapshot::Running),
+        ],
+        expected: &[(5, 4), (6, 5), (7, 6), (1, 7)],
+    },
+    Life {
+        name: "saved to a file of the user's by libvirt 11",
+        steps: &[
+            (&[(SUSPENDED, 0)], Snapshot::Paused(Why::Save)),
+            (&[(SHUTDOWN, 2)], Snapshot::Shutdown),
+            (&[(STOPPED, 4)], Snapshot::Off(End::Saved)),
+        ],
+        expected: &[(5, 4), (3, 5)],
+    },
+    Life {
+        name: "migrated away by libvirt 11",
+        steps: &[
+            (&[(SUSPENDED, 1)], Snapshot::Paused(Why::Migration)),
+            (&[(SHUTDOWN, 2)], Snapshot::Shutdown),
+            (&[(STOPPED, 3)], Snapshot::Off(End::Migrated)),
+        ],
+        expected: &[(8, 4), (3, 9)],
+    },
+    Life {
+        name: "migration given up, and switched off by the guest",
+        steps: &[
+            (&[(SUSPENDED, 1)], Snapshot::Paused(Why::Migration)),
+            (&[(RESUMED, 0)], Snapshot::Running),
+            (&[(SHUTDOWN, 1)], Snapshot::Shutdown),
+            (&[(STOPPED, 0)], Snapshot::Off(End::Shutdown)),
+        ],
+        expected: &[(8, 4), (1, 9), (2, 4), (3, 10)],
     },
     Life {
         name: "switched off by the guest",

@@ -1,6 +1,9 @@
 //! Derives the states that domains go through from libvirt's life-cycle events and the state found after them.
 
-use std::{collections::HashSet, ffi::c_int};
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::c_int,
+};
 
 use virt::sys;
 
@@ -18,6 +21,9 @@ pub(super) struct Transitions {
     restoring: HashSet<VmUuid>,
     /// Domains with a pause that libvirt did not explain. What comes next tells what the pause was.
     unexplained: HashSet<VmUuid>,
+    /// Domains that are being saved or migrated, whose QEMU ends then. libvirt 11 and newer report that as a shutdown of the
+    /// domain.
+    leaving: HashMap<VmUuid, OperState>,
 }
 
 impl Transitions {
@@ -33,6 +39,7 @@ impl Transitions {
         if self.unexplained.remove(&uuid) {
             states.push(OperState::Paused);
         }
+        let mut leaving = self.leaving.get(&uuid).copied();
         // Index into `states` before which the domain was deleted and defined again.
         let mut deleted = None;
         for (at, &event) in events.iter().enumerate() {
@@ -40,6 +47,12 @@ impl Transitions {
                 deleted = Some(states.len());
             }
             let Some(state) = of_event(event.0, event.1) else { continue };
+            if state == OperState::Shuttingdown
+                && (leaving.is_some() || events[at..].iter().any(|event| is_left_behind(*event)))
+            {
+                continue;
+            }
+            leaving = is_leaving(state).then_some(state);
             if state == OperState::Resuming {
                 self.restoring.insert(uuid);
             } else {
@@ -54,6 +67,11 @@ impl Transitions {
             } else if self.restoring.contains(&uuid) {
                 (found.admin_state, found.oper_state) = (AdminState::Running, OperState::Resuming);
             }
+            if let (Some(state), OperState::Shuttingdown) = (leaving, found.oper_state) {
+                let is_saved = state == OperState::Suspending;
+                let admin = if is_saved { AdminState::Suspended } else { AdminState::Running };
+                (found.admin_state, found.oper_state) = (admin, state);
+            }
             found.oper_state
         });
         // A save, a migration, and preserving a panicked guest also begin with a pause. The next state, or the reason of the
@@ -66,6 +84,11 @@ impl Transitions {
                     _ => OperState::Paused,
                 };
             }
+        }
+        match states.last().copied().or_else(|| now.filter(|state| is_leaving(*state))) {
+            Some(state) if is_leaving(state) => drop(self.leaving.insert(uuid, state)),
+            Some(_) => drop(self.leaving.remove(&uuid)),
+            None => {}
         }
         if states.last() == Some(&OperState::Paused) && is_unexplained {
             // The state found is reported if no event follows.
@@ -87,6 +110,19 @@ impl Transitions {
         }
         happened
     }
+}
+
+/// Whether the QEMU of a domain in this state ends, and the domain does not.
+const fn is_leaving(state: OperState) -> bool {
+    matches!(state, OperState::Suspending | OperState::Migrating)
+}
+
+/// Whether an event is the end of a QEMU whose domain was saved or migrated.
+fn is_left_behind((event, detail): (c_int, c_int)) -> bool {
+    let [event, detail] = [event, detail].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    event == sys::VIR_DOMAIN_EVENT_STOPPED
+        && (detail == sys::VIR_DOMAIN_EVENT_STOPPED_SAVED
+            || detail == sys::VIR_DOMAIN_EVENT_STOPPED_MIGRATED)
 }
 
 /// Whether these events change the state of an active domain and nothing else: it was paused or goes on.
