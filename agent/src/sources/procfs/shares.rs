@@ -3,7 +3,7 @@
 //! and delay no one else's. Reads no clock: the time is a parameter.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -25,8 +25,6 @@ const SHOWN: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     users: BTreeMap<u32, User>,
-    /// The user for whose share each process waits.
-    is_waiting: HashMap<u32, u32>,
     /// The user whose process was scanned last: the next one is another user's.
     last: u32,
 }
@@ -36,8 +34,10 @@ pub(super) struct Shares {
 struct User {
     /// When all that was used is paid for, at the rate of the share.
     paid: Instant,
-    /// Processes to be scanned, the first that came first.
+    /// Processes to be scanned, the first that came first; the same as a set. It is each user's own: the id of a process that has
+    /// ended may be another user's.
     waiting: VecDeque<u32>,
+    is_waiting: HashSet<u32>,
     /// Number of waiting processes at which those that have ended are looked for.
     sweep: usize,
     /// Scans that had to wait because the share was spent, and when the last one had to.
@@ -46,8 +46,15 @@ struct User {
 }
 
 impl User {
-    const fn new(now: Instant) -> Self {
-        Self { paid: now, waiting: VecDeque::new(), sweep: SWEEP, deferred: 0, deferred_at: None }
+    fn new(now: Instant) -> Self {
+        Self {
+            paid: now,
+            waiting: VecDeque::new(),
+            is_waiting: HashSet::new(),
+            sweep: SWEEP,
+            deferred: 0,
+            deferred_at: None,
+        }
     }
 
     /// When the next scan may be made.
@@ -61,31 +68,25 @@ impl Shares {
     /// and is called for each one that then does not wait any more.
     pub(super) fn wait(
         &mut self,
-        user_id: u32,
+        user: u32,
         pid: u32,
         now: Instant,
         mut has_ended: impl FnMut(u32) -> bool,
     ) {
-        if self.is_waiting(pid) {
+        let user = self.users.entry(user).or_insert_with(|| User::new(now));
+        if !user.is_waiting.insert(pid) {
             return;
         }
-        self.is_waiting.insert(pid, user_id);
-        let user = self.users.entry(user_id).or_insert_with(|| User::new(now));
         if user.admitted() > now {
             user.deferred += 1;
             user.deferred_at = Some(now);
         }
         if user.waiting.len() >= user.sweep {
-            let is_waiting = &mut self.is_waiting;
-            user.waiting.retain(|&pid| !has_ended(pid) || is_waiting.remove(&pid).is_none());
+            let User { waiting, is_waiting, .. } = &mut *user;
+            waiting.retain(|&pid| !has_ended(pid) || !is_waiting.remove(&pid));
             user.sweep = SWEEP.max(user.waiting.len() * 2);
         }
         user.waiting.push_back(pid);
-    }
-
-    /// Whether a process waits.
-    pub(super) fn is_waiting(&self, pid: u32) -> bool {
-        self.is_waiting.contains_key(&pid)
     }
 
     /// The process to be scanned now, and its user; `None` = none.
@@ -104,8 +105,9 @@ impl Shares {
         let later = self.users.range(self.last.saturating_add(1)..).chain(self.users.range(..));
         let user = *later.into_iter().find(|(_, user)| is_ready(user))?.0;
         self.last = user;
-        let pid = self.users.get_mut(&user)?.waiting.pop_front()?;
-        self.is_waiting.remove(&pid);
+        let share = self.users.get_mut(&user)?;
+        let pid = share.waiting.pop_front()?;
+        share.is_waiting.remove(&pid);
         Some((user, pid))
     }
 
@@ -187,6 +189,10 @@ mod tests {
         shares.wait(1001, 7, now, |_| false);
         assert_eq!(shares.next(), Some(now - AT_ONCE * PARTS));
         assert_eq!((shares.take(now), shares.take(now)), (Some((1001, 7)), None));
+        // The id of a process that waited is another user's now.
+        let pid = *shares.users[&1000].waiting.back().unwrap();
+        shares.wait(1001, pid, now, |_| false);
+        assert_eq!(shares.take(now), Some((1001, pid)));
         // The first one is scanned when its share allows.
         let next = shares.next().unwrap();
         assert!(now < next && next < now + ms(50) * PARTS);
@@ -198,10 +204,10 @@ mod tests {
         let (mut shares, now) = (Shares::default(), Instant::now());
         shares.charge(1000, ms(5000), now);
         shares.wait(1000, 7, now, |_| false);
-        assert_eq!((shares.take(now), shares.is_waiting(7)), (None, true));
+        assert_eq!(shares.take(now), None);
         assert_eq!(shares.next(), Some(now + ms(5000) * PARTS - AT_ONCE * PARTS));
         // At the start of the agent the shares do not matter.
-        assert_eq!((shares.take_any(), shares.is_waiting(7)), (Some((1000, 7)), false));
+        assert_eq!((shares.take_any(), shares.take_any()), (Some((1000, 7)), None));
     }
 
     #[test]

@@ -333,9 +333,6 @@ impl Worker {
         let mut has_waiting = false;
         for pid in self.schedule.take_due(now) {
             let is_named = self.named.remove(&pid);
-            if !is_named && self.shares.is_waiting(pid) {
-                continue;
-            }
             let before = cpu_time();
             match self.processes.payer(pid, now) {
                 Payer::Gone => {

@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
     time::{Duration, Instant},
 };
 
@@ -26,21 +28,30 @@ pub(in super::super) enum Payer {
 
 /// What was found out about processes that are no VMs, by process id.
 #[derive(Debug, Default)]
-pub(super) struct Payers(HashMap<u32, (Payer, Instant)>);
+pub(super) struct Payers(HashMap<u32, Found>);
+
+#[derive(Debug)]
+struct Found {
+    payer: Payer,
+    /// The inode of the directory in procfs: that of another process with the id is another one.
+    inode: u64,
+    until: Instant,
+}
 
 impl Payers {
     /// `ask` reads files of the process, of which one waits for a lock of all control groups.
-    fn get(&mut self, pid: u32, now: Instant, ask: impl FnOnce() -> Payer) -> Payer {
-        if let Some((payer, until)) = self.0.get(&pid)
-            && now < *until
+    fn get(&mut self, pid: u32, inode: u64, now: Instant, ask: impl FnOnce() -> Payer) -> Payer {
+        if let Some(found) = self.0.get(&pid)
+            && found.inode == inode
+            && now < found.until
         {
-            return *payer;
+            return found.payer;
         }
         if self.0.len() >= MAX_PAYERS {
             self.0.clear();
         }
         let payer = ask();
-        self.0.insert(pid, (payer, now + HOLDS));
+        self.0.insert(pid, Found { payer, inode, until: now + HOLDS });
         payer
     }
 }
@@ -59,7 +70,9 @@ impl TrackedProcesses {
         }
         let readers = &self.readers;
         let ask = || readers.share_of(pid).map_or(Payer::Host, Payer::User);
-        self.payers.get(pid, now, ask)
+        // It has just ended; the next look tells.
+        let Ok(dir) = fs::metadata(self.roots.proc.join(pid.to_string())) else { return ask() };
+        self.payers.get(pid, dir.ino(), now, ask)
     }
 }
 
@@ -71,15 +84,17 @@ mod tests {
     fn whose_a_process_is_that_is_seen_again_and_again_is_asked_once_in_two_seconds() {
         let (mut payers, start, mut asked) = (Payers::default(), Instant::now(), 0);
         for at in 0..10_000 {
-            let payer = payers.get(7, start + Duration::from_millis(at), || {
+            let payer = payers.get(7, 1, start + Duration::from_millis(at), || {
                 asked += 1;
                 Payer::User(1000)
             });
             assert_eq!(payer, Payer::User(1000));
         }
         assert_eq!(asked, 5);
+        let other = payers.get(7, 2, start + Duration::from_millis(9_999), || Payer::User(1001));
+        assert_eq!(other, Payer::User(1001), "another process with the id");
         for pid in 0..100_000 {
-            payers.get(pid, start, || Payer::Host);
+            payers.get(pid, 1, start, || Payer::Host);
         }
         assert!(payers.0.len() <= MAX_PAYERS);
     }
