@@ -14,7 +14,8 @@ use thiserror::Error;
 use super::{
     credentials::Credentials,
     path_walk::{End, Found, Walker},
-    process::{Process, open_again},
+    process::{DescriptorInfo, Process, open_again},
+    shortage::if_there,
 };
 
 /// Bytes that are read of a file. A longer one is not read at all: its beginning would be taken for the whole.
@@ -119,23 +120,23 @@ impl Process {
         }
         let directory = |path: &str| path.rfind('/').map(|end| path[..end].to_owned());
         let own = directory(&found.place.path);
-        let (mut is_beside, mut looked_at) = (false, 0);
+        let (mut is_beside, mut looked_at) = (Ok(false), 0);
         let looked = self.visit_descriptors(|fd, path| {
             looked_at += 1;
             // A file that was deleted may have been in another directory of this name.
-            is_beside = directory(path) == own
-                && !path.ends_with(DELETED)
-                && self.descriptor_info(fd).is_ok_and(|(info, _)| {
+            if directory(path) == own && !path.ends_with(DELETED) {
+                let info = if_there(self.descriptor_info(fd));
+                let is_in = |(info, _): (DescriptorInfo, _)| {
                     info.flags & OFlags::PATH.bits() == 0 && info.mount == found.place.mount
-                });
-            if is_beside || looked_at >= MAX_BESIDE {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+                };
+                is_beside = info.map(|info| info.is_some_and(is_in));
+            }
+            match is_beside {
+                Ok(false) if looked_at < MAX_BESIDE => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
             }
         });
-        looked.map_err(Unread::Io)?;
-        Ok(is_beside)
+        looked.and(is_beside).map_err(Unread::Io)
     }
 }
 

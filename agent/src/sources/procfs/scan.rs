@@ -371,8 +371,13 @@ const fn ticks_to_ns(ticks: u64, per_second: u64) -> u64 {
 }
 
 /// The online CPUs, ascending; empty where sysfs cannot be read.
-pub(super) fn online_cpus(path: &Path) -> Vec<u32> {
-    std::fs::read_to_string(path).map_or_else(|_| Vec::new(), |text| parse_cpu_list(&text))
+///
+/// # Errors
+///
+/// Those about what the agent lacks.
+pub(super) fn online_cpus(path: &Path) -> io::Result<Vec<u32>> {
+    let text = if_there(std::fs::read_to_string(path))?;
+    Ok(text.map_or_else(Vec::new, |text| parse_cpu_list(&text)))
 }
 
 /// Parses a list such as `0-3,8` (Documentation/admin-guide/cputopology.rst).

@@ -199,7 +199,7 @@ impl TrackedProcesses {
     }
 
     /// The online CPUs.
-    pub(super) fn cpus() -> Vec<u32> {
+    pub(super) fn cpus() -> std::io::Result<Vec<u32>> {
         scan::online_cpus(&PathBuf::from("/sys/devices/system/cpu/online"))
     }
 

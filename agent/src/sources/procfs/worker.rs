@@ -484,8 +484,14 @@ impl Worker {
         reports
     }
 
-    fn report_cpus(&self) {
-        self.facts.send(Fact::Cpus(TrackedProcesses::cpus()));
+    fn report_cpus(&mut self) {
+        match TrackedProcesses::cpus() {
+            Ok(cpus) => self.facts.send(Fact::Cpus(cpus)),
+            Err(error) => {
+                self.processes.warn(&format!("Cannot list the CPUs: {error}"));
+                self.scan_all_soon(Instant::now());
+            }
+        }
     }
 
     pub(super) fn events_lost(&self) -> u64 {
