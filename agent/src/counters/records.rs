@@ -31,7 +31,7 @@ pub struct Records {
     pub(crate) threads: Mapped<SharedThreadRecord>,
     pub(crate) vms: Mapped<SharedVmRecord>,
     pub(crate) meta: Mapped<SharedMeta>,
-    pub(super) images: Mapped<SharedImageRecord>,
+    pub(crate) images: Mapped<SharedImageRecord>,
     pub(super) devices: Mapped<SharedDevices>,
     pub(super) image_index: ImageIndex,
     /// Sequence counter of [`merge_images`](Self::merge_images) (a seqlock): odd while counts are being merged.
@@ -73,7 +73,7 @@ impl Records {
             Mapped::new(&file, len).unwrap()
         }
         Self {
-            tid_slot: mapped(1 << 13),
+            tid_slot: mapped(1 << 20),
             threads: mapped(kvmeter_common::THREADS),
             vms: mapped(kvmeter_common::VMS),
             meta: mapped(1),

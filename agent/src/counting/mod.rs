@@ -16,6 +16,6 @@ mod vm_disks;
 pub(crate) use backing_files::identity_of;
 pub use occupancy::{Fill, Holder, Occupancy};
 pub use registration::Registration;
-pub use self_test::self_test;
+pub use self_test::SelfTest;
 pub use thread::{Command, Counting, SharedHooks};
 pub use tracker::{HeldThread, RunState, Schedstat, TrackError, Tracker};

@@ -12,7 +12,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::{
-    self_test,
+    SelfTest,
     vm_disks::{Outcome, VmDisks},
 };
 use crate::{
@@ -64,12 +64,18 @@ impl Counting {
     /// # Errors
     ///
     /// When a thread cannot be started.
-    pub fn start(records: Arc<Records>, hooks: SharedHooks, facts: Facts) -> io::Result<Self> {
+    pub fn start(
+        records: Arc<Records>,
+        hooks: SharedHooks,
+        self_test: SelfTest,
+        facts: Facts,
+    ) -> io::Result<Self> {
         let (commands, receiver) = unbounded();
         let heartbeat = Arc::new(Heartbeat::new("counting", DEADLINE));
         let disks = Disks {
             records,
             hooks,
+            self_test,
             vms: BTreeMap::new(),
             of_all: OfAll::default(),
             retry_hooks: None,
@@ -103,6 +109,7 @@ impl Drop for Counting {
 struct Disks {
     records: Arc<Records>,
     hooks: SharedHooks,
+    self_test: SelfTest,
     vms: BTreeMap<VmSlot, VmDisks>,
     of_all: OfAll,
     /// When hooks that could not be attached are tried again.
@@ -208,7 +215,7 @@ impl Disks {
         // `kvmeter detach` has ended the counting for good.
         if self.proof.is_some_and(|due| due <= now.instant)
             && self.records.are_counted()
-            && hooks.prove(now.instant, |method| self_test(&self.records, method))
+            && hooks.prove(now.instant, |method| self.self_test.run(method))
         {
             changed.extend(self.vms.keys());
         }

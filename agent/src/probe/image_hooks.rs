@@ -12,7 +12,13 @@ use kvmeter_common::Layer;
 use nix::libc;
 use tracing::{debug, info, warn};
 
-use super::{Hook, HookState, Offsets, ProbeError, hook::AttachPoint, pins::Pins, with_causes};
+use super::{
+    Hook, HookState, Offsets, ProbeError,
+    hook::AttachPoint,
+    pins::Pins,
+    proof::{Proof, TestError},
+    with_causes,
+};
 
 /// A method to count the I/O of a disk: the hooks that see it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -163,9 +169,8 @@ const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> 
 /// so for as long as ftrace is switched off.
 const BUSY: u32 = 50;
 
-/// First pause before a method that has failed is tried again, and the longest.
+/// First pause before a method that has failed is tried again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
 /// The loaded programs, and which of them are attached.
 pub struct ImageHooks {
@@ -177,6 +182,8 @@ pub struct ImageHooks {
     busy: [u32; Method::ALL.len()],
     /// The failure of each method that was logged last.
     logged: [Option<String>; Method::ALL.len()],
+    /// What the self-tests have said, by the methods' numbers.
+    proofs: [Proof; Method::ALL.len()],
     /// Whether a program at a function was attached since the last proof.
     has_unproved: bool,
 }
@@ -235,8 +242,14 @@ impl ImageHooks {
             states,
             busy: [0; Method::ALL.len()],
             logged: Default::default(),
+            proofs: Default::default(),
             has_unproved: false,
         };
+        for method in Method::ALL {
+            if hooks.states[method.number()] == State::Attached {
+                hooks.proofs[method.number()] = Proof::of_earlier_agent();
+            }
+        }
         for method in Method::ALL {
             let is_pinned = |hook: &Hook| hooks.pins.has_link(hook.name);
             if hooks.states[method.number()] != State::Attached
@@ -260,34 +273,49 @@ impl ImageHooks {
         }
     }
 
-    /// Attaches a method, unless an earlier agent has, and runs its self-test. A method that fails is tried again by
-    /// [`prove`](Self::prove).
-    pub fn attach_for_test(&mut self, method: Method, test: impl FnOnce() -> Result<(), String>) {
+    /// Attaches a method, unless an earlier agent has, and runs its self-test. A method that fails, or that has never passed a
+    /// test and cannot be tested, is tried again by [`prove`](Self::prove).
+    pub fn attach_for_test(
+        &mut self,
+        method: Method,
+        test: impl FnOnce() -> Result<(), TestError>,
+    ) {
         if self.states[method.number()] == State::Idle {
             self.attach(method);
         }
-        if self.states[method.number()] == State::Attached
-            && let Err(why) = test()
-        {
-            self.fail(method, format!("its self-test failed: {why}"));
+        if self.states[method.number()] == State::Attached {
+            self.test(method, test());
         }
+    }
+
+    /// Takes in the result of a test of an attached method. Returns whether the method can be used.
+    fn test(&mut self, method: Method, result: Result<(), TestError>) -> bool {
+        let result = self.proofs[method.number()].take(method, result);
+        if let Err(error) = &result {
+            self.fail(method, error.to_string());
+        }
+        result.is_ok()
     }
 
     /// Tests the attached methods: ftrace may be switched off, a function be patched, a pin be removed. Tries methods again
     /// that failed before. Returns whether another set of methods can be used now.
-    pub fn prove(&mut self, now: Instant, test: impl Fn(Method) -> Result<(), String>) -> bool {
+    pub fn prove(
+        &mut self,
+        now: Instant,
+        mut test: impl FnMut(Method) -> Result<(), TestError>,
+    ) -> bool {
         let mut has_changed = false;
         self.has_unproved = false;
         for method in Method::ALL {
             match self.states[method.number()].clone() {
-                State::Attached => has_changed |= self.prove_attached(method, &test),
+                State::Attached => has_changed |= self.prove_attached(method, &mut test),
                 State::Down { why, due: None, pause } => {
                     let due = Some(now + pause);
                     self.states[method.number()] = State::Down { why, due, pause };
                 }
                 State::Down { why, due: Some(due), pause } if due <= now => {
                     self.states[method.number()] = State::Idle;
-                    self.attach_for_test(method, || tested(method, &test));
+                    self.attach_for_test(method, || tested(method, &mut test));
                     if self.states[method.number()] == State::Attached {
                         info!(method = method.name(), "works again");
                         self.logged[method.number()] = None;
@@ -295,7 +323,7 @@ impl ImageHooks {
                     } else {
                         let (why, pause) = match &self.states[method.number()] {
                             State::Failed(why) | State::Down { why, .. } => {
-                                (why.clone(), LONGEST_PAUSE.min(pause * 2))
+                                (why.clone(), self.proofs[method.number()].next_pause(pause))
                             }
                             // The kernel has not removed the previous link yet.
                             State::Attached | State::Idle => (why, FIRST_PAUSE),
@@ -331,7 +359,7 @@ impl ImageHooks {
     fn prove_attached(
         &mut self,
         method: Method,
-        test: &impl Fn(Method) -> Result<(), String>,
+        test: &mut impl FnMut(Method) -> Result<(), TestError>,
     ) -> bool {
         if let Some(hook) = method.hooks().iter().find(|hook| !self.pins.is_there(hook.name)) {
             warn!(
@@ -342,13 +370,7 @@ impl ImageHooks {
             self.detach(method);
             return true;
         }
-        match tested(method, test) {
-            Ok(()) => false,
-            Err(why) => {
-                self.fail(method, format!("its self-test failed: {why}"));
-                true
-            }
-        }
+        !self.test(method, tested(method, test))
     }
 
     /// Detaches a method that does not work now.
@@ -443,7 +465,10 @@ impl ImageHooks {
 }
 
 /// Only programs at functions of the kernel can be silent while they are attached.
-fn tested(method: Method, test: impl Fn(Method) -> Result<(), String>) -> Result<(), String> {
+fn tested(
+    method: Method,
+    test: &mut impl FnMut(Method) -> Result<(), TestError>,
+) -> Result<(), TestError> {
     if method.is_optional() { test(method) } else { Ok(()) }
 }
 

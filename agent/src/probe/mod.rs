@@ -17,6 +17,7 @@ mod offsets;
 mod owners;
 mod pin_owners;
 mod pins;
+mod proof;
 mod sizes;
 
 use std::{
@@ -40,6 +41,7 @@ pub use offsets::Offsets;
 pub(crate) use pin_owners::check_owners;
 use pins::Pins;
 pub(crate) use pins::{BPF_FS_MAGIC, is_attached, pid_max};
+pub use proof::TestError;
 pub use sizes::Sizes;
 
 /// File with the kernel's own BTF.

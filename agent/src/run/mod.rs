@@ -24,7 +24,7 @@ use crate::{
     check,
     config::{self, Config},
     counters::Records,
-    counting::{self, Registration, SharedHooks, self_test},
+    counting::{self, Registration, SelfTest, SharedHooks},
     inventory::{CoreConfig, Hypervisor},
     mib::{
         self, NotificationSwitches, Snapshot,
@@ -81,6 +81,8 @@ pub enum RunError {
 struct Counting {
     records: Option<Arc<Records>>,
     image_hooks: Option<SharedHooks>,
+    /// Until the thread that counts disks has it.
+    self_test: Option<SelfTest>,
     hooks: Vec<HookState>,
     adopted: bool,
 }
@@ -98,7 +100,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     for spot in check::blind_spots() {
         warn!("Not all of the host is seen: {spot}");
     }
-    let (counting, events) = begin_to_count(&config.probe, check::sizes(&config.limits))?;
+    let (mut counting, events) = begin_to_count(&config.probe, check::sizes(&config.limits))?;
     privileges::drop_to(&privileges::kept().collect::<Vec<_>>())?;
 
     let tree = mib::tree()?;
@@ -126,10 +128,10 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let procfs = Procfs::start(setup.facts.clone(), probes, config.inventory.procfs)?;
     let mut sources: Vec<Arc<dyn Source>> = vec![procfs.handle()];
     sources.extend(start_libvirt(config, &setup));
-    let disks = match (&counting.records, &counting.image_hooks) {
-        (Some(records), Some(hooks)) => {
+    let disks = match (&counting.records, &counting.image_hooks, counting.self_test.take()) {
+        (Some(records), Some(hooks), Some(self_test)) => {
             let (records, hooks) = (Arc::clone(records), Arc::clone(hooks));
-            let started = counting::Counting::start(records, hooks, setup.facts.clone());
+            let started = counting::Counting::start(records, hooks, self_test, setup.facts.clone());
             Some(started.map_err(RunError::Thread)?)
         }
         _ => None,
@@ -243,12 +245,13 @@ fn begin_to_count(
                 }
             }
             let records = Arc::new(records);
+            let mut self_test = SelfTest::new(Arc::clone(&records));
             for method in Method::ALL.into_iter().filter(|method| method.is_optional()) {
-                image_hooks.attach_for_test(method, || self_test(&records, method));
+                image_hooks.attach_for_test(method, || self_test.run(method));
             }
-            let records = Some(records);
+            let (records, self_test) = (Some(records), Some(self_test));
             let image_hooks = Some(Arc::new(Mutex::new(image_hooks)));
-            Ok((Counting { records, image_hooks, hooks, adopted }, Some(events)))
+            Ok((Counting { records, image_hooks, self_test, hooks, adopted }, Some(events)))
         }
         Err(error @ ProbeError::InUse { .. }) => Err(RunError::InUse(error)),
         Err(error) => {
@@ -256,7 +259,8 @@ fn begin_to_count(
             warn!("VMs are served without counters: {error}");
             let failed = |hook| HookState { hook, method: None, failure: Some(error.clone()) };
             let hooks = SCHED_HOOKS.map(failed).to_vec();
-            Ok((Counting { records: None, image_hooks: None, hooks, adopted: false }, None))
+            let (records, image_hooks, self_test) = (None, None, None);
+            Ok((Counting { records, image_hooks, self_test, hooks, adopted: false }, None))
         }
     }
 }

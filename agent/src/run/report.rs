@@ -93,7 +93,7 @@ impl Reporter {
     }
 
     fn probe(&self) -> Probe {
-        let Counting { records, image_hooks, hooks, adopted } = &self.counting;
+        let Counting { records, image_hooks, hooks, adopted, self_test: _ } = &self.counting;
         let of_images = image_hooks.as_ref().map_or_else(Vec::new, |hooks| {
             hooks.lock().unwrap_or_else(PoisonError::into_inner).states()
         });

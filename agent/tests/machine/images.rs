@@ -9,14 +9,15 @@ use std::{
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::lab::{counted::Counted, io_limit::IoLimit, sandbox::temporary};
 use kvmeter::{
     counters::DiskIo,
-    counting::{Registration, Tracker as _, self_test},
-    probe::{ImageHooks, Method},
+    counting::{Registration, SelfTest, Tracker as _},
+    probe::{ImageHooks, Method, TestError},
 };
 use kvmeter_common::Layer;
 use rustix::fs::OFlags;
@@ -160,8 +161,10 @@ fn what_others_see_does_not_pass_the_test_of_programs_at_functions() {
     drop(counted);
     let counted = Counted::by(&[Method::Syscall, Method::IoUring]);
     for method in [Method::Vfs, Method::Aio] {
-        let tested = self_test(&counted.records, method);
-        assert!(tested.is_err_and(|why| why.contains("it saw [0, 0, 0, 0]")));
+        let tested = SelfTest::new(Arc::clone(&counted.records)).run(method);
+        assert!(
+            matches!(tested, Err(TestError::Missed(why)) if why.contains("it saw [0, 0, 0, 0]"))
+        );
     }
 }
 
@@ -175,17 +178,18 @@ fn programs_at_functions_that_fall_silent_are_found_and_tried_again() {
     if hooks.availability(Method::Vfs).is_err() {
         return;
     }
-    let test = |method| self_test(records, method);
+    let mut self_test = SelfTest::new(Arc::clone(records));
+    let mut test = |method| self_test.run(method);
     let ftrace =
         |enabled: &str| std::fs::write("/proc/sys/kernel/ftrace_enabled", enabled).unwrap();
     let start = Instant::now();
-    assert!(hooks.set_attached(works) && !hooks.prove(start, test));
+    assert!(hooks.set_attached(works) && !hooks.prove(start, &mut test));
     ftrace("0");
-    let is_found = hooks.prove(start, test);
+    let is_found = hooks.prove(start, &mut test);
     let why = hooks.availability(Method::Vfs).err().map(str::to_owned);
     // It is tried again after pauses, in vain.
-    let rounds = |hooks: &mut ImageHooks, from: u64| {
-        (from..from + 64).any(|s| hooks.prove(start + Duration::from_secs(s), test))
+    let mut rounds = |hooks: &mut ImageHooks, from: u64| {
+        (from..from + 64).any(|s| hooks.prove(start + Duration::from_secs(s), &mut test))
     };
     let is_in_vain = !rounds(hooks, 1);
     ftrace("1");
@@ -204,6 +208,52 @@ fn programs_at_functions_that_fall_silent_are_found_and_tried_again() {
     records.claim_image(counted.key(&path), Layer::Function).unwrap();
     exercise(&file, &mut Box::new(Page([7; 65_536])));
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+/// The limit of the contexts of io_submit(2) on this host.
+struct AioLimit(String);
+
+impl AioLimit {
+    const FILE: &str = "/proc/sys/fs/aio-max-nr";
+
+    /// No context can be had while this lives.
+    fn reached() -> Self {
+        let before = std::fs::read_to_string(Self::FILE).unwrap();
+        std::fs::write(Self::FILE, "0").unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for AioLimit {
+    fn drop(&mut self) {
+        std::fs::write(Self::FILE, &self.0).unwrap();
+    }
+}
+
+#[test]
+fn no_user_can_have_a_method_detached_by_taking_what_its_test_needs() {
+    require!("ebpf");
+    let mut counted = Counted::by(&[Method::Vfs, Method::Aio]);
+    let hooks = &mut counted.probe.image_hooks;
+    let works = hooks.availability(Method::Aio).is_ok();
+    let passes = |result: Result<(), TestError>| match result {
+        Ok(()) => works,
+        Err(TestError::Missed(_)) => !works,
+        Err(TestError::Untestable(why)) => panic!("{why}"),
+    };
+    // With the context that it has, and without one.
+    let mut with = SelfTest::new(Arc::clone(&counted.records));
+    let limit = AioLimit::reached();
+    assert!(passes(with.run(Method::Aio)));
+    drop(with);
+    let mut without = SelfTest::new(Arc::clone(&counted.records));
+    assert!(matches!(without.run(Method::Aio), Err(TestError::Untestable(_))));
+    for s in 0..3 {
+        hooks.prove(Instant::now() + Duration::from_secs(s), |way| without.run(way));
+        assert_eq!(hooks.availability(Method::Aio).is_ok(), works);
+    }
+    drop(limit);
+    assert!(passes(without.run(Method::Aio)));
 }
 
 #[test]
@@ -334,7 +384,7 @@ fn what_closed_images_had_is_kept_in_one_of_them() {
         || -> Vec<_> { counted.records.image_records().iter().map(|image| image.slot).collect() };
     assert_eq!(BTreeSet::from_iter(taken()), BTreeSet::from_iter(closed.iter().copied()));
     // An agent ended before that: the next one frees them.
-    drop(Registration::adopt(std::sync::Arc::clone(&counted.records)));
+    drop(Registration::adopt(Arc::clone(&counted.records)));
     assert_eq!(counted.records.image_io(&closed[..1]), before);
     assert_eq!(taken(), closed[..1], "the one that has the counts is not freed");
     exercise(&file, &mut page);

@@ -9,7 +9,7 @@ use std::{
 
 use kvmeter::{
     counters::{DiskIo, ImageSlot, Records, VmSlot},
-    counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _, self_test},
+    counting::{HeldThread, Registration, RunState, Schedstat, SelfTest, Tracker as _},
     inventory::FileIdentity,
     probe::{KERNEL_BTF, Method, Probe, Sizes},
 };
@@ -55,9 +55,11 @@ impl Counted {
         let pins = PinDir::new();
         let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF), Sizes::default()).unwrap();
         let records = Arc::new(Records::map(&probe).unwrap());
+        let mut self_test = SelfTest::new(Arc::clone(&records));
         for method in methods.iter().filter(|method| method.is_optional()) {
-            probe.image_hooks.attach_for_test(*method, || self_test(&records, *method));
+            probe.image_hooks.attach_for_test(*method, || self_test.run(*method));
         }
+        drop(self_test);
         let registration = Registration::adopt(Arc::clone(&records));
         let vm = track(&registration, pid);
         probe.image_hooks.set_attached(|method| methods.contains(&method));
