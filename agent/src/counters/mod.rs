@@ -3,6 +3,7 @@
 //! Reading order: [`Readings`] (the interface), [`Records`] (its implementation over mapped memory), [`ImageSlot`] (the
 //! images of disks), [`SlowValues`] (counters of the hypervisor).
 
+mod claims;
 mod devices;
 mod disk;
 mod image_index;
@@ -13,8 +14,9 @@ mod readings;
 pub(crate) mod records;
 mod slow;
 
+pub use claims::ClaimError;
 pub use disk::{DiskIo, DiskSize};
-pub use images::{ClaimError, ImageRecordInfo, ImageSlot, Requests};
+pub use images::{ImageRecordInfo, ImageSlot, Requests};
 pub use places::VcpuPlace;
 pub use readings::{CpuMask, Readings, ThreadReading, ThreadSlot, VmSlot};
 pub use records::{NoCounters, Records, since_boot_ns};
