@@ -36,27 +36,32 @@ impl Records {
             .filter(move |slot| self.image(*slot).is_some_and(|record| is_open_for(record, key)))
     }
 
-    /// Finds or claims a record for `key` on `layer`, and closes its records of other layers.
+    /// Finds or claims a record for `key`, and has its requests counted in `layer` from now on. A record that the image has keeps
+    /// its counts; the programs count a request that is in flight where it began. On an error nothing has changed.
     ///
     /// # Errors
     ///
     /// [`ClaimError`]
     pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Result<ImageSlot, ClaimError> {
-        let mut claimed = None;
-        for slot in self.images_of(key) {
-            if self.image(slot).is_some_and(|record| record.layer.load(Relaxed) == layer as u32) {
-                claimed = Some(slot);
-            } else {
-                // It keeps what the other layer counted; new requests go to the record of this layer.
-                self.close_image(slot);
-            }
-        }
+        let open: Vec<_> = self.images_of(key).collect();
+        let claimed = match open.first() {
+            Some(claimed) => *claimed,
+            None => self.claim_new(key, layer)?,
+        };
         if layer == Layer::Block && !self.add_device_user(key.device, key.vm) {
+            if open.is_empty() {
+                self.free_image(claimed);
+            }
             return Err(ClaimError::Device);
         }
-        if let Some(claimed) = claimed {
-            return Ok(claimed);
+        for record in open.iter().filter_map(|slot| self.image(*slot)) {
+            record.layer.store(layer as u32, Relaxed);
         }
+        Ok(claimed)
+    }
+
+    /// Claims a record for an image that has none.
+    fn claim_new(&self, key: ImageKey, layer: Layer) -> Result<ImageSlot, ClaimError> {
         let (vm, share) = (VmSlot(key.vm), self.images_for_each_vm());
         if self.image_index.len(vm) >= share {
             return Err(ClaimError::Share(share));
@@ -88,9 +93,9 @@ impl Records {
 
     /// Closes a record: it keeps its counts, and later requests get a new record.
     pub fn close_image(&self, slot: ImageSlot) {
-        if let Some(record) = self.image(slot) {
-            record.file.store(0, Release);
-        }
+        let Some(record) = self.image(slot) else { return };
+        record.file.store(0, Release);
+        self.remove_closed_device(record.owner.load(Acquire));
     }
 
     /// Resets a record and frees it.
@@ -104,8 +109,14 @@ impl Records {
         }
         record.layer.store(0, Relaxed);
         record.storage.store(0, Relaxed);
-        let of_device = ImageKey::of(record.owner.swap(0, AcqRel), ImageKey::NO_FILE);
-        self.image_index.remove(VmSlot(of_device.vm), slot);
+        let owner = record.owner.swap(0, AcqRel);
+        self.image_index.remove(VmSlot(ImageKey::of(owner, 0).vm), slot);
+        self.remove_closed_device(owner);
+    }
+
+    /// Notes that a VM has a block device no longer, if it has no open record of the device. `owner` is the owner word of a record.
+    fn remove_closed_device(&self, owner: u64) {
+        let of_device = ImageKey::of(owner, ImageKey::NO_FILE);
         if self.images_of(of_device).next().is_none() {
             self.remove_device_user(of_device.device, of_device.vm);
         }
@@ -122,4 +133,72 @@ impl Records {
 
 fn is_open_for(record: &SharedImageRecord, key: ImageKey) -> bool {
     record.owner.load(Acquire) == key.owner() && record.file.load(Acquire) == key.file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: ImageKey = ImageKey { vm: 7, device: 1, file: 2 };
+
+    /// Claims every free record of the table for another VM.
+    fn fill(records: &Records) {
+        for image in &*records.images {
+            let _ = image.owner.compare_exchange(0, u64::MAX, AcqRel, Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_image_keeps_its_record_when_another_layer_counts_it() {
+        let records = Records::in_memory();
+        let slot = records.claim_image(KEY, Layer::Call).unwrap();
+        records.image(slot).unwrap().read.requests.fetch_add(5, Relaxed);
+        // Also where no record is free.
+        fill(&records);
+        for layer in [Layer::Function, Layer::Call, Layer::Direct, Layer::Ring, Layer::Function] {
+            assert_eq!(records.claim_image(KEY, layer), Ok(slot));
+            assert_eq!(records.image(slot).unwrap().layer.load(Relaxed), layer as u32);
+        }
+        assert_eq!(records.images_of(KEY).collect::<Vec<_>>(), [slot]);
+        assert_eq!(
+            (records.images_of_vm(VmSlot(7)).len(), records.image_io(&[slot]).reads),
+            (1, 5)
+        );
+    }
+
+    #[test]
+    fn a_claim_that_fails_changes_nothing() {
+        let device = ImageKey { file: ImageKey::NO_FILE, ..KEY };
+        let records = Records::in_memory();
+        let has_device = || records.devices.iter().flatten().any(|cell| cell.load(Relaxed) != 0);
+        for file in 1..=records.images_for_each_vm() as u64 {
+            records.claim_image(ImageKey { file, ..KEY }, Layer::Call).unwrap();
+        }
+        let share = records.images_for_each_vm();
+        assert_eq!(records.claim_image(device, Layer::Block), Err(ClaimError::Share(share)));
+        assert!(!has_device());
+        fill(&records);
+        let other = ImageKey { vm: 8, ..device };
+        assert_eq!(records.claim_image(other, Layer::Block), Err(ClaimError::Full));
+        assert!(!has_device());
+    }
+
+    #[test]
+    fn a_device_that_has_too_many_vms_keeps_no_record_and_its_layer() {
+        let records = Records::in_memory();
+        let key = |vm| ImageKey { vm, device: 9 << 20, file: ImageKey::NO_FILE };
+        for vm in 1..=8 {
+            records.claim_image(key(vm), Layer::Block).unwrap();
+        }
+        assert_eq!(records.claim_image(key(9), Layer::Block), Err(ClaimError::Device));
+        assert_eq!(records.images_of_vm(VmSlot(9)), []);
+        let known = records.claim_image(key(9), Layer::Function).unwrap();
+        assert_eq!(records.claim_image(key(9), Layer::Block), Err(ClaimError::Device));
+        let layer = records.image(known).unwrap().layer.load(Relaxed);
+        assert_eq!((records.images_of(key(9)).count(), layer), (1, Layer::Function as u32));
+        // A device that was unplugged leaves its place, though its counts stay.
+        records.close_image(records.images_of(key(1)).next().unwrap());
+        assert_eq!(records.claim_image(key(9), Layer::Block), Ok(known));
+        assert_eq!(records.images_of_vm(VmSlot(1)).len(), 1);
+    }
 }

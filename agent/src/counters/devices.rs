@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use kvmeter_common::{DeviceUser, VmRecord};
+use kvmeter_common::{DeviceUser, ImageKey, Layer, VmRecord};
 
 use super::{Records, VmSlot, mapped::SharedDevices};
 
@@ -13,6 +13,24 @@ impl Records {
         let Some(users) = self.users_of(device) else { return false };
         users.iter().any(|cell| cell.load(Acquire) == user)
             || users.iter().any(|cell| cell.compare_exchange(0, user, AcqRel, Relaxed).is_ok())
+    }
+
+    /// Makes the table agree with the image records, at the start: an
+    /// earlier agent may have left VMs that do not have the device.
+    pub(super) fn restore_device_users(&self) {
+        for cell in self.devices.iter().flatten() {
+            let user = DeviceUser(cell.load(Acquire));
+            let (vm, device) = (user.vm_slot(), user.device());
+            if self.images_of(ImageKey { vm, device, file: ImageKey::NO_FILE }).next().is_none() {
+                self.remove_device_user(device, vm);
+            }
+        }
+        for image in self.image_records() {
+            let layer = self.image(image.slot).map(|record| record.layer.load(Relaxed));
+            if image.is_open() && layer == Some(Layer::Block as u32) {
+                self.add_device_user(image.key.device, image.key.vm);
+            }
+        }
     }
 
     /// Undoes [`add_device_user`](Self::add_device_user).
@@ -51,7 +69,7 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
-    use kvmeter_common::{DEVICE_USERS, ImageKey, Layer};
+    use kvmeter_common::DEVICE_USERS;
 
     use super::*;
     use crate::counters::ClaimError;
@@ -81,5 +99,22 @@ mod tests {
             claim(vm, 9 << 20);
         }
         assert_eq!(records.claim_image(key(99, 9 << 20), Layer::Block), Err(ClaimError::Device));
+    }
+
+    #[test]
+    fn the_next_agent_finds_the_devices_that_the_images_have() {
+        let records = Records::in_memory();
+        let key = |vm, device| ImageKey { vm, device, file: ImageKey::NO_FILE };
+        records.claim_image(key(1, 7 << 20), Layer::Block).unwrap();
+        records.claim_image(key(2, 8 << 20), Layer::Block).unwrap();
+        // Users that were left without an image, and an image without a user.
+        for vm in 10..15 {
+            assert!(records.add_device_user(9 << 20, vm) && records.add_device_user(7 << 20, vm));
+        }
+        records.remove_device_user(8 << 20, 2);
+        records.restore_device_users();
+        let users = |device| records.device_users(device).collect::<Vec<_>>();
+        let of = [7 << 20, 8 << 20, 9 << 20].map(users);
+        assert_eq!(of, [vec![VmSlot(1)], vec![VmSlot(2)], vec![]]);
     }
 }

@@ -46,7 +46,7 @@ impl Records {
     /// Those of `mmap(2)`.
     pub fn map(probe: &Probe) -> io::Result<Self> {
         let elements = probe.tid_slot.info().map_err(io::Error::other)?.max_entries();
-        Ok(Self {
+        let records = Self {
             tid_slot: Mapped::new(probe.tid_slot.fd(), elements as usize)?,
             threads: Mapped::new(probe.threads.fd(), probe.sizes.threads)?,
             vms: Mapped::new(probe.vms.fd(), probe.sizes.vms)?,
@@ -55,7 +55,9 @@ impl Records {
             devices: Mapped::new(probe.devices.fd(), DEVICE_BUCKETS)?,
             image_index: ImageIndex::default(),
             merge_seq: AtomicU64::new(0),
-        })
+        };
+        records.restore_device_users();
+        Ok(records)
     }
 
     /// Sizes of the tables.
