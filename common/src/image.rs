@@ -73,6 +73,8 @@ pub enum Layer {
     Function = 4,
     /// io_uring, and synchronous direct I/O in iomap.
     Ring = 5,
+    /// None: no program counts in the record any more, because the counts may have requests of another process.
+    Mixed = 6,
 }
 
 /// The layers for which one program counts. Several attached programs may see a request; the layer of the image's record

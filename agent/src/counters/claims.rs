@@ -22,6 +22,11 @@ pub enum ClaimError {
     /// The bucket of the block device is full.
     #[error("too many VMs have the device")]
     Device,
+    /// The image has a record that was [mixed](Records::mix_image).
+    #[error(
+        "a limit of its cgroup has delayed requests, and the counts may have those of other processes"
+    )]
+    Mixed,
 }
 
 impl Records {
@@ -44,6 +49,9 @@ impl Records {
     /// [`ClaimError`]
     pub fn claim_image(&self, key: ImageKey, layer: Layer) -> Result<ImageSlot, ClaimError> {
         let open: Vec<_> = self.images_of(key).collect();
+        if open.iter().any(|slot| self.is_mixed(*slot)) {
+            return Err(ClaimError::Mixed);
+        }
         let claimed = match open.first() {
             Some(claimed) => *claimed,
             None => self.claim_new(key, layer)?,
@@ -89,6 +97,20 @@ impl Records {
         record.layer.store(layer as u32, Relaxed);
         record.file.store(key.file, Release);
         Some(free)
+    }
+
+    /// Ends the counting of an image: what its records have may be requests of another process. They stay as they are until the
+    /// VM ends, so that the next agent knows, too.
+    pub(crate) fn mix_image(&self, key: ImageKey) {
+        for record in self.images_of(key).filter_map(|slot| self.image(slot)) {
+            record.layer.store(Layer::Mixed as u32, Relaxed);
+        }
+    }
+
+    /// Whether the counts of a record may have requests of another process.
+    pub(crate) fn is_mixed(&self, slot: ImageSlot) -> bool {
+        let layer = self.image(slot).map(|record| record.layer.load(Relaxed));
+        layer == Some(Layer::Mixed as u32)
     }
 
     /// Closes a record: it keeps its counts, and later requests get a new record.

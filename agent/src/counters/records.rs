@@ -106,6 +106,15 @@ impl Records {
             .is_some_and(|vm| vm.tgid.load(Ordering::Acquire) == u64::from(pid))
     }
 
+    /// Whether the hooks of disks know the process of a VM: by the record of its first thread. It has none while the table of
+    /// threads is full, and if its id is beyond the `pid_max` at load time.
+    pub(crate) fn hooks_know(&self, slot: VmSlot, pid: u32) -> bool {
+        let known = self.slot_entry(pid).map_or(0, |entry| entry.load(Ordering::Acquire));
+        let record = self.threads.get(usize::from(known)).filter(|_| known != 0);
+        let owner = record.map(|record| Owner(record.owner.load(Ordering::Acquire)));
+        owner.is_some_and(|owner| owner.tid() == pid && owner.vm_slot() == slot.0)
+    }
+
     /// The map entry with the slot of a thread id; `None` = the id is beyond the `pid_max` at load time.
     pub(crate) fn slot_entry(&self, tid: u32) -> Option<&std::sync::atomic::AtomicU16> {
         let tid = tid as usize;

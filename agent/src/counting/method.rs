@@ -7,6 +7,18 @@ use crate::{
     probe::{ImageHooks, Method},
 };
 
+/// The methods that work on this host.
+pub(super) trait Works {
+    /// Whether this one does, or why not.
+    fn works(&self, method: Method) -> Result<(), &str>;
+}
+
+impl Works for ImageHooks {
+    fn works(&self, method: Method) -> Result<(), &str> {
+        self.availability(method)
+    }
+}
+
 /// The methods that count an image, the one that the status names first, and the layer of the image's record.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Choice {
@@ -188,8 +200,8 @@ pub(super) fn choose<'a>(
 }
 
 /// Chooses the methods for direct I/O on a file that the VMM has not opened yet. All of them count in one layer.
-pub(super) fn choose_for_new(hooks: &ImageHooks, is_block_device: bool) -> &'static [Method] {
-    let can = |method| hooks.availability(method).is_ok();
+pub(super) fn choose_for_new(hooks: &dyn Works, is_block_device: bool) -> &'static [Method] {
+    let can = |method| hooks.works(method).is_ok();
     if !is_block_device && can(Method::Dio) {
         &[Method::Dio]
     } else if can(Method::Vfs) && can(Method::Aio) {

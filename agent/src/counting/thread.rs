@@ -227,7 +227,7 @@ impl Disks {
                 continue;
             }
             self.of_all.remove(slot, vm);
-            let Outcome { report, merged } = vm.count(&self.records, &hooks, now);
+            let Outcome { report, merged } = vm.count(&self.records, &*hooks, now);
             self.of_all.add(slot, vm);
             reports.extend(report);
             self.merged.extend(merged.into_iter().map(|image| (self.fences + 1, image)));

@@ -1,6 +1,9 @@
 //! How the disks of one VM are counted: which of its open files each disk is made of, by which method, and in which
 //! records.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -12,7 +15,7 @@ use kvmeter_common::{ImageKey, Layer};
 use super::{
     backing_files::{BackingFile, BackingFiles},
     io_cgroup,
-    method::{self, Choice},
+    method::{self, Choice, Works},
 };
 use crate::{
     counters::{ClaimError, ImageRecordInfo, ImageSlot, Records},
@@ -20,7 +23,7 @@ use crate::{
         CountedBy, CountingReport, DomainDisk, Now, OpenFile, PathAnswer, StorageMedia,
         StorageSource, VmPlan, retry::Backoff,
     },
-    probe::{ImageHooks, Method},
+    probe::Method,
 };
 
 /// A younger VMM may not have opened its disks yet.
@@ -36,6 +39,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// While a limit of a cgroup delays a VM's requests, how often the other processes of the cgroup are looked for.
 const SHARED_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether the hooks know the VM's process, and why they may not.
+const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
+const UNKNOWN_PROCESS: &str = "the first thread of the VM's process has no record";
+
 /// The disks of one VM.
 #[derive(Debug)]
 pub(super) struct VmDisks {
@@ -46,8 +53,8 @@ pub(super) struct VmDisks {
     pub(super) grown_up: Option<Instant>,
     /// When the processes that share the VM's cgroup are looked for again.
     shared_due: Option<Instant>,
-    /// Images whose counts may have requests of other processes, and why: the counts stay wrong.
-    mixed: HashMap<ImageKey, String>,
+    /// When it is looked again whether the hooks know the VM's process.
+    unknown_due: Option<Instant>,
     /// The methods that count its disks.
     pub(super) needed: BTreeSet<Method>,
     /// What was reported last.
@@ -65,8 +72,10 @@ struct Planned<'a> {
 /// One count of all disks of a VM.
 struct Round<'a> {
     records: &'a Records,
-    hooks: &'a ImageHooks,
+    hooks: &'a dyn Works,
     now: Now,
+    /// Whether the hooks know the VM's process.
+    is_known: bool,
     files: BackingFiles<'a>,
     /// The records of this VM.
     taken: Vec<ImageRecordInfo>,
@@ -83,7 +92,6 @@ struct Round<'a> {
     /// The processes beside the VM's in its cgroup, if a limit of the cgroup delays its requests: they cannot be told apart.
     /// `None` = none was delayed.
     sharing: Option<Option<Vec<u32>>>,
-    mixed: HashMap<ImageKey, String>,
     /// Records that are empty now and that no later view shows.
     merged: Vec<ImageSlot>,
 }
@@ -104,25 +112,24 @@ impl VmDisks {
             unidentified: HashMap::new(),
             grown_up: None,
             shared_due: None,
-            mixed: HashMap::new(),
+            unknown_due: None,
             needed: BTreeSet::new(),
             report: None,
         }
     }
 
     /// Finds out how each disk is counted, and claims the records.
-    pub(super) fn count(&mut self, records: &Records, hooks: &ImageHooks, now: Now) -> Outcome {
+    pub(super) fn count(&mut self, records: &Records, hooks: &dyn Works, now: Now) -> Outcome {
         let plan = Arc::clone(&self.plan);
         let mut round = Round::new(records, hooks, now, &plan);
         round.sharing = records.has_delays(plan.vm).then(|| io_cgroup::others(plan.process.pid));
-        round.mixed = std::mem::take(&mut self.mixed);
         let mut disks = Vec::with_capacity(plan.disks.len());
         for (storage, disk) in &plan.disks {
             let planned = Planned { plan: &plan, storage: *storage, disk };
             disks.push((*storage, round.count(planned)));
         }
-        let Round { taken, needed, grown_up, merged, sharing, mixed, .. } = round;
-        self.mixed = mixed;
+        let Round { taken, needed, grown_up, merged, sharing, is_known, .. } = round;
+        self.unknown_due = (!is_known).then(|| now.instant + UNKNOWN_INTERVAL);
         self.shared_due = (sharing.is_some() && needed.contains(&Method::Bdev))
             .then(|| now.instant + SHARED_INTERVAL);
         (self.needed, self.grown_up) = (needed, grown_up);
@@ -142,7 +149,7 @@ impl VmDisks {
 
     /// When the disks are to be counted again, whatever happens.
     pub(super) fn due(&self) -> Option<Instant> {
-        let others = self.grown_up.into_iter().chain(self.shared_due);
+        let others = [self.grown_up, self.shared_due, self.unknown_due].into_iter().flatten();
         self.unidentified.values().filter_map(Backoff::due).chain(others).min()
     }
 
@@ -165,7 +172,7 @@ impl VmDisks {
 }
 
 impl<'a> Round<'a> {
-    fn new(records: &'a Records, hooks: &'a ImageHooks, now: Now, plan: &'a VmPlan) -> Self {
+    fn new(records: &'a Records, hooks: &'a dyn Works, now: Now, plan: &'a VmPlan) -> Self {
         let taken = records.images_of_vm(plan.vm);
         let (mut first_of, mut storages) = (HashMap::new(), HashMap::<_, BTreeSet<u32>>::new());
         for (at, image) in taken.iter().enumerate() {
@@ -187,6 +194,7 @@ impl<'a> Round<'a> {
             records,
             hooks,
             now,
+            is_known: records.hooks_know(plan.vm, plan.process.pid),
             files: BackingFiles::new(&plan.process),
             taken,
             first_of,
@@ -196,7 +204,6 @@ impl<'a> Round<'a> {
             needed: BTreeSet::new(),
             grown_up: None,
             sharing: None,
-            mixed: HashMap::new(),
             merged: Vec::new(),
         }
     }
@@ -212,6 +219,16 @@ impl<'a> Round<'a> {
         if disk.source == StorageSource::Network {
             // Its name is no path, and a backing file on this host is a part of it only.
             return CountedBy::Uncounted("it is reached by the network".to_owned());
+        }
+        if !self.is_known {
+            // Its records would stay as they are.
+            return CountedBy::Uncounted(UNKNOWN_PROCESS.to_owned());
+        }
+        // Also if the image with these counts is not one of the disk's any more.
+        let is_mixed =
+            |image: &ImageRecordInfo| image.storage == storage && self.records.is_mixed(image.slot);
+        if self.taken.iter().any(is_mixed) {
+            return CountedBy::Uncounted(ClaimError::Mixed.to_string());
         }
         let (mut first, mut failure, mut slots) = (None, None, Vec::new());
         for BackingFile { file, is_certain } in self.files_of(planned) {
@@ -340,9 +357,8 @@ impl<'a> Round<'a> {
                 "the VM has a file of the same number open, in another subvolume".to_owned()
             );
         }
-        let availability = |method| self.hooks.availability(method);
-        let Choice { methods, layer, why } =
-            method::choose(availability, file, process, disk.submission)?;
+        let works = |method| self.hooks.works(method);
+        let Choice { methods, layer, why } = method::choose(works, file, process, disk.submission)?;
         self.needed.extend(methods);
         if layer == Layer::Block {
             self.check_delays(key)?;
@@ -359,11 +375,8 @@ impl<'a> Round<'a> {
     }
 
     /// Checks that requests on a block device which a limit of a cgroup delays can be known as the VM's.
-    fn check_delays(&mut self, key: ImageKey) -> Result<(), String> {
+    fn check_delays(&self, key: ImageKey) -> Result<(), String> {
         let Some(sharing) = &self.sharing else { return Ok(()) };
-        if let Some(why) = self.mixed.get(&key) {
-            return Err(why.clone());
-        }
         // Another VM with other devices makes no request on this one.
         let is_apart = |pid: &u32| self.records.is_vm_without(*pid, key.device);
         let other = match sharing {
@@ -373,10 +386,8 @@ impl<'a> Round<'a> {
                 None => return Ok(()),
             },
         };
-        let why =
-            format!("a limit of its cgroup delays requests that may be those of {other} there");
-        self.mixed.insert(key, why.clone());
-        Err(why)
+        self.records.mix_image(key);
+        Err(format!("a limit of its cgroup delays requests that may be those of {other} there"))
     }
 
     /// Claims the records of an image for a disk.
@@ -408,7 +419,10 @@ impl<'a> Round<'a> {
                 of if of == 0 || of == storage => assign(slot),
                 // What was counted for another disk stays with that disk.
                 _ if plan.is_of_domain => records.close_image(slot),
-                _ => return Ok(slots()),
+                _ => {
+                    records.claim_image(key, layer)?;
+                    return Ok(slots());
+                }
             }
         }
         records.claim_image(key, layer)?;
