@@ -12,6 +12,7 @@ pub(crate) mod mapped;
 mod places;
 mod readings;
 pub(crate) mod records;
+mod shares;
 mod slow;
 
 pub use claims::ClaimError;
@@ -20,4 +21,6 @@ pub use images::{ImageRecordInfo, ImageSlot, Requests};
 pub use places::VcpuPlace;
 pub use readings::{CpuMask, Readings, ThreadReading, ThreadSlot, VmSlot};
 pub use records::{NoCounters, Records, since_boot_ns};
+pub(crate) use shares::Shares;
+pub use shares::{Fill, Holder};
 pub use slow::{DiskKey, SlowValues, Taken};

@@ -3,75 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::{
-    occupancy::{Fill, Holder, Occupancy},
-    tracker::TrackError,
-};
-use crate::counters::VmSlot;
-
-/// A table of records, and how many of them each user has.
-#[derive(Debug)]
-struct Shares {
-    size: usize,
-    used: usize,
-    of_users: usize,
-    by_user: HashMap<u32, usize>,
-}
-
-impl Shares {
-    fn new(size: usize) -> Self {
-        Self { size, used: 0, of_users: 0, by_user: HashMap::new() }
-    }
-
-    /// Most records of all users together: the other half is for VMs of libvirt and root alone.
-    const fn of_all_users(&self) -> usize {
-        self.size / 2
-    }
-
-    /// Most records of one user, so that one leaves as much to the others.
-    const fn of_one_user(&self) -> usize {
-        self.size / 4
-    }
-
-    fn held(&self, user: u32) -> usize {
-        self.by_user.get(&user).copied().unwrap_or(0)
-    }
-
-    fn has_room(&self, holder: Holder) -> bool {
-        let has_share = match holder {
-            Holder::Trusted => true,
-            Holder::User(user) => {
-                self.held(user) < self.of_one_user() && self.of_users < self.of_all_users()
-            }
-        };
-        has_share && self.used < self.size
-    }
-
-    fn take(&mut self, holder: Holder, count: usize) {
-        self.used += count;
-        if let Holder::User(user) = holder {
-            self.of_users += count;
-            *self.by_user.entry(user).or_default() += count;
-        }
-    }
-
-    fn give_back(&mut self, holder: Holder, count: usize) {
-        self.used = self.used.saturating_sub(count);
-        if let Holder::User(user) = holder {
-            self.of_users = self.of_users.saturating_sub(count);
-            let left = self.held(user).saturating_sub(count);
-            if left == 0 {
-                self.by_user.remove(&user);
-            } else {
-                self.by_user.insert(user, left);
-            }
-        }
-    }
-
-    const fn fill(&self) -> Fill {
-        Fill { size: self.size, used: self.used, of_users: self.of_users }
-    }
-}
+use super::{occupancy::Occupancy, tracker::TrackError};
+use crate::counters::{Holder, Shares, VmSlot};
 
 /// What a VM record in use is.
 #[derive(Clone, Copy, Debug)]
@@ -118,9 +51,9 @@ impl FreeRecords {
             free.known.entry(tgid).or_insert(slot);
             // Whose it is will be known with its first scan.
             free.held.insert(slot, Held { tgid, holder: Holder::Trusted, blocks });
-            free.vm_shares.size += 1;
+            free.vm_shares.grow(1);
             free.vm_shares.take(Holder::Trusted, 1);
-            free.block_shares.size += blocks;
+            free.block_shares.grow(blocks);
             free.block_shares.take(Holder::Trusted, blocks);
         }
         free
@@ -150,10 +83,10 @@ impl FreeRecords {
             Holder::User(user) if shares.held(user) >= shares.of_one_user() => {
                 TrackError::UserShare { user, most: shares.of_one_user() }
             }
-            Holder::User(_) if shares.of_users >= shares.of_all_users() => {
+            Holder::User(_) if shares.held_by_users() >= shares.of_all_users() => {
                 TrackError::UsersShare { most: shares.of_all_users() }
             }
-            _ => TrackError::TooManyVms(shares.size),
+            _ => TrackError::TooManyVms(shares.size()),
         }
     }
 
@@ -238,6 +171,7 @@ impl FreeRecords {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::counters::Fill;
     use Holder::{Trusted, User};
 
     fn free(vms: u16, blocks: u16) -> FreeRecords {

@@ -13,8 +13,9 @@ mod thread;
 mod tracker;
 mod vm_disks;
 
+pub use crate::counters::{Fill, Holder};
 pub(crate) use backing_files::identity_of;
-pub use occupancy::{Fill, Holder, Occupancy};
+pub use occupancy::Occupancy;
 pub use registration::Registration;
 pub use self_test::SelfTest;
 pub use thread::{Command, Counting, SharedHooks};

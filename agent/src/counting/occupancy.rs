@@ -1,26 +1,8 @@
-//! For whom records are, and how full the tables of records are.
+//! How full the tables of records are.
 
 use std::collections::BTreeMap;
 
-/// For whom a VM is counted.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Holder {
-    /// Root, or libvirt: no share limits its VMs.
-    Trusted,
-    /// A user, who may start as many processes as the user likes.
-    User(u32),
-}
-
-/// How full a table of records is.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Fill {
-    /// Records in the table.
-    pub size: usize,
-    /// Records in use.
-    pub used: usize,
-    /// Those of them that users hold, who are neither root nor libvirt.
-    pub of_users: usize,
-}
+use crate::counters::{Fill, Holder};
 
 /// How full the tables are, and which processes went without.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -4,8 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
-use super::occupancy::{Holder, Occupancy};
-use crate::counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VcpuPlace, VmSlot};
+use super::occupancy::Occupancy;
+use crate::counters::{Holder, ImageRecordInfo, ImageSlot, ThreadSlot, VcpuPlace, VmSlot};
 
 /// A thread held by a descriptor: reading fails once the thread has ended, even if its id was reused.
 pub trait HeldThread {
