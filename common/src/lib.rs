@@ -55,8 +55,8 @@ pub const IMAGES: usize = 4096;
 /// Largest number of image records: a slot is a `u16`.
 pub const MAX_IMAGES: usize = 1 << 16;
 
-/// Image records of files that belong to no disk yet which the kernel may claim for one VM. With more of them the VM is
-/// taken for a file server (9p, virtiofs).
+/// Most image records of files that belong to no disk yet which the kernel may claim for one VM; the agent allows less where the
+/// table or a user's share has less. With as many of them the VM is taken for a file server (9p, virtiofs).
 pub const VM_NEW_IMAGES: usize = 64;
 
 /// Largest number of counted requests in flight.

@@ -19,6 +19,20 @@ pub enum ClaimError {
     /// The VM has its share of the records.
     #[error("the VM has all {0} records that one VM may have")]
     Share(usize),
+    /// The user has a user's share of the records.
+    #[error("user {user} has all {most} records that one user may have")]
+    UserShare {
+        /// The user.
+        user: u32,
+        /// The share.
+        most: usize,
+    },
+    /// Users have the share of all of them.
+    #[error("users other than root and libvirt have all {most} records that they may have")]
+    UsersShare {
+        /// The share.
+        most: usize,
+    },
     /// The bucket of the block device is full.
     #[error("too many VMs have the device")]
     Device,
@@ -29,12 +43,17 @@ pub enum ClaimError {
     Mixed,
 }
 
-impl Records {
-    /// Number of image records that one VM may have: an eighth of the table, so that no VM leaves the others without any.
-    pub(crate) fn images_for_each_vm(&self) -> usize {
-        self.images.len() / 8
+impl ClaimError {
+    /// Whether the image finds a record as soon as others are freed.
+    pub(crate) const fn is_shortage(self) -> bool {
+        match self {
+            Self::Full | Self::Share(_) | Self::UserShare { .. } | Self::UsersShare { .. } => true,
+            Self::Device | Self::Mixed => false,
+        }
     }
+}
 
+impl Records {
     /// The open records of an image. A race of two CPUs can create several; the kernel counts in any of them.
     pub fn images_of(&self, key: ImageKey) -> impl Iterator<Item = ImageSlot> {
         self.probes(key)
@@ -70,12 +89,11 @@ impl Records {
 
     /// Claims a record for an image that has none.
     fn claim_new(&self, key: ImageKey, layer: Layer) -> Result<ImageSlot, ClaimError> {
-        let (vm, share) = (VmSlot(key.vm), self.images_for_each_vm());
-        if self.image_index.len(vm) >= share {
-            return Err(ClaimError::Share(share));
-        }
+        let vm = VmSlot(key.vm);
+        self.check_image_shares(vm)?;
         let claimed = self.claim_free(key, layer).ok_or(ClaimError::Full)?;
-        self.image_index.insert(vm, claimed);
+        self.image_index.lock().insert(vm, claimed);
+        self.withdraw_images(vm);
         Ok(claimed)
     }
 
@@ -132,7 +150,7 @@ impl Records {
         record.layer.store(0, Relaxed);
         record.storage.store(0, Relaxed);
         let owner = record.owner.swap(0, AcqRel);
-        self.image_index.remove(VmSlot(ImageKey::of(owner, 0).vm), slot);
+        self.image_index.lock().remove(VmSlot(ImageKey::of(owner, 0).vm), slot);
         self.remove_closed_device(owner);
     }
 

@@ -5,82 +5,169 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Acquire},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::Ordering::{Acquire, Release},
+    },
 };
 
 use kvmeter_common::ImageKey;
 
-use super::{ImageRecordInfo, ImageSlot, Records, VmSlot};
+use super::{
+    ClaimError, Holder, ImageRecordInfo, ImageSlot, Records, Shares, VmSlot, mapped::SharedVmRecord,
+};
 
 /// By slot of the VM's record.
-#[derive(Debug, Default)]
-pub(super) struct ImageIndex(Mutex<HashMap<VmSlot, OfVm>>);
+#[derive(Debug)]
+pub(super) struct ImageIndex(Mutex<Images>);
+
+/// The records of all VMs, and how many of them each user has.
+#[derive(Debug)]
+pub(super) struct Images {
+    pub(super) vms: HashMap<VmSlot, OfVm>,
+    /// Records in use.
+    pub(super) held: Shares,
+    /// Records that the programs may claim for VMs of users, beyond those in use.
+    pub(super) allowed: Shares,
+}
 
 #[derive(Debug, Default)]
-struct OfVm {
+pub(super) struct OfVm {
+    pub(super) holder: Holder,
     /// The number of records claimed by the programs that `slots` has had.
-    claims: u64,
-    slots: BTreeSet<ImageSlot>,
+    pub(super) claims: u64,
+    pub(super) slots: BTreeSet<ImageSlot>,
+    /// Records that the programs may claim beyond `claims`.
+    pub(super) allowed: usize,
+    /// Why an image of the VM has no record.
+    pub(super) refused: Option<ClaimError>,
 }
 
 impl ImageIndex {
-    fn vms(&self) -> MutexGuard<'_, HashMap<VmSlot, OfVm>> {
+    /// The index of a table with this number of records.
+    pub(super) fn new(size: usize) -> Self {
+        Self(Mutex::new(Images::new(size)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Images> {
         // A panic cannot leave the map inconsistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    pub(super) fn insert(&self, vm: VmSlot, slot: ImageSlot) {
-        self.vms().entry(vm).or_default().slots.insert(slot);
+impl Images {
+    fn new(size: usize) -> Self {
+        Self { vms: HashMap::new(), held: Shares::new(size), allowed: Shares::new(size) }
     }
 
-    pub(super) fn remove(&self, vm: VmSlot, slot: ImageSlot) {
-        if let Some(of_vm) = self.vms().get_mut(&vm) {
-            of_vm.slots.remove(&slot);
+    pub(super) fn of_vm(&mut self, vm: VmSlot) -> &mut OfVm {
+        self.vms.entry(vm).or_default()
+    }
+
+    /// Notes a record that the agent has claimed.
+    pub(super) fn insert(&mut self, vm: VmSlot, slot: ImageSlot) {
+        let of_vm = self.vms.entry(vm).or_default();
+        if of_vm.slots.insert(slot) {
+            self.held.take(of_vm.holder, 1);
         }
     }
 
-    /// Number of records of the VM that are known.
-    pub(super) fn len(&self, vm: VmSlot) -> usize {
-        self.vms().get(&vm).map_or(0, |of_vm| of_vm.slots.len())
+    /// Notes a record that the programs have claimed. Returns whether it was not known.
+    fn insert_claimed(&mut self, vm: VmSlot, slot: ImageSlot) -> bool {
+        let of_vm = self.vms.entry(vm).or_default();
+        let is_new = of_vm.slots.insert(slot);
+        if is_new {
+            let (holder, left) = (of_vm.holder, of_vm.allowed.saturating_sub(1));
+            self.held.take(holder, 1);
+            self.set_allowed(vm, left);
+        }
+        is_new
+    }
+
+    pub(super) fn remove(&mut self, vm: VmSlot, slot: ImageSlot) {
+        if let Some(of_vm) = self.vms.get_mut(&vm)
+            && of_vm.slots.remove(&slot)
+        {
+            self.held.give_back(of_vm.holder, 1);
+        }
+    }
+
+    fn remove_vm(&mut self, vm: VmSlot) {
+        self.set_holder(vm, Holder::Trusted);
+        if let Some(of_vm) = self.vms.remove(&vm) {
+            self.held.give_back(Holder::Trusted, of_vm.slots.len());
+        }
+    }
+
+    /// Sets how many records the programs may claim beyond those that are known.
+    pub(super) fn set_allowed(&mut self, vm: VmSlot, count: usize) {
+        let of_vm = self.vms.entry(vm).or_default();
+        let before = std::mem::replace(&mut of_vm.allowed, count);
+        // Root and libvirt have no share that could be kept for them.
+        if of_vm.holder != Holder::Trusted {
+            self.allowed.give_back(of_vm.holder, before);
+            self.allowed.take(of_vm.holder, count);
+        }
+    }
+
+    pub(super) fn set_holder(&mut self, vm: VmSlot, holder: Holder) {
+        let of_vm = self.of_vm(vm);
+        if of_vm.holder == holder {
+            return;
+        }
+        let allowed = of_vm.allowed;
+        self.set_allowed(vm, 0);
+        let of_vm = self.vms.entry(vm).or_default();
+        let before = std::mem::replace(&mut of_vm.holder, holder);
+        self.held.give_back(before, of_vm.slots.len());
+        self.held.take(holder, of_vm.slots.len());
+        self.set_allowed(vm, allowed);
     }
 }
 
 impl Records {
     /// Notes a record that the programs have claimed for a VM and reported.
     pub(crate) fn note_image(&self, vm: VmSlot, slot: ImageSlot) {
-        let mut vms = self.image_index.vms();
-        let of_vm = vms.entry(vm).or_default();
-        if of_vm.slots.insert(slot) {
-            of_vm.claims += 1;
+        let mut images = self.image_index.lock();
+        // A look at all records may have found it before the report came, and it may have been freed since.
+        if self.image_record(slot).is_some_and(|image| image.vm() == vm)
+            && images.insert_claimed(vm, slot)
+        {
+            images.of_vm(vm).claims += 1;
         }
     }
 
     /// The image records of one VM.
     #[must_use]
     pub fn images_of_vm(&self, vm: VmSlot) -> Vec<ImageRecordInfo> {
-        let mut vms = self.image_index.vms();
-        let of_vm = vms.entry(vm).or_default();
+        let mut images = self.image_index.lock();
         // The programs count a record after they have claimed it.
-        let claims = self.vms.get(usize::from(vm.0)).map_or(0, |vm| vm.new_images.load(Acquire));
-        if of_vm.claims != claims {
-            let its = self.image_records().into_iter().filter(|image| image.vm() == vm);
-            of_vm.slots.extend(its.map(|image| image.slot));
-            of_vm.claims = claims;
+        let claims = self.vms.get(usize::from(vm.0)).map_or(0, claims_of);
+        if images.of_vm(vm).claims != claims {
+            for image in self.image_records().into_iter().filter(|image| image.vm() == vm) {
+                images.insert_claimed(vm, image.slot);
+            }
+            images.of_vm(vm).claims = claims;
         }
-        let its = of_vm.slots.iter().filter_map(|slot| self.image_record(*slot));
+        let its = images.of_vm(vm).slots.iter().filter_map(|slot| self.image_record(*slot));
         its.filter(|image| image.vm() == vm).collect()
     }
 
-    /// Notes all records in use, at the start.
+    /// Notes all records in use, at the start. For whom they are is known with the first scan of each VM.
     pub(crate) fn index_images(&self) {
-        let claims = self.vms.iter().map(|vm| vm.new_images.load(Acquire));
-        let claims = (0..=u16::MAX).map(VmSlot).zip(claims).filter(|(_, claims)| *claims != 0);
-        let of_vm = |claims| OfVm { claims, slots: BTreeSet::new() };
-        let mut vms: HashMap<_, _> = claims.map(|(vm, claims)| (vm, of_vm(claims))).collect();
-        for image in self.image_records() {
-            vms.entry(image.vm()).or_default().slots.insert(image.slot);
+        let mut images = Images::new(self.images.len());
+        for (slot, vm) in (0..=u16::MAX).map(VmSlot).zip(self.vms.iter()) {
+            let (claims, limit) = (claims_of(vm), vm.new_images_limit.load(Acquire));
+            if claims != 0 {
+                images.of_vm(slot).claims = claims;
+                let allowed = limit.saturating_sub(claims);
+                images.set_allowed(slot, usize::try_from(allowed).unwrap_or(usize::MAX));
+            }
         }
-        *self.image_index.vms() = vms;
+        for image in self.image_records() {
+            images.insert(image.vm(), image.slot);
+        }
+        *self.image_index.lock() = images;
     }
 
     /// Frees all image records of a VM that is gone.
@@ -88,7 +175,7 @@ impl Records {
         for image in self.images_of_vm(vm) {
             self.free_image(image.slot);
         }
-        self.image_index.vms().remove(&vm);
+        self.image_index.lock().remove_vm(vm);
     }
 
     /// An image record; `None` = it is free.
@@ -103,6 +190,16 @@ impl Records {
     }
 }
 
+/// Number of records that the programs have claimed for the VM.
+pub(super) fn claims_of(vm: &SharedVmRecord) -> u64 {
+    vm.new_images.load(Acquire)
+}
+
+/// Sets the number of records that the programs may have claimed for the VM.
+pub(super) fn set_limit(vm: &SharedVmRecord, limit: u64) {
+    vm.new_images_limit.store(limit, Release);
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering::Relaxed;
@@ -110,7 +207,6 @@ mod tests {
     use kvmeter_common::Layer;
 
     use super::*;
-    use crate::counters::ClaimError;
 
     const VM: VmSlot = VmSlot(7);
 
@@ -156,19 +252,5 @@ mod tests {
         assert_eq!(slots(&records), all);
         records.free_images_of_vm(VM);
         assert_eq!((slots(&records), records.image_records()), (vec![], vec![]));
-    }
-
-    #[test]
-    fn a_vm_has_a_share_of_the_records() {
-        let records = Records::in_memory();
-        let share = records.images_for_each_vm();
-        for file in 1..=share as u64 {
-            records.claim_image(key(file), Layer::Call).unwrap();
-        }
-        let none = records.claim_image(key(u64::MAX - 1), Layer::Call);
-        assert_eq!(none, Err(ClaimError::Share(share)));
-        assert!(records.claim_image(key(1), Layer::Call).is_ok(), "it has a record");
-        let other = ImageKey { vm: 8, ..key(1) };
-        assert!(records.claim_image(other, Layer::Call).is_ok());
     }
 }

@@ -15,8 +15,7 @@ use std::{
 };
 
 use kvmeter_common::{
-    DEVICE_USERS, ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VM_NEW_IMAGES,
-    VmRecord,
+    DEVICE_USERS, ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VmRecord,
     image::{DirectionCounters, LATENCY_BUCKETS},
 };
 use memmap2::{MmapOptions, MmapRaw};
@@ -133,12 +132,12 @@ impl SharedVmRecord {
             recorded,
             in_flight,
             new_images,
+            new_images_limit,
             io_cgroup,
         ] {
             cell.store(0, Relaxed);
         }
         unrecorded.store(1, Relaxed);
-        new_images_limit.store(VM_NEW_IMAGES as u64, Relaxed);
     }
 }
 

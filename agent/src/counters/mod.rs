@@ -7,6 +7,7 @@ mod claims;
 mod devices;
 mod disk;
 mod image_index;
+mod image_shares;
 mod images;
 pub(crate) mod mapped;
 mod places;

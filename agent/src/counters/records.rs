@@ -53,7 +53,7 @@ impl Records {
             meta: Mapped::new(probe.meta.fd(), 1)?,
             images: Mapped::new(probe.images.fd(), probe.sizes.images)?,
             devices: Mapped::new(probe.devices.fd(), DEVICE_BUCKETS)?,
-            image_index: ImageIndex::default(),
+            image_index: ImageIndex::new(probe.sizes.images),
             merge_seq: AtomicU64::new(0),
         };
         records.restore_device_users();
@@ -69,6 +69,12 @@ impl Records {
     /// Empty records that no program writes.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
+        Self::in_memory_with(kvmeter_common::IMAGES)
+    }
+
+    /// The same, with this number of image records.
+    #[cfg(test)]
+    pub(crate) fn in_memory_with(images: usize) -> Self {
         fn mapped<T: super::mapped::Shared>(len: usize) -> Mapped<T> {
             let file = tempfile::tempfile().unwrap();
             file.set_len((size_of::<T>() * len).try_into().unwrap()).unwrap();
@@ -79,9 +85,9 @@ impl Records {
             threads: mapped(kvmeter_common::THREADS),
             vms: mapped(kvmeter_common::VMS),
             meta: mapped(1),
-            images: mapped(kvmeter_common::IMAGES),
+            images: mapped(images),
             devices: mapped(DEVICE_BUCKETS),
-            image_index: ImageIndex::default(),
+            image_index: ImageIndex::new(images),
             merge_seq: AtomicU64::new(0),
         }
     }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 /// For whom a VM is counted.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Holder {
     /// Root, or libvirt: no share limits its VMs.
+    #[default]
     Trusted,
     /// A user, who may start as many processes as the user likes.
     User(u32),
@@ -64,14 +65,19 @@ impl Shares {
         self.by_user.get(&user).copied().unwrap_or(0)
     }
 
+    /// Number of records that the holder may still get.
+    pub(crate) fn room(&self, holder: Holder) -> usize {
+        let free = self.size.saturating_sub(self.used);
+        match holder {
+            Holder::Trusted => free,
+            Holder::User(user) => free
+                .min(self.of_one_user().saturating_sub(self.held(user)))
+                .min(self.of_all_users().saturating_sub(self.of_users)),
+        }
+    }
+
     pub(crate) fn has_room(&self, holder: Holder) -> bool {
-        let has_share = match holder {
-            Holder::Trusted => true,
-            Holder::User(user) => {
-                self.held(user) < self.of_one_user() && self.of_users < self.of_all_users()
-            }
-        };
-        has_share && self.used < self.size
+        self.room(holder) > 0
     }
 
     pub(crate) fn take(&mut self, holder: Holder, count: usize) {

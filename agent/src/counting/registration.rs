@@ -225,8 +225,10 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
     fn track_vm_of(&self, tgid: u32, holder: Holder) -> Result<VmSlot, TrackError> {
         let slot = self.free().vm(tgid, holder)?;
         let vm = self.vm(slot);
+        self.records().set_image_holder(slot, holder);
         if vm.tgid.load(Ordering::Acquire) != u64::from(tgid) {
             vm.clear();
+            self.records().allow_new_images(slot, 0);
             vm.tgid.store(u64::from(tgid), Ordering::Release);
         }
         // The kernel reports new threads again, before the scan: it may miss later ones.
@@ -419,10 +421,8 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         images
     }
 
-    fn allow_images(&self, vm: VmSlot, count: usize) {
-        let vm = self.vm(vm);
-        let limit = vm.new_images.load(Ordering::Acquire).saturating_add(count as u64);
-        vm.new_images_limit.store(limit, Ordering::Release);
+    fn allow_images(&self, vm: VmSlot, unassigned: usize) -> bool {
+        self.records().allow_new_images(vm, unassigned)
     }
 
     fn limit_images(&self, vm: VmSlot) {

@@ -120,8 +120,9 @@ pub trait Tracker {
     /// The open image records of a VM that are not assigned to a disk.
     fn unassigned_images(&self, vm: VmSlot) -> Vec<ImageRecordInfo>;
 
-    /// Sets how many image records the kernel may claim for this VM by itself until the next scan.
-    fn allow_images(&self, vm: VmSlot, count: usize);
+    /// Sets how many image records the kernel may claim for this VM by itself until the next scan, within the shares.
+    /// `unassigned` is the number of those that are not assigned to a disk. Returns whether the VM has as many of them as it may.
+    fn allow_images(&self, vm: VmSlot, unassigned: usize) -> bool;
 
     /// Stops the kernel from creating image records for this VM by itself.
     fn limit_images(&self, vm: VmSlot);

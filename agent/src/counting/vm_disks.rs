@@ -43,6 +43,10 @@ const SHARED_INTERVAL: Duration = Duration::from_secs(5);
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 const UNKNOWN_PROCESS: &str = "the first thread of the VM's process has no record";
 
+/// Pauses before an image that found no record is tried again: the first, and the longest.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(64);
+
 /// The disks of one VM.
 #[derive(Debug)]
 pub(super) struct VmDisks {
@@ -55,6 +59,8 @@ pub(super) struct VmDisks {
     shared_due: Option<Instant>,
     /// When it is looked again whether the hooks know the VM's process.
     unknown_due: Option<Instant>,
+    /// When an image that found no record is tried again, and the pause before that.
+    refused: Option<(Instant, Duration)>,
     /// The methods that count its disks.
     pub(super) needed: BTreeSet<Method>,
     /// What was reported last.
@@ -74,8 +80,8 @@ struct Round<'a> {
     records: &'a Records,
     hooks: &'a dyn Works,
     now: Now,
-    /// Whether the hooks know the VM's process.
-    is_known: bool,
+    /// Why an image found no record.
+    refused: Option<ClaimError>,
     files: BackingFiles<'a>,
     /// The records of this VM.
     taken: Vec<ImageRecordInfo>,
@@ -113,6 +119,7 @@ impl VmDisks {
             grown_up: None,
             shared_due: None,
             unknown_due: None,
+            refused: None,
             needed: BTreeSet::new(),
             report: None,
         }
@@ -121,6 +128,9 @@ impl VmDisks {
     /// Finds out how each disk is counted, and claims the records.
     pub(super) fn count(&mut self, records: &Records, hooks: &dyn Works, now: Now) -> Outcome {
         let plan = Arc::clone(&self.plan);
+        if !records.hooks_know(plan.vm, plan.process.pid) {
+            return self.uncounted(now);
+        }
         let mut round = Round::new(records, hooks, now, &plan);
         round.sharing = records.has_delays(plan.vm).then(|| io_cgroup::others(plan.process.pid));
         let mut disks = Vec::with_capacity(plan.disks.len());
@@ -128,12 +138,38 @@ impl VmDisks {
             let planned = Planned { plan: &plan, storage: *storage, disk };
             disks.push((*storage, round.count(planned)));
         }
-        let Round { taken, needed, grown_up, merged, sharing, is_known, .. } = round;
-        self.unknown_due = (!is_known).then(|| now.instant + UNKNOWN_INTERVAL);
+        let Round { taken, needed, grown_up, merged, sharing, refused, .. } = round;
+        self.unknown_due = None;
+        records.note_refused_image(plan.vm, refused);
+        self.refused = refused.map(|_| {
+            let pause = self.refused.map_or(FIRST_RETRY, |(_, pause)| LONGEST_RETRY.min(pause * 2));
+            (now.instant + pause, pause)
+        });
         self.shared_due = (sharing.is_some() && needed.contains(&Method::Bdev))
             .then(|| now.instant + SHARED_INTERVAL);
         (self.needed, self.grown_up) = (needed, grown_up);
         let has_unidentified = self.ask(&taken, now.instant);
+        Outcome { report: self.report(disks, has_unidentified), merged }
+    }
+
+    /// No hook counts what the VM does: its records would stay as they are.
+    fn uncounted(&mut self, now: Now) -> Outcome {
+        let plan = Arc::clone(&self.plan);
+        let of_disk = |disk| why_never(disk).unwrap_or_else(|| UNKNOWN_PROCESS.to_owned());
+        let disks = plan.disks.iter();
+        let disks = disks.map(|(storage, disk)| (*storage, CountedBy::Uncounted(of_disk(disk))));
+        let disks = disks.collect();
+        *self = Self { report: self.report.take(), ..Self::new(plan) };
+        self.unknown_due = Some(now.instant + UNKNOWN_INTERVAL);
+        Outcome { report: self.report(disks, false), merged: Vec::new() }
+    }
+
+    /// Keeps the report. Returns it if it says something new.
+    fn report(
+        &mut self,
+        disks: Vec<(u32, CountedBy)>,
+        has_unidentified: bool,
+    ) -> Option<CountingReport> {
         let report = CountingReport {
             pid: self.plan.process.pid,
             vm: self.plan.vm,
@@ -144,12 +180,14 @@ impl VmDisks {
         if is_new {
             self.report = Some(report.clone());
         }
-        Outcome { report: is_new.then_some(report), merged }
+        is_new.then_some(report)
     }
 
     /// When the disks are to be counted again, whatever happens.
     pub(super) fn due(&self) -> Option<Instant> {
-        let others = [self.grown_up, self.shared_due, self.unknown_due].into_iter().flatten();
+        let refused = self.refused.map(|(due, _)| due);
+        let others = [self.grown_up, self.shared_due, self.unknown_due, refused];
+        let others = others.into_iter().flatten();
         self.unidentified.values().filter_map(Backoff::due).chain(others).min()
     }
 
@@ -194,7 +232,7 @@ impl<'a> Round<'a> {
             records,
             hooks,
             now,
-            is_known: records.hooks_know(plan.vm, plan.process.pid),
+            refused: None,
             files: BackingFiles::new(&plan.process),
             taken,
             first_of,
@@ -210,19 +248,8 @@ impl<'a> Round<'a> {
 
     fn count(&mut self, planned: Planned<'a>) -> CountedBy {
         let Planned { plan, storage, disk } = planned;
-        if disk.resource.is_empty() {
-            return CountedBy::Uncounted(match disk.media {
-                StorageMedia::HardDisk => "its file or service is not known".to_owned(),
-                _ => "the drive is empty".to_owned(),
-            });
-        }
-        if disk.source == StorageSource::Network {
-            // Its name is no path, and a backing file on this host is a part of it only.
-            return CountedBy::Uncounted("it is reached by the network".to_owned());
-        }
-        if !self.is_known {
-            // Its records would stay as they are.
-            return CountedBy::Uncounted(UNKNOWN_PROCESS.to_owned());
+        if let Some(why) = why_never(disk) {
+            return CountedBy::Uncounted(why);
         }
         // Also if the image with these counts is not one of the disk's any more.
         let is_mixed =
@@ -370,7 +397,11 @@ impl<'a> Round<'a> {
         }
         match self.claim(key, layer, planned) {
             Ok(slots) => Ok((method, slots)),
-            Err(why) => Err(why.to_string()),
+            Err(error) => {
+                self.refused =
+                    self.refused.or_else(|| Some(error).filter(|error| error.is_shortage()));
+                Err(error.to_string())
+            }
         }
     }
 
@@ -430,4 +461,17 @@ impl<'a> Round<'a> {
         slots.iter().for_each(|&slot| assign(slot));
         Ok(slots)
     }
+}
+
+/// Why the kernel can count nothing of a disk, whatever the VM's process does.
+fn why_never(disk: &DomainDisk) -> Option<String> {
+    if disk.resource.is_empty() {
+        let why = match disk.media {
+            StorageMedia::HardDisk => "its file or service is not known",
+            _ => "the drive is empty",
+        };
+        return Some(why.to_owned());
+    }
+    // Its name is no path, and a backing file on this host is a part of it only.
+    (disk.source == StorageSource::Network).then(|| "it is reached by the network".to_owned())
 }

@@ -160,15 +160,12 @@ impl Reporter {
             .into_iter()
             .map(|(holder, vms)| refusal((holder, (vms, no_block.to_owned()))))
             .collect();
-        let images = RecordTable {
-            name: "image records".to_owned(),
-            size: number(in_use[2]),
-            configured: configured(2),
-            used: number(records.image_records().len()),
-            of_users: None,
-            refused: Vec::new(),
-        };
-        vec![of_vms, of_threads, images]
+        let (images, refused) = records.image_occupancy();
+        let mut of_images = table("image records", 2, images, 1);
+        // Also those that the programs have claimed just now.
+        of_images.used = number(records.image_records().len());
+        of_images.refused = refused.into_iter().map(refusal).collect();
+        vec![of_vms, of_threads, of_images]
     }
 
     fn sources(&self) -> Vec<SourceState> {

@@ -169,7 +169,9 @@ mod tests {
         fn unassigned_images(&self, _: VmSlot) -> Vec<ImageRecordInfo> {
             Vec::new()
         }
-        fn allow_images(&self, _: VmSlot, _: usize) {}
+        fn allow_images(&self, _: VmSlot, _: usize) -> bool {
+            false
+        }
         fn limit_images(&self, _: VmSlot) {}
         fn free_image(&self, _: ImageSlot) {}
         fn tracked_vms(&self) -> Vec<(VmSlot, u32)> {

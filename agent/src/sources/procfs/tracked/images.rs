@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmeter_common::VM_NEW_IMAGES;
-
 use super::{
     super::{
         command_line::Vmm,
@@ -33,8 +31,7 @@ impl TrackedProcesses {
         unassigned: &[ImageRecordInfo],
     ) -> bool {
         let Some(tracker) = &self.tracker else { return false };
-        tracker.allow_images(slot, VM_NEW_IMAGES.saturating_sub(unassigned.len()));
-        let is_file_server = unassigned.len() >= VM_NEW_IMAGES;
+        let is_file_server = tracker.allow_images(slot, unassigned.len());
         if is_file_server {
             tracker.limit_images(slot);
         }
