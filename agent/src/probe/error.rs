@@ -70,6 +70,16 @@ pub enum ProbeError {
         /// The directory.
         dir: PathBuf,
     },
+    /// A pin cannot be removed while ftrace is switched off.
+    #[error(
+        "ftrace is switched off: to detach the programs at functions that are pinned in {} may make the kernel switch ftrace off until \
+         the next boot",
+        dir.display()
+    )]
+    FtraceOff {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The pin directory is not on a BPF filesystem.
     #[error(
         "{} is not on a BPF filesystem; run `mount -t bpf bpf /sys/fs/bpf`, or set `pin_dir` in the \
@@ -186,6 +196,7 @@ impl ProbeError {
             Self::NotOurs { .. } => "remove that directory as root, or set probe.pin_dir",
             Self::InUse { .. } => "end the other agent, or set probe.pin_dir",
             Self::PinsChanged { .. } | Self::Map { .. } => "run `kvmeter detach` and start again",
+            Self::FtraceOff { .. } => "run `sysctl kernel.ftrace_enabled=1`",
             Self::PidMax(_) => "mount /proc",
             Self::Table { .. } => {
                 "set a smaller size in the section [limits] of the configuration, or run as root if even the default is refused"

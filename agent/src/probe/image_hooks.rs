@@ -13,7 +13,7 @@ use nix::libc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Hook, HookState, Offsets, ProbeError,
+    Hook, HookState, Offsets, ProbeError, ftrace,
     hook::AttachPoint,
     pins::Pins,
     proof::{Proof, TestError},
@@ -169,6 +169,8 @@ const fn of<const N: usize>(purpose: &'static str, names: [&'static str; N]) -> 
 /// so for as long as ftrace is switched off.
 const BUSY: u32 = 50;
 
+const FTRACE_IS_OFF: &str = "ftrace is switched off (kernel.ftrace_enabled = 0)";
+
 /// First pause before a method that has failed is tried again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -184,6 +186,8 @@ pub struct ImageHooks {
     logged: [Option<String>; Method::ALL.len()],
     /// What the self-tests have said, by the methods' numbers.
     proofs: [Proof; Method::ALL.len()],
+    /// Methods that stayed attached because ftrace was switched off, by their numbers.
+    kept: [bool; Method::ALL.len()],
     /// Whether a program at a function was attached since the last proof.
     has_unproved: bool,
 }
@@ -243,6 +247,7 @@ impl ImageHooks {
             busy: [0; Method::ALL.len()],
             logged: Default::default(),
             proofs: Default::default(),
+            kept: Default::default(),
             has_unproved: false,
         };
         for method in Method::ALL {
@@ -313,8 +318,16 @@ impl ImageHooks {
                     let due = Some(now + pause);
                     self.states[method.number()] = State::Down { why, due, pause };
                 }
+                State::Down { why, due: Some(due), .. }
+                    if due <= now && is_without_ftrace(method) =>
+                {
+                    let due = Some(now + FIRST_PAUSE);
+                    self.states[method.number()] = State::Down { why, due, pause: FIRST_PAUSE };
+                }
                 State::Down { why, due: Some(due), pause } if due <= now => {
-                    self.states[method.number()] = State::Idle;
+                    let was_kept = std::mem::take(&mut self.kept[method.number()]);
+                    self.states[method.number()] =
+                        if was_kept { State::Attached } else { State::Idle };
                     self.attach_for_test(method, || tested(method, &mut test));
                     if self.states[method.number()] == State::Attached {
                         info!(method = method.name(), "works again");
@@ -361,7 +374,9 @@ impl ImageHooks {
         method: Method,
         test: &mut impl FnMut(Method) -> Result<(), TestError>,
     ) -> bool {
-        if let Some(hook) = method.hooks().iter().find(|hook| !self.pins.is_there(hook.name)) {
+        if let Some(hook) = method.hooks().iter().find(|hook| !self.pins.is_there(hook.name))
+            && !is_without_ftrace(method)
+        {
             warn!(
                 method = method.name(),
                 hook = hook.name,
@@ -375,6 +390,7 @@ impl ImageHooks {
 
     /// Detaches a method that does not work now.
     fn fail(&mut self, method: Method, why: String) {
+        let why = if is_without_ftrace(method) { format!("{why}; {FTRACE_IS_OFF}") } else { why };
         if self.logged[method.number()].as_ref() != Some(&why) {
             warn!(method = method.name(), "disks are not counted by this method: {why}");
             self.logged[method.number()] = Some(why.clone());
@@ -429,6 +445,11 @@ impl ImageHooks {
     }
 
     fn attach(&mut self, method: Method) {
+        if is_without_ftrace(method) {
+            self.states[method.number()] = State::down(FTRACE_IS_OFF.to_owned());
+            return;
+        }
+        self.kept[method.number()] = false;
         let Self { ebpf, pins, .. } = self;
         let mut attached = method.hooks().iter().map(|hook| hook.attach(ebpf, pins));
         match attached.find_map(Result::err) {
@@ -452,6 +473,10 @@ impl ImageHooks {
     }
 
     fn detach(&mut self, method: Method) {
+        if is_without_ftrace(method) {
+            self.kept[method.number()] = true;
+            return;
+        }
         // Submission first, which was attached last.
         for hook in method.hooks().iter().rev() {
             if let Err(error) = self.pins.remove_link(hook.name) {
@@ -462,6 +487,11 @@ impl ImageHooks {
         debug!(method = method.name(), "detached");
         self.states[method.number()] = State::Idle;
     }
+}
+
+/// Whether the method's programs are at functions, and ftrace is switched off.
+fn is_without_ftrace(method: Method) -> bool {
+    method.is_optional() && ftrace::is_off()
 }
 
 /// Only programs at functions of the kernel can be silent while they are attached.

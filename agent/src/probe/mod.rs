@@ -10,6 +10,7 @@
 pub mod btf;
 mod error;
 mod events;
+mod ftrace;
 mod hook;
 mod image_hooks;
 mod object;

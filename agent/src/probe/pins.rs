@@ -22,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{ProbeError, Sizes, owners::owners, pin_owners::make};
+use super::{Method, ProbeError, Sizes, ftrace, owners::owners, pin_owners::make};
 
 /// `BPF_FS_MAGIC` of the kernel's magic.h.
 pub(crate) const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -235,6 +235,7 @@ impl Pins {
         for entry in fs::read_dir(all).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if is_layout(&entry.file_name()) && entry.path() != self.dir {
+                refuse_without_ftrace(&entry.path())?;
                 fs::remove_dir_all(entry.path()).map_err(failed)?;
             }
         }
@@ -243,12 +244,23 @@ impl Pins {
 
     /// Removes all pins of this layout: ends the counting in them.
     pub(super) fn clear(&self) -> Result<(), ProbeError> {
+        refuse_without_ftrace(&self.dir)?;
         let failed = |source| ProbeError::pin(&self.dir, source);
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
             fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
         }
         Ok(())
     }
+}
+
+/// Fails while ftrace is switched off, if a link to a program at a function is pinned in `dir`: to remove the pin detaches it.
+fn refuse_without_ftrace(dir: &Path) -> Result<(), ProbeError> {
+    let at_functions = Method::ALL.into_iter().filter(|method| method.is_optional());
+    let mut hooks = at_functions.flat_map(Method::hooks);
+    if ftrace::is_off() && hooks.any(|hook| dir.join(format!("link_{}", hook.name)).exists()) {
+        return Err(ProbeError::FtraceOff { dir: dir.to_owned() });
+    }
+    Ok(())
 }
 
 /// Removes a pin, if there is one.
@@ -320,6 +332,7 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<bool, ProbeError> {
     for entry in entries {
         let entry = entry.map_err(failed)?;
         if is_layout(&entry.file_name()) {
+            refuse_without_ftrace(&entry.path())?;
             // A running agent still maps these records. Clearing the layout word stops it from serving frozen counters.
             if entry.path() == layout_dir(pin_dir) {
                 let _ = note_end(&entry.path().join(names::META));
