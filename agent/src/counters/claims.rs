@@ -127,8 +127,12 @@ impl Records {
 
     /// Whether the counts of a record may have requests of another process.
     pub(crate) fn is_mixed(&self, slot: ImageSlot) -> bool {
-        let layer = self.image(slot).map(|record| record.layer.load(Relaxed));
-        layer == Some(Layer::Mixed as u32)
+        self.has_layer(slot, Layer::Mixed)
+    }
+
+    /// Whether this is the layer of a record.
+    pub(super) fn has_layer(&self, slot: ImageSlot, layer: Layer) -> bool {
+        self.image(slot).is_some_and(|record| record.layer.load(Relaxed) == layer as u32)
     }
 
     /// Closes a record: it keeps its counts, and later requests get a new record.

@@ -15,8 +15,7 @@ impl Records {
             || users.iter().any(|cell| cell.compare_exchange(0, user, AcqRel, Relaxed).is_ok())
     }
 
-    /// Makes the table agree with the image records, at the start: an
-    /// earlier agent may have left VMs that do not have the device.
+    /// Makes the table agree with the image records, at the start: an earlier agent may have left VMs that do not have the device.
     pub(super) fn restore_device_users(&self) {
         for cell in self.devices.iter().flatten() {
             let user = DeviceUser(cell.load(Acquire));
@@ -26,8 +25,7 @@ impl Records {
             }
         }
         for image in self.image_records() {
-            let layer = self.image(image.slot).map(|record| record.layer.load(Relaxed));
-            if image.is_open() && layer == Some(Layer::Block as u32) {
+            if image.is_open() && self.has_layer(image.slot, Layer::Block) {
                 self.add_device_user(image.key.device, image.key.vm);
             }
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kvmeter_common::VM_NEW_IMAGES;
 
 use super::{
-    ClaimError, Fill, Holder, Records, Shares, VmSlot,
+    ClaimError, Fill, Holder, Lack, Records, Shares, VmSlot,
     image_index::{Images, claims_of, set_limit},
 };
 
@@ -59,17 +59,14 @@ impl Records {
         if of_vm.slots.len() >= share {
             return Err(ClaimError::Share(share));
         }
-        let held = &images.held;
-        match holder {
-            _ if held.has_room(holder) => Ok(()),
-            Holder::User(user) if held.held(user) >= held.of_one_user() => {
-                Err(ClaimError::UserShare { user, most: held.of_one_user() })
-            }
-            Holder::User(_) if held.held_by_users() >= held.of_all_users() => {
-                Err(ClaimError::UsersShare { most: held.of_all_users() })
-            }
-            _ => Err(ClaimError::Full),
+        if images.held.has_room(holder) {
+            return Ok(());
         }
+        Err(match images.held.lack(holder) {
+            Lack::User { user, most } => ClaimError::UserShare { user, most },
+            Lack::Users { most } => ClaimError::UsersShare { most },
+            Lack::Table => ClaimError::Full,
+        })
     }
 
     /// Has the programs claim no more for the VMs of a user by themselves, if the share of the user is used up with what the

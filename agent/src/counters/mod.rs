@@ -22,6 +22,6 @@ pub use images::{ImageRecordInfo, ImageSlot, Requests};
 pub use places::VcpuPlace;
 pub use readings::{CpuMask, Readings, ThreadReading, ThreadSlot, VmSlot};
 pub use records::{NoCounters, Records, since_boot_ns};
-pub(crate) use shares::Shares;
 pub use shares::{Fill, Holder};
+pub(crate) use shares::{Lack, Shares};
 pub use slow::{DiskKey, SlowValues, Taken};

@@ -23,6 +23,17 @@ pub struct Fill {
     pub of_users: usize,
 }
 
+/// Why a holder gets no record of a table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Lack {
+    /// The user has a user's share, which is `most` records.
+    User { user: u32, most: usize },
+    /// Users have the share of all of them, which is `most` records.
+    Users { most: usize },
+    /// No record is free.
+    Table,
+}
+
 /// A table of records, and how many of them each user has.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
@@ -78,6 +89,19 @@ impl Shares {
 
     pub(crate) fn has_room(&self, holder: Holder) -> bool {
         self.room(holder) > 0
+    }
+
+    /// Why the holder, for whom there is no room, gets no record.
+    pub(crate) fn lack(&self, holder: Holder) -> Lack {
+        match holder {
+            Holder::User(user) if self.held(user) >= self.of_one_user() => {
+                Lack::User { user, most: self.of_one_user() }
+            }
+            Holder::User(_) if self.of_users >= self.of_all_users() => {
+                Lack::Users { most: self.of_all_users() }
+            }
+            _ => Lack::Table,
+        }
     }
 
     pub(crate) fn take(&mut self, holder: Holder, count: usize) {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::{occupancy::Occupancy, tracker::TrackError};
-use crate::counters::{Holder, Shares, VmSlot};
+use crate::counters::{Holder, Lack, Shares, VmSlot};
 
 /// What a VM record in use is.
 #[derive(Clone, Copy, Debug)]
@@ -78,15 +78,10 @@ impl FreeRecords {
     }
 
     fn why(&self, holder: Holder) -> TrackError {
-        let shares = &self.vm_shares;
-        match holder {
-            Holder::User(user) if shares.held(user) >= shares.of_one_user() => {
-                TrackError::UserShare { user, most: shares.of_one_user() }
-            }
-            Holder::User(_) if shares.held_by_users() >= shares.of_all_users() => {
-                TrackError::UsersShare { most: shares.of_all_users() }
-            }
-            _ => TrackError::TooManyVms(shares.size()),
+        match self.vm_shares.lack(holder) {
+            Lack::User { user, most } => TrackError::UserShare { user, most },
+            Lack::Users { most } => TrackError::UsersShare { most },
+            Lack::Table => TrackError::TooManyVms(self.vm_shares.size()),
         }
     }
 
