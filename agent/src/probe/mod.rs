@@ -77,7 +77,7 @@ pub struct Probe {
 
 impl Probe {
     /// Adopts the programs and maps pinned under `pin_dir`, or loads and pins them. Tables in which a VM is counted keep their
-    /// sizes; others are made anew if they do not have those of `configured`.
+    /// sizes; other tables are replaced if they do not have those of `configured`.
     ///
     /// # Errors
     ///
@@ -95,7 +95,9 @@ impl Probe {
             && maps.sizes != configured
         {
             if pins.owners()?.is_empty() {
-                tracing::info!("No VM is counted: the tables are made anew, for {configured}");
+                tracing::info!(
+                    "No VM is counted: the tables are replaced by new ones, for {configured}"
+                );
                 found = None;
             } else {
                 warn_of_sizes(maps.sizes, configured);
@@ -210,7 +212,9 @@ fn parse_for_loader(path: &Path) -> Result<aya::Btf, ProbeError> {
 /// Says that the sizes of the configuration are not in use, and when they will be.
 fn warn_of_sizes(in_use: Sizes, configured: Sizes) {
     tracing::warn!(
-        "VMs are counted in tables for {in_use}, which keep their sizes; [limits] of the configuration has {configured}. These          sizes take effect when no VM runs at a start of the agent, after a reboot, or after `kvmeter detach`, after which the          disk counters of running VMs start from zero"
+        "VMs are counted in tables for {in_use}, which keep their sizes; [limits] of the configuration has {configured}. These \
+         sizes take effect when no VM runs at a start of the agent, after a reboot, or after `kvmeter detach`, after which the \
+         disk counters of running VMs start from zero"
     );
 }
 

@@ -114,7 +114,7 @@ mod tests {
     /// A thread of another process.
     const GONE: u32 = 1;
 
-    /// Records with a VM: this process, with one block of thread records, of which every thread has one.
+    /// Records with a VM: this process, and one block of thread records, in which each thread has a record.
     fn records() -> Arc<Records> {
         let mut records = Records::in_memory();
         // One with entries for all thread ids.

@@ -46,7 +46,7 @@ impl DomainXmls {
         }
     }
 
-    /// Begins anew, with a daemon that may be another one.
+    /// Forgets everything: the connection is new, perhaps to another daemon.
     ///
     /// # Errors
     ///
