@@ -57,10 +57,14 @@ pub(super) struct Unit {
 impl Unit {
     /// The unit of that name, or in that file if `name` has a `/`, with its drop-ins. Without one, the unit that comes with
     /// kvmeter.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the files; another one if there is no such unit, or if it is masked.
     pub(super) fn find(name: &str) -> io::Result<Self> {
         if name.contains('/') {
             let mut unit = Self { from: name.to_owned(), ..Self::default() };
-            unit.add(&read(Path::new(name))?);
+            unit.add(&read_unit(Path::new(name))?);
             return Ok(unit);
         }
         let file_name =
@@ -72,7 +76,7 @@ impl Unit {
         let mut unit = Self::default();
         let file = dirs.iter().map(|dir| dir.join(file_name)).find(|path| path.exists());
         match &file {
-            Some(path) => unit.add(&read(path)?),
+            Some(path) => unit.add(&read_unit(path)?),
             None if file_name == "kvmeter.service" => unit.add(SHIPPED),
             None => {
                 return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such unit"));
@@ -189,6 +193,19 @@ fn is_true(value: &str) -> Option<bool> {
     }
 }
 
+/// The text of a unit, which is neither a drop-in nor masked: an empty file, or a link to `/dev/null` (systemd.unit(5)), hides
+/// the unit of that name in every other directory, and systemd starts no service for it.
+fn read_unit(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() == 0 {
+        let masked = format!(
+            "{} is empty or a link to /dev/null: the unit is masked, and systemd does not start the service; see systemctl unmask",
+            path.display()
+        );
+        return Err(io::Error::other(masked));
+    }
+    read(path)
+}
+
 fn read(path: &Path) -> io::Result<String> {
     use io::Read as _;
     let mut text = String::new();
@@ -198,6 +215,8 @@ fn read(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -240,6 +259,20 @@ mod tests {
         assert_eq!(unit.paths("ReadWritePaths"), [Path::new("/c")]);
         assert!(!unit.is_on("PrivateTmp") && unit.others().is_empty() && !unit.prepares());
         assert!(Unit::find_in(&dirs, "other.service").is_err());
+        // A masked unit is that of no lower directory.
+        let masked = dirs[0].join("kvmeter.service");
+        for mask in ["/dev/null", "/empty"] {
+            let target = if mask == "/empty" { dir.path().join("empty") } else { mask.into() };
+            fs::write(&target, "").unwrap();
+            symlink(&target, &masked).unwrap();
+            for found in
+                [Unit::find_in(&dirs, "kvmeter.service"), Unit::find(&masked.display().to_string())]
+            {
+                let error = found.unwrap_err().to_string();
+                assert!(error.contains("masked"), "{error}");
+            }
+            fs::remove_file(&masked).unwrap();
+        }
         let none = Unit::find_in(&[], "kvmeter.service").unwrap();
         assert!(none.from.ends_with("none is installed") && none.prepares());
     }
