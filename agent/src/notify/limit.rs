@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::losses::Loss;
 use crate::{
     inventory::{Change, ChangeEvent},
     rate::{Rate, UserRates},
@@ -30,6 +31,10 @@ pub(super) struct Limit {
     held: BTreeMap<u64, (u32, Change)>,
     /// The place of a VM in `held`.
     places: HashMap<u32, u64>,
+    /// VMs of which a change was dropped, with its number, while earlier changes may be in the queue.
+    lost: HashMap<u32, u64>,
+    /// The largest of these numbers.
+    lost_through: u64,
     last: u64,
     due: Option<Instant>,
     left_out: u64,
@@ -42,6 +47,8 @@ impl Default for Limit {
             reported: HashSet::new(),
             held: BTreeMap::new(),
             places: HashMap::new(),
+            lost: HashMap::new(),
+            lost_through: 0,
             last: 0,
             due: None,
             left_out: 0,
@@ -59,6 +66,31 @@ impl Limit {
     /// When [`Limit::take_due`] is to be called; `None` = nothing is held back.
     pub(super) const fn due(&self) -> Option<Instant> {
         self.due
+    }
+
+    /// Takes note of dropped changes, by vmIndex: what is held back of these VMs will not be reported.
+    pub(super) fn lose(&mut self, losses: HashMap<u32, Loss>) {
+        for (index, loss) in losses {
+            let held = self.places.remove(&index).and_then(|place| self.held.remove(&place));
+            self.left_out += u64::from(held.is_some());
+            if loss.is_deleted {
+                self.reported.remove(&index);
+            }
+            self.lost.insert(index, loss.number);
+            self.lost_through = self.lost_through.max(loss.number);
+        }
+    }
+
+    /// Whether a later change of the same VM than this one was dropped. It is not to be reported then, and counts as left out.
+    pub(super) fn is_outdated(&mut self, number: u64, change: &Change) -> bool {
+        if number > self.lost_through {
+            // The queue is first in, first out.
+            self.lost.clear();
+            return false;
+        }
+        let is_outdated = self.lost.get(&change.index.0).is_some_and(|lost| number < *lost);
+        self.left_out += u64::from(is_outdated);
+        is_outdated
     }
 
     /// Takes a change. Returns it, or the one that came of it and an earlier one, if it may be reported now.

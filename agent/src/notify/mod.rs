@@ -2,10 +2,12 @@
 //!
 //! A [`Change`] contains everything that its notification carries, so nothing is looked up when it is sent. The queues are
 //! bounded. A change or notification that finds its queue full is dropped and counted; nothing waits for room. Changes of VMs
-//! of users have a queue of their own and a bounded rate.
+//! of users have a queue of their own and a bounded rate; what was held back or queued of a VM before a change of it was dropped
+//! is left out, too: the VM may be gone.
 
 mod bulk;
 mod limit;
+mod losses;
 mod notice;
 
 use std::{
@@ -17,7 +19,7 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Receiver, Sender, channel, error::TrySendError},
     time::{Instant, sleep_until},
 };
 use tracing::warn;
@@ -30,6 +32,7 @@ use crate::{
 };
 use bulk::{Bulk, Gathered};
 use limit::Limit;
+use losses::Losses;
 
 /// Capacity of the queue of changes: room for 1,000 VMs that start, pause, resume and end at once.
 const QUEUE: usize = 8192;
@@ -57,7 +60,8 @@ pub struct Statistics {
 #[derive(Clone, Debug)]
 pub struct Sink {
     sender: Sender<Change>,
-    of_users: Sender<Change>,
+    of_users: Sender<(u64, Change)>,
+    losses: Arc<Losses>,
     statistics: Arc<Statistics>,
 }
 
@@ -65,8 +69,15 @@ impl Sink {
     /// Queues a change. Never waits.
     pub fn note(&self, change: Change) {
         self.statistics.changes.fetch_add(1, Relaxed);
-        let queue = if change.user.is_some() { &self.of_users } else { &self.sender };
-        if queue.try_send(change).is_err() {
+        let number = self.losses.number();
+        let dropped = if change.user.is_some() {
+            let sent = self.of_users.try_send((number, change));
+            sent.map_err(|error| error.into_inner().1)
+        } else {
+            self.sender.try_send(change).map_err(TrySendError::into_inner)
+        };
+        if let Err(change) = dropped {
+            self.losses.note(number, &change);
             self.statistics.dropped.fetch_add(1, Relaxed);
         }
     }
@@ -82,7 +93,9 @@ struct Window {
 #[derive(Debug)]
 pub struct Notifier {
     changes: Receiver<Change>,
-    of_users: Receiver<Change>,
+    /// Each with its number.
+    of_users: Receiver<(u64, Change)>,
+    losses: Arc<Losses>,
     notices: Sender<Notice>,
     window: Duration,
     statistics: Arc<Statistics>,
@@ -96,9 +109,21 @@ pub fn pipeline(window: Duration) -> (Sink, Notifier, Receiver<Notice>, Arc<Stat
     let (sender, changes) = channel(QUEUE);
     let (sender_of_users, of_users) = channel(QUEUE);
     let (notices, receiver) = channel(NOTICES);
-    let sink = Sink { sender, of_users: sender_of_users, statistics: Arc::clone(&statistics) };
-    let notifier =
-        Notifier { changes, of_users, notices, window, statistics: Arc::clone(&statistics) };
+    let losses = Arc::new(Losses::default());
+    let sink = Sink {
+        sender,
+        of_users: sender_of_users,
+        losses: Arc::clone(&losses),
+        statistics: Arc::clone(&statistics),
+    };
+    let notifier = Notifier {
+        changes,
+        of_users,
+        losses,
+        notices,
+        window,
+        statistics: Arc::clone(&statistics),
+    };
     (sink, notifier, receiver, statistics)
 }
 
@@ -129,12 +154,16 @@ impl Notifier {
                     }
                 }
                 () = sleep_until(held_until.unwrap_or_else(Instant::now)), if held_until.is_some() => {
+                    limit.lose(self.losses.take());
                     for change in limit.take_due(Instant::now().into_std()) {
                         self.report(&change, switches, &mut window);
                     }
                 }
-                Some(change) = self.of_users.recv() => {
-                    if let Some(change) = limit.pass(change, Instant::now().into_std()) {
+                Some((number, change)) = self.of_users.recv() => {
+                    limit.lose(self.losses.take());
+                    if !limit.is_outdated(number, &change)
+                        && let Some(change) = limit.pass(change, Instant::now().into_std())
+                    {
                         self.report(&change, switches, &mut window);
                     }
                     if limit.due().is_some() && warned.is_none_or(|at| at.elapsed() >= QUIET) {
@@ -308,6 +337,65 @@ mod tests {
         assert_eq!(changes, 30_500);
         assert!(dropped > 0 && left_out > 0);
         assert!(left_out + dropped + of_user <= 30_000, "{left_out} {dropped} {of_user}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_held_back_of_a_vm_is_not_told_after_a_later_change_of_it_was_dropped() {
+        use OperState::{Running, Shutdown, Unknown};
+        const FIRST: u32 = 50_000;
+        const QUEUED: u32 = 50_001;
+        const NEXT: u32 = 50_002;
+        let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(10));
+        let switches: &'static NotificationSwitches =
+            Box::leak(Box::new(NotificationSwitches::new(true, false)));
+        let of_user = |index, before, event| {
+            sink.note(Change { user: Some(9), ..change(index, before, event) });
+        };
+        let running = |index| of_user(index, Unknown, ChangeEvent::State(Running));
+        let spawned = tokio::spawn(notifier.run(switches));
+        // More than the user's rate allows: the last one is held back.
+        (0..100).for_each(&running);
+        running(FIRST);
+        running(NEXT);
+        let settled = || {
+            let [changes, notices] =
+                [&statistics.changes, &statistics.notices].map(|count| count.load(Relaxed));
+            (changes, notices) == (102, 100)
+        };
+        while !settled() {
+            tokio::task::yield_now().await;
+        }
+        tokio::task::yield_now().await;
+        // The queue fills up before the notifier takes anything out of it.
+        running(QUEUED);
+        while statistics.dropped.load(Relaxed) == 0 {
+            of_user(99, Running, ChangeEvent::State(Running));
+        }
+        let dropped = statistics.dropped.load(Relaxed);
+        for index in [FIRST, QUEUED] {
+            of_user(index, Running, ChangeEvent::State(Shutdown));
+            of_user(index, Shutdown, ChangeEvent::Deleted);
+        }
+        assert_eq!(statistics.dropped.load(Relaxed), dropped + 4, "the queue is full");
+        // Another VM has the index of the first one now, and comes after what is queued.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        of_user(FIRST, Unknown, ChangeEvent::State(Shutdown));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let sent =
+            |index, before, event| notice::of_one(&change(index, before, event)).unwrap().unwrap();
+        let mut told = Vec::new();
+        drop(sink);
+        spawned.await.unwrap();
+        while let Some(notice) = notices.recv().await {
+            told.push(notice.bindings);
+        }
+        for index in [FIRST, QUEUED] {
+            let running = sent(index, Unknown, ChangeEvent::State(Running));
+            assert!(!told.contains(&running), "{index} runs no more");
+        }
+        assert!(told.contains(&sent(NEXT, Unknown, ChangeEvent::State(Running))), "{told:?}");
+        let next = sent(FIRST, Unknown, ChangeEvent::State(Shutdown));
+        assert!(told.contains(&next), "it was not what the VM before was");
     }
 
     #[tokio::test(start_paused = true)]
