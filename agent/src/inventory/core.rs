@@ -74,6 +74,8 @@ pub struct Core {
     pub(super) nics: HashMap<String, NicNumbers>,
     /// The VMs that use an interface of the host.
     pub(super) nic_users: HashMap<String, BTreeSet<Identity>>,
+    /// The processes that hold a tap of a name.
+    pub(super) tap_holders: HashMap<String, BTreeSet<u32>>,
     deadlines: BTreeSet<(Instant, Identity)>,
     /// VMs whose rows are to be made again.
     pub(super) dirty: BTreeSet<Identity>,
@@ -106,6 +108,7 @@ impl Core {
             namesakes: HashMap::new(),
             nics: HashMap::new(),
             nic_users: HashMap::new(),
+            tap_holders: HashMap::new(),
             deadlines: BTreeSet::new(),
             dirty: BTreeSet::new(),
             hypervisor: Arc::new(hypervisor),

@@ -335,7 +335,8 @@ pub enum UnnamedTap {
 /// The taps and macvtaps of a process.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Taps {
-    /// Their names in the host's network namespace, in ascending order of the first descriptor of each.
+    /// Their names, in ascending order of the first descriptor of each, of a process in the host's network namespace. A tap
+    /// that the process was given may be in another one: the kernel does not tell.
     Held(Vec<String>),
     /// Their names are of another network namespace than the agent's.
     Elsewhere,

@@ -72,10 +72,67 @@ impl Core {
         if !held.contains(device) {
             return Err("the VM's process does not hold a tap of this name");
         }
+        self.is_holder(process, device)?;
         match self.nics.get(device) {
             Some(numbers) if numbers.is_tap => Ok(*numbers),
             Some(_) => Err("the host's interface of this name is no tap"),
             None => Err("the host's network namespace has no interface of this name"),
+        }
+    }
+
+    /// Whether the interface of the host is the one that the process holds. The kernel tells the name of a tap, and not in which
+    /// network namespace the tap is: a user can make a tap of any name in a namespace of their own, and hand its descriptor to a
+    /// VM in the host's. So of several processes that hold a tap of one name, that of root or of a domain has the host's.
+    fn is_holder(&self, process: &VmProcess, device: &str) -> Result<(), &'static str> {
+        let others = self.tap_holders.get(device).into_iter().flatten();
+        let mut others = others
+            .filter(|pid| **pid != process.pid)
+            .filter_map(|pid| Some(&self.processes.get(pid)?.process))
+            .peekable();
+        if others.peek().is_none() {
+            return Ok(());
+        }
+        if process.user.is_some() {
+            return Err(
+                "another VM's process holds a tap of this name, too; which of them is the host's cannot be told",
+            );
+        }
+        if others.any(|other| other.user.is_none()) {
+            return Err("several processes of root or of domains hold a tap of this name");
+        }
+        Ok(())
+    }
+
+    /// Keeps the list of the processes that hold taps, by the names of the taps: of one process, as it was before and as it is
+    /// now.
+    pub(super) fn note_taps(
+        &mut self,
+        pid: u32,
+        before: Option<&VmProcess>,
+        now: Option<&VmProcess>,
+    ) {
+        let names = |process: Option<&VmProcess>| match process.map(|process| &process.taps) {
+            Some(Taps::Held(held)) => held.clone(),
+            Some(Taps::Elsewhere | Taps::Unknown) | None => Vec::new(),
+        };
+        let user = |process: Option<&VmProcess>| process.map(|process| process.user);
+        let (old, new) = (names(before), names(now));
+        if old == new && (old.is_empty() || user(before) == user(now)) {
+            return;
+        }
+        for name in &old {
+            if let Some(holders) = self.tap_holders.get_mut(name) {
+                holders.remove(&pid);
+                if holders.is_empty() {
+                    self.tap_holders.remove(name);
+                }
+            }
+        }
+        for name in &new {
+            self.tap_holders.entry(name.clone()).or_default().insert(pid);
+        }
+        for name in old.iter().chain(&new) {
+            self.dirty.extend(self.nic_users.get(name).into_iter().flatten());
         }
     }
 

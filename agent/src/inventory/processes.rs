@@ -69,6 +69,8 @@ impl Core {
             self.namesakes.entry(uuid).or_default().pids.insert(pid);
         }
         self.note_machine(&process);
+        let before = self.processes.get(&pid).map(|known| Arc::clone(&known.process));
+        self.note_taps(pid, before.as_deref(), Some(&process));
         match self.processes.get_mut(&pid) {
             Some(known) => known.process = process,
             None => {
@@ -127,6 +129,7 @@ impl Core {
             self.give_process(identity, None);
         }
         self.forget_machine(&known.process);
+        self.note_taps(pid, Some(&known.process), None);
         // What libvirt said of this id does not hold for the next process that has it.
         let mut uuids = self.forget_told(pid);
         uuids.extend(known.process.uuid);

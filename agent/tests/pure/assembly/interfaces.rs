@@ -151,3 +151,39 @@ fn an_interface_that_is_plugged_in_has_the_process_scanned_again() {
     let mut outputs = std::iter::from_fn(|| host.core.poll_output());
     assert!(outputs.any(|output| matches!(output, Output::Rescan(1))));
 }
+
+#[test]
+fn a_tap_that_several_processes_hold_is_that_of_root_or_a_domain_or_of_none() {
+    let holder = |pid, user| {
+        let devices = Devices { nics: vec![nic(1, "vnet3")], ..Devices::default() };
+        let taps = held(&["vnet3"]);
+        VmProcess { devices, taps, user, uuid: None, ..process(pid) }
+    };
+    let found = |host: &mut Host, process| host.fact(Fact::Process(Arc::new(process)));
+    let numbers = |host: &Host| -> Vec<(Option<u32>, IfIndex)> {
+        host.view.vms.iter().map(|vm| (vm.pid, vm.nics[0].if_index)).collect()
+    };
+    let unclear = IfIndex::Absent(
+        "another VM's process holds a tap of this name, too; which of them is the host's cannot be told",
+    );
+    let mut host = Host::with(&[], SavedIndexes::default());
+    host.fact(Fact::HostNic("vnet3".to_owned(), Some(TAP)));
+    found(&mut host, holder(1, Some(1000)));
+    assert_eq!(numbers(&host), [(Some(1), IfIndex::Is(7))]);
+    found(&mut host, holder(2, Some(1001)));
+    assert_eq!(numbers(&host), [(Some(1), unclear), (Some(2), unclear)]);
+    // The second turns out to be that of a domain.
+    found(&mut host, holder(2, None));
+    assert_eq!(numbers(&host), [(Some(1), unclear), (Some(2), IfIndex::Is(7))]);
+    // The first gives its tap away.
+    found(&mut host, VmProcess { taps: held(&[]), ..holder(1, Some(1000)) });
+    found(&mut host, holder(3, None));
+    let several =
+        IfIndex::Absent("several processes of root or of domains hold a tap of this name");
+    assert_eq!(numbers(&host)[1..], [(Some(2), several), (Some(3), several)]);
+    host.end(3);
+    assert_eq!(numbers(&host)[1..], [(Some(2), IfIndex::Is(7))]);
+    // In a network namespace of its own it holds none of the host's.
+    found(&mut host, VmProcess { taps: Taps::Elsewhere, ..holder(1, Some(1000)) });
+    assert_eq!(numbers(&host)[1..], [(Some(2), IfIndex::Is(7))]);
+}
