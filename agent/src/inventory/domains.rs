@@ -128,7 +128,13 @@ impl Core {
         now: Now,
     ) {
         for domain in domains.values().flatten() {
-            self.claim(source, domain, false);
+            let identity = self.claim(source, domain, false);
+            if let Some(announced) =
+                self.vms.get_mut(&identity).and_then(|vm| vm.announced.as_mut())
+            {
+                // What root's libvirt reports is no user's, though its process may have been found first.
+                announced.user = domain.user;
+            }
         }
         for (uuid, event) in events {
             self.take_event(source, uuid, event, domains.contains_key(&uuid), now);
@@ -156,9 +162,8 @@ impl Core {
         vm.awaited = vm.awaited.map(|_| now.instant + LATE);
         vm.presence = Presence::NeverSeen;
         self.dirty.insert(identity);
-        if let Some(announced) = &mut vm.announced {
-            // What libvirt reports is no user's, though its process may have been found first.
-            announced.user = None;
+        if let (Some(announced), Some((_, domain))) = (&mut vm.announced, &vm.domain) {
+            announced.user = domain.user;
         }
         let ChangeEvent::State(state) = event else {
             vm.note_deleted(&mut self.changes);

@@ -196,6 +196,8 @@ pub struct Domain {
     pub process: DomainProcess,
     /// The control group of its process, if there are such groups; `None` = it does not run, or its driver makes none.
     pub machine: Option<Machine>,
+    /// The user whose libvirt it is, as that of a session; `None` = it is root's.
+    pub user: Option<u32>,
     /// Number of plugged-in vCPUs; `None` = not known.
     pub cpus: Option<u32>,
     /// Maximum number of vCPUs; `None` = not known.

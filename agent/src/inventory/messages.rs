@@ -141,7 +141,7 @@ pub enum Output {
     Rescan(u32),
     /// What these paths of disks mean to a process is to be found out: all that libvirt has for its domain.
     ResolvePaths(u32, Arc<[String]>),
-    /// A process, which started at these clock ticks since boot, is that of a domain, as libvirt's own files tell.
+    /// A process, which started at these clock ticks since boot, is that of a domain of root's libvirt, as its files tell.
     Entrust(u32, u64),
     /// libvirt is to describe a domain again: it does I/O on a file that is not known.
     Describe(SourceId, VmUuid),

@@ -123,15 +123,19 @@ impl Core {
         counted.map_or(CountedBy::Pending, |(_, counted)| counted.clone())
     }
 
-    /// The user of a VM's process; `None` = root, or libvirt. Tells the source of processes that a process is libvirt's.
+    /// The user who can have a VM change at will: that of its libvirt, or without a domain that of its process; `None` = root.
+    /// Tells the source of processes that a process is that of a domain of root's libvirt.
     pub(super) fn user_of(&mut self, vm: &VmState) -> Option<u32> {
-        let process = &self.processes.get(&vm.pid?)?.process;
-        let user = process.user?;
-        let told = vm.domain.as_ref().map(|(_, domain)| domain.process);
-        if told == Some(DomainProcess::Pid(process.pid)) {
+        let process = vm.pid.and_then(|pid| self.processes.get(&pid)).map(|known| &known.process);
+        let Some((_, domain)) = &vm.domain else { return process?.user };
+        if let Some(process) = process
+            && domain.user.is_none()
+            && process.user.is_some()
+            && domain.process == DomainProcess::Pid(process.pid)
+        {
             self.outputs.push_back(Output::Entrust(process.pid, process.start_ticks));
         }
-        Some(user)
+        domain.user
     }
 
     /// Has the source of processes find out what libvirt's paths mean to the domain's process.

@@ -156,7 +156,7 @@ impl VmState {
     }
 
     /// Announces what the row shows, or that it is gone. `is_old`: the VM was like this before the agent knew it, which
-    /// is no change. `user`: the user of its process.
+    /// is no change. `user`: the user who can have it change at will; `None` = root.
     pub(super) fn announce_row(
         &mut self,
         is_old: bool,
@@ -183,7 +183,7 @@ impl VmState {
             name: row.name.clone(),
             uuid: row.uuid,
             persistence: row.persistence,
-            user: user.filter(|_| self.domain.is_none()),
+            user,
             state: if is_old && self.awaited.is_none() { row.oper_state } else { known },
         };
         let found = self.awaited.is_none().then_some(row.oper_state);

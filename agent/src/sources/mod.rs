@@ -50,7 +50,8 @@ pub enum Command {
     Rescan(u32),
     /// Find out what these paths of disks mean to this process, besides those on its command line.
     ResolvePaths(u32, Arc<[String]>),
-    /// This process, which started at these clock ticks since boot, is the one of a libvirt domain, as libvirt's own files tell.
+    /// This process, which started at these clock ticks since boot, is that of a domain of root's libvirt, as files tell that only
+    /// root can write.
     Entrust(u32, u64),
     /// The fence with this number has come back: readers see all facts before it.
     Reached(u64),

@@ -103,6 +103,7 @@ pub(super) fn describe(
     Ok(Domain {
         process: files.process(&name, is_active),
         machine: files.machine(handle.id()),
+        user: files.user(),
         uuid,
         name,
         os_type: parsed.os,

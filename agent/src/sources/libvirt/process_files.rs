@@ -41,6 +41,8 @@ pub(super) struct ProcessFiles {
     driver: String,
     /// The state directory; `None` = the driver has none that is known here.
     dir: Option<PathBuf>,
+    /// The daemon's socket, where the URI names it.
+    socket: Option<PathBuf>,
     /// The domains are those of the system's own daemon; another one numbers its domains, too.
     is_system: bool,
 }
@@ -55,7 +57,8 @@ impl ProcessFiles {
             Some(runtime.or_else(cache)?.join("libvirt"))
         };
         let driver = address.driver;
-        let of_socket = || Some(Path::new(address.parameter("socket")?).parent()?.to_owned());
+        let socket = address.parameter("socket").map(PathBuf::from);
+        let of_socket = || Some(socket.as_ref()?.parent()?.to_owned());
         let dir = match (driver, address.path) {
             ("qemu" | "ch", _) if !address.is_local() => None,
             ("qemu" | "ch", "/system") => {
@@ -69,10 +72,22 @@ impl ProcessFiles {
             }
             _ => None,
         };
-        let is_system = address.is_local()
-            && address.path == "/system"
-            && address.parameter("socket").is_none();
-        Self { driver: driver.to_owned(), dir, is_system }
+        let is_system = address.is_local() && address.path == "/system" && socket.is_none();
+        let socket = socket.filter(|_| address.is_local());
+        Self { driver: driver.to_owned(), dir, socket, is_system }
+    }
+
+    /// The user whose daemon the connection leads to, and who can have it report anything; `None` = root, or the daemon runs on
+    /// another host. Asks the filesystems of the socket and the state directory.
+    pub(super) fn user(&self) -> Option<u32> {
+        let places = self.socket.iter().chain(&self.dir).filter(|_| !self.is_system);
+        let mut owners = places.filter_map(|path| rustix::fs::stat(path).ok()).peekable();
+        if owners.peek().is_none() && (self.socket.is_some() || self.dir.is_some()) {
+            // The session of the agent's own user, which has not run a domain yet.
+            let own = rustix::process::geteuid().as_raw();
+            return Some(own).filter(|user| *user != 0 && !self.is_system);
+        }
+        owners.map(|stat| stat.st_uid).find(|user| *user != 0)
     }
 
     /// The driver's state directory, if it is known.
@@ -349,6 +364,33 @@ mod tests {
         assert_eq!(status("web", "00000000-6c1c-4a3b-9d0e-0123456789ab"), None);
         assert_eq!(status("../web", uuid), None);
         assert_eq!(status("db", uuid), None);
+    }
+
+    #[test]
+    fn a_daemon_is_that_of_the_owner_of_its_socket_and_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let own = Some(rustix::process::geteuid().as_raw()).filter(|user| *user != 0);
+        let files = |kind: &str, socket: &Path| {
+            ProcessFiles::of(&format!("qemu+unix:///{kind}?socket={}", socket.display()))
+        };
+        let socket = root.path().join("virtqemud-sock");
+        fs::write(&socket, "").unwrap();
+        assert_eq!(files("system", &socket).user(), own);
+        fs::create_dir(root.path().join("qemu")).unwrap();
+        assert_eq!(files("session", &socket).user(), own);
+        if own.is_none() {
+            let give = |path: &Path| std::os::unix::fs::chown(path, Some(1000), None).unwrap();
+            give(&root.path().join("qemu"));
+            assert_eq!(files("system", &socket).user(), Some(1000), "others write its files");
+            fs::remove_dir(root.path().join("qemu")).unwrap();
+            give(&socket);
+            assert_eq!(files("session", &socket).user(), Some(1000));
+        }
+        for of_root in
+            ["qemu:///system", "qemu+ssh://host/system", "test:///default", "xen:///system"]
+        {
+            assert_eq!(ProcessFiles::of(of_root).user(), None, "{of_root}");
+        }
     }
 
     #[test]

@@ -338,6 +338,7 @@ fn domain(found: Snapshot) -> Option<Domain> {
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,
         process: DomainProcess::Untold,
+        user: None,
         machine: None,
         cpus: Some(1),
         max_cpus: Some(1),

@@ -115,7 +115,7 @@ pub(super) struct TrackedProcess {
     ending: bool,
     /// Whether the log has a warning that a thread has no record.
     has_warned: bool,
-    /// Whether it is the process of a domain, as libvirt's own files tell.
+    /// Whether it is the process of a domain, as the files of root's libvirt tell.
     is_domain: bool,
     /// Headers of its images.
     headers: Vec<ImageHeader>,

@@ -317,3 +317,19 @@ fn what_changes_of_a_users_vm_has_the_user_and_a_domains_has_none() {
     put(&mut host, process(6));
     assert!(!host.others.iter().any(|output| matches!(output, Output::Entrust(..))));
 }
+
+#[test]
+fn what_a_users_own_libvirt_reports_is_the_users() {
+    let of_session = || Domain { user: Some(9), ..domain_of(DomainProcess::Pid(6)) };
+    let mut host = Host::new();
+    put(&mut host, VmProcess { user: Some(9), ..process(6) });
+    started(&mut host, of_session());
+    host.settle();
+    found(&mut host, Domain { user: Some(9), ..domain_of(DomainProcess::None) });
+    host.settle();
+    host.end(6);
+    host.settle();
+    assert!(!host.others.iter().any(|output| matches!(output, Output::Entrust(..))));
+    assert!(host.users.len() > 1, "{:?}", host.changes);
+    assert!(host.users.iter().all(|user| *user == Some(9)), "{:?} {:?}", host.users, host.changes);
+}

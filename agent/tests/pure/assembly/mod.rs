@@ -178,6 +178,7 @@ fn domain(state: OperState) -> Domain {
         auto_start: AutoStart::Disabled,
         persistence: Persistence::Persistent,
         process: DomainProcess::Untold,
+        user: None,
         machine: None,
         cpus: Some(1),
         max_cpus: Some(1),

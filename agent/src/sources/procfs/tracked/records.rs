@@ -6,7 +6,7 @@ use super::TrackedProcesses;
 use crate::{counters::VmSlot, counting::Holder};
 
 impl TrackedProcesses {
-    /// Notes that a process is the one of a libvirt domain: no user's share limits it. Returns whether that is news; then it is
+    /// Notes that a process is that of a domain of root's libvirt: no user's share limits it. Returns whether that is news; then it is
     /// to be scanned.
     pub(in super::super) fn entrust(&mut self, pid: u32, start_ticks: u64) -> bool {
         let known = self.known.get_mut(&pid).filter(|known| known.vm.start_ticks == start_ticks);
