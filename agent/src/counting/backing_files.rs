@@ -81,6 +81,26 @@ impl<'a> BackingFiles<'a> {
         files
     }
 
+    /// Why `files` may not be all files of a disk; `None` = they are.
+    pub(super) fn gap(
+        &self,
+        files: &[BackingFile<'_>],
+        is_of_domain: bool,
+    ) -> Option<&'static str> {
+        let has = |images: &[FileIdentity]| {
+            // libvirt reports every image of its disks.
+            !is_of_domain && files.iter().any(|of| images.contains(&of.file.identity))
+        };
+        if has(&self.process.unreadable) {
+            return Some(
+                "the header of an image cannot be read, so the files below it are not known",
+            );
+        }
+        has(&self.process.unread).then_some(
+            "the header of an image has not been read yet, so the files below it are not known",
+        )
+    }
+
     /// Adds the backing files of `files` according to their headers, and overlays that were created since the VMM
     /// started.
     fn add_stacked(&self, files: &mut Vec<BackingFile<'a>>, is_used: impl Fn(&OpenFile) -> bool) {
@@ -129,5 +149,70 @@ pub(crate) fn identity_of(found: &Statx) -> Option<FileIdentity> {
             file: ImageKey::NO_FILE,
         }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::{DiskSize, StorageAccess, StorageMedia, StorageSource, Submission};
+
+    #[test]
+    fn a_disk_of_which_a_header_is_not_read_has_a_gap() {
+        let file = |number| OpenFile {
+            path: format!("/{number}"),
+            identity: FileIdentity { device: 1, file: number },
+            mount: 1,
+            device: 1,
+            is_direct: true,
+            is_writable: true,
+            has_write_lock: true,
+            has_iomap: true,
+            answers_from_memory: true,
+        };
+        let (top, base, other) = (file(1), file(2), file(3));
+        let mut process = VmProcess {
+            files: vec![top.clone(), base.clone(), other.clone()],
+            headers: vec![ImageHeader {
+                image: top.identity,
+                size: 1 << 30,
+                below: vec![base.identity],
+                raw: Vec::new(),
+            }],
+            ..VmProcess::default()
+        };
+        let disk = DomainDisk {
+            target: "d0".to_owned(),
+            source: StorageSource::Sparse,
+            format: "qcow2".to_owned(),
+            resource: "/1".to_owned(),
+            access: StorageAccess::ReadWrite,
+            media: StorageMedia::HardDisk,
+            bus: String::new(),
+            size: DiskSize::default(),
+            others: Vec::new(),
+            chain_is_in_image: true,
+            submission: Submission::Unknown,
+        };
+        process.paths.insert("/1".to_owned(), PathAnswer::Open(top.identity));
+        process.devices.disks.push(disk.clone());
+        let gap = |unread: &[&OpenFile], unreadable: &[&OpenFile], is_of_domain| {
+            let identities = |files: &[&OpenFile]| files.iter().map(|file| file.identity).collect();
+            let process = VmProcess {
+                unread: identities(unread),
+                unreadable: identities(unreadable),
+                ..process.clone()
+            };
+            let files = BackingFiles::new(&process);
+            let its = files.of_disk(&disk, is_of_domain, |_| true);
+            files.gap(&its, is_of_domain)
+        };
+        assert_eq!(gap(&[], &[], false), None);
+        assert_eq!(gap(&[&other], &[&other], false), None);
+        for image in [&top, &base] {
+            assert!(gap(&[image], &[], false).is_some_and(|why| why.contains("yet")));
+            assert!(gap(&[], &[image], false).is_some_and(|why| why.contains("cannot be read")));
+        }
+        assert_eq!(gap(&[&top], &[&top], true), None, "libvirt reports each image");
     }
 }

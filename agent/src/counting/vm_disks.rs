@@ -257,8 +257,11 @@ impl<'a> Round<'a> {
         if self.taken.iter().any(is_mixed) {
             return CountedBy::Uncounted(ClaimError::Mixed.to_string());
         }
-        let (mut first, mut failure, mut slots) = (None, None, Vec::new());
-        for BackingFile { file, is_certain } in self.files_of(planned) {
+        let (mut first, mut slots) = (None, Vec::new());
+        let files = self.files_of(planned);
+        // They are counted nevertheless, so that no request is missed once all are known.
+        let mut failure = self.files.gap(&files, plan.is_of_domain).map(str::to_owned);
+        for BackingFile { file, is_certain } in files {
             match self.count_file(file, planned) {
                 Err(_) if !is_certain => {}
                 Ok((method, records)) => {

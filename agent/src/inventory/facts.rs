@@ -45,6 +45,10 @@ pub struct VmProcess {
     pub paths: BTreeMap<String, PathAnswer>,
     /// The headers of images among `files`.
     pub headers: Vec<ImageHeader>,
+    /// Images that belong to backing chains which only headers tell, and whose headers have not been read yet.
+    pub unread: Vec<FileIdentity>,
+    /// Those whose headers cannot be read.
+    pub unreadable: Vec<FileIdentity>,
     /// Whether it has an io_uring ring.
     pub has_io_uring: bool,
     /// Whether it is another VMM than QEMU and has a context of io_submit(2): any of its requests may go by that.

@@ -1,10 +1,11 @@
 //! Reads the headers of the images that a process has open: virtual size, backing file, data file. Only the headers know a
 //! backing chain that no option names.
 //!
-//! Reading may block (NFS), so each process is scanned on a detached thread of its own.
+//! Reading may block (NFS), so the files of a process that are on one storage are read on a detached thread of their own: a storage that
+//! hangs delays nothing of another, of the same process or of others.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs::File,
     io,
     os::{fd::OwnedFd, unix::fs::FileExt as _},
@@ -20,6 +21,8 @@ use super::{
     descriptors::Descriptors,
     disk_paths::{DiskPaths, last_of},
     files::{self, OpenFiles},
+    header_scans::Batch,
+    header_slots::{Slots, Storage},
     options::Fields,
     process::Process,
     qcow2::{HEADER_LEN, Header},
@@ -29,13 +32,7 @@ use crate::{
     sources::storage_location::{LOCAL, split_scheme},
 };
 
-/// Most scans that run at the same time: in all, with files of one filesystem, and with block devices of one driver. Further ones
-/// wait until one ends. A storage that hangs does not keep those of others waiting.
-const MAX_SCANS: usize = 32;
-const MAX_OF_FILESYSTEM: usize = 4;
-const MAX_OF_DRIVER: usize = 8;
-
-/// Most images of a process that are scanned.
+/// Most images that one scan reads.
 const MAX_IMAGES: usize = 1024;
 
 /// The result of a scan.
@@ -44,7 +41,15 @@ pub(super) struct HeaderReport {
     pub(super) pid: u32,
     /// Start time of the process, which tells it from a later one with the same id.
     pub(super) start_ticks: u64,
+    /// The storage of all files that were read.
+    pub(super) storage: Storage,
     pub(super) headers: Vec<ImageHeader>,
+    /// Images that were read, with or without a header, or that are not open any more.
+    pub(super) read: HashSet<FileIdentity>,
+    /// Images that could not be read.
+    pub(super) failed: Vec<FileIdentity>,
+    /// Paths by which the headers name other images.
+    pub(super) names: Vec<(FileIdentity, String)>,
     /// Sizes of files whose filesystem may have asked its server for them.
     pub(super) sizes: Vec<(FileIdentity, DiskSize)>,
 }
@@ -55,124 +60,62 @@ pub(super) struct HeaderScanner {
     reports: Sender<HeaderReport>,
     /// Eventfd that is written to after a report was sent.
     wake: Arc<OwnedFd>,
-    running: Arc<Mutex<Running>>,
-}
-
-/// The scans that run.
-#[derive(Debug, Default)]
-struct Running {
-    scans: usize,
-    /// By storage.
-    of_storage: HashMap<Storage, usize>,
-}
-
-/// What may hang as one.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-enum Storage {
-    /// A filesystem, by its device number.
-    Filesystem(u32),
-    /// The block devices of a driver, by their major number.
-    Driver(u32),
-}
-
-impl Storage {
-    const fn of(file: FileIdentity) -> Self {
-        if file.is_block_device() {
-            Self::Driver(file.device >> 20)
-        } else {
-            Self::Filesystem(file.device)
-        }
-    }
-
-    const fn limit(self) -> usize {
-        match self {
-            Self::Filesystem(_) => MAX_OF_FILESYSTEM,
-            Self::Driver(_) => MAX_OF_DRIVER,
-        }
-    }
-}
-
-impl Running {
-    /// Begins a scan of files of these storages. Returns whether it may run now.
-    fn begin(&mut self, storages: &BTreeSet<Storage>) -> bool {
-        let is_free =
-            |of: &Storage| self.of_storage.get(of).is_none_or(|scans| *scans < of.limit());
-        if self.scans >= MAX_SCANS || !storages.iter().all(is_free) {
-            return false;
-        }
-        self.scans += 1;
-        for storage in storages {
-            *self.of_storage.entry(*storage).or_default() += 1;
-        }
-        true
-    }
-
-    fn end(&mut self, storages: &BTreeSet<Storage>) {
-        self.scans = self.scans.saturating_sub(1);
-        for storage in storages {
-            if let Some(scans) = self.of_storage.get_mut(storage) {
-                *scans = scans.saturating_sub(1);
-            }
-        }
-        self.of_storage.retain(|_, scans| *scans > 0);
-    }
+    slots: Arc<Mutex<Slots>>,
 }
 
 impl HeaderScanner {
     pub(super) fn new(wake: OwnedFd) -> (Self, Receiver<HeaderReport>) {
         let (reports, receiver) = crossbeam_channel::unbounded();
-        (Self { reports, wake: Arc::new(wake), running: Arc::default() }, receiver)
+        (Self { reports, wake: Arc::new(wake), slots: Arc::default() }, receiver)
     }
 
-    /// Starts a scan of a process. Returns whether it is to be called again later, because too many are
-    /// running.
+    /// Starts a scan. Returns whether it is to be called again later, because too many are running.
     pub(super) fn start_scan(&self, target: ScanTarget) -> bool {
-        let storages: BTreeSet<Storage> = target.files.iter().copied().map(Storage::of).collect();
-        if !lock(&self.running).begin(&storages) {
+        let ScanTarget { pid, storage, user, .. } = target;
+        if !lock(&self.slots).begin(storage, user) {
             return true;
         }
-        let (reports, wake) = (self.reports.clone(), Arc::clone(&self.wake));
-        let (running, of_scan) = (Arc::clone(&self.running), storages.clone());
-        let ScanTarget { pid, start_ticks, .. } = target;
+        let (reports, wake, slots) =
+            (self.reports.clone(), Arc::clone(&self.wake), Arc::clone(&self.slots));
         let scan = move || {
             let report = target.scan().unwrap_or_else(|error| {
                 warn!(pid, "Cannot read the headers of a VM's images: {error}");
-                HeaderReport { pid, start_ticks, headers: Vec::new(), sizes: Vec::new() }
+                target.failed()
             });
-            lock(&running).end(&of_scan);
+            lock(&slots).end(storage, user);
             if reports.send(report).is_ok() {
                 // Fails only if the counter is at its maximum, and then the eventfd is readable already.
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
         };
         if let Err(error) = thread::Builder::new().name("headers".to_owned()).spawn(scan) {
-            lock(&self.running).end(&storages);
+            lock(&self.slots).end(storage, user);
             warn!(pid, "Cannot start a thread to read the headers of a VM's images: {error}");
+            return true;
         }
         false
     }
 }
 
-fn lock(running: &Mutex<Running>) -> MutexGuard<'_, Running> {
-    running.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(slots: &Mutex<Slots>) -> MutexGuard<'_, Slots> {
+    slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A process whose images are to be scanned.
+/// Files of a process that are on one storage and are to be scanned.
 #[derive(Debug)]
 pub(super) struct ScanTarget {
     pub(super) proc_root: PathBuf,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
-    /// The files that it has open.
-    pub(super) files: Vec<FileIdentity>,
+    /// The user on whose share of the scans it counts; `None` = the process is root's, or that of a domain of root's libvirt.
+    pub(super) user: Option<u32>,
+    pub(super) storage: Storage,
+    pub(super) batch: Batch,
     /// Files declared raw. Their guest controls what stands in the place of a header.
     pub(super) raw: Vec<FileIdentity>,
     /// Images by the paths of disks. The name of a backing file starts from the directory in the path, not from that of
     /// the file to which a link leads.
     pub(super) names: Vec<(FileIdentity, String)>,
-    /// Whether some disk is declared raw and it is not known which file it is. Then only images of disks, and what is below
-    /// them, are read.
-    pub(super) is_raw_unclear: bool,
 }
 
 /// The images of a process, while they are scanned.
@@ -182,10 +125,12 @@ struct Images<'a> {
     paths: DiskPaths<'a>,
     /// Paths by which each image is named.
     names: HashMap<FileIdentity, Vec<String>>,
+    /// Those that headers name.
+    found: Vec<(FileIdentity, String)>,
 }
 
 impl ScanTarget {
-    /// The headers of the images that the process has open, each read through the process's own descriptor.
+    /// Reads each image through the process's own descriptor, and those below that are on the same storage.
     fn scan(&self) -> io::Result<HeaderReport> {
         let process = Process::hold(&self.proc_root, self.pid)?;
         if process.stat()?.start_ticks != self.start_ticks {
@@ -200,56 +145,80 @@ impl ScanTarget {
             open: &open,
             paths: DiskPaths::new(&process, &open),
             names: HashMap::new(),
+            found: Vec::new(),
         };
-        let mut queue = VecDeque::new();
         for (image, name) in &self.names {
             images.names.entry(*image).or_default().push(name.clone());
-            queue.push_back(*image);
         }
-        if !self.is_raw_unclear {
-            queue.extend(open.files.iter().map(|file| file.identity));
-        }
-        let (mut seen, mut headers) = (HashSet::new(), Vec::new());
+        let mut queue: VecDeque<_> = self.batch.images.iter().copied().collect();
+        let mut report = HeaderReport { failed: Vec::new(), ..self.failed() };
         while let Some(image) = queue.pop_front() {
-            if self.raw.contains(&image) || seen.len() >= MAX_IMAGES || !seen.insert(image) {
+            let is_known = report.read.contains(&image) || report.failed.contains(&image);
+            if is_known || self.raw.contains(&image) || Storage::of(image) != self.storage {
                 continue;
             }
-            let header = images.header(image).unwrap_or_else(|error| {
-                // Closed meanwhile, or not readable by the agent.
-                debug!(pid = self.pid, ?image, "header not read: {error}");
-                None
-            });
-            if let Some(header) = header {
-                for below in header.below.iter().filter(|below| !header.raw.contains(below)) {
-                    queue.push_front(*below);
+            if report.read.len() + report.failed.len() >= MAX_IMAGES {
+                report.failed.push(image);
+                break;
+            }
+            match images.header(image) {
+                Ok(header) => {
+                    report.read.insert(image);
+                    let below = header.iter().flat_map(|of| {
+                        of.below.iter().filter(|below| !of.raw.contains(below)).copied()
+                    });
+                    below.for_each(|below| queue.push_front(below));
+                    report.headers.extend(header);
                 }
-                headers.push(header);
+                Err(error) => {
+                    debug!(pid = self.pid, ?image, "header not read: {error}");
+                    report.failed.push(image);
+                }
             }
         }
-        Ok(HeaderReport {
+        report.failed.extend(queue.into_iter().filter(|image| !report.read.contains(image)));
+        report.names = images.found;
+        report.sizes = sizes(&process, &open, &self.batch.sizes);
+        Ok(report)
+    }
+
+    /// The report if nothing can be read.
+    fn failed(&self) -> HeaderReport {
+        HeaderReport {
             pid: self.pid,
             start_ticks: self.start_ticks,
-            headers,
-            sizes: sizes(&process, &open),
-        })
+            storage: self.storage,
+            headers: Vec::new(),
+            read: HashSet::new(),
+            failed: self.batch.images.clone(),
+            names: Vec::new(),
+            sizes: Vec::new(),
+        }
     }
 }
 
 /// The sizes of files whose filesystem may ask its server for them.
-fn sizes(process: &Process, open: &OpenFiles) -> Vec<(FileIdentity, DiskSize)> {
-    let slow = open.files.iter().filter(|file| !file.answers_from_memory);
-    slow.filter_map(|file| {
-        let fd = open.descriptors.get(&file.identity)?;
-        Some((file.identity, process.measure_descriptor(*fd).ok()??.size))
-    })
-    .collect()
+fn sizes(
+    process: &Process,
+    open: &OpenFiles,
+    files: &[FileIdentity],
+) -> Vec<(FileIdentity, DiskSize)> {
+    let measured = files.iter().filter_map(|file| {
+        let fd = open.descriptors.get(file)?;
+        Some((*file, process.measure_descriptor(*fd).ok()??.size))
+    });
+    measured.collect()
 }
 
 impl Images<'_> {
-    /// The header of an image, if it has one; backing and data files are looked up among the open files.
+    /// The header of an image, if it is open and has one; backing and data files are looked up among the open files.
     fn header(&mut self, image: FileIdentity) -> io::Result<Option<ImageHeader>> {
         let Some(fd) = self.open.descriptors.get(&image) else { return Ok(None) };
-        let file = self.process.open_descriptor(*fd, image)?;
+        let file = match self.process.open_descriptor(*fd, image) {
+            // Closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
         let mut bytes = [0; HEADER_LEN];
         let len = read_up_to(&file, &mut bytes)?;
         let Some(header) = Header::parse(&bytes[..len]) else { return Ok(None) };
@@ -283,6 +252,7 @@ impl Images<'_> {
         for above in above {
             let path = beside(&above, &name);
             if let Some(found) = self.paths.find(&path)? {
+                self.found.push((found, path.clone()));
                 self.names.entry(found).or_default().push(path);
                 return Ok(Some(found));
             }
@@ -343,25 +313,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn a_storage_that_hangs_keeps_no_other_waiting() {
-        let file = |device| FileIdentity { device, file: 7 };
-        let disk = |device| FileIdentity { device, file: kvmeter_common::ImageKey::NO_FILE };
-        let on = |files: &[FileIdentity]| files.iter().copied().map(Storage::of).collect();
-        let (server, local, mapped) = (on(&[file(1)]), on(&[file(2)]), on(&[disk(253 << 20 | 1)]));
-        let mut running = Running::default();
-        let hanging = std::iter::repeat_with(|| running.begin(&server)).take_while(|may| *may);
-        assert_eq!(hanging.count(), MAX_OF_FILESYSTEM);
-        assert!(!running.begin(&on(&[file(2), file(1)])), "one of its files is there");
-        let disks = std::iter::repeat_with(|| running.begin(&mapped)).take_while(|may| *may);
-        assert_eq!(disks.count(), MAX_OF_DRIVER);
-        assert!(running.begin(&local) && running.begin(&on(&[])));
-        running.end(&server);
-        assert!(running.begin(&server) && !running.begin(&server));
-        let others = (10..).take_while(|device| running.begin(&on(&[file(*device)]))).count();
-        assert_eq!(others + MAX_OF_FILESYSTEM + MAX_OF_DRIVER + 2, MAX_SCANS);
-    }
 
     #[test]
     fn names_as_qemu_reads_them() {

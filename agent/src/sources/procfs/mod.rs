@@ -8,7 +8,8 @@
 //! From the bottom up: [`process`] reads procfs; [`mounts`] and [`path_walk`] follow paths as the process would, for
 //! [`named_file`], which reads a small file with the rights that the process has ([`credentials`]), and [`disk_paths`], which finds the open file ([`files`]) of each disk;
 //! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
-//! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images; [`plugged`] finds disks
+//! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images,
+//! [`header_scans`] decides which and [`header_slots`] how many at once; [`plugged`] finds disks
 //! that no option names; [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run;
 //! [`schedule`] decides when a process is scanned, [`shares`] how much that may cost; [`pace`], [`poller`] and [`uevent`] wait for
 //! events; [`worker`] is the thread that does all this; [`warnings`] keeps the log short.
@@ -20,6 +21,8 @@ mod descriptors;
 mod devices;
 mod disk_paths;
 mod files;
+mod header_scans;
+mod header_slots;
 mod image_headers;
 mod machine;
 mod memory_estimate;

@@ -63,7 +63,7 @@ pub(super) struct Plugged {
     files: Vec<(FileIdentity, bool)>,
     /// When these changed.
     changed: Option<Instant>,
-    /// When the last scan of headers began.
+    /// Since when all headers have been read.
     headers_from: Option<Instant>,
 }
 
@@ -73,8 +73,8 @@ pub(super) enum Needs {
     Nothing,
     /// Another scan of the process, later.
     Time,
-    /// A scan of the headers now.
-    Headers,
+    /// A scan of the headers that begins now, unless one that began after this time tells.
+    Headers(Instant),
 }
 
 impl Plugged {
@@ -83,9 +83,9 @@ impl Plugged {
         Arc::clone(&self.disks)
     }
 
-    /// A scan of the headers begins.
-    pub(super) const fn note_header_scan(&mut self, now: Instant) {
-        self.headers_from = Some(now);
+    /// All headers have been read since `from`.
+    pub(super) const fn note_headers(&mut self, from: Instant) {
+        self.headers_from = Some(from);
     }
 
     /// Takes in what a scan has found.
@@ -109,7 +109,7 @@ impl Plugged {
             needs = needs.max(match file.has_write_lock {
                 _ if self.disks.iter().any(|disk| disk.image == file.identity) => Needs::Nothing,
                 true if is_decided => Needs::Nothing,
-                true if age >= WRITTEN => Needs::Headers,
+                true if age >= WRITTEN => Needs::Headers(decisive),
                 false if age >= UNUSED => Needs::Nothing,
                 _ => Needs::Time,
             });
@@ -241,8 +241,8 @@ mod tests {
         let first = plugged.see(vm, *now);
         *now += WRITTEN;
         let then = plugged.see(vm, *now);
-        if then == Needs::Headers {
-            plugged.note_header_scan(*now);
+        if matches!(then, Needs::Headers(_)) {
+            plugged.note_headers(*now);
             plugged.decide(vm, headers);
             *now += Duration::from_millis(1);
             assert_eq!(plugged.see(vm, *now), Needs::Nothing);
@@ -277,7 +277,7 @@ mod tests {
         let vm = vm(&[base, pool, log, volume]);
         let (mut plugged, mut now) = (Plugged::default(), Instant::now());
         let needs = seen(&mut plugged, &vm, &[], &mut now);
-        assert_eq!(needs, [Needs::Time, Needs::Headers]);
+        assert!(matches!(needs, [Needs::Time, Needs::Headers(_)]), "{needs:?}");
         assert_eq!(names(&plugged), ["vm-1.raw", "dm-5"]);
         let sources: Vec<_> =
             plugged.disks().iter().map(|of| (of.disk.source, of.disk.format.clone())).collect();
@@ -298,7 +298,7 @@ mod tests {
         let headers = [header(top, &[overlay]), header(overlay, &[base]), header(base, &[below])];
         let (mut plugged, mut now) = (Plugged::default(), Instant::now());
         let needs = seen(&mut plugged, &vm(&files), &headers, &mut now);
-        assert_eq!((needs[1], names(&plugged).len()), (Needs::Headers, 0));
+        assert!(matches!(needs[1], Needs::Headers(_)) && names(&plugged).is_empty(), "{needs:?}");
         // The disk's own image was closed after a commit into an image that no header refers to.
         let files = [base.clone(), top.clone()];
         seen(&mut plugged, &vm(&files), &headers[..0], &mut now);
@@ -316,9 +316,9 @@ mod tests {
         later.see(&unused, now);
         assert_eq!(later.see(&unused, now + UNUSED), Needs::Nothing);
         // Headers that were read before say nothing.
-        plugged.note_header_scan(now);
+        plugged.note_headers(now);
         now += Duration::from_millis(100);
-        assert_eq!(plugged.see(&used, now), Needs::Headers);
+        assert_eq!(plugged.see(&used, now), Needs::Headers(now));
         seen(&mut plugged, &used, &[], &mut now);
         assert_eq!(names(&plugged), ["zd16"]);
     }

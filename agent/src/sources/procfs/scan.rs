@@ -207,6 +207,8 @@ fn scan(
         files: open.files,
         paths,
         headers: Vec::new(),
+        unread: Vec::new(),
+        unreadable: Vec::new(),
         has_io_uring: descriptors.has_io_uring,
         // QEMU makes such a context for disks whose configuration says so.
         has_aio: !is_qemu && has_aio_context(maps.text()?),

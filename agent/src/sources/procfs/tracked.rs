@@ -26,6 +26,7 @@ use self::{
 use super::{
     SharedTracker,
     command_line::Description,
+    header_scans::HeaderScans,
     image_headers::HeaderScanner,
     pauses::Pauses,
     plugged::Plugged,
@@ -40,16 +41,11 @@ use super::{
 };
 use crate::{
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot, since_boot_ns},
-    inventory::{
-        DiskSize, Fact, Fence, FileIdentity, ImageHeader, Vcpu, VmProcess, retry::Backoff,
-    },
+    inventory::{Fact, Fence, Vcpu, VmProcess},
 };
 
 /// Age from which the description of a VM is final: its VMM has allocated the memory by then.
 const SETTLED: Duration = Duration::from_secs(1);
-
-/// First retry delay for reading image headers.
-const FIRST_RETRY: Duration = Duration::from_millis(20);
 
 /// The VM processes of this host.
 pub(super) struct TrackedProcesses {
@@ -117,20 +113,12 @@ pub(super) struct TrackedProcess {
     has_warned: bool,
     /// Whether it is the process of a domain, as the files of root's libvirt tell.
     is_domain: bool,
-    /// Headers of its images.
-    headers: Vec<ImageHeader>,
-    /// Sizes of its files that are not in the kernel's memory.
-    sizes: Vec<(FileIdentity, DiskSize)>,
+    /// What is known of its images.
+    images: HeaderScans,
     /// The disks that no option names.
     plugged: Plugged,
     /// The paths that libvirt has for its disks.
     domain_paths: Arc<[String]>,
-    /// Open files at the last header scan.
-    scanned: Vec<FileIdentity>,
-    /// Whether a header scan is running.
-    is_scanning: bool,
-    /// Retries of the header scan with the same open files, while an image is unassigned.
-    backoff: Backoff,
     /// Readable once it has ended.
     pidfd: OwnedFd,
 }
@@ -424,13 +412,9 @@ impl TrackedProcesses {
                 ending: false,
                 has_warned: false,
                 is_domain: false,
-                headers: Vec::new(),
-                sizes: Vec::new(),
+                images: HeaderScans::default(),
                 plugged: Plugged::default(),
                 domain_paths: Arc::default(),
-                scanned: Vec::new(),
-                is_scanning: false,
-                backoff: Backoff::new(FIRST_RETRY, Instant::now()),
                 pidfd,
             };
             self.known.insert(pid, tracked);
@@ -461,8 +445,7 @@ impl TrackedProcesses {
         let is_other_sight = std::mem::replace(&mut known.sight, sight) != sight;
         let is_watched_anew = is_other_sight || known.vm.vcpus != vm.vcpus;
         vm.starts_stopped &= sight == Sight::Runs && !known.has_run;
-        vm.note_sizes(&known.sizes);
-        vm.note_headers(&known.headers);
+        known.images.complete(&mut vm);
         if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap))
             && self.lines.allows(vm.user)
         {

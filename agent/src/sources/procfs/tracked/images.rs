@@ -8,14 +8,15 @@ use std::{
 use super::{
     super::{
         command_line::Vmm,
+        header_scans::Again,
         image_headers::{HeaderReport, ScanTarget},
         plugged::Needs,
     },
-    FIRST_RETRY, TrackedProcesses,
+    TrackedProcesses,
 };
 use crate::{
     counters::{ImageRecordInfo, VmSlot},
-    inventory::{DomainDisk, VmProcess, retry::Backoff},
+    inventory::{DomainDisk, VmProcess},
 };
 
 /// Grace period after which the record of a closed, unassigned image is freed.
@@ -74,42 +75,32 @@ impl TrackedProcesses {
             let file = vm.file_at(&disk.resource);
             disk.chain_is_in_image || file.is_some_and(|file| !file.answers_from_memory)
         };
-        let waits = plugged == Needs::Time;
-        let is_wanted = is_unassigned || plugged == Needs::Headers;
-        if !is_wanted && !vm.devices.disks.iter().any(needs_thread) {
-            return waits;
-        }
-        let files: Vec<_> = vm.files.iter().map(|file| file.identity).collect();
-        // At most one header scan of a process at a time.
-        if known.is_scanning {
-            return waits;
-        }
-        if known.scanned != files || plugged == Needs::Headers {
-            known.backoff = Backoff::new(FIRST_RETRY, now);
-        } else if !is_unassigned {
-            return waits;
-        }
-        match known.backoff.due() {
-            None => return waits,
-            // The VMM creates an image first, and writes the backing file into its header later.
-            Some(due) if due > now => return true,
-            Some(_) => {}
-        }
-        let target = ScanTarget {
-            proc_root: self.roots.proc.clone(),
-            pid: vm.pid,
-            start_ticks: vm.start_ticks,
-            files: files.clone(),
-            raw: vm.raw_files().collect(),
-            names: vm.image_names(),
-            is_raw_unclear: vm.is_raw_unclear(),
+        let mut waits = plugged == Needs::Time;
+        let since = match plugged {
+            Needs::Headers(since) => Some(since),
+            Needs::Nothing | Needs::Time => None,
         };
-        if self.headers.start_scan(target) {
-            self.waiting.insert(vm.pid);
-        } else {
-            (known.scanned, known.is_scanning) = (files, true);
-            known.backoff.attempt(now);
-            known.plugged.note_header_scan(now);
+        if !is_unassigned && since.is_none() && !vm.devices.disks.iter().any(needs_thread) {
+            return waits;
+        }
+        let (due, is_moving) = known.images.due(vm, Again { is_unassigned, since }, now);
+        waits |= is_moving;
+        for (storage, batch) in due {
+            let target = ScanTarget {
+                proc_root: self.roots.proc.clone(),
+                pid: vm.pid,
+                start_ticks: vm.start_ticks,
+                user: vm.user,
+                storage,
+                batch: batch.clone(),
+                raw: vm.raw_files().collect(),
+                names: known.images.names(vm),
+            };
+            if self.headers.start_scan(target) {
+                self.waiting.insert(vm.pid);
+            } else {
+                known.images.began(storage, batch, now);
+            }
         }
         waits
     }
@@ -120,17 +111,13 @@ impl TrackedProcesses {
         if let Some(known) = self.known.get_mut(&report.pid)
             && known.vm.start_ticks == report.start_ticks
         {
-            // Keeps the known header of an open image that could not be read this time.
-            let files = &known.vm.files;
-            known.headers.retain(|old| {
-                files.iter().any(|file| file.identity == old.image)
-                    && report.headers.iter().all(|new| new.image != old.image)
-            });
-            known.headers.extend(report.headers);
-            known.sizes = report.sizes;
-            known.is_scanning = false;
-            known.plugged.decide(&known.vm, &known.headers);
-            to_scan.insert(report.pid);
+            let pid = report.pid;
+            known.images.take(report, &known.vm);
+            if let Some(from) = known.images.complete_from() {
+                known.plugged.note_headers(from);
+                known.plugged.decide(&known.vm, &known.images.headers);
+            }
+            to_scan.insert(pid);
         }
         to_scan
     }

@@ -1,0 +1,146 @@
+//! How many threads may read headers of images at the same time: in all, of one storage, and for one user. A storage that hangs keeps
+//! its readers, and none of those of others.
+
+use std::collections::HashMap;
+
+use crate::inventory::FileIdentity;
+
+/// Most scans that run at the same time: in all, with files of one filesystem, and with block devices of one driver. Further ones
+/// wait until one ends.
+const MAX_SCANS: usize = 32;
+const MAX_OF_FILESYSTEM: usize = 4;
+const MAX_OF_DRIVER: usize = 8;
+
+/// Most scans of processes that are neither root's nor domains of root's libvirt: a user can have images on file servers of the user's own,
+/// which hang at will.
+const MAX_OF_USERS: usize = 24;
+
+/// Scans of all users from which a user may not have another one. A user who has none is not affected by the others' yet.
+const MANY_OF_USERS: usize = 16;
+
+/// Most scans of one user.
+const MAX_OF_USER: usize = 8;
+
+/// What may hang as one.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) enum Storage {
+    /// A filesystem, by its device number.
+    Filesystem(u32),
+    /// The block devices of a driver, by their major number.
+    Driver(u32),
+}
+
+impl Storage {
+    pub(super) const fn of(file: FileIdentity) -> Self {
+        if file.is_block_device() {
+            Self::Driver(file.device >> 20)
+        } else {
+            Self::Filesystem(file.device)
+        }
+    }
+
+    const fn limit(self) -> usize {
+        match self {
+            Self::Filesystem(_) => MAX_OF_FILESYSTEM,
+            Self::Driver(_) => MAX_OF_DRIVER,
+        }
+    }
+}
+
+/// The scans that run. Each reads files of one storage.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    scans: usize,
+    of_users: usize,
+    of_storage: HashMap<Storage, usize>,
+    of_user: HashMap<u32, usize>,
+}
+
+impl Slots {
+    /// Begins a scan of files of this storage, for a process of `user`; `None` = the process is root's or a domain. Returns whether
+    /// it may run now.
+    pub(super) fn begin(&mut self, storage: Storage, user: Option<u32>) -> bool {
+        let of_storage = self.of_storage.get(&storage).copied().unwrap_or(0);
+        let has_share = user.is_none_or(|user| {
+            let own = self.of_user.get(&user).copied().unwrap_or(0);
+            let most = if self.of_users >= MANY_OF_USERS { 1 } else { MAX_OF_USER };
+            self.of_users < MAX_OF_USERS && own < most
+        });
+        if self.scans >= MAX_SCANS || of_storage >= storage.limit() || !has_share {
+            return false;
+        }
+        self.scans += 1;
+        *self.of_storage.entry(storage).or_default() += 1;
+        if let Some(user) = user {
+            self.of_users += 1;
+            *self.of_user.entry(user).or_default() += 1;
+        }
+        true
+    }
+
+    /// Ends a scan that was begun with the same.
+    pub(super) fn end(&mut self, storage: Storage, user: Option<u32>) {
+        self.scans = self.scans.saturating_sub(1);
+        if let Some(scans) = self.of_storage.get_mut(&storage) {
+            *scans = scans.saturating_sub(1);
+        }
+        self.of_storage.retain(|_, scans| *scans > 0);
+        let Some(user) = user else { return };
+        self.of_users = self.of_users.saturating_sub(1);
+        if let Some(scans) = self.of_user.get_mut(&user) {
+            *scans = scans.saturating_sub(1);
+        }
+        self.of_user.retain(|_, scans| *scans > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvmeter_common::ImageKey;
+
+    use super::*;
+
+    const fn file(device: u32) -> Storage {
+        Storage::of(FileIdentity { device, file: 7 })
+    }
+
+    /// Begins scans until one may not run. Returns their number.
+    fn fill(
+        slots: &mut Slots,
+        storages: impl IntoIterator<Item = Storage>,
+        user: Option<u32>,
+    ) -> usize {
+        storages.into_iter().take_while(|storage| slots.begin(*storage, user)).count()
+    }
+
+    #[test]
+    fn a_storage_that_hangs_keeps_no_other_waiting() {
+        let disk = Storage::of(FileIdentity { device: 253 << 20 | 1, file: ImageKey::NO_FILE });
+        let mut slots = Slots::default();
+        assert_eq!(fill(&mut slots, [file(1); 99], None), MAX_OF_FILESYSTEM);
+        assert_eq!(fill(&mut slots, [disk; 99], None), MAX_OF_DRIVER);
+        assert!(slots.begin(file(2), None) && slots.begin(file(3), Some(1000)));
+        slots.end(file(1), None);
+        assert!(slots.begin(file(1), None) && !slots.begin(file(1), None));
+        let others = fill(&mut slots, (10..99).map(file), None);
+        assert_eq!(others + MAX_OF_FILESYSTEM + MAX_OF_DRIVER + 2, MAX_SCANS);
+    }
+
+    #[test]
+    fn a_user_with_file_servers_that_hang_keeps_no_other_waiting() {
+        let mut slots = Slots::default();
+        assert_eq!(fill(&mut slots, (0..99).map(file), Some(1000)), MAX_OF_USER);
+        assert_eq!(fill(&mut slots, (100..199).map(file), Some(1001)), MAX_OF_USER);
+        // Users share what is left.
+        for user in 2000..2099 {
+            fill(&mut slots, (user..user + 9).map(file), Some(user));
+        }
+        assert_eq!(slots.of_users, MAX_OF_USERS);
+        assert_eq!(slots.of_user[&2000], 1);
+        assert!(slots.begin(file(7000), None), "root and libvirt have their own");
+        for at in 0..8 {
+            slots.end(file(at), Some(1000));
+        }
+        assert!(!slots.of_user.contains_key(&1000) && slots.begin(file(1), Some(3000)));
+    }
+}
