@@ -216,6 +216,7 @@ fn domain(number: u32, state: OperState) -> Domain {
         persistence: Persistence::Persistent,
         process: DomainProcess::Untold,
         machine: None,
+        user: None,
         cpus: Some(4),
         max_cpus: Some(4),
         vcpu_ids: Vec::new(),
