@@ -44,7 +44,7 @@ fn wake_ups_since(before: &HashMap<OsString, u64>, agent: &Agent) -> u64 {
 /// Length of the measurement; `KVMETER_IDLE_S` sets it in seconds.
 fn idle() -> Duration {
     let seconds = env::var("KVMETER_IDLE_S").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(15))
+    Duration::from_secs(seconds.unwrap_or(10))
 }
 
 /// Waits until the agent has finished what its VMs and its clients gave it to do.

@@ -33,6 +33,15 @@ const WAYS: [Way; 9] = [
 ];
 
 impl Way {
+    /// fio's options for how many requests are under way at a time. A synchronous engine has one.
+    fn depths(&self) -> &'static [&'static str] {
+        if self.engine.ends_with("sync") {
+            &["--iodepth=1"]
+        } else {
+            &["--iodepth=1", "--iodepth=32"]
+        }
+    }
+
     fn methods(&self) -> Vec<Method> {
         // With io_uring, iomap's tracepoints count the requests that a worker thread makes.
         let beside = (self.method == Method::IoUring && self.direct).then_some(Method::Dio);
@@ -127,10 +136,11 @@ fn numbers(io: DiskIo) -> [u64; 4] {
     [io.reads, io.writes, io.read_octets, io.write_octets]
 }
 
-fn image() -> (tempfile::TempDir, std::path::PathBuf) {
+/// An image of so many MiB.
+fn image(size: usize) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = temporary();
     let image = dir.path().join("image");
-    std::fs::write(&image, vec![7; 64 << 20]).unwrap();
+    std::fs::write(&image, vec![7; size << 20]).unwrap();
     (dir, image)
 }
 
@@ -142,8 +152,8 @@ fn mixed_requests_of_every_size_are_counted_to_the_byte() {
     let loops = format!("--loops={}", rounds(8, 2));
     let mut counter = Counter::default();
     for way in &WAYS {
-        for depth in ["--iodepth=1", "--iodepth=32"] {
-            let (_dir, image) = image();
+        for &depth in way.depths() {
+            let (_dir, image) = image(16);
             let options = [sizes, depth, "--rw=randrw", "--size=16m", &loops];
             let fio = Fio::prepared(&image, way, &options);
             let Some(counted) = counter.follow(&fio, way, &image) else { continue };
@@ -169,7 +179,7 @@ fn latencies_are_within_5_percent_of_fios() {
     require!("ebpf", "fio");
     let mut counter = Counter::default();
     for way in &WAYS {
-        let (_dir, image) = image();
+        let (_dir, image) = image(64);
         let mut tries = (0..TRIES).map_while(|_| shares_of_fios(&mut counter, way, &image));
         let is_near = |[read, written]: [f64; 2]| read.min(written) >= 0.95;
         // Methods that the kernel does not support are skipped.

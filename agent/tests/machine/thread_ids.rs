@@ -9,7 +9,7 @@ use crate::lab::stage::{
 };
 use xtask::lab::TinyGuest;
 
-const ROUNDS: u32 = 1000;
+const ROUNDS: u32 = 300;
 
 /// Sets the id after which the kernel assigns the next one (pid_namespaces(7)), so that each guest gets the ids of the
 /// previous one.

@@ -19,6 +19,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "disk_paths",
     "hanging_reads",
     "identity",
+    "idle",
     "interfaces",
     "inventory",
     "libvirt_away",
@@ -32,6 +33,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "qemu_options",
     "service",
     "shortage",
+    "thread_ids",
 ];
 
 /// Modules of tests that mostly wait: each line beside the others.
