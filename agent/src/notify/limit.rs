@@ -31,10 +31,10 @@ pub(super) struct Limit {
     held: BTreeMap<u64, (u32, Change)>,
     /// The place of a VM in `held`.
     places: HashMap<u32, u64>,
-    /// VMs of which a change was dropped, with its number, while earlier changes may be in the queue.
-    lost: HashMap<u32, u64>,
+    /// VMs of which a change was dropped or came by the other queue, with its number, while earlier changes may be in the queue.
+    outdated: HashMap<u32, u64>,
     /// The largest of these numbers.
-    lost_through: u64,
+    outdated_through: u64,
     last: u64,
     due: Option<Instant>,
     left_out: u64,
@@ -47,8 +47,8 @@ impl Default for Limit {
             reported: HashSet::new(),
             held: BTreeMap::new(),
             places: HashMap::new(),
-            lost: HashMap::new(),
-            lost_through: 0,
+            outdated: HashMap::new(),
+            outdated_through: 0,
             last: 0,
             due: None,
             left_out: 0,
@@ -76,19 +76,30 @@ impl Limit {
             if loss.is_deleted {
                 self.reported.remove(&index);
             }
-            self.lost.insert(index, loss.number);
-            self.lost_through = self.lost_through.max(loss.number);
+            self.outdate(index, loss.number);
         }
     }
 
-    /// Whether a later change of the same VM than this one was dropped. It is not to be reported then, and counts as left out.
+    /// A change of root's or libvirt's is reported before earlier ones of the same VM that may be in the queue of users.
+    pub(super) fn overtake(&mut self, number: u64, change: &Change) {
+        self.outdate(change.index.0, number);
+    }
+
+    fn outdate(&mut self, index: u32, number: u64) {
+        let last = self.outdated.entry(index).or_insert(number);
+        *last = number.max(*last);
+        self.outdated_through = self.outdated_through.max(number);
+    }
+
+    /// Whether a later change of the same VM than this one was dropped or reported. It is not to be reported then, and counts as
+    /// left out.
     pub(super) fn is_outdated(&mut self, number: u64, change: &Change) -> bool {
-        if number > self.lost_through {
+        if number > self.outdated_through {
             // The queue is first in, first out.
-            self.lost.clear();
+            self.outdated.clear();
             return false;
         }
-        let is_outdated = self.lost.get(&change.index.0).is_some_and(|lost| number < *lost);
+        let is_outdated = self.outdated.get(&change.index.0).is_some_and(|last| number < *last);
         self.left_out += u64::from(is_outdated);
         is_outdated
     }

@@ -2,8 +2,8 @@
 //!
 //! A [`Change`] contains everything that its notification carries, so nothing is looked up when it is sent. The queues are
 //! bounded. A change or notification that finds its queue full is dropped and counted; nothing waits for room. Changes of VMs
-//! of users have a queue of their own and a bounded rate; what was held back or queued of a VM before a change of it was dropped
-//! is left out, too: the VM may be gone.
+//! of users have a queue of their own and a bounded rate; what was held back or queued of a VM before a change of it that was dropped,
+//! or that came by the other queue, is left out: the VM may be gone.
 
 mod bulk;
 mod limit;
@@ -59,7 +59,7 @@ pub struct Statistics {
 /// The input of the pipeline, for any thread.
 #[derive(Clone, Debug)]
 pub struct Sink {
-    sender: Sender<Change>,
+    sender: Sender<(u64, Change)>,
     of_users: Sender<(u64, Change)>,
     losses: Arc<Losses>,
     statistics: Arc<Statistics>,
@@ -70,13 +70,9 @@ impl Sink {
     pub fn note(&self, change: Change) {
         self.statistics.changes.fetch_add(1, Relaxed);
         let number = self.losses.number();
-        let dropped = if change.user.is_some() {
-            let sent = self.of_users.try_send((number, change));
-            sent.map_err(|error| error.into_inner().1)
-        } else {
-            self.sender.try_send(change).map_err(TrySendError::into_inner)
-        };
-        if let Err(change) = dropped {
+        let queue = if change.user.is_some() { &self.of_users } else { &self.sender };
+        let sent = queue.try_send((number, change));
+        if let Err((_, change)) = sent.map_err(TrySendError::into_inner) {
             self.losses.note(number, &change);
             self.statistics.dropped.fetch_add(1, Relaxed);
         }
@@ -92,8 +88,8 @@ struct Window {
 /// Turns changes into notifications.
 #[derive(Debug)]
 pub struct Notifier {
-    changes: Receiver<Change>,
-    /// Each with its number.
+    /// Each with its number, as those of users.
+    changes: Receiver<(u64, Change)>,
     of_users: Receiver<(u64, Change)>,
     losses: Arc<Losses>,
     notices: Sender<Notice>,
@@ -139,8 +135,11 @@ impl Notifier {
                 // What users flood delays nothing else.
                 biased;
                 change = self.changes.recv() => {
-                    let Some(change) = change else { return };
-                    // It may end what is held back of the same VM.
+                    let Some((number, change)) = change else { return };
+                    // It may end what is held back or queued of the same VM.
+                    if !self.of_users.is_empty() {
+                        limit.overtake(number, &change);
+                    }
                     if let Some(change) = limit.pass(change, Instant::now().into_std()) {
                         self.report(&change, switches, &mut window);
                     }
@@ -396,6 +395,37 @@ mod tests {
         assert!(told.contains(&sent(NEXT, Unknown, ChangeEvent::State(Running))), "{told:?}");
         let next = sent(FIRST, Unknown, ChangeEvent::State(Shutdown));
         assert!(told.contains(&next), "it was not what the VM before was");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_of_a_users_vm_is_not_told_after_a_later_change_of_it_by_libvirt() {
+        use OperState::{Paused, Running, Unknown};
+        let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(10));
+        let switches: &'static NotificationSwitches =
+            Box::leak(Box::new(NotificationSwitches::new(true, false)));
+        let of_user =
+            |index| Change { user: Some(9), ..change(index, Unknown, ChangeEvent::State(Running)) };
+        // The process was found before libvirt had described its domain.
+        sink.note(of_user(1));
+        sink.note(of_user(2));
+        let paused = change(1, Running, ChangeEvent::State(Paused));
+        sink.note(paused.clone());
+        // Another VM with the index.
+        sink.note(change(1, Paused, ChangeEvent::Deleted));
+        sink.note(of_user(1));
+        let running = tokio::spawn(notifier.run(switches));
+        let mut told = Vec::new();
+        for _ in 0..4 {
+            told.push(notices.recv().await.unwrap().bindings);
+        }
+        let sent = |change: &Change| notice::of_one(change).unwrap().unwrap();
+        let deleted = change(1, Paused, ChangeEvent::Deleted);
+        let expected = [&paused, &deleted, &of_user(2), &of_user(1)].map(sent);
+        assert_eq!(told, expected);
+        drop(sink);
+        running.await.unwrap();
+        assert!(notices.recv().await.is_none(), "and nothing else");
+        assert_eq!(statistics.left_out.load(Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]
