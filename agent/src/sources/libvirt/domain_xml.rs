@@ -35,7 +35,7 @@ impl DomainXmls {
         let came = move |uuid| {
             // Without a connection, all is read with the next one.
             if let Some(events) = come.events() {
-                let _ = events.send(Event::Changed(uuid));
+                let _ = events.send(Event::Answered(uuid));
             }
         };
         let waits = Address::of(&shared.uri).driver == "qemu";
@@ -59,11 +59,18 @@ impl DomainXmls {
         Ok(())
     }
 
+    /// A domain has changed: an answer that has not been used yet may be older.
+    pub(super) fn note_change(&self, uuid: VmUuid) {
+        if let Some(reads) = &self.reads {
+            reads.note_change(uuid);
+        }
+    }
+
     /// The XML of a domain, or its status, in which the XML is an element.
     ///
     /// # Errors
     ///
-    /// libvirt's, and when it has not answered yet and the status cannot be read: [`Event::Changed`] comes with the answer.
+    /// libvirt's, and when it has not answered yet and the status cannot be read: [`Event::Answered`] comes with the answer.
     pub(super) fn read(
         &self,
         handle: &Handle,

@@ -17,6 +17,7 @@ use super::{
     config_watch::{ConfigChange, ConfigWatch},
     disk_queries::Question,
     domain::{query, query_state},
+    domain_xml::DomainXmls,
     events::Event,
     pace::Pace,
     transitions::{Transitions, are_pauses},
@@ -53,6 +54,14 @@ struct Batch {
     auto_start: bool,
     /// Number of the last life-cycle event.
     through: u64,
+}
+
+impl Batch {
+    /// A domain has changed.
+    fn change(&mut self, uuid: VmUuid, xmls: &DomainXmls) {
+        xmls.note_change(uuid);
+        self.changed.insert(uuid);
+    }
 }
 
 impl<'a> EventLoop<'a> {
@@ -104,17 +113,16 @@ impl<'a> EventLoop<'a> {
     /// Adds an event to the batch. Whether the connection is lost.
     fn gather(&self, event: Event, batch: &mut Batch) -> bool {
         match event {
-            Event::Changed(uuid) => {
-                batch.changed.insert(uuid);
-            }
+            Event::Changed(uuid) => batch.change(uuid, &self.worker.xmls),
+            Event::Answered(uuid) => drop(batch.changed.insert(uuid)),
             Event::LifeCycle(uuid, event, detail, number) => {
                 debug!(uuid = %uuid, event, detail, "life-cycle event");
                 batch.through = number;
-                batch.changed.insert(uuid);
+                batch.change(uuid, &self.worker.xmls);
                 batch.events.entry(uuid).or_default().push((event, detail));
             }
             Event::Copying(uuid) => {
-                batch.changed.insert(uuid);
+                batch.change(uuid, &self.worker.xmls);
                 batch.copying.insert(uuid);
             }
             Event::AutoStart => batch.auto_start = true,

@@ -42,6 +42,8 @@ pub(super) enum Event {
     Closed,
     /// Not from libvirt: the set of domains that start with the host has changed.
     AutoStart,
+    /// Not of libvirt: the answer of a late read of the domain has come.
+    Answered(VmUuid),
     /// Not of libvirt: what is to be polled has changed.
     Polled,
     /// Not of libvirt: asks whether the connection answers.

@@ -70,6 +70,13 @@ impl<T: Send + 'static> LateReads<T> {
         self.threads.state().late.clear();
     }
 
+    /// A domain has changed. The answer of a late read of it may be older than that: then the domain is read once more.
+    pub(super) fn note_change(&self, uuid: VmUuid) {
+        if let Some(late) = self.threads.state().late.get_mut(&uuid) {
+            late.again = true;
+        }
+    }
+
     /// The answer of a read of this domain; `None` = it is late. A read is not begun while another one of the domain is late;
     /// the answer of that one is returned as soon as it has come.
     pub(super) fn read(
@@ -200,6 +207,22 @@ mod tests {
         assert_eq!(reads.read(uuid(1), || 3), Some(1));
         assert_eq!(came.recv_timeout(SOON), Ok(uuid(1)));
         assert_eq!(reads.read(uuid(1), || 3), Some(3));
+    }
+
+    #[test]
+    fn a_domain_that_changes_before_the_late_answer_is_used_is_read_again() {
+        let (reads, came) = reads();
+        let (end, hangs) = bounded(1);
+        reads.note_change(uuid(1));
+        assert_eq!(reads.read(uuid(1), move || hangs.recv().unwrap()), None);
+        end.send(1).unwrap();
+        assert_eq!(came.recv_timeout(SOON), Ok(uuid(1)));
+        // The event is handled together with that of the answer.
+        reads.note_change(uuid(1));
+        assert_eq!(reads.read(uuid(1), || 2), Some(1));
+        assert_eq!(came.recv_timeout(SOON), Ok(uuid(1)));
+        assert_eq!(reads.read(uuid(1), || 2), Some(2));
+        assert!(came.is_empty());
     }
 
     #[test]
