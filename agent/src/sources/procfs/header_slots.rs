@@ -15,6 +15,9 @@ const MAX_OF_DRIVER: usize = 8;
 /// which hang at will.
 const MAX_OF_USERS: usize = 24;
 
+/// Users have at most this part of the scans of a storage: whoever reads many cold images keeps no VM of the host waiting.
+const PART_OF_USERS: usize = 2;
+
 /// Scans of all users from which a user may not have another one. A user who has none is not affected by the others' yet.
 const MANY_OF_USERS: usize = 16;
 
@@ -52,26 +55,40 @@ impl Storage {
 pub(super) struct Slots {
     scans: usize,
     of_users: usize,
-    of_storage: HashMap<Storage, usize>,
+    of_storage: HashMap<Storage, OfStorage>,
     of_user: HashMap<u32, usize>,
 }
 
+/// The scans of one storage.
+#[derive(Clone, Copy, Debug, Default)]
+struct OfStorage {
+    scans: usize,
+    of_users: usize,
+}
+
 impl Slots {
-    /// Begins a scan of files of this storage, for a process of `user`; `None` = the process is root's or a domain. Returns whether
-    /// it may run now.
-    pub(super) fn begin(&mut self, storage: Storage, user: Option<u32>) -> bool {
-        let of_storage = self.of_storage.get(&storage).copied().unwrap_or(0);
+    /// Whether a scan of files of this storage may begin now, for a process of `user`; `None` = the process is root's or a domain.
+    pub(super) fn has_room(&self, storage: Storage, user: Option<u32>) -> bool {
+        let of_storage = self.of_storage.get(&storage).copied().unwrap_or_default();
         let has_share = user.is_none_or(|user| {
             let own = self.of_user.get(&user).copied().unwrap_or(0);
             let most = if self.of_users >= MANY_OF_USERS { 1 } else { MAX_OF_USER };
-            self.of_users < MAX_OF_USERS && own < most
+            let has_part = of_storage.of_users < storage.limit() / PART_OF_USERS;
+            self.of_users < MAX_OF_USERS && own < most && has_part
         });
-        if self.scans >= MAX_SCANS || of_storage >= storage.limit() || !has_share {
+        self.scans < MAX_SCANS && of_storage.scans < storage.limit() && has_share
+    }
+
+    /// Begins a scan, if it has room. Returns whether it may run now.
+    pub(super) fn begin(&mut self, storage: Storage, user: Option<u32>) -> bool {
+        if !self.has_room(storage, user) {
             return false;
         }
         self.scans += 1;
-        *self.of_storage.entry(storage).or_default() += 1;
+        let of_storage = self.of_storage.entry(storage).or_default();
+        of_storage.scans += 1;
         if let Some(user) = user {
+            of_storage.of_users += 1;
             self.of_users += 1;
             *self.of_user.entry(user).or_default() += 1;
         }
@@ -81,10 +98,11 @@ impl Slots {
     /// Ends a scan that was begun with the same.
     pub(super) fn end(&mut self, storage: Storage, user: Option<u32>) {
         self.scans = self.scans.saturating_sub(1);
-        if let Some(scans) = self.of_storage.get_mut(&storage) {
-            *scans = scans.saturating_sub(1);
+        if let Some(of_storage) = self.of_storage.get_mut(&storage) {
+            of_storage.scans = of_storage.scans.saturating_sub(1);
+            of_storage.of_users = of_storage.of_users.saturating_sub(usize::from(user.is_some()));
         }
-        self.of_storage.retain(|_, scans| *scans > 0);
+        self.of_storage.retain(|_, of_storage| of_storage.scans > 0);
         let Some(user) = user else { return };
         self.of_users = self.of_users.saturating_sub(1);
         if let Some(scans) = self.of_user.get_mut(&user) {
@@ -142,5 +160,18 @@ mod tests {
             slots.end(file(at), Some(1000));
         }
         assert!(!slots.of_user.contains_key(&1000) && slots.begin(file(1), Some(3000)));
+    }
+
+    #[test]
+    fn users_who_read_much_of_a_storage_leave_room_for_the_host() {
+        let mut slots = Slots::default();
+        let users = (1000..1099).filter(|user| slots.begin(file(1), Some(*user))).count();
+        assert_eq!(users, MAX_OF_FILESYSTEM / 2);
+        assert!(slots.begin(file(1), None) && slots.begin(file(1), None));
+        assert!(!slots.has_room(file(1), None));
+        slots.end(file(1), None);
+        assert!(!slots.has_room(file(1), Some(1000)) && slots.has_room(file(1), None));
+        slots.end(file(1), Some(1000));
+        assert!(slots.begin(file(1), Some(1100)));
     }
 }
