@@ -6,11 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{header_slots::Storage, image_headers::HeaderReport};
+use super::{
+    header_slots::Storage,
+    image_headers::{HeaderReport, ImageName, MAX_NAME_BYTES},
+};
 use crate::inventory::{DiskSize, FileIdentity, ImageHeader, VmProcess, retry::Backoff};
 
 /// First retry delay for reading image headers.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
+
+/// Pause after a scan for which the agent lacked descriptors, memory or a thread.
+const AFTER_SHORTAGE: Duration = Duration::from_secs(1);
 
 /// What is known of the images of one process.
 #[derive(Debug, Default)]
@@ -24,8 +30,8 @@ pub(super) struct HeaderScans {
     read: HashSet<FileIdentity>,
     /// Images whose last read failed.
     failed: HashSet<FileIdentity>,
-    /// Paths by which headers name other images.
-    names: Vec<(FileIdentity, String)>,
+    /// Paths by which the headers that were read last name other images: [`MAX_NAME_BYTES`] at most.
+    names: Vec<ImageName>,
 }
 
 /// The scans of a process's files of one storage.
@@ -36,6 +42,12 @@ struct StorageScan {
     /// When the last scan began.
     began: Option<Instant>,
     is_running: bool,
+    /// No file of this storage is open any more.
+    is_left: bool,
+    /// The agent lacked what the last scan needs.
+    is_short: bool,
+    /// Headers on another storage name images of this one by paths that the last scan did not know.
+    is_renamed: bool,
     /// Retries with the same open files.
     backoff: Backoff,
 }
@@ -91,13 +103,19 @@ impl HeaderScans {
         for image in self.images(vm) {
             batches.entry(Storage::of(image)).or_default().images.push(image);
         }
-        self.of_storage.retain(|storage, scan| scan.is_running || batches.contains_key(storage));
+        self.of_storage.retain(|storage, scan| {
+            scan.is_left = !batches.contains_key(storage);
+            scan.is_running || !scan.is_left
+        });
         let (mut due, mut is_moving) = (Vec::new(), false);
         for (storage, batch) in batches {
             let scan = self.of_storage.entry(storage).or_insert_with(|| StorageScan {
                 scanned: None,
                 began: None,
                 is_running: false,
+                is_left: false,
+                is_short: false,
+                is_renamed: false,
                 backoff: Backoff::new(FIRST_RETRY, now),
             });
             // At most one scan of a process and storage at a time.
@@ -108,7 +126,13 @@ impl HeaderScans {
                 again.since.is_some_and(|since| scan.began.is_none_or(|at| at < since));
             if scan.scanned.as_ref() != Some(&batch) || is_outdated {
                 scan.backoff = Backoff::new(FIRST_RETRY, now);
-            } else if !again.is_unassigned {
+            } else if scan.is_short {
+                match scan.began.map(|at| at + AFTER_SHORTAGE) {
+                    Some(at) if at > now => is_moving = true,
+                    _ => due.push((storage, batch)),
+                }
+                continue;
+            } else if !again.is_unassigned && !scan.is_renamed {
                 continue;
             }
             match scan.backoff.due() {
@@ -125,14 +149,20 @@ impl HeaderScans {
     pub(super) fn began(&mut self, storage: Storage, batch: Batch, now: Instant) {
         if let Some(scan) = self.of_storage.get_mut(&storage) {
             (scan.scanned, scan.began, scan.is_running) = (Some(batch), Some(now), true);
-            scan.backoff.attempt(now);
+            scan.is_renamed = false;
+            if !scan.is_short {
+                scan.backoff.attempt(now);
+            }
         }
     }
 
     /// Takes the result of a scan.
     pub(super) fn take(&mut self, report: HeaderReport, vm: &VmProcess) {
         if let Some(scan) = self.of_storage.get_mut(&report.storage) {
-            scan.is_running = false;
+            (scan.is_running, scan.is_short) = (false, report.is_short);
+        }
+        if report.is_short {
+            return;
         }
         let open: HashSet<_> = vm.files.iter().map(|file| file.identity).collect();
         let is_other = |file: &FileIdentity| Storage::of(*file) != report.storage;
@@ -146,24 +176,48 @@ impl HeaderScans {
         self.read.retain(|image| open.contains(image));
         self.failed.retain(|image| open.contains(image) && !report.read.contains(image));
         self.failed.extend(report.failed.iter().filter(|image| !self.read.contains(image)));
-        for name in report.names {
-            if !self.names.contains(&name) {
-                self.names.push(name);
+        self.take_names(&report.read, report.names, report.storage);
+        self.names.retain(|name| open.contains(&name.image) && open.contains(&name.above));
+    }
+
+    /// Replaces the paths that the headers of these images contain.
+    fn take_names(
+        &mut self,
+        read: &HashSet<FileIdentity>,
+        names: Vec<ImageName>,
+        storage: Storage,
+    ) {
+        let before = std::mem::take(&mut self.names);
+        let known: HashSet<&ImageName> = before.iter().collect();
+        for name in names.iter().filter(|name| !known.contains(*name)) {
+            let of = Storage::of(name.image);
+            // A scan of the same storage has followed the path itself.
+            if let Some(scan) = self.of_storage.get_mut(&of).filter(|_| of != storage) {
+                scan.is_renamed = true;
             }
         }
-        self.names.retain(|(image, _)| open.contains(image));
+        let old = before.into_iter().filter(|name| !read.contains(&name.above));
+        let mut bytes = 0;
+        self.names = names.into_iter().chain(old).collect();
+        self.names.retain(|name| {
+            bytes += name.path.len();
+            bytes <= MAX_NAME_BYTES
+        });
     }
 
     /// Since when all present images have been read, wherever they are; `None` = some have not, or are being read.
     pub(super) fn complete_from(&self) -> Option<Instant> {
-        let is_complete = |scan: &StorageScan| !scan.is_running && scan.scanned.is_some();
-        let all = || self.of_storage.values();
+        let is_complete =
+            |scan: &StorageScan| !scan.is_running && !scan.is_short && scan.scanned.is_some();
+        // What is read of files that have been closed does not matter, though it may hang.
+        let all = || self.of_storage.values().filter(|scan| !scan.is_left);
         all().map(|scan| scan.began).min().flatten().filter(|_| all().all(is_complete))
     }
 
     /// The paths by which the images of a process are named: by the options, and by the headers of other images.
     pub(super) fn names(&self, vm: &VmProcess) -> Vec<(FileIdentity, String)> {
-        vm.image_names().into_iter().chain(self.names.iter().cloned()).collect()
+        let of_headers = self.names.iter().map(|name| (name.image, name.path.clone()));
+        vm.image_names().into_iter().chain(of_headers).collect()
     }
 
     /// Completes what is known of the process's disks.
@@ -247,6 +301,7 @@ mod tests {
             failed: Vec::new(),
             names: Vec::new(),
             sizes: Vec::new(),
+            is_short: false,
         }
     }
 
@@ -333,5 +388,89 @@ mod tests {
         scans.take(report(LOCAL, &[top], vec![header(top, &[base])]), &vm);
         scans.take(report(SERVER, &[], Vec::new()), &vm);
         assert_eq!(images(&mut scans, now + Duration::from_secs(1)), [base]);
+    }
+
+    fn named(above: FileIdentity, image: FileIdentity, path: &str) -> ImageName {
+        ImageName { above, image, path: path.to_owned() }
+    }
+
+    #[test]
+    fn what_headers_name_is_replaced_and_not_heaped_up() {
+        let now = Instant::now();
+        let (top, base) = (image(LOCAL, 1), image(LOCAL, 2));
+        let vm = vm(&[top, base], 1, true);
+        let mut scans = HeaderScans::default();
+        begin(&mut scans, &vm, Again::default(), now);
+        for at in 0..1000 {
+            // The owner of the process writes another spelling into the header.
+            let names = vec![named(top, base, &format!("/{at}"))];
+            scans.take(HeaderReport { names, ..report(LOCAL, &[top, base], Vec::new()) }, &vm);
+        }
+        assert_eq!(scans.names, [named(top, base, "/999")]);
+        // A header that was not read this time says what it said.
+        scans.take(report(LOCAL, &[base], Vec::new()), &vm);
+        assert_eq!(scans.names.len(), 1);
+        let long = "x".repeat(MAX_NAME_BYTES / 2);
+        let names = (0..9).map(|at| named(top, base, &format!("{at}{long}"))).collect();
+        scans.take(HeaderReport { names, ..report(LOCAL, &[top], Vec::new()) }, &vm);
+        assert_eq!(scans.names.len(), 1);
+    }
+
+    #[test]
+    fn images_that_another_storage_names_by_a_new_path_are_read_again() {
+        let (now, again) = (Instant::now(), Again::default());
+        let (top, base) = (image(LOCAL, 1), image(SERVER, 2));
+        let vm = vm(&[top, base], 1, true);
+        let mut scans = HeaderScans::default();
+        assert_eq!(begin(&mut scans, &vm, again, now), [LOCAL, SERVER]);
+        scans.take(report(SERVER, &[base], Vec::new()), &vm);
+        let of_top = || HeaderReport {
+            names: vec![named(top, base, "/link")],
+            ..report(LOCAL, &[top], vec![header(top, &[base])])
+        };
+        scans.take(of_top(), &vm);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(begin(&mut scans, &vm, again, later), [SERVER]);
+        scans.take(report(SERVER, &[base], Vec::new()), &vm);
+        scans.take(of_top(), &vm);
+        assert!(
+            begin(&mut scans, &vm, again, later + Duration::from_secs(9)).is_empty(),
+            "the path is known"
+        );
+    }
+
+    #[test]
+    fn a_scan_for_which_the_agent_lacks_something_is_tried_again_for_as_long_as_it_takes() {
+        let (mut now, again) = (Instant::now(), Again::default());
+        let vm = vm(&[image(LOCAL, 1)], 1, true);
+        let mut scans = HeaderScans::default();
+        for _ in 0..100 {
+            assert_eq!(begin(&mut scans, &vm, again, now), [LOCAL]);
+            scans.take(HeaderReport { is_short: true, ..report(LOCAL, &[], Vec::new()) }, &vm);
+            assert_eq!(scans.complete_from(), None);
+            let (due, is_moving) = scans.due(&vm, again, now);
+            assert!(due.is_empty() && is_moving, "not at once");
+            now += AFTER_SHORTAGE;
+        }
+        begin(&mut scans, &vm, again, now);
+        scans.take(report(LOCAL, &[image(LOCAL, 1)], Vec::new()), &vm);
+        assert_eq!(scans.due(&vm, again, now + Duration::from_secs(9)), (Vec::new(), false));
+        assert_eq!(scans.complete_from(), Some(now));
+    }
+
+    #[test]
+    fn a_storage_that_hangs_after_its_file_was_closed_keeps_nothing_waiting() {
+        let (now, again) = (Instant::now(), Again::default());
+        let (local, server) = (image(LOCAL, 1), image(SERVER, 2));
+        let mut scans = HeaderScans::default();
+        let both = vm(&[local, server], 2, true);
+        assert_eq!(begin(&mut scans, &both, again, now), [LOCAL, SERVER]);
+        scans.take(report(LOCAL, &[local], Vec::new()), &both);
+        let one = vm(&[local], 1, true);
+        assert!(begin(&mut scans, &one, again, now).is_empty());
+        assert_eq!(scans.complete_from(), Some(now));
+        // The file is open again.
+        assert!(begin(&mut scans, &both, again, now).is_empty(), "it is being read");
+        assert_eq!(scans.complete_from(), None);
     }
 }

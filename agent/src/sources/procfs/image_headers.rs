@@ -15,7 +15,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     descriptors::Descriptors,
@@ -26,6 +26,7 @@ use super::{
     options::Fields,
     process::Process,
     qcow2::{HEADER_LEN, Header},
+    shortage::is_shortage,
 };
 use crate::{
     inventory::{DiskSize, FileIdentity, ImageHeader},
@@ -34,6 +35,12 @@ use crate::{
 
 /// Most images that one scan reads.
 const MAX_IMAGES: usize = 1024;
+
+/// Most bytes of paths of images that are kept of a process. Whoever owns the images writes the paths.
+pub(super) const MAX_NAME_BYTES: usize = 1 << 20;
+
+/// Longest path that the kernel follows, with the 0 at its end (`PATH_MAX`).
+const PATH_MAX: usize = 4096;
 
 /// The result of a scan.
 #[derive(Debug)]
@@ -49,9 +56,30 @@ pub(super) struct HeaderReport {
     /// Images that could not be read.
     pub(super) failed: Vec<FileIdentity>,
     /// Paths by which the headers name other images.
-    pub(super) names: Vec<(FileIdentity, String)>,
+    pub(super) names: Vec<ImageName>,
     /// Sizes of files whose filesystem may have asked its server for them.
     pub(super) sizes: Vec<(FileIdentity, DiskSize)>,
+    /// Nothing was read, because the agent lacks descriptors or memory.
+    pub(super) is_short: bool,
+}
+
+/// A path by which a header names another image.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct ImageName {
+    /// The image with the header.
+    pub(super) above: FileIdentity,
+    pub(super) image: FileIdentity,
+    pub(super) path: String,
+}
+
+/// What came of a scan that was to be started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Start {
+    Running,
+    /// Too many are running. The report of one of them may make room ([`HeaderScanner::has_room`]).
+    Full,
+    /// The agent lacks a thread.
+    Short,
 }
 
 /// Scans processes in the background and sends a [`HeaderReport`] for each.
@@ -69,18 +97,24 @@ impl HeaderScanner {
         (Self { reports, wake: Arc::new(wake), slots: Arc::default() }, receiver)
     }
 
-    /// Starts a scan. Returns whether it is to be called again later, because too many are running.
-    pub(super) fn start_scan(&self, target: ScanTarget) -> bool {
+    /// Whether a scan of files of this storage may begin now, for a process of `user`.
+    pub(super) fn has_room(&self, storage: Storage, user: Option<u32>) -> bool {
+        lock(&self.slots).has_room(storage, user)
+    }
+
+    /// Starts a scan.
+    pub(super) fn start_scan(&self, target: ScanTarget) -> Start {
         let ScanTarget { pid, storage, user, .. } = target;
         if !lock(&self.slots).begin(storage, user) {
-            return true;
+            return Start::Full;
         }
         let (reports, wake, slots) =
             (self.reports.clone(), Arc::clone(&self.wake), Arc::clone(&self.slots));
         let scan = move || {
             let report = target.scan().unwrap_or_else(|error| {
-                warn!(pid, "Cannot read the headers of a VM's images: {error}");
-                target.failed()
+                // Any user can have processes end while they are scanned.
+                debug!(pid, "The headers of a VM's images are not read: {error}");
+                target.failed(is_shortage(&error))
             });
             lock(&slots).end(storage, user);
             if reports.send(report).is_ok() {
@@ -90,10 +124,10 @@ impl HeaderScanner {
         };
         if let Err(error) = thread::Builder::new().name("headers".to_owned()).spawn(scan) {
             lock(&self.slots).end(storage, user);
-            warn!(pid, "Cannot start a thread to read the headers of a VM's images: {error}");
-            return true;
+            debug!(pid, "no thread to read the headers of a VM's images: {error}");
+            return Start::Short;
         }
-        false
+        Start::Running
     }
 }
 
@@ -125,8 +159,9 @@ struct Images<'a> {
     paths: DiskPaths<'a>,
     /// Paths by which each image is named.
     names: HashMap<FileIdentity, Vec<String>>,
-    /// Those that headers name.
-    found: Vec<(FileIdentity, String)>,
+    /// Those that headers name, and the bytes of their paths.
+    found: Vec<ImageName>,
+    found_bytes: usize,
 }
 
 impl ScanTarget {
@@ -146,12 +181,13 @@ impl ScanTarget {
             paths: DiskPaths::new(&process, &open),
             names: HashMap::new(),
             found: Vec::new(),
+            found_bytes: 0,
         };
         for (image, name) in &self.names {
             images.names.entry(*image).or_default().push(name.clone());
         }
         let mut queue: VecDeque<_> = self.batch.images.iter().copied().collect();
-        let mut report = HeaderReport { failed: Vec::new(), ..self.failed() };
+        let mut report = HeaderReport { failed: Vec::new(), ..self.failed(false) };
         while let Some(image) = queue.pop_front() {
             let is_known = report.read.contains(&image) || report.failed.contains(&image);
             if is_known || self.raw.contains(&image) || Storage::of(image) != self.storage {
@@ -170,6 +206,7 @@ impl ScanTarget {
                     below.for_each(|below| queue.push_front(below));
                     report.headers.extend(header);
                 }
+                Err(error) if is_shortage(&error) => return Err(error),
                 Err(error) => {
                     debug!(pid = self.pid, ?image, "header not read: {error}");
                     report.failed.push(image);
@@ -178,21 +215,23 @@ impl ScanTarget {
         }
         report.failed.extend(queue.into_iter().filter(|image| !report.read.contains(image)));
         report.names = images.found;
+        report.names.retain(|name| report.read.contains(&name.above));
         report.sizes = sizes(&process, &open, &self.batch.sizes);
         Ok(report)
     }
 
-    /// The report if nothing can be read.
-    fn failed(&self) -> HeaderReport {
+    /// The report if nothing can be read. `is_short`: only for now.
+    fn failed(&self, is_short: bool) -> HeaderReport {
         HeaderReport {
             pid: self.pid,
             start_ticks: self.start_ticks,
             storage: self.storage,
             headers: Vec::new(),
             read: HashSet::new(),
-            failed: self.batch.images.clone(),
+            failed: if is_short { Vec::new() } else { self.batch.images.clone() },
             names: Vec::new(),
             sizes: Vec::new(),
+            is_short,
         }
     }
 }
@@ -251,9 +290,16 @@ impl Images<'_> {
         let above: Vec<_> = above.collect();
         for above in above {
             let path = beside(&above, &name);
+            // Each header of a chain can make the path of the next image longer.
+            if path.len() >= PATH_MAX {
+                continue;
+            }
             if let Some(found) = self.paths.find(&path)? {
-                self.found.push((found, path.clone()));
-                self.names.entry(found).or_default().push(path);
+                if self.found_bytes + path.len() <= MAX_NAME_BYTES {
+                    self.found_bytes += path.len();
+                    self.found.push(ImageName { above: image, image: found, path: path.clone() });
+                    self.names.entry(found).or_default().push(path);
+                }
                 return Ok(Some(found));
             }
         }

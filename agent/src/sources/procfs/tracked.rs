@@ -27,6 +27,7 @@ use super::{
     SharedTracker,
     command_line::Description,
     header_scans::HeaderScans,
+    header_slots::Storage,
     image_headers::HeaderScanner,
     pauses::Pauses,
     plugged::Plugged,
@@ -73,8 +74,8 @@ pub(super) struct TrackedProcesses {
     /// Facts since the last report.
     pub(super) facts: Vec<Fact>,
     headers: HeaderScanner,
-    /// VMs whose header scan waits until another one ends.
-    waiting: BTreeSet<u32>,
+    /// VMs of which a header scan waits until another one ends, with its storage.
+    waiting: BTreeSet<(u32, Storage)>,
     /// Warnings that processes cannot be scanned.
     warnings: WarningLimit,
     /// Lines about VMs of users.
@@ -254,7 +255,7 @@ impl TrackedProcesses {
     pub(super) fn end(&mut self, pid: u32) {
         let Some(gone) = self.known.remove(&pid) else { return };
         self.closed.retain(|_, (of, _)| *of != pid);
-        self.waiting.remove(&pid);
+        self.waiting.retain(|(of, _)| *of != pid);
         self.pauses.forget(pid);
         if let Some(tracker) = &self.tracker {
             tracker.forget(pid);

@@ -9,7 +9,8 @@ use super::{
     super::{
         command_line::Vmm,
         header_scans::Again,
-        image_headers::{HeaderReport, ScanTarget},
+        header_slots::Storage,
+        image_headers::{HeaderReport, ScanTarget, Start},
         plugged::Needs,
     },
     TrackedProcesses,
@@ -96,10 +97,10 @@ impl TrackedProcesses {
                 raw: vm.raw_files().collect(),
                 names: known.images.names(vm),
             };
-            if self.headers.start_scan(target) {
-                self.waiting.insert(vm.pid);
-            } else {
-                known.images.began(storage, batch, now);
+            match self.headers.start_scan(target) {
+                Start::Running => known.images.began(storage, batch, now),
+                Start::Full => drop(self.waiting.insert((vm.pid, storage))),
+                Start::Short => waits = true,
             }
         }
         waits
@@ -107,7 +108,14 @@ impl TrackedProcesses {
 
     /// Takes the result of a header scan. Returns the processes to be scanned now.
     pub(in super::super) fn take_headers(&mut self, report: HeaderReport) -> BTreeSet<u32> {
-        let mut to_scan = std::mem::take(&mut self.waiting);
+        // While a storage hangs, each report of another one wakes none of those that wait for it.
+        let (headers, known) = (&self.headers, &self.known);
+        let may_begin = |(pid, storage): &(u32, Storage)| {
+            let of = known.get(pid);
+            of.is_none_or(|known| headers.has_room(*storage, known.vm.user))
+        };
+        let mut to_scan: BTreeSet<u32> =
+            self.waiting.extract_if(.., may_begin).map(|(pid, _)| pid).collect();
         if let Some(known) = self.known.get_mut(&report.pid)
             && known.vm.start_ticks == report.start_ticks
         {
