@@ -1,6 +1,8 @@
 //! Registers VMs and threads: the agent's side of the thread-id map and of the ownership of records.
 
 mod adoption;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashSet,
@@ -122,18 +124,31 @@ impl<R: AsRef<Records>> Registration<R> {
             // Fails if the id was reused for another thread of a VM.
             let _ = entry.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-        // The programs count a dying thread until it hands its record over, which this one will not.
-        let owner = Owner(record.owner.load(Ordering::Acquire));
-        if owner.is_dying() {
+        let mut owner = Owner(record.owner.load(Ordering::Acquire));
+        // Else the thread has handed its record over.
+        while owner.0 != 0 && owner.tid() == tid {
             record.clear();
-            let freed =
-                record.owner.compare_exchange(owner.0, 0, Ordering::AcqRel, Ordering::Relaxed);
-            if freed.is_ok() {
-                self.vm(VmSlot(owner.vm_slot())).dying.fetch_sub(1, Ordering::AcqRel);
+            match record.owner.compare_exchange(owner.0, 0, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    // The programs count a dying thread until it hands its record over, which this one will not.
+                    if owner.is_dying() {
+                        self.vm(VmSlot(owner.vm_slot())).dying.fetch_sub(1, Ordering::AcqRel);
+                    }
+                    return;
+                }
+                Err(now) => owner = Owner(now),
             }
-            return;
         }
-        record.free();
+    }
+
+    /// Sets flags of the owner word of a record that is entered. Returns false if the thread has handed the record over: it is free,
+    /// or another thread's.
+    fn mark(record: &SharedThreadRecord, vm: VmSlot, tid: u32, flags: u64) -> bool {
+        let marked = |owner: u64| {
+            let of = Owner(owner);
+            (of.tid() == tid && of.vm_slot() == vm.0).then_some(owner | flags)
+        };
+        record.owner.fetch_update(Ordering::AcqRel, Ordering::Acquire, marked).is_ok()
     }
 
     /// Seeds the record with the kernel's counters, unless an event came first.
@@ -266,7 +281,9 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             if owner.tid() == tid && owner.vm_slot() == vm.0 && !owner.is_dying() {
                 if let Some(id) = vcpu {
                     record.vcpu.store(id, Ordering::Relaxed);
-                    record.owner.fetch_or(Owner::VCPU, Ordering::AcqRel);
+                    if !Self::mark(record, vm, tid, Owner::VCPU) {
+                        return Err(TrackError::Gone { tid });
+                    }
                 }
                 return Ok(slot_of(known, record, tid));
             }
@@ -307,7 +324,9 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 self.release(tid, slot, record);
                 return Err(TrackError::Gone { tid });
             }
-            record.owner.fetch_or(Owner::DYING | Owner::ENDED, Ordering::AcqRel);
+            if !Self::mark(record, vm, tid, Owner::DYING | Owner::ENDED) {
+                return Err(TrackError::Gone { tid });
+            }
         }
         if !state.runnable {
             Self::seed(record, stat);
