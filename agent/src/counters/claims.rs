@@ -10,6 +10,9 @@ use thiserror::Error;
 
 use super::{ImageSlot, Records, VmSlot, images::cells, mapped::SharedImageRecord};
 
+/// Owner word of a record that is being freed. The kernel has no device 0.
+const OF_NO_IMAGE: u64 = ImageKey { vm: 0, device: 0, file: 0 }.owner();
+
 /// Why an image has no record.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 pub enum ClaimError {
@@ -112,6 +115,8 @@ impl Records {
             }
         };
         let record = self.image(free)?;
+        // A program on another CPU may have counted a request in it after it was freed.
+        reset_counts(record);
         record.layer.store(layer as u32, Relaxed);
         record.file.store(key.file, Release);
         Some(free)
@@ -146,14 +151,12 @@ impl Records {
     pub(crate) fn free_image(&self, slot: ImageSlot) {
         let Some(record) = self.image(slot) else { return };
         record.file.store(0, Release);
-        for direction in [&record.read, &record.write] {
-            for cell in cells(direction) {
-                cell.store(0, Relaxed);
-            }
-        }
+        // A request in flight is no image's from here on, and no image gets the record before it is empty.
+        let owner = record.owner.swap(OF_NO_IMAGE, AcqRel);
+        reset_counts(record);
         record.layer.store(0, Relaxed);
         record.storage.store(0, Relaxed);
-        let owner = record.owner.swap(0, AcqRel);
+        record.owner.store(0, Release);
         self.image_index.lock().remove(VmSlot(ImageKey::of(owner, 0).vm), slot);
         self.remove_closed_device(owner);
     }
@@ -172,6 +175,12 @@ impl Records {
         let slot =
             move |probe| u16::try_from(ImageKey::slot(hash, probe, buckets)).ok().map(ImageSlot);
         (0..PROBES).filter_map(slot)
+    }
+}
+
+fn reset_counts(record: &SharedImageRecord) {
+    for cell in [&record.read, &record.write].into_iter().flat_map(cells) {
+        cell.store(0, Relaxed);
     }
 }
 
@@ -208,6 +217,22 @@ mod tests {
             (records.images_of_vm(VmSlot(7)).len(), records.image_io(&[slot]).reads),
             (1, 5)
         );
+    }
+
+    #[test]
+    fn a_record_begins_with_no_counts() {
+        let records = Records::in_memory();
+        let slot = records.claim_image(KEY, Layer::Call).unwrap();
+        let record = records.image(slot).unwrap();
+        records.free_image(slot);
+        // A program that had found the record before.
+        for cell in [&record.read, &record.write].into_iter().flat_map(cells) {
+            cell.fetch_add(1, Relaxed);
+        }
+        assert_eq!(records.claim_image(KEY, Layer::Call), Ok(slot));
+        assert_eq!(records.image_io(&[slot]), crate::counters::DiskIo::default());
+        let requests = records.image_requests(&[slot]);
+        assert!(requests.iter().all(|of| of.errors == 0 && of.latencies.count() == 0));
     }
 
     #[test]
