@@ -72,10 +72,15 @@ impl Records {
     /// Sums the I/O of these images. No number decreases between two calls with the same images while their VM runs.
     #[must_use]
     pub fn image_io(&self, images: &[ImageSlot]) -> DiskIo {
-        let mut io = DiskIo::default();
+        self.at_rest(|| self.sum(images))
+    }
+
+    /// What `sum` returns of counts that are not being merged meanwhile.
+    fn at_rest<T: Default>(&self, mut sum: impl FnMut() -> T) -> T {
+        let mut found = T::default();
         for attempt in 0..MERGE_TRIES * TRIES {
             let before = self.merge_seq.load(Acquire);
-            io = self.sum(images);
+            found = sum();
             fence(Acquire);
             if before.is_multiple_of(2) && self.merge_seq.load(Relaxed) == before {
                 break;
@@ -87,7 +92,7 @@ impl Records {
                 std::thread::yield_now();
             }
         }
-        io
+        found
     }
 
     fn sum(&self, images: &[ImageSlot]) -> DiskIo {
@@ -169,14 +174,16 @@ impl Records {
         }
     }
 
-    /// Errors and latencies of reads and of writes on these images.
+    /// Errors and latencies of reads and of writes on these images. No number decreases, as in [`image_io`](Self::image_io).
     #[must_use]
     pub fn image_requests(&self, images: &[ImageSlot]) -> [Requests; 2] {
         let records = || images.iter().filter_map(|slot| self.image(*slot));
-        [
-            requests(records().map(|record| &record.read)),
-            requests(records().map(|record| &record.write)),
-        ]
+        self.at_rest(|| {
+            [
+                requests(records().map(|record| &record.read)),
+                requests(records().map(|record| &record.write)),
+            ]
+        })
     }
 
     /// Number of image requests that could not be counted, since the maps were created.
@@ -263,6 +270,24 @@ mod tests {
         records.free_merged(c);
         assert_eq!(reads(&records, &[c]), 1111);
         assert_eq!(records.images_of_vm(VmSlot(7)).len(), 1);
+    }
+
+    #[test]
+    fn counts_are_not_read_while_they_are_merged() {
+        let records = Records::in_memory();
+        records.merge_seq.store(1, Relaxed);
+        let mut looks = 0;
+        let seen = records.at_rest(|| {
+            looks += 1;
+            match looks {
+                // One merge ends, and another one begins and ends during a look.
+                3 => drop(records.merge_seq.fetch_add(1, Relaxed)),
+                4 => drop(records.merge_seq.fetch_add(2, Relaxed)),
+                _ => {}
+            }
+            looks
+        });
+        assert_eq!(seen, 5);
     }
 
     #[test]
