@@ -295,7 +295,7 @@ impl ImageHooks {
 
     /// Takes in the result of a test of an attached method. Returns whether the method can be used.
     fn test(&mut self, method: Method, result: Result<(), TestError>) -> bool {
-        let result = self.proofs[method.number()].take(method, result);
+        let result = self.proofs[method.number()].take(method, result, is_without_ftrace(method));
         if let Err(error) = &result {
             self.fail(method, error.to_string());
         }
@@ -485,6 +485,7 @@ impl ImageHooks {
             }
         }
         debug!(method = method.name(), "detached");
+        self.kept[method.number()] = false;
         self.states[method.number()] = State::Idle;
     }
 }
