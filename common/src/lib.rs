@@ -23,7 +23,7 @@ pub use event::{Event, EventKind};
 pub use field::Field;
 pub use image::{ImageKey, ImageRecord, InFlight, Layer, Layers};
 pub use place::Place;
-pub use record::{Meta, Owner, ThreadRecord, VmRecord};
+pub use record::{LastTimer, Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of the shared layout. The agent adopts pinned maps of this version only.
 pub const LAYOUT: u32 = 7;

@@ -44,6 +44,20 @@ impl ThreadRecord {
     };
 }
 
+/// What the latest timer on a CPU has seen of the task on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LastTimer {
+    /// `task->start_time`.
+    pub start: u64,
+    /// The kernel's count of the task's CPU time in ns: `task->se.sum_exec_runtime`.
+    pub sum: u64,
+    /// The kernel brought `sum` up to date at this time (`CLOCK_MONOTONIC`, ns) or later; 0 = not known.
+    pub since: u64,
+    /// When the timer ran.
+    pub at: u64,
+}
+
 /// CPU usage of a VM's exited threads, what the VM has of the tables, and the blocks of thread records that it has.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]

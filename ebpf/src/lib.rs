@@ -27,6 +27,7 @@ pub mod block_rq_complete;
 mod call;
 mod cgroup;
 pub mod cgroup_attach_task;
+pub mod hrtimer_expire_exit;
 mod image;
 pub mod io_uring_complete;
 pub mod io_uring_submit_req;

@@ -1,5 +1,5 @@
 //! The maps. The loader sets the sizes of the tables of records. All are arrays that the agent maps into its memory, but for
-//! the requests in flight and the ring.
+//! the requests in flight, what the latest timers have seen, and the ring.
 //!
 //! A pointer that this module returns is to a whole, aligned value of a map and stays valid for as long as the program
 //! runs: the lookups check the index, and the verifier refuses a program that does not check for null.
@@ -12,12 +12,12 @@
 use aya_ebpf::{
     bindings::{BPF_EXIST, BPF_F_MMAPABLE},
     macros::map,
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use kvmeter_common::{
     DEVICE_BUCKETS, DEVICE_USERS, DeviceUser, EVENT_RING_LEN, Event, FILTER_LEN, IMAGES, ImageKey,
-    ImageRecord, InFlight, MAX_IN_FLIGHT, Meta, Owner, SLOTS_PER_ELEMENT, THREADS, ThreadRecord,
-    VM_IN_FLIGHT, VMS, VmRecord,
+    ImageRecord, InFlight, LastTimer, MAX_IN_FLIGHT, Meta, Owner, SLOTS_PER_ELEMENT, THREADS,
+    ThreadRecord, VM_IN_FLIGHT, VMS, VmRecord,
 };
 
 use crate::{atomic, verifier};
@@ -59,6 +59,10 @@ static INFLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(MAX_IN_FLIGH
 #[map]
 static INFLIGHT_FILTER: Array<u64> = Array::with_max_entries(FILTER_LEN, 0);
 
+/// One element on each CPU. Not pinned: a new agent's program begins with none.
+#[map]
+static LAST_TIMER: PerCpuArray<LastTimer> = PerCpuArray::with_max_entries(1, 0);
+
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_LEN, 0);
 
@@ -96,6 +100,12 @@ pub(crate) fn thread(slot: u16) -> Option<*mut ThreadRecord> {
 #[inline(always)]
 pub(crate) fn vm(slot: u16) -> Option<*mut VmRecord> {
     VM.get_ptr_mut(u32::from(slot))
+}
+
+/// What the latest timer on this CPU has seen.
+#[inline(always)]
+pub(crate) fn last_timer() -> Option<*mut LastTimer> {
+    LAST_TIMER.get_ptr_mut(0)
 }
 
 /// The owner of a thread record; `None`: no record has this slot, or slot 0.

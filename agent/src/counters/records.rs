@@ -338,8 +338,9 @@ fn shows(word: u64, now: u64) -> u64 {
 ///
 /// The high-water mark may be ahead of the kernel's value by what the kernel's accounting clock leaves out of the
 /// current stretch on the CPU: some hundred nanoseconds at the switch, and the time taken by interrupts
-/// (`CONFIG_IRQ_TIME_ACCOUNTING`) or by an outer hypervisor (`CONFIG_PARAVIRT_TIME_ACCOUNTING`). The values agree again
-/// once the thread has run for that long.
+/// (`CONFIG_IRQ_TIME_ACCOUNTING`) or by an outer hypervisor (`CONFIG_PARAVIRT_TIME_ACCOUNTING`). The program at
+/// `hrtimer_expire_exit` keeps that below the time between two timers on the thread's CPU, usually a tick. The values agree
+/// again once the thread has run for that long.
 fn monotone(high_water: &AtomicU64, value: u64) -> u64 {
     high_water.fetch_max(value, Ordering::Relaxed).max(value)
 }

@@ -22,11 +22,12 @@ pub struct Hook {
 
 /// The hooks for CPU time, which are always attached, in this order: the exit hook comes first, because a record may be
 /// used only once its thread's end is seen.
-pub const SCHED_HOOKS: [Hook; 6] = [
+pub const SCHED_HOOKS: [Hook; 7] = [
     Hook::new("sched_process_exit", "end of threads and VMs").required(),
     Hook::new("sched_switch", "CPU time").required(),
     Hook::new("task_newtask", "threads that VMs start"),
     Hook::new("sched_wakeup", "run-queue wait"),
+    Hook::new("hrtimer_expire_exit", "CPU time of threads that keep their CPU"),
     Hook::new("sched_process_exec", "start of QEMU without KVM"),
     Hook::new("cgroup_attach_task", "I/O that a limit of a cgroup delays"),
 ];

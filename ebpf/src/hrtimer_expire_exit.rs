@@ -1,0 +1,60 @@
+//! `hrtimer_expire_exit(struct hrtimer *timer)`: a timer has run, on the CPU's current task. The scheduler's tick is one: it
+//! brings the task's CPU time up to date.
+//!
+//! Between two switches the word of a running thread goes on with the clock. The kernel's own count may be slower, because it
+//! leaves out time taken by interrupts or by an outer hypervisor, and its clock is not adjusted as `CLOCK_MONOTONIC` is. Without
+//! a switch the word would go away from that count for as long as the thread keeps its CPU.
+
+#![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use kvmeter_common::word;
+
+use crate::{
+    maps,
+    task::Task,
+    thread::{Thread, get, set},
+};
+
+#[btf_tracepoint(function = "hrtimer_expire_exit")]
+fn hrtimer_expire_exit(_: BtfTracePointContext) -> i32 {
+    let task = Task::current();
+    let slot = maps::slot_of(task.pid());
+    let Some(record) = maps::thread(slot) else { return 0 };
+    // A thread that has had no event yet is left to its first switch.
+    if slot == 0 || !word::is_running(get!(record, run)) {
+        return 0;
+    }
+    if let Some(thread) = Thread::find(slot, task) {
+        correct(thread, task);
+    }
+    0
+}
+
+/// Corrects the word of a thread that has been on its CPU for long, where it shows a time that cannot be.
+#[inline(always)]
+fn correct(thread: Thread, task: Task) {
+    let Some(last) = maps::last_timer() else { return };
+    // SAFETY: the helper has no arguments and no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let (start, sum) = (task.start_time(), task.sum_exec_runtime());
+    let since = if get!(last, start) != start {
+        0
+    } else if get!(last, sum) != sum {
+        get!(last, at)
+    } else {
+        get!(last, since)
+    };
+    set!(last, start, start);
+    set!(last, sum, sum);
+    set!(last, since, since);
+    set!(last, at, now);
+    let shown = word::shows(get!(thread.record, run), now);
+    // At most all of the time since the kernel's count was right.
+    let most = sum + now.saturating_sub(since);
+    if shown < sum {
+        set!(thread.record, run, word::running(sum, now));
+    } else if shown > most {
+        set!(thread.record, run, word::running(most, now));
+    }
+}
