@@ -11,7 +11,7 @@
 //! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images,
 //! [`header_scans`] decides which and [`header_slots`] how many at once; [`plugged`] finds disks
 //! that no option names; [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run;
-//! [`schedule`] decides when a process is scanned, [`shares`] how much that may cost; [`pace`], [`poller`] and [`uevent`] wait for
+//! [`schedule`] decides when a process is scanned, [`shares`] how much that may cost; [`pace`], [`poller`] and [`uevent_reader`] wait for
 //! events; [`worker`] is the thread that does all this; [`warnings`] keeps the log short.
 
 mod cloud_hypervisor;
@@ -47,6 +47,7 @@ mod taps;
 mod threads;
 mod tracked;
 mod uevent;
+mod uevent_reader;
 mod vcpu_states;
 mod vcpus;
 mod warnings;
@@ -76,6 +77,7 @@ use self::{
     schedule::Schedule,
     shares::Shares,
     tracked::TrackedProcesses,
+    uevent_reader::UeventReader,
     warnings::WarningLimit,
     worker::Worker,
 };
@@ -178,8 +180,9 @@ impl Procfs {
         });
         let wake = poller.wake_handle().map_err(failed("eventfd"))?;
         let (headers, header_reports) = HeaderScanner::new(wake);
-        let uevents = uevent::open().map_err(failed("the netlink socket of uevents"))?;
-        poller.add(uevents.as_fd(), Ready::Uevents).map_err(failed("uevents"))?;
+        let stop_uevents = poller.stop_handle().map_err(failed("eventfd"))?;
+        let uevents = UeventReader::start(stop_uevents).map_err(failed("the reader of uevents"))?;
+        poller.add(uevents.ready(), Ready::Uevents).map_err(failed("uevents"))?;
         let (events, records, tracker) = match probes {
             Some(ProbeHandles { events, records, tracker }) => {
                 (Some(events), Some(records), Some(tracker))
@@ -212,7 +215,6 @@ impl Procfs {
             ended: BTreeMap::new(),
             warnings: WarningLimit::default(),
             lost: 0,
-            are_uevents_lost: false,
             full_scan_due: None,
             last_full_scan: Instant::now(),
             images_claimed: BTreeSet::new(),

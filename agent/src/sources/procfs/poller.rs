@@ -20,7 +20,7 @@ use crate::sources::timespec;
 pub(super) enum Ready {
     /// The ring buffer of the BPF programs.
     Events,
-    /// The netlink socket for uevents.
+    /// There is news of uevents.
     Uevents,
     /// The source is to stop.
     Stop,

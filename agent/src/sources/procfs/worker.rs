@@ -3,14 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::Receiver;
 use kvmeter_common::{Event, EventKind};
-use rustix::io::Errno;
 use tracing::{debug, warn};
 
 use super::{
@@ -22,7 +20,7 @@ use super::{
     schedule::Schedule,
     shares::Shares,
     tracked::{Payer, ScanOutcome, TrackedProcesses},
-    uevent::{self, Uevent},
+    uevent_reader::UeventReader,
     warnings::WarningLimit,
 };
 use crate::{
@@ -35,9 +33,6 @@ use crate::{
 
 /// Shortest interval between two full scans after events were lost.
 const FULL_SCAN_PAUSE: Duration = Duration::from_secs(1);
-
-/// Most uevents that are read in one turn: in a flood of them, the processes with an event are scanned between two turns.
-const MAX_UEVENTS: usize = 10_000;
 
 /// What a report about a VM costs the other threads: the view, the counting, notifications.
 const REPORT: Duration = Duration::from_millis(1);
@@ -57,7 +52,7 @@ pub(super) struct Worker {
     pub(super) commands: Receiver<Command>,
     /// Results of header scans.
     pub(super) header_reports: Receiver<image_headers::HeaderReport>,
-    pub(super) uevents: OwnedFd,
+    pub(super) uevents: UeventReader,
     pub(super) events: Option<Events>,
     pub(super) records: Option<Arc<Records>>,
     pub(super) processes: TrackedProcesses,
@@ -71,8 +66,6 @@ pub(super) struct Worker {
     pub(super) warnings: WarningLimit,
     /// Number of lost events of the programs at the last check.
     pub(super) lost: u64,
-    /// Whether uevents were lost, and the queue has not been empty since.
-    pub(super) are_uevents_lost: bool,
     pub(super) full_scan_due: Option<Instant>,
     pub(super) last_full_scan: Instant,
     /// Processes for which the kernel created an image record since the last report.
@@ -235,32 +228,13 @@ impl Worker {
     }
 
     fn take_uevents(&mut self) {
-        // Of the same thread once: it may make as many as it likes.
-        let (mut created, mut destroyed) = (BTreeSet::new(), BTreeSet::new());
-        for _ in 0..MAX_UEVENTS {
-            let next = uevent::next(&self.uevents);
-            debug!(?next, "uevent");
-            match next {
-                // The scan of all processes finds what it is about.
-                Ok(Some(_)) if self.are_uevents_lost => {}
-                Ok(Some(Uevent::VmCreated(tid))) => drop(created.insert(tid)),
-                Ok(Some(Uevent::VmDestroyed(tid))) => drop(destroyed.insert(tid)),
-                Ok(Some(Uevent::Cpus)) => self.report_cpus(),
-                Ok(None) => break,
-                // One error for all that are lost until the queue is empty: netlink_overrun() in net/netlink/af_netlink.c. What
-                // is lost after a scan of all processes, and before the queue is empty, would never be seen.
-                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
-                    self.are_uevents_lost = true;
-                }
-                Err(error) => {
-                    self.processes.warn(&format!("Uevents of KVM cannot be read: {error}"));
-                    self.scan_all_soon(Instant::now());
-                    break;
-                }
-            }
+        let news = self.uevents.take();
+        debug!(?news, "uevents");
+        if news.has_cpus {
+            self.report_cpus();
         }
         let now = Instant::now();
-        for tid in created {
+        for tid in news.created {
             // The uevent has the id of the thread that created the VM, which may have exited since.
             let pid = self.processes.process_of(tid);
             if let Some(pid) = pid {
@@ -268,12 +242,16 @@ impl Worker {
             }
             self.schedule.born(pid.unwrap_or(tid), now);
         }
-        for tid in destroyed {
+        for tid in news.destroyed {
             if let Some(pid) = self.processes.creator(tid, now) {
                 self.schedule.urgent(pid, now);
             }
         }
-        if std::mem::take(&mut self.are_uevents_lost) {
+        if let Some(error) = news.error {
+            self.processes.warn(&format!("Uevents of KVM cannot be read: {error}"));
+            self.scan_all_soon(now);
+        }
+        if news.are_lost {
             self.processes.warn("Uevents of KVM were lost; all processes are scanned");
             self.scan_all_soon(now);
         }
