@@ -236,6 +236,16 @@ impl InFlight {
     pub const ASYNC: u32 = 4;
     /// Completed with `-EAGAIN`; a resubmission follows.
     pub const RETRIED: u32 = 8;
+
+    /// Place in the flags of [`VmRecord::account`](crate::VmRecord::account) at submission, which has 16 bits.
+    pub const ACCOUNT: u32 = 16;
+
+    /// The account that the request is counted in.
+    #[inline(always)]
+    #[must_use]
+    pub const fn account(&self) -> u16 {
+        (self.flags >> Self::ACCOUNT) as u16
+    }
 }
 
 /// The bucket of a latency in ns.

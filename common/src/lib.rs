@@ -65,6 +65,12 @@ pub const MAX_IN_FLIGHT: u32 = 65_536;
 /// Largest number of counted requests of one VM in flight.
 pub const VM_IN_FLIGHT: u32 = MAX_IN_FLIGHT / 16;
 
+/// Largest number of counted requests in flight of the VMs of one user other than root and libvirt.
+pub const USER_IN_FLIGHT: u32 = MAX_IN_FLIGHT / 4;
+
+/// Largest number of counted requests in flight of the VMs of all such users.
+pub const USERS_IN_FLIGHT: u32 = MAX_IN_FLIGHT / 2;
+
 /// Buckets of the in-flight filter (`INFLIGHT_FILTER`).
 pub const FILTER_LEN: u32 = 1024;
 

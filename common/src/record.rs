@@ -89,8 +89,12 @@ pub struct VmRecord {
     pub new_images_limit: u64,
     /// Id of the cgroup to which the kernel accounts the VM's requests on block devices; 0 = not known yet.
     pub io_cgroup: u64,
-    /// Zero.
-    pub reserved: [u64; 2],
+    /// Number of the account of the VM's user: 1 to the number of VM records less one. 0: the VM is root's or libvirt's, whose
+    /// requests in flight no share limits.
+    pub account: u64,
+    /// Nothing of this VM: requests in flight of the account with the number of this record. In the record without a VM, 0, those
+    /// of all accounts.
+    pub in_flight_of_account: u64,
     /// Number of valid `blocks`. Written after the blocks.
     pub block_count: u64,
     /// The VM's blocks of thread records: block `b` is the records `b * BLOCK_LEN .. (b + 1) * BLOCK_LEN`.

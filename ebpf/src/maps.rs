@@ -17,7 +17,7 @@ use aya_ebpf::{
 use kvmeter_common::{
     DEVICE_BUCKETS, DEVICE_USERS, DeviceUser, EVENT_RING_LEN, Event, FILTER_LEN, IMAGES, ImageKey,
     ImageRecord, InFlight, LastTimer, MAX_IN_FLIGHT, Meta, Owner, SLOTS_PER_ELEMENT, THREADS,
-    ThreadRecord, VM_IN_FLIGHT, VMS, VmRecord,
+    ThreadRecord, USER_IN_FLIGHT, USERS_IN_FLIGHT, VM_IN_FLIGHT, VMS, VmRecord,
 };
 
 use crate::{atomic, verifier};
@@ -143,24 +143,60 @@ fn filter(address: u64) -> Option<*mut u64> {
     INFLIGHT_FILTER.get_ptr_mut(hash >> (32 - FILTER_LEN.ilog2()))
 }
 
-/// Stores a request in flight at `address`, unless its VM has as many as it may have.
+/// Stores a request in flight at `address`, unless its VM, or the user of the VM, has as many as it may have.
 #[inline(always)]
 pub(crate) fn insert(address: u64, request: &InFlight) {
-    let Some(of_vm) = in_flight_of_vm(request) else { return };
-    // SAFETY: `of_vm` is an aligned word of a value of the map.
-    let before = unsafe { atomic::fetch_add(of_vm, 1) };
-    if before.cast_signed() < i64::from(VM_IN_FLIGHT)
-        && INFLIGHT.insert(address, request, 0).is_ok()
-    {
+    let Some(vm) = vm_of_request(request) else { return };
+    // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+    let account =
+        verifier::low_half(unsafe { (&raw const (*vm).account).read_volatile() }) & 0xffff;
+    let flags = request.flags | account << InFlight::ACCOUNT;
+    let request = &InFlight { flags, ..*request };
+    // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+    let before = unsafe { atomic::fetch_add(&raw mut (*vm).in_flight, 1) };
+    let fits = before.cast_signed() < i64::from(VM_IN_FLIGHT) && account_has_room(request);
+    if fits && INFLIGHT.insert(address, request, 0).is_ok() {
         if let Some(count) = filter(address) {
             // SAFETY: `count` is a value of the map: an aligned word.
             unsafe { atomic::fetch_add(count, 1) };
         }
+        add_to_account(request, 1);
         return;
     }
-    // SAFETY: `of_vm` is an aligned word of a value of the map.
-    unsafe { atomic::fetch_add(of_vm, u64::MAX) };
+    // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+    unsafe { atomic::fetch_add(&raw mut (*vm).in_flight, u64::MAX) };
     count_uncounted();
+}
+
+/// Whether the user of the request's VM, and all users, may have one more in flight. Each CPU may add one at the same time.
+#[inline(always)]
+fn account_has_room(request: &InFlight) -> bool {
+    let has_room = |number: u16, most: u32| {
+        let Some(record) = vm(number) else { return true };
+        // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+        let count = unsafe { (&raw const (*record).in_flight_of_account).read_volatile() };
+        // A request that ends on another CPU at once is subtracted before it is added.
+        count.cast_signed() < i64::from(most)
+    };
+    let account = request.account();
+    account == 0 || (has_room(account, USER_IN_FLIGHT) && has_room(0, USERS_IN_FLIGHT))
+}
+
+/// Adds to the number of requests in flight of the account, and of all accounts; `more` wraps.
+#[inline(always)]
+fn add_to_account(request: &InFlight, more: u64) {
+    let account = request.account();
+    if account == 0 {
+        return;
+    }
+    if let Some(of_user) = vm(account) {
+        // SAFETY: `of_user` is a whole value of the map, and the field an aligned word of it.
+        unsafe { atomic::fetch_add(&raw mut (*of_user).in_flight_of_account, more) };
+    }
+    if let Some(of_all) = vm(0) {
+        // SAFETY: `of_all` is a whole value of the map, and the field an aligned word of it.
+        unsafe { atomic::fetch_add(&raw mut (*of_all).in_flight_of_account, more) };
+    }
 }
 
 /// Stores a request of the same VM in the place of the one at `address`.
@@ -170,12 +206,10 @@ pub(crate) fn replace(address: u64, request: &InFlight) {
     let _ = INFLIGHT.insert(address, request, u64::from(BPF_EXIST));
 }
 
-/// The number of requests that the VM of this one has in flight.
+/// The record of the VM that makes the request.
 #[inline(always)]
-fn in_flight_of_vm(request: &InFlight) -> Option<*mut u64> {
-    let vm = vm(ImageKey::of(request.owner, 0).vm)?;
-    // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
-    Some(unsafe { &raw mut (*vm).in_flight })
+fn vm_of_request(request: &InFlight) -> Option<*mut VmRecord> {
+    vm(ImageKey::of(request.owner, 0).vm)
 }
 
 /// The request in flight at `address`.
@@ -201,10 +235,11 @@ pub(crate) fn remove(address: u64, request: &InFlight) -> bool {
         // SAFETY: `count` is a value of the map: an aligned word.
         unsafe { atomic::fetch_add(count, u64::MAX) };
     }
-    if let Some(count) = in_flight_of_vm(request) {
-        // SAFETY: `count` is an aligned word of a value of the map.
-        unsafe { atomic::fetch_add(count, u64::MAX) };
+    if let Some(vm) = vm_of_request(request) {
+        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+        unsafe { atomic::fetch_add(&raw mut (*vm).in_flight, u64::MAX) };
     }
+    add_to_account(request, u64::MAX);
     true
 }
 

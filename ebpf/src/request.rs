@@ -109,7 +109,7 @@ pub(crate) fn begin(address: u64, target: Target, position: u64, bytes: u64, fla
     // SAFETY: the helper has no arguments and no precondition.
     let mut start = unsafe { bpf_ktime_get_ns() };
     let Target { slot, owner, file } = target;
-    let mut replaces = false;
+    let mut account = None;
     if let Some(known) = maps::in_flight(address) {
         let is_same = (known.slot, known.owner, known.file) == (slot, owner, file)
             && known.position == position
@@ -118,14 +118,15 @@ pub(crate) fn begin(address: u64, target: Target, position: u64, bytes: u64, fla
         let is_seen_twice = start.wrapping_sub(known.start) < TWICE_NS;
         if is_same && (may_be_retried || is_seen_twice) {
             start = known.start;
-            replaces = true;
+            account = Some(known.account());
         } else if maps::remove(address, &known) {
             end_missed(&known);
         }
     }
     let request = InFlight { start, position, bytes, owner, file, slot, flags };
-    if replaces {
-        maps::replace(address, &request);
+    if let Some(account) = account {
+        let flags = flags | u32::from(account) << InFlight::ACCOUNT;
+        maps::replace(address, &InFlight { flags, ..request });
     } else {
         maps::insert(address, &request);
     }

@@ -90,7 +90,8 @@ pub(crate) struct SharedVmRecord {
     pub(crate) new_images: AtomicU64,
     pub(crate) new_images_limit: AtomicU64,
     pub(crate) io_cgroup: AtomicU64,
-    pub(crate) reserved: [AtomicU64; 2],
+    pub(crate) account: AtomicU64,
+    pub(crate) in_flight_of_account: AtomicU64,
     pub(crate) block_count: AtomicU64,
     pub(crate) blocks: [AtomicU16; VM_BLOCKS],
 }
@@ -118,7 +119,8 @@ impl SharedVmRecord {
             new_images,
             new_images_limit,
             io_cgroup,
-            reserved: _,
+            account,
+            in_flight_of_account: _,
             block_count: _,
             blocks: _,
         } = self;
@@ -134,6 +136,7 @@ impl SharedVmRecord {
             new_images,
             new_images_limit,
             io_cgroup,
+            account,
         ] {
             cell.store(0, Relaxed);
         }
@@ -220,7 +223,8 @@ assert_same_layout!(
     new_images,
     new_images_limit,
     io_cgroup,
-    reserved,
+    account,
+    in_flight_of_account,
     block_count,
     blocks
 );

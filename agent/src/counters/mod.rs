@@ -13,6 +13,7 @@ pub(crate) mod mapped;
 mod places;
 mod readings;
 pub(crate) mod records;
+mod request_shares;
 mod shares;
 mod slow;
 

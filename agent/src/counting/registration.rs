@@ -240,9 +240,13 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
     fn track_vm_of(&self, tgid: u32, holder: Holder) -> Result<VmSlot, TrackError> {
         let slot = self.free().vm(tgid, holder)?;
         let vm = self.vm(slot);
-        self.records().set_image_holder(slot, holder);
-        if vm.tgid.load(Ordering::Acquire) != u64::from(tgid) {
+        let is_new = vm.tgid.load(Ordering::Acquire) != u64::from(tgid);
+        if is_new {
             vm.clear();
+        }
+        self.records().set_request_holder(slot, holder);
+        self.records().set_image_holder(slot, holder);
+        if is_new {
             self.records().allow_new_images(slot, 0);
             vm.tgid.store(u64::from(tgid), Ordering::Release);
         }

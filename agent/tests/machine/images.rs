@@ -6,7 +6,10 @@ use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
     io::IoSliceMut,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -14,12 +17,13 @@ use std::{
 };
 
 use crate::lab::{counted::Counted, io_limit::IoLimit, sandbox::temporary};
+use aya::maps::{Array, Map, MapData};
 use kvmeter::{
     counters::DiskIo,
     counting::{Registration, SelfTest, Tracker as _},
     probe::{ImageHooks, Method, TestError},
 };
-use kvmeter_common::Layer;
+use kvmeter_common::{Layer, USER_IN_FLIGHT, USERS_IN_FLIGHT, VmRecord};
 use rustix::fs::OFlags;
 use xtask::lab::{LoopDevice, PATIENCE, wait_until};
 
@@ -469,4 +473,50 @@ fn others_that_use_an_image_are_not_counted() {
         assert!(dd.status().unwrap().success());
     }
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+#[test]
+fn a_user_with_a_share_of_requests_in_flight_takes_none_of_those_of_others() {
+    require!("ebpf");
+    const WORDS: usize = size_of::<VmRecord>() / 8;
+    const ACCOUNT: usize = std::mem::offset_of!(VmRecord, account) / 8;
+    const COUNT: usize = std::mem::offset_of!(VmRecord, in_flight_of_account) / 8;
+    let dir = temporary();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    let counted = Counted::by(&[Method::Syscall]);
+    counted.records.claim_image(counted.key(&path), Method::Syscall.layer()).unwrap();
+    let Counted { records, probe, vm, .. } = &counted;
+    let vms = probe.vms.fd().as_fd().try_clone_to_owned().unwrap();
+    let vms = MapData::from_fd(vms).unwrap();
+    let mut vms: Array<_, [u64; WORDS]> = Array::try_from(Map::Array(vms)).unwrap();
+    let mut set = |slot: u16, word: usize, value: u64| {
+        let mut record = vms.get(&u32::from(slot), 0).unwrap();
+        let before = std::mem::replace(&mut record[word], value);
+        vms.set(u32::from(slot), record, 0).unwrap();
+        before
+    };
+    let reads = || {
+        let before = counted.io(&path).reads;
+        file.read_at(&mut [0; 512], 0).unwrap();
+        counted.io(&path).reads - before
+    };
+    let account = vm.0 + 1;
+    let [user, users] = [USER_IN_FLIGHT, USERS_IN_FLIGHT].map(u64::from);
+    for (of_vm, of_user, of_all, is_counted) in [
+        (account, user - 1, users - 1, 1),
+        (account, user, users - 1, 0),
+        (account, user - 1, users, 0),
+        // Root's, and another user's.
+        (0, user, users, 1),
+        (account + 1, user, users - 1, 1),
+    ] {
+        set(vm.0, ACCOUNT, u64::from(of_vm));
+        set(account, COUNT, of_user);
+        set(0, COUNT, of_all);
+        assert_eq!(reads(), is_counted, "account {of_vm}: {of_user} of {of_all}");
+        // The request has ended.
+        assert_eq!((set(account, COUNT, 0), set(0, COUNT, 0)), (of_user, of_all));
+        assert_eq!(set(account + 1, COUNT, 0), 0);
+    }
+    assert_eq!(records.uncounted_requests(), 2);
 }
