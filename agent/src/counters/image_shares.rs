@@ -25,8 +25,8 @@ impl Records {
         VM_NEW_IMAGES.min(self.images_for_each_vm() / 2)
     }
 
-    /// Notes for whom a VM is counted.
-    pub(crate) fn set_image_holder(&self, vm: VmSlot, holder: Holder) {
+    /// Counts the image records of a VM for this holder.
+    pub(super) fn set_image_holder(&self, vm: VmSlot, holder: Holder) {
         self.image_index.lock().set_holder(vm, holder);
     }
 

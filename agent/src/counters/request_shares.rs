@@ -6,9 +6,15 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::{Holder, Records, VmSlot, mapped::SharedVmRecord};
 
 impl Records {
-    /// Has the programs count the requests of a VM for this holder. To be called before
-    /// [`set_image_holder`](Self::set_image_holder), which notes the holder.
-    pub(crate) fn set_request_holder(&self, vm: VmSlot, holder: Holder) {
+    /// Notes for whom a VM is counted.
+    pub(crate) fn set_holder(&self, vm: VmSlot, holder: Holder) {
+        // The account depends on the holder before.
+        self.set_request_holder(vm, holder);
+        self.set_image_holder(vm, holder);
+    }
+
+    /// Has the programs count the requests of a VM for this holder.
+    fn set_request_holder(&self, vm: VmSlot, holder: Holder) {
         let Some(record) = self.vms.get(usize::from(vm.0)) else { return };
         let has_account = record.account.load(Acquire) != 0;
         let is_same = self.image_index.lock().of_vm(vm).holder == holder;
@@ -72,8 +78,7 @@ mod tests {
 
     /// Counts a VM, as a registration does. Returns the number of its account.
     fn track(records: &Records, vm: u16, holder: Holder) -> u64 {
-        records.set_request_holder(VmSlot(vm), holder);
-        records.set_image_holder(VmSlot(vm), holder);
+        records.set_holder(VmSlot(vm), holder);
         let record = &records.vms[usize::from(vm)];
         record.tgid.store(u64::from(vm) + 1000, Relaxed);
         record.account.load(Relaxed)

@@ -244,8 +244,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         if is_new {
             vm.clear();
         }
-        self.records().set_request_holder(slot, holder);
-        self.records().set_image_holder(slot, holder);
+        self.records().set_holder(slot, holder);
         if is_new {
             self.records().allow_new_images(slot, 0);
             vm.tgid.store(u64::from(tgid), Ordering::Release);
