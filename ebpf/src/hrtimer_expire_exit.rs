@@ -1,9 +1,9 @@
 //! `hrtimer_expire_exit(struct hrtimer *timer)`: a timer has run, on the CPU's current task. The scheduler's tick is one: it
 //! brings the task's CPU time up to date.
 //!
-//! Between two switches the word of a running thread goes on with the clock. The kernel's own count may be slower, because it
-//! leaves out time taken by interrupts or by an outer hypervisor, and its clock is not adjusted as `CLOCK_MONOTONIC` is. Without
-//! a switch the word would go away from that count for as long as the thread keeps its CPU.
+//! Between two switches the word of a running thread follows `CLOCK_MONOTONIC`. The kernel's own count leaves out time taken by
+//! interrupts or by an outer hypervisor, and its clock is not adjusted as `CLOCK_MONOTONIC` is. The difference between the two
+//! grows until the next switch of the thread; this program limits it.
 
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 

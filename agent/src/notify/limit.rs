@@ -31,7 +31,8 @@ pub(super) struct Limit {
     held: BTreeMap<u64, (u32, Change)>,
     /// The place of a VM in `held`.
     places: HashMap<u32, u64>,
-    /// VMs of which a change was dropped or came by the other queue, with its number, while earlier changes may be in the queue.
+    /// The number of the last change of a VM that was dropped, or that came by the other queue, while earlier changes of the VM may
+    /// be in this queue.
     outdated: HashMap<u32, u64>,
     /// The largest of these numbers.
     outdated_through: u64,

@@ -136,7 +136,7 @@ fn numbers(io: DiskIo) -> [u64; 4] {
     [io.reads, io.writes, io.read_octets, io.write_octets]
 }
 
-/// An image of so many MiB.
+/// Makes an image of `size` MiB.
 fn image(size: usize) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = temporary();
     let image = dir.path().join("image");

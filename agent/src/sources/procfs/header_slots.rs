@@ -15,7 +15,8 @@ const MAX_OF_DRIVER: usize = 8;
 /// which hang at will.
 const MAX_OF_USERS: usize = 24;
 
-/// Users have at most this part of the scans of a storage: whoever reads many cold images keeps no VM of the host waiting.
+/// Users have at most this part of the scans of a storage, so that a scan of many images of a user does not delay those of root's
+/// and libvirt's VMs.
 const PART_OF_USERS: usize = 2;
 
 /// Scans of all users from which a user may not have another one. A user who has none is not affected by the others' yet.

@@ -74,7 +74,7 @@ pub(super) struct TrackedProcesses {
     /// Facts since the last report.
     pub(super) facts: Vec<Fact>,
     headers: HeaderScanner,
-    /// VMs of which a header scan waits until another one ends, with its storage.
+    /// Process id of a VM, and the storage of its header scan, which waits until another scan ends.
     waiting: BTreeSet<(u32, Storage)>,
     /// Warnings that processes cannot be scanned.
     warnings: WarningLimit,

@@ -162,7 +162,7 @@ impl Thread {
         let stop = self.stop.as_fd();
         let mut both =
             [stop, other.unwrap_or(stop)].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        // An error, of which only EINTR is possible, is no reason to stop.
+        // After EINTR, the only possible error, the thread goes on.
         let waited = poll(&mut both, limit.map(timespec).as_ref());
         waited.is_ok_and(|_| !both[0].revents().is_empty())
     }
