@@ -16,7 +16,8 @@ pub struct ThreadRecord {
     pub switches_in: u64,
     /// Number of times the thread lost its CPU while it was runnable.
     pub preemptions: u64,
-    /// An [`Owner`]; 0 = free. Both sides claim a free record by compare-and-swap.
+    /// An [`Owner`]; 0 = free. Both sides claim a free record by compare-and-swap, and in the same way take the record from its
+    /// thread before they reset and free it.
     pub owner: u64,
     /// `task->start_time` (ns, `CLOCK_MONOTONIC`) of the counted task. It distinguishes the task from a later one with the same
     /// thread id. 0 = take it from the task of the next event.
@@ -130,6 +131,11 @@ impl Owner {
     /// the kernel's sum over exited threads does not have its time.
     pub const ENDED: u64 = 1 << 51;
 
+    /// The agent frees the record: it is no thread's, and not free yet. The word has no thread id.
+    pub const FREED_BY_AGENT: Self = Self(1 << 52);
+    /// A program frees the record: it is no thread's, and not free yet. The word has no thread id.
+    pub const FREED_BY_PROGRAM: Self = Self(1 << 53);
+
     /// The owner word of a thread of the VM in `vm_slot`.
     #[inline(always)]
     #[must_use]
@@ -151,6 +157,13 @@ impl Owner {
     #[expect(clippy::cast_possible_truncation, reason = "the slot is bits 32 to 47")]
     pub const fn vm_slot(self) -> u16 {
         (self.0 >> 32) as u16
+    }
+
+    /// Whether the record is a thread's. If not, it is free or being freed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of_thread(self) -> bool {
+        self.tid() != 0
     }
 
     /// Whether all of `flags` are set.
@@ -200,7 +213,10 @@ mod tests {
     fn an_owner_gives_back_its_parts() {
         let owner = Owner(Owner::new(4_194_303, 4095).0 | Owner::VCPU);
         assert_eq!((owner.tid(), owner.vm_slot()), (4_194_303, 4095));
-        assert!(owner.has(Owner::VCPU) && !owner.has(Owner::DYING));
+        assert!(owner.has(Owner::VCPU) && !owner.has(Owner::DYING) && owner.is_of_thread());
+        for owner in [Owner(0), Owner::FREED_BY_AGENT, Owner::FREED_BY_PROGRAM] {
+            assert!(!owner.is_of_thread() && owner.vm_slot() == 0 && !owner.is_dying());
+        }
         for (flags, is_dying) in [
             (0, false),
             (Owner::DYING, true),

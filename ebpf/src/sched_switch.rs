@@ -115,7 +115,7 @@ fn finish(thread: Thread, task: Task) {
         keep(thread);
         return;
     }
-    let Some(vm) = thread.hand_over(task.sum_exec_runtime()) else { return };
+    let Some(vm) = thread.hand_over(task.pid(), task.sum_exec_runtime()) else { return };
     maps::forget(task.pid(), thread.slot);
     if is_last {
         finish_first(task);
@@ -153,7 +153,7 @@ fn finish_first(last: Task) {
     let first = Thread { slot, record };
     let owner = first.owner();
     if slot != 0 && owner.tid() == tgid && owner.has(Owner::ENDED) {
-        first.hand_over(word::shows(get!(record, run), 0));
+        first.hand_over(tgid, word::shows(get!(record, run), 0));
         maps::forget(tgid, slot);
     }
 }

@@ -66,25 +66,22 @@ impl Thread {
         Owner(get!(self.record, owner))
     }
 
-    /// Sets flags of the owner word. Returns the word before; `None`: the record was freed meanwhile.
+    /// Sets flags of the owner word. Returns the word before; `None`: the record is no thread's any more.
     #[inline(always)]
     pub(crate) fn mark(self, flags: u64) -> Option<Owner> {
-        self.exchange_owner(|owner| owner.0 | flags)
+        self.exchange_owner(|owner| owner.is_of_thread().then_some(owner.0 | flags))
     }
 
-    /// Stores a new owner word. Returns the word before; `None`: the record was freed meanwhile.
+    /// Stores the owner word that `new` returns, if any. Returns the word before; `None`: none was stored.
     #[inline(always)]
-    fn exchange_owner(self, new: impl Fn(Owner) -> u64) -> Option<Owner> {
+    fn exchange_owner(self, new: impl Fn(Owner) -> Option<u64>) -> Option<Owner> {
         // The agent, the only other writer while the record is claimed, writes the word once in a scan at most.
         for _ in 0..2 {
             let owner = self.owner();
-            if owner.0 == 0 {
-                break;
-            }
+            let new = new(owner)?;
             // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
-            let is_done = unsafe {
-                atomic::compare_exchange(&raw mut (*self.record).owner, owner.0, new(owner))
-            };
+            let is_done =
+                unsafe { atomic::compare_exchange(&raw mut (*self.record).owner, owner.0, new) };
             if is_done {
                 return Some(owner);
             }
@@ -136,25 +133,47 @@ impl Thread {
         }
     }
 
-    /// Adds the thread's CPU time, `sum` ns in all, to its VM and frees the record. Returns the VM's record.
+    /// Adds the thread's CPU time, `sum` ns in all, to its VM and frees the record. Returns the VM's record; `None`: the agent has
+    /// freed the thread's record.
     #[inline(always)]
-    pub(crate) fn hand_over(self, sum: u64) -> Option<*mut VmRecord> {
-        let vm = maps::vm(self.owner().vm_slot())?;
+    pub(crate) fn hand_over(self, tid: u32, sum: u64) -> Option<*mut VmRecord> {
+        let owner = self.owner();
+        if owner.tid() != tid {
+            return None;
+        }
+        let vm = maps::vm(owner.vm_slot())?;
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).handovers_begun, 1) };
-        // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
-        unsafe { atomic::fetch_add(&raw mut (*vm).exited, sum) };
-        self.clear();
-        // The exchange orders the stores of `clear` before the record becomes free.
-        let before = self.exchange_owner(|_| 0);
-        // A thread that was registered after it had begun to exit was not counted as dying. The agent, which frees a record
-        // in the same way, may have been first.
-        if before.is_some_and(Owner::is_dying) {
-            stop_dying(vm);
+        // The record must be no thread's before it is reset: the agent frees records in the same way, and another thread may get
+        // the record then.
+        let taken = self.take(tid);
+        if let Some(before) = taken {
+            // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+            unsafe { atomic::fetch_add(&raw mut (*vm).exited, sum) };
+            self.clear();
+            // The exchange orders the stores of `clear` before the record becomes free.
+            // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+            unsafe {
+                atomic::compare_exchange(
+                    &raw mut (*self.record).owner,
+                    Owner::FREED_BY_PROGRAM.0,
+                    0,
+                )
+            };
+            // A thread that was registered after it had begun to exit was not counted as dying.
+            if before.is_dying() {
+                stop_dying(vm);
+            }
         }
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).handovers_done, 1) };
-        Some(vm)
+        taken.map(|_| vm)
+    }
+
+    /// Takes the record from this thread. Returns the owner word before; `None`: the record is not the thread's any more.
+    #[inline(always)]
+    fn take(self, tid: u32) -> Option<Owner> {
+        self.exchange_owner(|owner| (owner.tid() == tid).then_some(Owner::FREED_BY_PROGRAM.0))
     }
 
     /// Resets all but the owner and what is valid with a flag of the owner only.

@@ -10,12 +10,12 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
     sync::atomic::{
         AtomicU16, AtomicU32, AtomicU64,
-        Ordering::{Relaxed, Release},
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
 };
 
 use kvmeter_common::{
-    DEVICE_USERS, ImageRecord, Meta, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VmRecord,
+    DEVICE_USERS, ImageRecord, Meta, Owner, SLOTS_PER_ELEMENT, ThreadRecord, VM_BLOCKS, VmRecord,
     image::{DirectionCounters, LATENCY_BUCKETS},
 };
 use memmap2::{MmapOptions, MmapRaw};
@@ -43,6 +43,14 @@ pub(crate) struct SharedThreadRecord {
 }
 
 impl SharedThreadRecord {
+    /// Takes the record from its thread, so that no other one gets the record before it is [freed](Self::free). Returns the owner
+    /// before; `None` = the record is not this thread's.
+    pub(crate) fn take(&self, tid: u32) -> Option<Owner> {
+        let is_its = |owner: Owner| owner.is_of_thread() && owner.tid() == tid;
+        let taken = |owner| is_its(Owner(owner)).then_some(Owner::FREED_BY_AGENT.0);
+        self.owner.fetch_update(AcqRel, Acquire, taken).ok().map(Owner)
+    }
+
     /// Resets the record and frees it. The owner is reset last, so that the next owner finds the other fields empty.
     pub(crate) fn free(&self) {
         self.clear();

@@ -157,6 +157,10 @@ impl Records {
             let now = monotonic_ns();
             sum = vm.exited.load(Ordering::Acquire);
             for (_, thread) in self.threads_of(vm) {
+                // A program that had found the record before it was freed may have written to it.
+                if !Owner(thread.owner.load(Ordering::Acquire)).is_of_thread() {
+                    continue;
+                }
                 // A thread that was switched in after `now` is some nanoseconds short; the high-water mark covers that.
                 let shown = shows(thread.run.load(Ordering::Acquire), now);
                 sum = sum.wrapping_add(shown.max(thread.high_water.load(Ordering::Acquire)));
@@ -394,6 +398,21 @@ mod tests {
         }
         records.threads[9].free();
         assert_eq!(records.vcpu_time_ns(OF_VIEW), None);
+    }
+
+    #[test]
+    fn what_is_written_to_a_record_without_a_thread_is_no_time_of_the_vm() {
+        let records = records_with(100, 7, 5);
+        let vm = &records.vms[1];
+        vm.tgid.store(std::process::id().into(), Ordering::Relaxed);
+        vm.blocks[0].store(1, Ordering::Relaxed);
+        vm.block_count.store(1, Ordering::Relaxed);
+        assert_eq!(records.vm_sum(vm), 5);
+        for owner in [Owner(0), Owner::FREED_BY_AGENT, Owner::FREED_BY_PROGRAM] {
+            records.threads[10].owner.store(owner.0, Ordering::Relaxed);
+            records.threads[10].run.store(word::running(9, 0), Ordering::Relaxed);
+            assert_eq!(records.vm_sum(vm), 5, "{owner:?}");
+        }
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl<R: AsRef<Records>> Registration<R> {
         let (slot, record, owner) = self.records().threads_of(vm).find_map(|(slot, record)| {
             let owner = Owner(record.owner.load(Ordering::Acquire));
             let is_spared = owner.0 & (Owner::VCPU | Owner::DYING) != 0 || owner.tid() == tgid;
-            (owner.0 != 0 && !is_spared).then_some((slot, record, owner))
+            (owner.is_of_thread() && !is_spared).then_some((slot, record, owner))
         })?;
         vm.unrecorded.fetch_add(1, Ordering::AcqRel);
         self.release(owner.tid(), slot, record);
@@ -124,19 +124,12 @@ impl<R: AsRef<Records>> Registration<R> {
             // Fails if the id was reused for another thread of a VM.
             let _ = entry.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-        let mut owner = Owner(record.owner.load(Ordering::Acquire));
         // Else the thread has handed its record over.
-        while owner.0 != 0 && owner.tid() == tid {
-            record.clear();
-            match record.owner.compare_exchange(owner.0, 0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    // The programs count a dying thread until it hands its record over, which this one will not.
-                    if owner.is_dying() {
-                        self.vm(VmSlot(owner.vm_slot())).dying.fetch_sub(1, Ordering::AcqRel);
-                    }
-                    return;
-                }
-                Err(now) => owner = Owner(now),
+        if let Some(owner) = record.take(tid) {
+            record.free();
+            // The programs count a dying thread until it hands its record over, which this one will not.
+            if owner.is_dying() {
+                self.vm(VmSlot(owner.vm_slot())).dying.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
@@ -200,8 +193,8 @@ impl<R: AsRef<Records>> Registration<R> {
         let listed: HashSet<u32> = threads.iter().map(|thread| thread.tid()).collect();
         let has_others = || {
             let owners = self.records().threads_of(vm);
-            let mut owners = owners.map(|(_, record)| record.owner.load(Ordering::Acquire));
-            owners.any(|owner| owner != 0 && !listed.contains(&Owner(owner).tid()))
+            let mut owners = owners.map(|(_, record)| Owner(record.owner.load(Ordering::Acquire)));
+            owners.any(|owner| owner.is_of_thread() && !listed.contains(&owner.tid()))
         };
         for attempt in 0..EXITED_TRIES {
             let state = || {
@@ -413,7 +406,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         }
         for (slot, record) in self.records().threads_of(cells) {
             let owner = Owner(record.owner.load(Ordering::Acquire));
-            if owner.0 != 0 {
+            if owner.is_of_thread() {
                 self.release(owner.tid(), slot, record);
             }
         }

@@ -31,7 +31,7 @@ pub(super) fn owners(vms: MapData, threads: MapData) -> Result<Vec<(u16, Owner)>
         for slot in records_of(&words).filter(|slot| u32::from(*slot) < threads.len()) {
             let words = threads.get(&u32::from(slot), 0).map_err(ProbeError::load)?;
             let owner = Owner(words[offset_of!(ThreadRecord, owner) / 8]);
-            if owner.0 != 0 {
+            if owner.is_of_thread() {
                 owners.push((slot, owner));
             }
         }

@@ -26,7 +26,9 @@ impl<R: AsRef<Records>> Registration<R> {
         for (slot, _) in adopted.tracked_vms() {
             let maps = adopted.records();
             let mut threads = maps.threads_of(adopted.vm(slot));
-            if threads.all(|(_, record)| record.owner.load(Ordering::Acquire) == 0) {
+            if threads
+                .all(|(_, record)| !Owner(record.owner.load(Ordering::Acquire)).is_of_thread())
+            {
                 adopted.untrack_vm(slot);
             }
         }
@@ -68,8 +70,14 @@ impl<R: AsRef<Records>> Registration<R> {
         // The first block is no VM's.
         for (slot, record) in (0..=u16::MAX).zip(self.records().threads.iter()).skip(BLOCK_LEN) {
             let owner = Owner(record.owner.load(Ordering::Acquire));
+            if owner == Owner::FREED_BY_AGENT {
+                // An earlier agent ended meanwhile.
+                record.free();
+            }
             let entry = self.records().slot_entry(owner.tid());
-            if owner.0 == 0 || entry.is_some_and(|entry| entry.load(Ordering::Acquire) == slot) {
+            if !owner.is_of_thread()
+                || entry.is_some_and(|entry| entry.load(Ordering::Acquire) == slot)
+            {
                 continue;
             }
             let vm = self.vm(VmSlot(owner.vm_slot()));
@@ -212,8 +220,26 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_an_earlier_agent_was_freeing_is_freed() {
+        let (records, own) = (records(), std::process::id());
+        put(&records, 8, own, 0);
+        entry(&records, own).store(8, Ordering::Relaxed);
+        for (slot, owner) in [(9, Owner::FREED_BY_AGENT), (10, Owner::FREED_BY_PROGRAM)] {
+            put(&records, slot, 0, 0);
+            records.threads[usize::from(slot)].owner.store(owner.0, Ordering::Relaxed);
+        }
+        let adopted = Registration::adopt(Arc::clone(&records));
+        // The program goes on.
+        assert_eq!([9, 10].map(|slot| owner(&records, slot)), [Owner(0), Owner::FREED_BY_PROGRAM]);
+        assert_eq!(run(&records, 9), word::UNKNOWN);
+        adopted.untrack_vm(VmSlot(1));
+        assert_eq!([8, 10].map(|slot| owner(&records, slot)), [Owner(0), Owner::FREED_BY_PROGRAM]);
+    }
+
+    #[test]
     fn a_vm_whose_threads_have_ended_has_ended() {
         let records = records();
+        records.threads[10].owner.store(Owner::FREED_BY_PROGRAM.0, Ordering::Relaxed);
         put(&records, 8, GONE, Owner::DYING);
         let adopted = Registration::adopt(Arc::clone(&records));
         assert_eq!(adopted.tracked_vms(), []);

@@ -8,6 +8,9 @@ const VM: VmSlot = VmSlot(3);
 const SLOT: u16 = 9;
 const TID: u32 = 100;
 
+/// Rounds of a race.
+const ROUNDS: u32 = 200_000;
+
 fn registration(owner: u64) -> Registration<Arc<Records>> {
     let records = Arc::new(Records::in_memory());
     let registration = Registration::adopt(Arc::clone(&records));
@@ -42,11 +45,68 @@ fn a_release_takes_no_record_from_another_thread() {
         (own + 1, (own + 1, run, 0, 1)),
         ((own + 1) | Owner::DYING, ((own + 1) | Owner::DYING, run, 0, 1)),
         (0, (0, run, 0, 1)),
+        (Owner::FREED_BY_PROGRAM.0, (Owner::FREED_BY_PROGRAM.0, run, 0, 1)),
     ] {
         let of = registration(owner);
         of.release(TID, SLOT, &of.records.threads[usize::from(SLOT)]);
         assert_eq!(state(&of), expected, "{owner:x}");
     }
+}
+
+/// Frees the record as the programs do, if it is this thread's, and gives it to the next thread, which runs.
+fn pass_on(record: &SharedThreadRecord, tid: u32, next: Owner, run: u64) {
+    let own = Owner::new(tid, VM.0).0;
+    let exchange = |old, new| {
+        record.owner.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    };
+    if exchange(own, Owner::FREED_BY_PROGRAM.0) {
+        record.clear();
+        record.owner.store(0, Ordering::Release);
+    }
+    while !exchange(0, next.0) {
+        std::hint::spin_loop();
+    }
+    record.run.store(run, Ordering::Release);
+}
+
+#[test]
+fn a_release_resets_no_record_that_has_passed_to_another_thread() {
+    let own = Owner::new(TID, VM.0);
+    let next = Owner::new(TID + 1, VM.0);
+    let run = word::at_rest(7);
+    let of = registration(own.0);
+    let record = &of.records.threads[usize::from(SLOT)];
+    let met = AtomicU64::new(0);
+    // A barrier that sleeps would keep the two apart.
+    let meet = |times: u32| {
+        met.fetch_add(1, Ordering::AcqRel);
+        while met.load(Ordering::Acquire) < u64::from(times) * 2 {
+            sched_yield();
+        }
+    };
+    let mut reset = 0;
+    std::thread::scope(|scope| {
+        let programs = scope.spawn(|| {
+            for round in 0..ROUNDS {
+                meet(2 * round + 1);
+                // Each time at another moment of the release.
+                (0..round % 64).for_each(|_| std::hint::spin_loop());
+                pass_on(record, TID, next, run);
+                meet(2 * round + 2);
+            }
+        });
+        for round in 0..ROUNDS {
+            record.owner.store(own.0, Ordering::Release);
+            meet(2 * round + 1);
+            of.release(TID, SLOT, record);
+            meet(2 * round + 2);
+            let is_kept = record.owner.load(Ordering::Acquire) == next.0
+                && record.run.load(Ordering::Acquire) == run;
+            reset += u32::from(!is_kept);
+        }
+        programs.join().unwrap();
+    });
+    assert_eq!(reset, 0, "of {ROUNDS}");
 }
 
 #[test]
