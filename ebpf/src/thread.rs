@@ -228,7 +228,9 @@ pub(crate) fn vm_of(task: Task) -> Option<(u16, *mut VmRecord)> {
         None => Thread::find(maps::slot_of(task.pid()), task)?.owner(),
     };
     let vm = maps::vm(owner.vm_slot())?;
-    (get!(vm, tgid) == u64::from(tgid)).then_some((owner.vm_slot(), vm))
+    // The first record is the agent's own process, while it tests programs: no thread of that process gets a record.
+    let is_vm = owner.vm_slot() != 0 && get!(vm, tgid) == u64::from(tgid);
+    is_vm.then_some((owner.vm_slot(), vm))
 }
 
 /// Claims a free record of the VM for a new thread.

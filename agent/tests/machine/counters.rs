@@ -19,8 +19,8 @@ use std::{
 use crate::lab::{PinDir, rounds};
 use kvmeter::{
     counters::{ImageSlot, Readings as _, Records, VmSlot},
-    counting::{HeldThread, Registration, RunState, Schedstat, Tracker as _},
-    probe::{KERNEL_BTF, Probe, Sizes},
+    counting::{HeldThread, Registration, RunState, Schedstat, SelfTest, Tracker as _},
+    probe::{KERNEL_BTF, Method, Probe, Sizes},
 };
 use kvmeter_common::{ImageKey, LAYOUT, Layer};
 use xtask::lab::{PATIENCE, wait_until};
@@ -436,6 +436,29 @@ fn no_switch_and_no_end_is_missed_while_the_map_of_thread_ids_is_replaced() {
     let ours = records.vcpu_time_ns(slot).unwrap();
     runs.end();
     assert!(is_at_rest.is_ok() && ours.abs_diff(kernel) < 1_000_000, "{ours}, {kernel}");
+}
+
+#[test]
+fn threads_of_the_agent_lack_no_record_while_it_tests_programs() {
+    require!("ebpf");
+    let pins = PinDir::new();
+    let (records, _registration, _probe) = start(&pins);
+    let mut self_test = SelfTest::new(Arc::clone(&records));
+    let is_over = AtomicBool::new(false);
+    let mut tests = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = self_test.run(Method::Vfs);
+                tests += 1;
+            }
+        });
+        for _ in 0..2000 {
+            thread::spawn(|| {}).join().unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(records.unrecorded(), 0, "in {tests} tests");
 }
 
 /// Tables of which the kernel refuses one.
