@@ -20,12 +20,14 @@ use crate::{
 fn hrtimer_expire_exit(_: BtfTracePointContext) -> i32 {
     let task = Task::current();
     let slot = maps::slot_of(task.pid());
-    let Some(record) = maps::thread(slot) else { return 0 };
-    // A thread that has had no event yet is left to its first switch.
-    if slot == 0 || !word::is_running(get!(record, run)) {
+    if slot == 0 {
         return 0;
     }
-    if let Some(thread) = Thread::find(slot, task) {
+    // A thread that has had no event yet is left to its first switch.
+    if let Some(record) = maps::thread(slot)
+        && word::is_running(get!(record, run))
+        && let Some(thread) = Thread::of(slot, record, task)
+    {
         correct(thread, task);
     }
     0

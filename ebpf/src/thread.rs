@@ -39,15 +39,20 @@ macro_rules! set {
 pub(crate) use {get, set};
 
 impl Thread {
-    /// The record in `slot`, if it is this task's. A thread id may have passed to another task, so the record also has
-    /// the start time of its task. Before the first event the owner says whose it is: the slot may be one that an ended thread
-    /// has left behind.
+    /// The record in `slot`, if it is this task's.
     #[inline(always)]
     pub(crate) fn find(slot: u16, task: Task) -> Option<Self> {
         if slot == 0 {
             return None;
         }
-        let record = maps::thread(slot)?;
+        Self::of(slot, maps::thread(slot)?, task)
+    }
+
+    /// `record`, which is in `slot`, if it is this task's. A thread id may have passed to another task, so the record also has
+    /// the start time of its task. Before the first event the owner says whose it is: the slot may be one that an ended thread
+    /// has left behind.
+    #[inline(always)]
+    pub(crate) fn of(slot: u16, record: *mut ThreadRecord, task: Task) -> Option<Self> {
         let start = task.start_time();
         let known = get!(record, start);
         if known != start {
