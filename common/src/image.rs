@@ -134,15 +134,14 @@ impl ImageKey {
         (self.device as u64) << 32 | Self::CLAIMED | self.vm as u64
     }
 
-    /// Hash of the image.
+    /// Hash of the image in tables with this [secret](crate::Meta::secret).
+    ///
+    /// The secret is mixed with the owner before the file is: the numbers of files are a user's choice on a filesystem of the
+    /// user's own, and of no two owners it is known which of their files have one hash.
     #[inline(always)]
     #[must_use]
-    pub const fn hash(self) -> u64 {
-        // The finalizer of SplitMix64: every bit depends on every bit of the key.
-        let mixed = self.owner().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.file;
-        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+    pub const fn hash(self, secret: u64) -> u64 {
+        mix(mix(self.owner() ^ secret) ^ self.file)
     }
 
     /// Slot of the record with number `probe`, below [`PROBES`], for an image with this [`hash`](Self::hash), in a table with
@@ -201,6 +200,14 @@ impl ImageKey {
     pub const fn of(owner: u64, file: u64) -> Self {
         Self { vm: owner as u16, device: (owner >> 32) as u32, file }
     }
+}
+
+/// The finalizer of SplitMix64: every bit depends on every bit of the word.
+#[inline(always)]
+const fn mix(word: u64) -> u64 {
+    let word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
 }
 
 /// A request that was submitted and has not been completed.
@@ -294,12 +301,14 @@ mod tests {
         }
     }
 
+    const SECRET: u64 = 0x0123_4567_89ab_cdef;
+
     /// The number of images in the table when the first one finds no record.
     fn capacity(key: impl Fn(u64) -> ImageKey) -> usize {
         let mut taken = [0; IMAGES];
         for number in 0.. {
             let key = key(number as u64);
-            let slot = |probe| ImageKey::slot(key.hash(), probe, buckets(IMAGES)) as usize;
+            let slot = |probe| ImageKey::slot(key.hash(SECRET), probe, buckets(IMAGES)) as usize;
             let bits = (0..PROBES).map(|probe| ImageKey::taken_bit(taken[slot(probe)]) << probe);
             let Some(probe) = ImageKey::free_probe(bits.sum()) else { return number };
             taken[slot(probe)] = key.owner();
@@ -333,9 +342,45 @@ mod tests {
     }
 
     #[test]
+    fn files_that_have_one_bucket_with_a_secret_have_many_with_another() {
+        let bucket = |key: ImageKey, secret, probe| {
+            ImageKey::slot(key.hash(secret), probe, buckets(IMAGES)) / BUCKET_LEN
+        };
+        let victim = ImageKey { vm: 3, device: 254 << 20, file: 131_072 };
+        // Of a VM with the victim's slot, too: what a user knows of the hash without the secret must not be of use.
+        for vm in [3, 9] {
+            let files = (1..).map(|file| ImageKey { vm, ..ImageKey { file, ..victim } });
+            let aimed = files.filter(|key| bucket(*key, 0, 0) == bucket(victim, 0, 0));
+            let (mut used, mut of_victim) = ([false; IMAGES / BUCKET_LEN as usize], 0);
+            for key in aimed.take(1000) {
+                used[bucket(key, SECRET, 0) as usize] = true;
+                of_victim += u32::from(bucket(key, SECRET, 0) == bucket(victim, SECRET, 0));
+            }
+            let used = used.iter().filter(|used| **used).count();
+            assert!(
+                used > 300 && of_victim < 20,
+                "{vm}: {used} buckets, {of_victim} in the victim's"
+            );
+        }
+    }
+
+    #[test]
+    fn two_keys_of_one_hash_differ_with_another_secret() {
+        // The user's file has the victim's hash, if the hash of an owner is known.
+        let victim = ImageKey { vm: 3, device: 254 << 20, file: 131_072 };
+        let own = ImageKey { vm: 9, device: 77, file: 0 };
+        let file = mix(victim.owner()) ^ victim.file ^ mix(own.owner());
+        let own = ImageKey { file, ..own };
+        assert_eq!(own.hash(0), victim.hash(0));
+        for secret in 1..1000 {
+            assert_ne!(own.hash(secret), victim.hash(secret));
+        }
+    }
+
+    #[test]
     fn the_two_buckets_of_an_image_differ() {
         for file in 0..10_000 {
-            let hash = ImageKey { vm: 1, device: 2, file }.hash();
+            let hash = ImageKey { vm: 1, device: 2, file }.hash(SECRET);
             for images in [32, IMAGES, crate::MAX_IMAGES] {
                 let slot = |probe| ImageKey::slot(hash, probe, buckets(images));
                 assert_ne!(slot(0), slot(BUCKET_LEN));

@@ -195,13 +195,15 @@ pub struct Meta {
     pub unrecorded: u64,
     /// Requests that were not counted: no image record was free, or too many requests were in flight.
     pub uncounted: u64,
+    /// Secret of the hash of images, random: a user who knew in which records a VM's images can be could take those.
+    pub secret: u64,
 }
 
 const _: () = {
     assert!(size_of::<ThreadRecord>() == 64 && align_of::<ThreadRecord>() == 64);
     assert!(size_of::<VmRecord>() == 1024 && align_of::<VmRecord>() == 64);
     assert!(core::mem::offset_of!(VmRecord, blocks) == 128);
-    assert!(size_of::<Meta>() == 40);
+    assert!(size_of::<Meta>() == 48);
     assert!(crate::THREADS <= 1 << 16 && crate::VMS <= crate::MAX_VMS);
 };
 

@@ -41,6 +41,10 @@ pub(crate) static O_DIRECT: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static IMAGE_BUCKETS: Global<u64> = Global::new(buckets(IMAGES));
 
+/// Secret of the hash of images: the loader takes it from the record about the maps.
+#[unsafe(no_mangle)]
+pub(crate) static IMAGE_SECRET: Global<u64> = Global::new(0);
+
 /// Offset of each field in its struct, by the field's number.
 #[unsafe(no_mangle)]
 static OFFSETS: Global<[u64; Field::COUNT]> = Global::new([0; Field::COUNT]);

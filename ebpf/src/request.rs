@@ -39,7 +39,7 @@ pub(crate) struct Target {
 /// The image's record. `None`: there is none, or its layer is another program's.
 #[inline(always)]
 pub(crate) fn record_of(key: ImageKey, layers: Layers, on_miss: OnMiss) -> Option<Target> {
-    let hash = key.hash();
+    let hash = key.hash(kernel::IMAGE_SECRET.load());
     let buckets = kernel::IMAGE_BUCKETS.load();
     let target = |slot| Target { slot, owner: key.owner(), file: key.file };
     // A bit for each record, without a branch: the verifier would follow every combination of free records.

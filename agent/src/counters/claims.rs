@@ -171,7 +171,7 @@ impl Records {
 
     /// The slots in which an image's record can be: those of its first bucket, then those of its second.
     fn probes(&self, key: ImageKey) -> impl Iterator<Item = ImageSlot> + use<> {
-        let (hash, buckets) = (key.hash(), buckets(self.images.len()));
+        let (hash, buckets) = (key.hash(self.image_secret), buckets(self.images.len()));
         let slot =
             move |probe| u16::try_from(ImageKey::slot(hash, probe, buckets)).ok().map(ImageSlot);
         (0..PROBES).filter_map(slot)

@@ -161,6 +161,7 @@ pub(crate) struct SharedMeta {
     pub(crate) events_lost: AtomicU64,
     pub(crate) unrecorded: AtomicU64,
     pub(crate) uncounted: AtomicU64,
+    pub(crate) secret: AtomicU64,
 }
 
 /// [`DirectionCounters`] in shared memory.
@@ -236,7 +237,7 @@ assert_same_layout!(
     block_count,
     blocks
 );
-assert_same_layout!(SharedMeta, Meta, layout, programs, events_lost, unrecorded, uncounted);
+assert_same_layout!(SharedMeta, Meta, layout, programs, events_lost, unrecorded, uncounted, secret);
 assert_same_layout!(
     SharedDirectionCounters,
     DirectionCounters,
@@ -262,7 +263,7 @@ assert_same_layout!(
 unsafe impl Shared for SharedThreadRecord {}
 // SAFETY: `repr(C)`, atomics only, 1024 bytes without padding.
 unsafe impl Shared for SharedVmRecord {}
-// SAFETY: `repr(C)`, atomics only, 40 bytes without padding.
+// SAFETY: `repr(C)`, atomics only, 48 bytes without padding.
 unsafe impl Shared for SharedMeta {}
 // SAFETY: `repr(C)`, atomics only, 1664 bytes without padding.
 unsafe impl Shared for SharedImageRecord {}

@@ -33,6 +33,8 @@ pub struct Records {
     pub(crate) meta: Mapped<SharedMeta>,
     pub(crate) images: Mapped<SharedImageRecord>,
     pub(super) devices: Mapped<SharedDevices>,
+    /// Secret of the hash of images.
+    pub(super) image_secret: u64,
     pub(super) image_index: ImageIndex,
     /// Sequence counter of [`merge_images`](Self::merge_images) (a seqlock): odd while counts are being merged.
     pub(super) merge_seq: AtomicU64,
@@ -46,13 +48,15 @@ impl Records {
     /// Those of `mmap(2)`.
     pub fn map(probe: &Probe) -> io::Result<Self> {
         let elements = probe.tid_slot.info().map_err(io::Error::other)?.max_entries();
+        let meta = Mapped::<SharedMeta>::new(probe.meta.fd(), 1)?;
         let records = Self {
             tid_slot: Mapped::new(probe.tid_slot.fd(), elements as usize)?,
             threads: Mapped::new(probe.threads.fd(), probe.sizes.threads)?,
             vms: Mapped::new(probe.vms.fd(), probe.sizes.vms)?,
-            meta: Mapped::new(probe.meta.fd(), 1)?,
             images: Mapped::new(probe.images.fd(), probe.sizes.images)?,
             devices: Mapped::new(probe.devices.fd(), DEVICE_BUCKETS)?,
+            image_secret: meta[0].secret.load(Ordering::Relaxed),
+            meta,
             image_index: ImageIndex::new(probe.sizes.images),
             merge_seq: AtomicU64::new(0),
         };
@@ -87,6 +91,7 @@ impl Records {
             meta: mapped(1),
             images: mapped(images),
             devices: mapped(DEVICE_BUCKETS),
+            image_secret: 0x0123_4567_89ab_cdef,
             image_index: ImageIndex::new(images),
             merge_seq: AtomicU64::new(0),
         }

@@ -104,6 +104,7 @@ impl Probe {
             }
         }
         let sizes = found.as_ref().map_or(configured, |maps| maps.sizes);
+        let secret = found.as_ref().map_or_else(new_secret, |maps| Ok(maps.secret))?;
         let fingerprint = fingerprint(elf, &offsets, sizes);
         let set = Set {
             adopted: found.is_some(),
@@ -111,6 +112,7 @@ impl Probe {
             has_programs: found.as_ref().is_some_and(|maps| maps.programs == fingerprint)
                 && SCHED_HOOKS.iter().all(|hook| pins.has_link(hook.name)),
             sizes,
+            secret,
             tid_elements,
         };
         drop(found);
@@ -227,6 +229,8 @@ struct Set {
     /// Whether its links are of the programs that this agent would load.
     has_programs: bool,
     sizes: Sizes,
+    /// Secret of the hash of images.
+    secret: u64,
     tid_elements: u32,
 }
 
@@ -249,7 +253,12 @@ impl Set {
         if self.lacks_ids {
             loader.map_pin_path(names::TID_SLOT, pins.fresh_map(names::TID_SLOT)?);
         }
-        loader.load(object).map_err(|error| ProbeError::maps(error, self.sizes))
+        loader.override_global("IMAGE_SECRET", &self.secret, true);
+        let ebpf = loader.load(object).map_err(|error| ProbeError::maps(error, self.sizes))?;
+        if !self.adopted {
+            pins.note_secret(self.secret)?;
+        }
+        Ok(ebpf)
     }
 
     /// Attaches the hooks for CPU time, unless they are, and notes that the set is complete.
@@ -302,6 +311,14 @@ fn required(hook: Hook, result: Result<(), ProbeError>) -> Result<Option<String>
         Err(error) if hook.required => Err(error),
         Err(error) => Ok(Some(with_causes(&error))),
     }
+}
+
+/// A secret that no user can guess.
+fn new_secret() -> Result<u64, ProbeError> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(ProbeError::load)?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// Fingerprint of the programs, and of the offsets and sizes with which they are loaded.

@@ -5,6 +5,7 @@
 use std::{
     ffi::OsStr,
     fs, io,
+    mem::offset_of,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -42,8 +43,12 @@ pub(super) const MAPS: [&str; 9] = [
     names::EVENTS,
 ];
 
-/// [`Meta`] in words: it begins with layout and fingerprint.
+/// [`Meta`] in words: it begins with layout and fingerprint, and ends with the secret.
 type MetaArray = Array<MapData, [u64; size_of::<Meta>() / 8]>;
+
+/// The word with [`Meta::secret`].
+const SECRET: usize = offset_of!(Meta, secret) / 8;
+const _: () = assert!(SECRET + 1 == size_of::<Meta>() / 8);
 
 /// The directory with the pins of this layout.
 #[derive(Debug)]
@@ -67,6 +72,8 @@ pub(super) struct FoundMaps {
     pub(super) events: MapData,
     /// [`Meta::programs`].
     pub(super) programs: u64,
+    /// [`Meta::secret`].
+    pub(super) secret: u64,
     pub(super) sizes: Sizes,
 }
 
@@ -168,6 +175,7 @@ impl Pins {
             devices: self.open_map(names::DEVICE)?,
             events: self.open_map(names::EVENTS)?,
             programs: 0,
+            secret: 0,
             sizes: Sizes::default(),
         };
         let [threads, vms, images] =
@@ -202,11 +210,12 @@ impl Pins {
             );
             return Ok(None);
         }
-        let [layout, programs, ..] = MetaArray::try_from(Map::Array(self.open_map(names::META)?))
-            .and_then(|meta| meta.get(&0, 0))
-            .map_err(|source| ProbeError::pin(self.map(names::META), source))?;
+        let [layout, programs, .., secret] =
+            MetaArray::try_from(Map::Array(self.open_map(names::META)?))
+                .and_then(|meta| meta.get(&0, 0))
+                .map_err(|source| ProbeError::pin(self.map(names::META), source))?;
         let is_complete = layout == u64::from(LAYOUT);
-        Ok(is_complete.then_some(FoundMaps { programs, sizes, ..found }))
+        Ok(is_complete.then_some(FoundMaps { programs, secret, sizes, ..found }))
     }
 
     /// The threads that have records in the pinned tables, with the slots of the records.
@@ -218,6 +227,15 @@ impl Pins {
     /// next agent is to replace them.
     pub(super) fn note_programs(&self, programs: u64) -> Result<(), ProbeError> {
         note_programs(self.open_map(names::META)?, programs)
+    }
+
+    /// Notes the secret of a new set, before anything is counted in it.
+    pub(super) fn note_secret(&self, secret: u64) -> Result<(), ProbeError> {
+        let meta = self.open_map(names::META)?;
+        let mut meta = MetaArray::try_from(Map::Array(meta)).map_err(ProbeError::load)?;
+        let mut words = meta.get(&0, 0).map_err(ProbeError::load)?;
+        words[SECRET] = secret;
+        meta.set(0, words, 0).map_err(ProbeError::load)
     }
 
     /// Detaches leftovers of other versions: pins of other layouts, and links at hooks that this version does not have.

@@ -19,11 +19,11 @@ use std::{
 use crate::lab::{counted::Counted, io_limit::IoLimit, sandbox::temporary};
 use aya::maps::{Array, Map, MapData};
 use kvmeter::{
-    counters::DiskIo,
+    counters::{DiskIo, ImageSlot},
     counting::{Registration, SelfTest, Tracker as _},
     probe::{ImageHooks, Method, TestError},
 };
-use kvmeter_common::{Layer, USER_IN_FLIGHT, USERS_IN_FLIGHT, VmRecord};
+use kvmeter_common::{ImageKey, Layer, USER_IN_FLIGHT, USERS_IN_FLIGHT, VmRecord};
 use rustix::fs::OFlags;
 use xtask::lab::{LoopDevice, PATIENCE, wait_until};
 
@@ -389,6 +389,30 @@ fn what_closed_images_had_is_kept_in_one_of_them() {
     assert_eq!(taken(), closed[..1], "the one that has the counts is not freed");
     exercise(&file, &mut page);
     assert_eq!(numbers(counted.io(&path)), EXERCISED);
+}
+
+#[test]
+fn the_records_that_an_image_can_have_are_told_by_no_key_and_stay_over_a_restart() {
+    require!("ebpf");
+    let dir = temporary();
+    let (path, file) = image(dir.path(), OFlags::empty());
+    let claim = |counted: &Counted| -> Vec<ImageSlot> {
+        let key = |file| ImageKey { file, ..counted.key(&path) };
+        let files = std::iter::once(counted.key(&path)).chain((1..8).map(|n| key(1 << 40 | n)));
+        files.map(|key| counted.records.claim_image(key, Layer::Call).unwrap()).collect()
+    };
+    let mut page = Box::new(Page([7; 65_536]));
+    let counted = Counted::by(&[Method::Syscall]);
+    let first = claim(&counted);
+    exercise(&file, &mut page);
+    let counted = counted.restart(&[Method::Syscall]);
+    assert!(counted.probe.adopted && claim(&counted) == first);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED);
+    exercise(&file, &mut page);
+    assert_eq!(numbers(counted.io(&path)), EXERCISED.map(|number| 2 * number));
+    drop(counted);
+    // As after a reboot of the host.
+    assert_ne!(claim(&Counted::by(&[Method::Syscall])), first);
 }
 
 /// Makes large requests on an image, one after the other. Returns the number counted, and the sums of their latencies in the

@@ -52,7 +52,17 @@ impl Counted {
 
     /// Counts the process with this id.
     pub(crate) fn process(pid: u32, methods: &[Method]) -> Self {
-        let pins = PinDir::new();
+        Self::in_pins(PinDir::new(), pid, methods)
+    }
+
+    /// Counts the same process by these methods with a new agent, which adopts what was counted.
+    pub(crate) fn restart(self, methods: &[Method]) -> Self {
+        let Self { probe, pid, pins, .. } = self;
+        drop(probe);
+        Self::in_pins(pins, pid, methods)
+    }
+
+    fn in_pins(pins: PinDir, pid: u32, methods: &[Method]) -> Self {
         let mut probe = Probe::start(pins.path(), Path::new(KERNEL_BTF), Sizes::default()).unwrap();
         let records = Arc::new(Records::map(&probe).unwrap());
         let mut self_test = SelfTest::new(Arc::clone(&records));
