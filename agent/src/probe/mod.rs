@@ -318,7 +318,7 @@ fn new_secret() -> Result<u64, ProbeError> {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .map_err(ProbeError::load)?;
-    Ok(u64::from_ne_bytes(bytes))
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// Fingerprint of the programs, and of the offsets and sizes with which they are loaded.
