@@ -11,8 +11,8 @@ impl Place {
     pub const UNKNOWN: u32 = 0;
     /// Inside `KVM_RUN` when it left its CPU last.
     pub const IN_KVM_RUN: u32 = 1;
-    /// Asleep outside `KVM_RUN`: it waits for a condition, or is stopped. Of a VM with [`HALTS_OUTSIDE`](crate::VmRecord::HALTS_OUTSIDE)
-    /// it is stopped.
+    /// Asleep outside `KVM_RUN`: it waits for a condition, or is stopped. With [`HALTS_OUTSIDE`](crate::Owner::HALTS_OUTSIDE) it is
+    /// stopped.
     pub const ASLEEP: u32 = 2;
     /// It has had a CPU since it was asleep outside `KVM_RUN`.
     pub const AWAKE: u32 = 3;

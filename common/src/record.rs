@@ -111,8 +111,6 @@ impl VmRecord {
     pub const PENDING_VCPUS: u64 = 4;
     /// An [`crate::EventKind::ImageDelayed`] has been sent.
     pub const DELAYED: u64 = 8;
-    /// The VM's vCPUs halt outside `KVM_RUN`: asleep there is only a thread that was stopped.
-    pub const HALTS_OUTSIDE: u64 = 16;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.
@@ -130,6 +128,11 @@ impl Owner {
     /// The first thread of a process has ended while others live. It keeps its record: its thread id is the process's, and
     /// the kernel's sum over exited threads does not have its time.
     pub const ENDED: u64 = 1 << 51;
+    /// The thread of a vCPU is to report when it moves. The agent sets the flag, after it has cleared
+    /// [`VmRecord::PENDING_VCPUS`]; the kernel's side clears it with the first move.
+    pub const WATCHED: u64 = 1 << 52;
+    /// The vCPU halts outside `KVM_RUN`: asleep there is only a thread that was stopped.
+    pub const HALTS_OUTSIDE: u64 = 1 << 53;
 
     /// The agent frees the record: it is no thread's, and not free yet. The word has no thread id.
     pub const FREED_BY_AGENT: Self = Self(1 << 52);

@@ -22,9 +22,9 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     }
     if task.live_threads() <= 0 {
         let kind = if task.was_killed() { EventKind::VmKilled } else { EventKind::VmExit };
-        thread.report(kind, task.tgid());
+        thread.report(kind, task);
     } else if owner.has(Owner::VCPU) {
-        thread.report(EventKind::VcpuExit, task.tgid());
+        thread.report(EventKind::VcpuExit, task);
     }
     0
 }

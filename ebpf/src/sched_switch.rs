@@ -73,19 +73,22 @@ fn follow(thread: Thread, task: Task, state: u32) {
     if !owner.has(Owner::VCPU) {
         if !owner.has(Owner::SEEN_IN_KVM) && task.is_in_kvm_run() {
             thread.mark(Owner::SEEN_IN_KVM);
-            thread.report(EventKind::SeenInKvm, task.tgid());
+            thread.report(EventKind::SeenInKvm, task);
         }
         return;
     }
     let place = get!(thread.record, place);
     if task.is_in_kvm_run() {
         if place.is(Place::UNKNOWN) {
-            thread.move_to(place.enter(), task.tgid());
+            thread.move_to(place.enter(), task);
         } else if !place.is(Place::IN_KVM_RUN) {
             set!(thread.record, place, place.enter());
         }
     } else if state != 0 && state & TASK_UNINTERRUPTIBLE == 0 && !place.is(Place::ASLEEP) {
-        thread.fall_asleep(place, state & TASK_STOPPED != 0, task.tgid());
+        let is_stopped = state & TASK_STOPPED != 0;
+        if is_stopped || !owner.has(Owner::HALTS_OUTSIDE) {
+            thread.move_to(place.at(Place::ASLEEP), task);
+        }
     }
 }
 
@@ -102,7 +105,7 @@ fn arrive(thread: Thread, task: Task, now: u64) {
     }
     let place = get!(record, place);
     if place.is(Place::ASLEEP) {
-        thread.move_to(place.at(Place::AWAKE), task.tgid());
+        thread.move_to(place.at(Place::AWAKE), task);
     }
     set!(record, run, word::running(task.sum_exec_runtime(), now));
 }

@@ -94,47 +94,41 @@ impl Thread {
         None
     }
 
-    /// Sends an event about this thread.
+    /// Sends an event about this thread, which is `task`'s.
     #[inline(always)]
-    pub(crate) fn report(self, kind: EventKind, tgid: u32) {
+    pub(crate) fn report(self, kind: EventKind, task: Task) {
         let owner = self.owner();
         maps::send(&Event {
             kind: kind as u32,
-            tgid,
+            tgid: task.tgid(),
             tid: owner.tid(),
             vm_slot: u32::from(owner.vm_slot()),
         });
     }
 
-    /// The vCPU's thread has gone to sleep outside `KVM_RUN`; `is_stopped`: by a signal, or a tracer.
+    /// Stores where the vCPU's thread is, and reports it if the agent is to know. The record alone says whether: the VM's own would
+    /// be a second table to look into at each sleep.
     #[inline(always)]
-    pub(crate) fn fall_asleep(self, place: Place, is_stopped: bool, tgid: u32) {
-        let Some(vm) = maps::vm(self.owner().vm_slot()) else { return };
-        let flags = get!(vm, flags);
-        if is_stopped || flags & VmRecord::HALTS_OUTSIDE == 0 {
-            self.store(place.at(Place::ASLEEP), vm, flags, tgid);
-        }
-    }
-
-    /// The vCPU's thread is at another place.
-    #[inline(always)]
-    pub(crate) fn move_to(self, place: Place, tgid: u32) {
-        if let Some(vm) = maps::vm(self.owner().vm_slot()) {
-            self.store(place, vm, get!(vm, flags), tgid);
-        }
-    }
-
-    /// Stores where the vCPU's thread is, and reports it, unless an event of the same VM has not been handled yet.
-    #[inline(always)]
-    fn store(self, place: Place, vm: *mut VmRecord, flags: u64, tgid: u32) {
+    pub(crate) fn move_to(self, place: Place, task: Task) {
         set!(self.record, place, place);
-        if flags & VmRecord::PENDING_VCPUS != 0 {
-            return;
+        if self.owner().has(Owner::WATCHED) {
+            self.report_move(task);
         }
+    }
+
+    /// Reports that the vCPU's thread has moved, unless an event of the same VM has not been handled yet.
+    #[inline(always)]
+    fn report_move(self, task: Task) {
+        // Before the VM's flag, which the agent clears before it sets this one: either the agent finds the new place, or it is
+        // told of it.
+        let Some(owner) = self.exchange_owner(|owner| Some(owner.0 & !Owner::WATCHED)) else {
+            return;
+        };
+        let Some(vm) = maps::vm(owner.vm_slot()) else { return };
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         let flags = unsafe { atomic::fetch_or(&raw mut (*vm).flags, VmRecord::PENDING_VCPUS) };
         if flags & VmRecord::PENDING_VCPUS == 0 {
-            self.report(EventKind::VcpuMoved, tgid);
+            self.report(EventKind::VcpuMoved, task);
         }
     }
 

@@ -390,12 +390,17 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
     }
 
     fn watch_vcpus(&self, vm: VmSlot, halts_outside: bool) {
-        let flags = &self.vm(vm).flags;
-        match halts_outside {
-            true => flags.fetch_or(VmRecord::HALTS_OUTSIDE, Ordering::AcqRel),
-            false => flags.fetch_and(!VmRecord::HALTS_OUTSIDE, Ordering::AcqRel),
+        let cells = self.vm(vm);
+        cells.flags.fetch_and(!VmRecord::PENDING_VCPUS, Ordering::AcqRel);
+        let halts = if halts_outside { Owner::HALTS_OUTSIDE } else { 0 };
+        let watched = |owner: u64| {
+            let flags = owner & !Owner::HALTS_OUTSIDE | Owner::WATCHED | halts;
+            Owner(owner).has(Owner::VCPU).then_some(flags)
         };
-        flags.fetch_and(!VmRecord::PENDING_VCPUS, Ordering::AcqRel);
+        for (_, record) in self.records().threads_of(cells) {
+            // Fails for a thread that is no vCPU's.
+            let _ = record.owner.fetch_update(Ordering::AcqRel, Ordering::Acquire, watched);
+        }
     }
 
     fn untrack_vm(&self, vm: VmSlot) {

@@ -127,3 +127,25 @@ fn a_record_that_was_handed_over_is_not_marked() {
         assert_eq!(state(&of).0, expected, "{owner:x}");
     }
 }
+
+#[test]
+fn a_watched_vm_has_the_flags_at_its_vcpus_only() {
+    let own = Owner::new(TID, VM.0).0;
+    let vcpu = own | Owner::VCPU;
+    for (owner, halts_outside, expected) in [
+        (vcpu, false, vcpu | Owner::WATCHED),
+        (vcpu, true, vcpu | Owner::WATCHED | Owner::HALTS_OUTSIDE),
+        (vcpu | Owner::HALTS_OUTSIDE, false, vcpu | Owner::WATCHED),
+        (own, true, own),
+        (0, true, 0),
+    ] {
+        let of = registration(owner);
+        let vm = of.vm(VM);
+        vm.blocks[0].store(SLOT / u16::try_from(BLOCK_LEN).unwrap(), Ordering::Relaxed);
+        vm.block_count.store(1, Ordering::Relaxed);
+        vm.flags.store(VmRecord::PENDING_VCPUS | VmRecord::DELAYED, Ordering::Relaxed);
+        of.watch_vcpus(VM, halts_outside);
+        assert_eq!(state(&of).0, expected, "{owner:x}");
+        assert_eq!(vm.flags.load(Ordering::Relaxed), VmRecord::DELAYED);
+    }
+}

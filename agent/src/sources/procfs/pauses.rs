@@ -84,7 +84,7 @@ pub(super) struct Past {
 pub(super) struct Look {
     /// The new state; `None` = it is the same.
     pub(super) state: Option<VcpuState>,
-    /// Whether the programs are to report again. The VM is to be looked at once more after that.
+    /// Whether the programs are to report again. The VM is looked at once more after that: a vCPU may have moved meanwhile.
     pub(super) ends: bool,
 }
 
@@ -176,9 +176,11 @@ impl Pauses {
         let waits =
             vm.still.is_some() && may_stop && !matches!(vm.state, VcpuState::Stopped { .. });
         let is_starting = !past.may_pause && now < past.started;
-        let due = waits.then_some(if is_starting { past.started } else { now + PAUSE });
-        vm.look_at(due, pid, &mut self.due);
-        Look { state, ends: vm.until.take().is_some() }
+        let ends = vm.until.take().is_some();
+        // A program that has read that it need not report stores the place within microseconds.
+        let soon = (ends || waits && !is_starting).then_some(now + PAUSE);
+        vm.look_at(soon.or_else(|| waits.then_some(past.started)), pid, &mut self.due);
+        Look { state, ends }
     }
 }
 
@@ -335,7 +337,6 @@ mod tests {
                 for _ in self.pauses.take_due(self.now) {
                     if self.look() {
                         self.is_pending = false;
-                        self.look();
                     }
                     if self.pauses.asks(1) {
                         self.scans += 1;
@@ -454,6 +455,20 @@ mod tests {
             vm.pass(3_600_000);
             assert!(vm.looks - looks < 20, "{} looks in an hour", vm.looks - looks);
         }
+    }
+
+    #[test]
+    fn a_vcpu_that_slept_while_the_programs_were_told_to_report_is_seen() {
+        let mut vm = Vm::new(1);
+        vm.sleep(0);
+        vm.wake(0);
+        vm.halt(0);
+        vm.pass(u64::try_from(SUSPECTED.as_millis()).unwrap());
+        assert!(!std::mem::replace(&mut vm.is_pending, true));
+        vm.sleep(0);
+        vm.is_pending = false;
+        vm.pass(1_000);
+        assert_eq!(vm.states().last().map(|(_, state)| *state), Some(STOPPED));
     }
 
     #[test]

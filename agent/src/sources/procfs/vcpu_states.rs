@@ -96,14 +96,11 @@ impl TrackedProcesses {
     pub(super) fn look(&mut self, now: Instant) -> Vec<u32> {
         let mut to_scan = Vec::new();
         for pid in self.pauses.take_due(now) {
-            if self.look_at(pid, now) {
-                if let (Some(tracker), Some(known)) = (&self.tracker, self.known.get(&pid))
-                    && let Some(vm) = known.vm.slot
-                {
-                    tracker.watch_vcpus(vm, known.sight == Sight::Stops);
-                }
-                // What has moved since the look before, and was not reported.
-                self.look_at(pid, now);
+            if self.look_at(pid, now)
+                && let (Some(tracker), Some(known)) = (&self.tracker, self.known.get(&pid))
+                && let Some(vm) = known.vm.slot
+            {
+                tracker.watch_vcpus(vm, known.sight == Sight::Stops);
             }
             if self.pauses.asks(pid) {
                 to_scan.push(pid);
