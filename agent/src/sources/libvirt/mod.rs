@@ -1,9 +1,10 @@
 //! The domains of a libvirt connection, running or not.
 //!
-//! Four kinds of threads, so that nothing that hangs stops what does not need it: libvirt's event loop, which only
+//! Five kinds of threads, so that nothing that hangs stops what does not need it: libvirt's event loop, which only
 //! puts events into a channel; a thread for each connection, which describes the domains that an event is about, by calls
-//! that libvirt answers at once; threads for the XML of domains, which may have to wait for a job of the domain; and threads
-//! for the disks of domains, which may have to wait for a QEMU that hangs. All connections are read-only. A connection that libvirt does not keep alive ends after
+//! that libvirt answers at once; one that asks for the hypervisor's version, for which libvirt may have to start QEMUs; threads
+//! for the XML of domains, which may have to wait for a job of the domain; and threads for the disks of domains, which may have
+//! to wait for a QEMU that hangs. All connections are read-only. A connection that libvirt does not keep alive ends after
 //! [`KEEP_ALIVE`].
 //!
 //! Except for QEMU's own counts of disk I/O, nothing is polled. While libvirt does not answer, what it reported last
@@ -238,25 +239,35 @@ impl Worker {
         let events = EventSender { events: sender.clone(), shared: Arc::clone(&self.shared) };
         let _subscription = shared.call(|| EventSubscription::new(&connection, &events))?;
         self.watch_files();
-        self.describe_hypervisor(&connection);
         let is_first = shared.scans() == 0;
         // No event of an earlier connection is taken any more.
         shared.report(DomainFact::EventsUnderWay(BTreeSet::new(), last_event));
         let undescribed = self.list(&connection)?;
         shared.live(sender);
         info!(uri = shared.uri, domains = shared.len(), "libvirt is live");
+        self.describe_hypervisor(&connection);
         EventLoop::new(self, &connection, undescribed).run(&receiver, is_first);
         Ok(())
     }
 
+    /// Has a thread report the hypervisor's name and version. libvirt may start each QEMU of the host to find the version, which
+    /// takes seconds that no domain and no event waits for.
     fn describe_hypervisor(&self, connection: &Connect) {
-        let driver = self.shared.call(|| connection.driver_type());
-        let version = self.shared.call(|| connection.hyp_version());
-        if let (Ok(software), Ok(version)) = (driver, version) {
-            // virConnectGetVersion(): major * 1,000,000 + minor * 1,000 + release
-            let version =
-                format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000);
-            self.shared.report(DomainFact::Hypervisor { software, version });
+        let (shared, connection) = (Arc::clone(&self.shared), connection.clone());
+        let describe = move || {
+            let _end = shared.facts().end_guard("libvirt version");
+            let driver = shared.call(|| connection.driver_type());
+            let version = shared.call(|| connection.hyp_version());
+            if let (Ok(software), Ok(version)) = (driver, version) {
+                // virConnectGetVersion(): major * 1,000,000 + minor * 1,000 + release
+                let version =
+                    format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000);
+                shared.report(DomainFact::Hypervisor { software, version });
+            }
+        };
+        let started = thread::Builder::new().name("libvirt version".to_owned()).spawn(describe);
+        if let Err(error) = started {
+            warn!(uri = self.shared.uri, "The hypervisor's version is not read: {error}");
         }
     }
 
@@ -305,7 +316,29 @@ fn run_event_loop() -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::connection;
+    use super::*;
+    use crate::inventory::Fact;
+
+    #[test]
+    fn the_domains_wait_for_no_version_of_the_hypervisor() {
+        let (sender, facts) = unbounded();
+        let facts_of = Facts::new(sender, tokio::sync::mpsc::unbounded_channel().0);
+        let uri = "test:///default".to_owned();
+        let _handle = start(SourceId(0), uri, None, facts_of, Arc::default()).unwrap();
+        let mut has_domains = false;
+        loop {
+            match facts.recv_timeout(Duration::from_secs(60)).unwrap() {
+                Fact::Libvirt(_, DomainFact::Listed(domains, _)) => {
+                    has_domains = domains.len() == 1;
+                }
+                Fact::Libvirt(_, DomainFact::Hypervisor { software, version }) => {
+                    assert!(has_domains, "{software} {version} came first");
+                    break;
+                }
+                _ => {}
+            }
+        }
+    }
 
     #[test]
     fn what_a_uri_says_of_the_processes_of_domains() {
