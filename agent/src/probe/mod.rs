@@ -94,13 +94,15 @@ impl Probe {
         if let Some(maps) = &found
             && maps.sizes != configured
         {
-            if pins.owners()?.is_empty() {
-                tracing::info!(
-                    "No VM is counted: the tables are replaced by new ones, for {configured}"
-                );
-                found = None;
-            } else {
-                warn_of_sizes(maps.sizes, configured);
+            match pins.owners()?.is_empty() {
+                false => warn_of_sizes(maps.sizes, configured),
+                true if pins.must_stay() => warn_of_ftrace(maps.sizes, configured),
+                true => {
+                    tracing::info!(
+                        "No VM is counted: the tables are replaced by new ones, for {configured}"
+                    );
+                    found = None;
+                }
             }
         }
         let sizes = found.as_ref().map_or(configured, |maps| maps.sizes);
@@ -217,6 +219,13 @@ fn warn_of_sizes(in_use: Sizes, configured: Sizes) {
         "VMs are counted in tables for {in_use}, which keep their sizes; [limits] of the configuration has {configured}. These \
          sizes take effect when no VM runs at a start of the agent, after a reboot, or after `kvmeter detach`, after which the \
          disk counters of running VMs start from zero"
+    );
+}
+
+/// Says the same of tables that are kept because ftrace is switched off.
+fn warn_of_ftrace(in_use: Sizes, configured: Sizes) {
+    tracing::warn!(
+        "ftrace is switched off (kernel.ftrace_enabled = 0), and programs at functions cannot be detached until it is on again:          the tables for {in_use} stay; [limits] of the configuration has {configured}. These sizes take effect when ftrace is on,          and no VM runs, at a start of the agent"
     );
 }
 

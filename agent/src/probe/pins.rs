@@ -218,6 +218,11 @@ impl Pins {
         Ok(is_complete.then_some(FoundMaps { programs, secret, sizes, ..found }))
     }
 
+    /// Whether no pin can be removed for now: ftrace is switched off, and a program at a function is attached.
+    pub(super) fn must_stay(&self) -> bool {
+        must_stay(&self.dir)
+    }
+
     /// The threads that have records in the pinned tables, with the slots of the records.
     pub(super) fn owners(&self) -> Result<Vec<(u16, Owner)>, ProbeError> {
         owners(self.open_map(names::VM)?, self.open_map(names::THREAD)?)
@@ -271,14 +276,16 @@ impl Pins {
     }
 }
 
-/// Fails while ftrace is switched off, if a link to a program at a function is pinned in `dir`: to remove the pin detaches it.
+/// Fails if [`must_stay`].
 fn refuse_without_ftrace(dir: &Path) -> Result<(), ProbeError> {
+    if must_stay(dir) { Err(ProbeError::FtraceOff { dir: dir.to_owned() }) } else { Ok(()) }
+}
+
+/// Whether ftrace is switched off and a link to a program at a function is pinned in `dir`: to remove the pin detaches the program.
+fn must_stay(dir: &Path) -> bool {
     let at_functions = Method::ALL.into_iter().filter(|method| method.is_optional());
     let mut hooks = at_functions.flat_map(Method::hooks);
-    if ftrace::is_off() && hooks.any(|hook| dir.join(format!("link_{}", hook.name)).exists()) {
-        return Err(ProbeError::FtraceOff { dir: dir.to_owned() });
-    }
-    Ok(())
+    ftrace::is_off() && hooks.any(|hook| dir.join(format!("link_{}", hook.name)).exists())
 }
 
 /// Removes a pin, if there is one.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod long_stretches;
+mod sizes;
 
 use std::{
     fs, io,
