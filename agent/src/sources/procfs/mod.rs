@@ -181,7 +181,8 @@ impl Procfs {
         let wake = poller.wake_handle().map_err(failed("eventfd"))?;
         let (headers, header_reports) = HeaderScanner::new(wake);
         let stop_uevents = poller.stop_handle().map_err(failed("eventfd"))?;
-        let uevents = UeventReader::start(stop_uevents).map_err(failed("the reader of uevents"))?;
+        let uevents =
+            UeventReader::start(stop_uevents, &facts).map_err(failed("the reader of uevents"))?;
         poller.add(uevents.ready(), Ready::Uevents).map_err(failed("uevents"))?;
         let (events, records, tracker) = match probes {
             Some(ProbeHandles { events, records, tracker }) => {

@@ -18,10 +18,13 @@ use rustix::{
 };
 
 use super::uevent::{self, Uevent};
-use crate::sources::timespec;
+use crate::{sources::timespec, worker::Facts};
 
 /// Most threads that are kept. Of more, it is known only that there were some.
 const MAX_THREADS: usize = 10_000;
+
+/// Most uevents that are read in one turn: a flood may be faster than the thread.
+const MAX_UEVENTS: usize = 10_000;
 
 /// Pause after the queue was empty: a flood wakes the thread a hundred times a second, and fills the queue in a longer time.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -73,13 +76,18 @@ pub(super) struct UeventReader {
 }
 
 impl UeventReader {
-    /// Starts the thread, which ends when `stop` is readable.
-    pub(super) fn start(stop: OwnedFd) -> io::Result<Self> {
+    /// Starts the thread, which ends when `stop` is readable, and ends the agent by `facts` if it panics.
+    pub(super) fn start(stop: OwnedFd, facts: &Facts) -> io::Result<Self> {
         let socket = uevent::open()?;
         let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let thread = Thread { socket, stop, ready: ready.try_clone()?, news: Arc::default() };
         let news = Arc::clone(&thread.news);
-        std::thread::Builder::new().name("uevents".to_owned()).spawn(move || thread.run())?;
+        let end = facts.end_guard("uevents");
+        let run = move || {
+            let _end = end;
+            thread.run();
+        };
+        std::thread::Builder::new().name("uevents".to_owned()).spawn(run)?;
         Ok(Self { news, ready })
     }
 
@@ -110,9 +118,11 @@ struct Thread {
 
 impl Thread {
     fn run(self) {
+        let mut are_lost = false;
         while !self.is_to_stop(Some(self.socket.as_fd()), None) {
-            let length = match self.empty() {
-                Ok(()) => PAUSE,
+            let length = match self.turn(|| uevent::next(&self.socket), &mut are_lost) {
+                Ok(true) => PAUSE,
+                Ok(false) => continue,
                 Err(error) => {
                     self.tell(|news| news.error = Some(error.to_string()));
                     ERROR_PAUSE
@@ -124,25 +134,34 @@ impl Thread {
         }
     }
 
-    /// Reads uevents until the queue is empty.
-    fn empty(&self) -> io::Result<()> {
-        let mut are_lost = false;
-        loop {
-            match uevent::next(&self.socket) {
+    /// Reads uevents until the queue is empty, at most [`MAX_UEVENTS`]. Returns whether the queue is empty. `are_lost`: uevents were
+    /// lost since the queue was empty.
+    fn turn(
+        &self,
+        mut next: impl FnMut() -> io::Result<Option<Uevent>>,
+        are_lost: &mut bool,
+    ) -> io::Result<bool> {
+        let mut is_empty = false;
+        for _ in 0..MAX_UEVENTS {
+            match next() {
                 Ok(Some(uevent)) => self.tell(|news| news.note(uevent)),
-                Ok(None) => break,
+                Ok(None) => {
+                    is_empty = true;
+                    break;
+                }
                 // One error for all that are lost until the queue is empty: netlink_overrun() in net/netlink/af_netlink.c. To be
-                // told at its end: what is lost after a scan of all processes, and before the queue is empty, would never be seen.
+                // told until then: what is lost after a scan of all processes, and before the queue is empty, would never be seen.
                 Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
-                    are_lost = true;
+                    *are_lost = true;
                 }
                 Err(error) => return Err(error),
             }
         }
-        if are_lost {
+        if *are_lost {
             self.tell(|news| news.are_lost = true);
         }
-        Ok(())
+        *are_lost &= !is_empty;
+        Ok(is_empty)
     }
 
     fn tell(&self, what: impl FnOnce(&mut News)) {
@@ -190,9 +209,34 @@ mod tests {
     }
 
     #[test]
+    fn uevents_that_a_flood_drowns_are_told_of_before_it_ends() {
+        let eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let thread =
+            Thread { socket: eventfd(), stop: eventfd(), ready: eventfd(), news: Arc::default() };
+        let reader = UeventReader {
+            news: Arc::clone(&thread.news),
+            ready: thread.ready.try_clone().unwrap(),
+        };
+        let mut are_lost = false;
+        let mut first = Some(Err(Errno::NOBUFS.into()));
+        let mut flood = || first.take().unwrap_or(Ok(Some(Uevent::VmCreated(7))));
+        for _ in 0..2 {
+            assert!(!thread.turn(&mut flood, &mut are_lost).unwrap());
+            let news = reader.take();
+            assert!(news.are_lost && news.created.contains(&7));
+        }
+        for is_last in [true, false] {
+            assert!(thread.turn(|| Ok(None), &mut are_lost).unwrap());
+            assert_eq!(reader.take().are_lost, is_last);
+        }
+    }
+
+    #[test]
     fn the_thread_ends_when_the_source_stops() {
         let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let reader = UeventReader::start(stop.try_clone().unwrap()).unwrap();
+        let failures = tokio::sync::mpsc::unbounded_channel().0;
+        let facts = Facts::new(crossbeam_channel::unbounded().0, failures);
+        let reader = UeventReader::start(stop.try_clone().unwrap(), &facts).unwrap();
         let news = reader.take();
         assert!(!news.are_lost && news.error.is_none());
         rustix::io::write(&stop, &[1; 8]).unwrap();
