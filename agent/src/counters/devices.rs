@@ -1,6 +1,9 @@
 //! Which VMs have a block device as an image, for requests that the kernel submits in a worker of its own.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed},
+};
 
 use kvmeter_common::{DeviceUser, ImageKey, Layer, VmRecord};
 
@@ -39,14 +42,23 @@ impl Records {
         }
     }
 
-    /// Whether the process is a VM that does not have this block device as an image.
+    /// Notes the block devices that a VM has open, counted or not.
+    pub(crate) fn note_open_devices(&self, vm: VmSlot, devices: BTreeSet<u32>) {
+        self.image_index.lock().of_vm(vm).open_devices = devices;
+    }
+
+    /// Whether the process is a VM that makes no request on this block device: none of its images is the device, by whatever
+    /// method they are counted, and it does not have the device open.
     pub(crate) fn is_vm_without(&self, pid: u32, device: u32) -> bool {
-        let is_of = |slot: VmSlot| self.is_vm(slot, pid);
-        self.vms.iter().any(|vm| vm.tgid.load(Acquire) == u64::from(pid))
-            && !self.device_users(device).any(is_of)
+        let mut slots = (0..=u16::MAX).map(VmSlot).take(self.vms.len());
+        let Some(vm) = slots.find(|slot| self.is_vm(*slot, pid)) else { return false };
+        let key = ImageKey { vm: vm.0, device, file: ImageKey::NO_FILE };
+        self.images_of(key).next().is_none()
+            && !self.image_index.lock().of_vm(vm).open_devices.contains(&device)
     }
 
     /// The VMs that have a block device as an image.
+    #[cfg(test)]
     fn device_users(&self, device: u32) -> impl Iterator<Item = VmSlot> {
         let users = self.users_of(device).into_iter().flatten();
         let users = users.map(|cell| DeviceUser(cell.load(Acquire)));
@@ -97,6 +109,31 @@ mod tests {
             claim(vm, 9 << 20);
         }
         assert_eq!(records.claim_image(key(99, 9 << 20), Layer::Block), Err(ClaimError::Device));
+    }
+
+    #[test]
+    fn a_vm_uses_a_device_by_whatever_method_it_is_counted() {
+        let records = Records::in_memory();
+        let device = 7 << 20;
+        for vm in 1..=4 {
+            records.vms[usize::from(vm)].tgid.store(100 * u64::from(vm), Relaxed);
+            records.note_open_devices(VmSlot(vm), BTreeSet::new());
+        }
+        let claim = |vm, device, layer| {
+            let key = ImageKey { vm, device, file: ImageKey::NO_FILE };
+            records.claim_image(key, layer).unwrap()
+        };
+        claim(1, device, Layer::Block);
+        let by_calls = claim(2, device, Layer::Call);
+        records.note_open_devices(VmSlot(3), BTreeSet::from([device]));
+        claim(4, device | 1, Layer::Block);
+        let without = || [100, 200, 300, 400].map(|pid| records.is_vm_without(pid, device));
+        assert_eq!(without(), [false, false, false, true]);
+        assert!(!records.is_vm_without(500, device), "no VM");
+        // They do not have the device any more.
+        records.close_image(by_calls);
+        records.free_images_of_vm(VmSlot(3));
+        assert_eq!(without(), [false, true, true, true]);
     }
 
     #[test]

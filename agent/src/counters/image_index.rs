@@ -39,6 +39,8 @@ pub(super) struct OfVm {
     pub(super) slots: BTreeSet<ImageSlot>,
     /// Records that the programs may claim beyond `claims`.
     pub(super) allowed: usize,
+    /// Block devices that the VM has open.
+    pub(super) open_devices: BTreeSet<u32>,
     /// Why an image of the VM has no record.
     pub(super) refused: Option<ClaimError>,
 }

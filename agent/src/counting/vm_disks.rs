@@ -128,6 +128,9 @@ impl VmDisks {
     /// Finds out how each disk is counted, and claims the records.
     pub(super) fn count(&mut self, records: &Records, hooks: &dyn Works, now: Now) -> Outcome {
         let plan = Arc::clone(&self.plan);
+        let keys = plan.process.files.iter().map(|file| file.key(plan.vm));
+        let devices = keys.filter(|key| key.file == ImageKey::NO_FILE).map(|key| key.device);
+        records.note_open_devices(plan.vm, devices.collect());
         if !records.hooks_know(plan.vm, plan.process.pid) {
             return self.uncounted(now);
         }
