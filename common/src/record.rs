@@ -130,9 +130,9 @@ impl Owner {
     pub const ENDED: u64 = 1 << 51;
     /// The thread of a vCPU is to report when it moves. The agent sets the flag, after it has cleared
     /// [`VmRecord::PENDING_VCPUS`]; the kernel's side clears it with the first move.
-    pub const WATCHED: u64 = 1 << 52;
+    pub const WATCHED: u64 = 1 << 54;
     /// The vCPU halts outside `KVM_RUN`: asleep there is only a thread that was stopped.
-    pub const HALTS_OUTSIDE: u64 = 1 << 53;
+    pub const HALTS_OUTSIDE: u64 = 1 << 55;
 
     /// The agent frees the record: it is no thread's, and not free yet. The word has no thread id.
     pub const FREED_BY_AGENT: Self = Self(1 << 52);

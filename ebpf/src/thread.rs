@@ -121,9 +121,8 @@ impl Thread {
     fn report_move(self, task: Task) {
         // Before the VM's flag, which the agent clears before it sets this one: either the agent finds the new place, or it is
         // told of it.
-        let Some(owner) = self.exchange_owner(|owner| Some(owner.0 & !Owner::WATCHED)) else {
-            return;
-        };
+        let unwatched = |owner: Owner| owner.is_of_thread().then_some(owner.0 & !Owner::WATCHED);
+        let Some(owner) = self.exchange_owner(unwatched) else { return };
         let Some(vm) = maps::vm(owner.vm_slot()) else { return };
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         let flags = unsafe { atomic::fetch_or(&raw mut (*vm).flags, VmRecord::PENDING_VCPUS) };
