@@ -1,12 +1,13 @@
-//! How often something may happen: a bounded rate, with room for a burst, also for each user. Reads no clock.
+//! How often something may happen: a bounded rate, with room for a burst, also for each of many. Reads no clock.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     time::{Duration, Instant},
 };
 
-/// Users without a debt are forgotten when there are this many.
-const USERS: usize = 1024;
+/// Keys without a debt are forgotten when there are this many.
+const KEYS: usize = 1024;
 
 /// A rate.
 #[derive(Clone, Copy, Debug)]
@@ -29,37 +30,37 @@ impl Rate {
     }
 }
 
-/// A rate for each user, and one for all of them together: a user may have as many user ids as `/etc/subuid` gives.
+/// A rate for each key, such as a user, and one for all of them together.
 #[derive(Debug)]
-pub struct UserRates {
+pub struct KeyedRates<K> {
     each: Rate,
     all: Rate,
     all_until: Option<Instant>,
-    until: HashMap<u32, Instant>,
+    until: HashMap<K, Instant>,
 }
 
-impl UserRates {
+impl<K: Copy + Eq + Hash> KeyedRates<K> {
     /// Nothing has happened yet.
     #[must_use]
     pub fn new(each: Rate, all: Rate) -> Self {
         Self { each, all, all_until: None, until: HashMap::new() }
     }
 
-    /// Whether an event because of this user may happen now. It counts as happened then.
-    pub fn allows(&mut self, user: u32, now: Instant) -> bool {
-        let of_user = self.until.get(&user).copied().unwrap_or(now);
-        if !self.has_room(now) || !self.each.has_room(of_user, now) {
+    /// Whether an event because of this key may happen now. It counts as happened then.
+    pub fn allows(&mut self, key: K, now: Instant) -> bool {
+        let of_key = self.until.get(&key).copied().unwrap_or(now);
+        if !self.has_room(now) || !self.each.has_room(of_key, now) {
             return false;
         }
-        if self.until.len() >= USERS {
+        if self.until.len() >= KEYS {
             self.until.retain(|_, until| *until > now);
         }
-        self.each.use_once(self.until.entry(user).or_insert(now), now);
+        self.each.use_once(self.until.entry(key).or_insert(now), now);
         self.all.use_once(self.all_until.get_or_insert(now), now);
         true
     }
 
-    /// Whether an event because of a user that has not used its own rate may happen now.
+    /// Whether an event because of a key that has not used its own rate may happen now.
     #[must_use]
     pub fn has_room(&self, now: Instant) -> bool {
         self.all_until.is_none_or(|until| self.all.has_room(until, now))
@@ -76,7 +77,7 @@ mod tests {
     #[test]
     fn a_burst_and_then_the_rate() {
         let start = Instant::now();
-        let mut rates = UserRates::new(EACH, ALL);
+        let mut rates = KeyedRates::new(EACH, ALL);
         let mut allowed = |user, at: u64, tries: usize| {
             let now = start + Duration::from_millis(at);
             (0..tries).filter(|_| rates.allows(user, now)).count()
@@ -91,15 +92,15 @@ mod tests {
     #[test]
     fn many_users_together_have_one_rate_and_are_forgotten() {
         let start = Instant::now();
-        let mut rates = UserRates::new(EACH, ALL);
+        let mut rates = KeyedRates::new(EACH, ALL);
         let allowed = (0..100_000).filter(|user| rates.allows(*user, start)).count();
         assert_eq!(allowed, 20);
         let mut later = 0;
-        for user in 0..100_000 {
+        for user in 0..100_000_u32 {
             later +=
                 usize::from(rates.allows(user, start + Duration::from_millis(u64::from(user))));
         }
         assert!((1999..=2021).contains(&later), "100 s at 20/s: {later}");
-        assert!(rates.until.len() <= USERS, "{}", rates.until.len());
+        assert!(rates.until.len() <= KEYS, "{}", rates.until.len());
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::losses::Loss;
 use crate::{
     inventory::{Change, ChangeEvent},
-    rate::{Rate, UserRates},
+    rate::{KeyedRates, Rate},
 };
 
 /// Of one user: 100 at once, then 10 a second.
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The changes that may be reported now, and what was held back: of each VM what it came to since it was reported last.
 #[derive(Debug)]
 pub(super) struct Limit {
-    rates: UserRates,
+    rates: KeyedRates<u32>,
     /// VMs of users whose changes have been reported.
     reported: HashSet<u32>,
     /// The change of each VM that waits, by the order in which they came.
@@ -44,7 +44,7 @@ pub(super) struct Limit {
 impl Default for Limit {
     fn default() -> Self {
         Self {
-            rates: UserRates::new(EACH, ALL),
+            rates: KeyedRates::new(EACH, ALL),
             reported: HashSet::new(),
             held: BTreeMap::new(),
             places: HashMap::new(),

@@ -10,7 +10,7 @@ use std::{
 
 use tracing::warn;
 
-use crate::rate::{Rate, UserRates};
+use crate::rate::{KeyedRates, Rate};
 
 /// Shortest interval between two warnings.
 const QUIET: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ const ALL: Rate = Rate { interval: Duration::from_millis(200), burst: 200 };
 /// Limits the lines about VMs of users, who may start and end as many as they like. VMs of root and libvirt have no limit.
 #[derive(Debug)]
 pub(super) struct LineLimit {
-    rates: UserRates,
+    rates: KeyedRates<u32>,
     warnings: WarningLimit,
     left_out: Arc<AtomicU64>,
 }
@@ -49,7 +49,7 @@ pub(super) struct LineLimit {
 impl LineLimit {
     /// What is left out is added to `left_out`.
     pub(super) fn new(left_out: Arc<AtomicU64>) -> Self {
-        Self { rates: UserRates::new(EACH, ALL), warnings: WarningLimit::default(), left_out }
+        Self { rates: KeyedRates::new(EACH, ALL), warnings: WarningLimit::default(), left_out }
     }
 
     /// Whether the log may have a line about a VM of this user; `None` = it is root's or libvirt's. Counts what is left out, and
