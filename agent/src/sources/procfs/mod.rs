@@ -116,7 +116,7 @@ pub struct Handle {
     scans: AtomicU64,
     hanging: Arc<Hanging>,
     /// Users whose share of scans was spent.
-    spent: Mutex<Vec<Spent>>,
+    spent: Mutex<BTreeMap<u32, Spent>>,
     /// Lines that were left out of the log.
     left_out: Arc<AtomicU64>,
     /// Whether VMs without a domain are shown.
@@ -238,7 +238,7 @@ impl Procfs {
 }
 
 impl Handle {
-    fn spent(&self) -> MutexGuard<'_, Vec<Spent>> {
+    fn spent(&self) -> MutexGuard<'_, BTreeMap<u32, Spent>> {
         // Each change is one store that leaves the list whole.
         self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -274,7 +274,7 @@ impl super::Source for Handle {
             state,
             stale_since: overdue.map(|busy| SystemTime::now() - busy).or(full_since),
             hanging: self.hanging.list(),
-            spent: self.spent().clone(),
+            spent: self.spent().values().copied().collect(),
             left_out: self.left_out.load(Relaxed),
         }
     }

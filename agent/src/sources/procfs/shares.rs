@@ -1,19 +1,21 @@
 //! How much CPU time the scans of each user's processes may cost. Any user can have processes that look like VMs come, go and
-//! change without end; each such event asks for a scan. The scans of one user's processes wait once the user's share is spent,
-//! and delay no one else's. Reads no clock: the time is a parameter.
+//! change without end; each such event asks for a scan. The scans of one user's processes wait once the share is spent, and delay no one else's:
+//! of the users with a scan to be made, the one that has used least is next. Reads no clock: the time is a parameter.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
 use crate::sources::Spent;
 
-/// A user's share of one CPU in the long run is one part of this many.
+/// A user's share of one CPU in the long run is one part of this many; that of all users together is one of so many.
 const PARTS: u32 = 100;
+const PARTS_OF_ALL: u32 = 4;
 
-/// CPU time that a user who has caused no scans for long may use at once: dozens of VMs that start together.
+/// CPU time that a user that has caused no scans for long may use at once: dozens of VMs that start together; and all users.
 const AT_ONCE: Duration = Duration::from_millis(200);
+const AT_ONCE_OF_ALL: Duration = Duration::from_secs(2);
 
 /// Waiting processes of a user before those that have ended are looked for.
 const SWEEP: usize = 256;
@@ -21,21 +23,34 @@ const SWEEP: usize = 256;
 /// Time for which the status shows a user after the last scan that had to wait.
 const SHOWN: Duration = Duration::from_secs(600);
 
-/// The shares of all users, and the processes that wait for theirs.
+/// Interval at which users that need not be remembered are looked for.
+const FORGET: Duration = Duration::from_secs(10);
+
+/// The shares of all users, and the processes that wait for theirs. A turn costs what its own user costs, however many others
+/// there are.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
-    users: BTreeMap<u32, User>,
-    /// The user whose process was scanned last: the next one is another user's.
-    last: u32,
+    users: BTreeMap<u32, Use>,
+    /// The users with waiting processes: when each may have its next scan, and its turn among equals.
+    queue: BTreeSet<(Instant, u64, u32)>,
+    turns: u64,
+    /// When all that all users have used is paid for, at the rate of their common share.
+    paid: Option<Instant>,
+    /// Users of which the status is to be told something else.
+    changed: BTreeSet<u32>,
+    /// When users are to be forgotten.
+    forget: Option<Instant>,
 }
 
 /// What one user has used.
 #[derive(Debug)]
-struct User {
+struct Use {
     /// When all that was used is paid for, at the rate of the share.
     paid: Instant,
+    /// Its place in the queue.
+    queued: Option<(Instant, u64)>,
     /// Processes to be scanned, the first that came first; the same as a set. It is each user's own: the id of a process that has
-    /// ended may be another user's.
+    /// ended may be that of another user's.
     waiting: VecDeque<u32>,
     is_waiting: HashSet<u32>,
     /// Number of waiting processes at which those that have ended are looked for.
@@ -45,10 +60,11 @@ struct User {
     deferred_at: Option<Instant>,
 }
 
-impl User {
+impl Use {
     fn new(now: Instant) -> Self {
         Self {
             paid: now,
+            queued: None,
             waiting: VecDeque::new(),
             is_waiting: HashSet::new(),
             sweep: SWEEP,
@@ -64,8 +80,8 @@ impl User {
 }
 
 impl Shares {
-    /// Has a process of this user scanned when it is the user's turn and its share allows. `has_ended` tells whether a process has,
-    /// and is called for each one that then does not wait any more.
+    /// Has a process of this user scanned when it is the user's turn and its share allows. `has_ended` tells whether a process
+    /// has, and is called for each one that then does not wait any more.
     pub(super) fn wait(
         &mut self,
         user: u32,
@@ -73,69 +89,106 @@ impl Shares {
         now: Instant,
         mut has_ended: impl FnMut(u32) -> bool,
     ) {
-        let user = self.users.entry(user).or_insert_with(|| User::new(now));
-        if !user.is_waiting.insert(pid) {
+        let its = self.users.entry(user).or_insert_with(|| Use::new(now));
+        if !its.is_waiting.insert(pid) {
             return;
         }
-        if user.admitted() > now {
-            user.deferred += 1;
-            user.deferred_at = Some(now);
+        if its.admitted() > now {
+            its.deferred += 1;
+            its.deferred_at = Some(now);
         }
-        if user.waiting.len() >= user.sweep {
-            let User { waiting, is_waiting, .. } = &mut *user;
+        if its.waiting.len() >= its.sweep {
+            let Use { waiting, is_waiting, .. } = &mut *its;
             waiting.retain(|&pid| !has_ended(pid) || !is_waiting.remove(&pid));
-            user.sweep = SWEEP.max(user.waiting.len() * 2);
+            its.sweep = SWEEP.max(its.waiting.len() * 2);
         }
-        user.waiting.push_back(pid);
+        its.waiting.push_back(pid);
+        self.changed.insert(user);
+        self.queue(user);
+    }
+
+    /// Puts a user into the queue, where what it has used places it, if processes of it wait.
+    fn queue(&mut self, user: u32) {
+        let Some(its) = self.users.get_mut(&user) else { return };
+        let admitted = its.admitted();
+        let is_placed = its.queued.is_some_and(|(at, _)| at == admitted);
+        if is_placed != its.waiting.is_empty() {
+            return;
+        }
+        if let Some((at, turn)) = its.queued.take() {
+            self.queue.remove(&(at, turn, user));
+        }
+        if !its.waiting.is_empty() {
+            self.turns += 1;
+            its.queued = Some((admitted, self.turns));
+            self.queue.insert((admitted, self.turns, user));
+        }
+    }
+
+    /// When the common share allows the next scan; `None` = nothing has been used.
+    fn all_admitted(&self) -> Option<Instant> {
+        self.paid?.checked_sub(AT_ONCE_OF_ALL * PARTS_OF_ALL)
     }
 
     /// The process to be scanned now, and its user; `None` = none.
     pub(super) fn take(&mut self, now: Instant) -> Option<(u32, u32)> {
-        self.next_in_turn(|user| user.admitted() <= now)
+        self.next().filter(|at| *at <= now)?;
+        self.take_any()
     }
 
     /// The process to be scanned next if the shares do not matter, and its user; `None` = none waits.
     pub(super) fn take_any(&mut self) -> Option<(u32, u32)> {
-        self.next_in_turn(|_| true)
-    }
-
-    /// The first process of the next user who is admitted.
-    fn next_in_turn(&mut self, is_admitted: impl Fn(&User) -> bool) -> Option<(u32, u32)> {
-        let is_ready = |user: &User| !user.waiting.is_empty() && is_admitted(user);
-        let later = self.users.range(self.last.saturating_add(1)..).chain(self.users.range(..));
-        let user = *later.into_iter().find(|(_, user)| is_ready(user))?.0;
-        self.last = user;
-        let share = self.users.get_mut(&user)?;
-        let pid = share.waiting.pop_front()?;
-        share.is_waiting.remove(&pid);
+        let (_, _, user) = self.queue.pop_first()?;
+        let its = self.users.get_mut(&user)?;
+        its.queued = None;
+        let pid = its.waiting.pop_front()?;
+        its.is_waiting.remove(&pid);
+        self.changed.insert(user);
+        self.queue(user);
         Some((user, pid))
     }
 
-    /// A scan of a process of this user has cost that much.
+    /// A scan of a process that [`take`](Self::take) gave has cost that much.
+    pub(super) fn charge_scan(&mut self, user: u32, cost: Duration, now: Instant) {
+        self.paid = Some(self.paid.map_or(now, |paid| paid.max(now)) + cost * PARTS_OF_ALL);
+        self.charge(user, cost, now);
+    }
+
+    /// A process of this user has cost that much. The common share does not pay: a user cannot have the others wait for what
+    /// it causes without a turn, such as events.
     pub(super) fn charge(&mut self, user: u32, cost: Duration, now: Instant) {
-        let user = self.users.entry(user).or_insert_with(|| User::new(now));
-        user.paid = user.paid.max(now) + cost * PARTS;
-        self.users.retain(|_, user| {
-            let is_shown = user.deferred_at.is_some_and(|at| now < at + SHOWN);
-            is_shown || user.paid > now || !user.waiting.is_empty()
+        let its = self.users.entry(user).or_insert_with(|| Use::new(now));
+        its.paid = its.paid.max(now) + cost * PARTS;
+        self.queue(user);
+        if *self.forget.get_or_insert(now + FORGET) > now {
+            return;
+        }
+        self.forget = Some(now + FORGET);
+        let Self { users, changed, .. } = self;
+        users.retain(|user, its| {
+            let is_shown = its.deferred_at.is_some_and(|at| now < at + SHOWN);
+            let is_kept = is_shown || its.paid > now || !its.waiting.is_empty();
+            if !is_kept {
+                changed.insert(*user);
+            }
+            is_kept
         });
     }
 
     /// When the next scan is to be made; `None` = no process waits.
     pub(super) fn next(&self) -> Option<Instant> {
-        let waiting = self.users.values().filter(|user| !user.waiting.is_empty());
-        waiting.map(User::admitted).min()
+        let (at, ..) = self.queue.first()?;
+        Some(self.all_admitted().map_or(*at, |all| all.max(*at)))
     }
 
-    /// The users whose share was spent of late, ascending.
-    pub(super) fn spent(&self) -> Vec<Spent> {
-        let of_late = self.users.iter().filter(|(_, user)| user.deferred > 0);
-        let spent = |(&id, user): (&u32, &User)| Spent {
-            user: id,
-            waiting: user.waiting.len(),
-            deferred: user.deferred,
+    /// The users that have changed since the last call; `None` = the share of the user was not spent of late.
+    pub(super) fn take_changed(&mut self) -> Vec<(u32, Option<Spent>)> {
+        let spent = |user: u32| {
+            let its = self.users.get(&user).filter(|its| its.deferred > 0)?;
+            Some(Spent { user, waiting: its.waiting.len(), deferred: its.deferred })
         };
-        of_late.map(spent).collect()
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|user| (user, spent(user))).collect()
     }
 }
 
@@ -157,7 +210,7 @@ mod tests {
                 shares.wait(user, pid, now, |waiting| waiting + 100 <= pid);
             }
             while let Some((user, _)) = shares.take(now) {
-                shares.charge(user, cost, now);
+                shares.charge_scan(user, cost, now);
                 scans += 1;
             }
         }
@@ -173,10 +226,39 @@ mod tests {
             let most = AT_ONCE + ms(60_000) / PARTS + cost;
             assert!(cost * scans <= most, "{scans} scans of {cost:?}");
             assert!(cost * scans + cost * 2 > most, "{scans} scans of {cost:?}");
-            let [spent] = shares.spent()[..] else { panic!("{:?}", shares.spent()) };
-            assert!(spent.user == 1000 && spent.deferred > 1000, "{spent:?}");
+            let changed = shares.take_changed();
+            let [(1000, Some(spent))] = changed[..] else { panic!("{changed:?}") };
+            assert!(spent.deferred > 1000, "{spent:?}");
             assert!(spent.waiting < SWEEP * 2, "those that have ended do not wait: {spent:?}");
+            assert_eq!(shares.take_changed(), []);
         }
+    }
+
+    #[test]
+    fn many_users_together_cost_a_share_and_one_more_does_not_wait_for_them() {
+        let (start, mut scans, mut latest) = (Instant::now(), 0, Duration::ZERO);
+        let mut shares = Shares::default();
+        for at in 0..30_000 {
+            let now = start + ms(at);
+            for user in 0..20 {
+                // Of twice as many as there are shares of.
+                let user = u32::try_from((at * 20 + user) % 50).unwrap();
+                shares.wait(user, user, now, |_| false);
+            }
+            if at % 1000 == 0 {
+                shares.wait(777, u32::try_from(at).unwrap() + 1_000_000, now, |_| true);
+            }
+            while let Some((user, pid)) = shares.take(now) {
+                if user == 777 {
+                    latest = latest.max(now - start - ms(u64::from(pid) - 1_000_000));
+                }
+                shares.charge_scan(user, ms(1), now);
+                scans += 1;
+            }
+        }
+        let most = AT_ONCE_OF_ALL + ms(30_000) / PARTS_OF_ALL + ms(1);
+        assert!(ms(scans) <= most && ms(scans) * 2 > most, "{scans} scans");
+        assert!(latest <= ms(10), "{latest:?}");
     }
 
     #[test]
@@ -187,15 +269,19 @@ mod tests {
         let now = start + ms(1000);
         shares.wait(1001, 7, now, |_| false);
         shares.wait(1001, 7, now, |_| false);
-        assert_eq!(shares.next(), Some(now - AT_ONCE * PARTS));
+        assert!(shares.next().is_some_and(|next| next <= now));
         assert_eq!((shares.take(now), shares.take(now)), (Some((1001, 7)), None));
         // The id of a process that waited is another user's now.
         let pid = *shares.users[&1000].waiting.back().unwrap();
         shares.wait(1001, pid, now, |_| false);
         assert_eq!(shares.take(now), Some((1001, pid)));
+        // What the first one's events cost does not have the other wait either.
+        shares.charge(1000, ms(5000), now);
+        shares.wait(1001, 8, now, |_| false);
+        assert_eq!(shares.take(now), Some((1001, 8)));
         // The first one is scanned when its share allows.
         let next = shares.next().unwrap();
-        assert!(now < next && next < now + ms(50) * PARTS);
+        assert!(now < next && next < now + ms(5050) * PARTS);
         assert!(shares.take(next).is_some_and(|(user, _)| user == 1000));
     }
 
@@ -230,8 +316,8 @@ mod tests {
             shares.take(now);
             shares.charge(user, ms(1), now);
         }
-        assert_eq!(shares.spent(), []);
-        shares.charge(1, Duration::ZERO, now + ms(1) * PARTS);
+        assert!(shares.take_changed().iter().all(|(_, spent)| spent.is_none()));
+        shares.charge(1, Duration::ZERO, now + FORGET);
         assert!(shares.users.is_empty());
     }
 }

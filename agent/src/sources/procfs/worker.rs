@@ -329,7 +329,7 @@ impl Worker {
         // One of a user's in each turn: an event of another process may have come meanwhile.
         if let Some((user, pid)) = self.shares.take(now) {
             let cost = self.scan_waiting(pid);
-            self.shares.charge(user, cost, Instant::now());
+            self.shares.charge_scan(user, cost, Instant::now());
             has_waiting = true;
         }
         if has_waiting {
@@ -360,16 +360,19 @@ impl Worker {
 
     /// Shows the users whose share is spent.
     fn show_spent(&mut self) {
-        let spent = self.shares.spent();
-        if let Some(user) = spent.iter().find(|user| user.waiting > 0).map(|spent| spent.user)
-            && self.warnings.allows()
-        {
-            warn!(
-                user,
-                "Scans of a user's processes cost too much, and wait; `kvmeter status` lists such users"
-            );
+        for (user, spent) in self.shares.take_changed() {
+            if spent.is_some_and(|spent| spent.waiting > 0) && self.warnings.allows() {
+                warn!(
+                    user,
+                    "Scans of a user's processes cost too much, and wait; `kvmeter status` lists such users"
+                );
+            }
+            let mut shown = self.handle.spent();
+            match spent {
+                Some(spent) => drop(shown.insert(user, spent)),
+                None => drop(shown.remove(&user)),
+            }
         }
-        *self.handle.spent() = spent;
     }
 
     fn scan_all_soon(&mut self, now: Instant) {
