@@ -16,10 +16,11 @@
 //! 12. [`check`] examines the host before the first start.
 //! 13. [`run`](mod@run) connects the rooms by threads and channels.
 //!
-//! [`snmp`] (types), [`histogram`] (quantiles) and [`rate`] (bounded rates) are shared by several rooms and import none.
+//! [`account`] (whose share something is), [`snmp`] (types), [`histogram`] (quantiles) and [`rate`] (bounded rates) are shared by several rooms and import none.
 //!
 //! `docs/architecture.md` has the invariants, the threads, and the way of a number and of an event.
 
+pub mod account;
 pub mod agentx;
 pub mod check;
 pub mod cli;

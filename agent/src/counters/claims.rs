@@ -9,6 +9,7 @@ use kvmeter_common::{
 use thiserror::Error;
 
 use super::{ImageSlot, Records, VmSlot, images::cells, mapped::SharedImageRecord};
+use crate::account::Account;
 
 /// Owner word of a record that is being freed. The kernel has no device 0.
 const OF_NO_IMAGE: u64 = ImageKey { vm: 0, device: 0, file: 0 }.owner();
@@ -22,16 +23,18 @@ pub enum ClaimError {
     /// The VM has its share of the records.
     #[error("the VM has all {0} records that one VM may have")]
     Share(usize),
-    /// The user has a user's share of the records.
-    #[error("user {user} has all {most} records that one user may have")]
-    UserShare {
-        /// The user.
-        user: u32,
+    /// The account has an account's share of the records.
+    #[error("{account} has all {most} records that one user or container may have")]
+    AccountShare {
+        /// The account.
+        account: Account,
         /// The share.
         most: usize,
     },
-    /// Users have the share of all of them.
-    #[error("users other than root and libvirt have all {most} records that they may have")]
+    /// Accounts have the share of all of them.
+    #[error(
+        "users other than root and libvirt, and containers, have all {most} records that they may have"
+    )]
     UsersShare {
         /// The share.
         most: usize,
@@ -50,7 +53,9 @@ impl ClaimError {
     /// Whether the image finds a record as soon as others are freed.
     pub(crate) const fn is_shortage(self) -> bool {
         match self {
-            Self::Full | Self::Share(_) | Self::UserShare { .. } | Self::UsersShare { .. } => true,
+            Self::Full | Self::Share(_) | Self::AccountShare { .. } | Self::UsersShare { .. } => {
+                true
+            }
             Self::Device | Self::Mixed => false,
         }
     }

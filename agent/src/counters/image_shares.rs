@@ -1,5 +1,5 @@
-//! Who may have how many image records: a VM an eighth of the table, a user other than root and libvirt a quarter, all such users
-//! half. What the programs may claim by themselves is within these shares, too.
+//! Who may have how many image records: a VM an eighth of the table, an account a quarter, all accounts half.
+//! What the programs may claim by themselves is within these shares, too.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,10 @@ use super::{
     ClaimError, Fill, Holder, Lack, Records, Shares, VmSlot,
     image_index::{Images, claims_of, set_limit},
 };
+use crate::account::Account;
 
-/// What the programs may claim for one VM of a user is this part of what the user's share leaves, so that other VMs of the
-/// user get some, too.
+/// What the programs may claim for one VM of an account is this part of what its share leaves, so that other VMs of the
+/// account get some, too.
 const PART: usize = 8;
 
 impl Records {
@@ -41,7 +42,7 @@ impl Records {
         let left = self.images_for_each_vm().saturating_sub(of_vm.slots.len());
         let room = match holder {
             Holder::Trusted => images.held.room(holder),
-            Holder::User(_) => images.room_for_programs(holder).div_ceil(PART),
+            Holder::Account(_) => images.room_for_programs(holder).div_ceil(PART),
         };
         let allowed = most.saturating_sub(unassigned).min(left).min(room);
         images.set_allowed(vm, allowed);
@@ -63,27 +64,28 @@ impl Records {
             return Ok(());
         }
         Err(match images.held.lack(holder) {
-            Lack::User { user, most } => ClaimError::UserShare { user, most },
-            Lack::Users { most } => ClaimError::UsersShare { most },
+            Lack::Account { account, most } => ClaimError::AccountShare { account, most },
+            Lack::Accounts { most } => ClaimError::UsersShare { most },
             Lack::Table => ClaimError::Full,
         })
     }
 
-    /// Has the programs claim no more for the VMs of a user by themselves, if the share of the user is used up with what the
+    /// Has the programs claim no more for the VMs of an account by themselves, if its share is used up with what the
     /// agent has claimed: disks come first.
     pub(super) fn withdraw_images(&self, vm: VmSlot) {
         let mut images = self.image_index.lock();
-        let Holder::User(user) = images.of_vm(vm).holder else { return };
+        let Holder::Account(account) = images.of_vm(vm).holder else { return };
         let Images { vms, held, allowed } = &*images;
         let is_over = |held: usize, allowed: usize, share| allowed > 0 && held + allowed > share;
-        let of_user = is_over(held.held(user), allowed.held(user), held.of_one_user());
-        let of_all = is_over(held.held_by_users(), allowed.held_by_users(), held.of_all_users());
-        if !of_user && !of_all {
+        let of_own = is_over(held.held(account), allowed.held(account), held.of_one_account());
+        let of_all =
+            is_over(held.held_by_accounts(), allowed.held_by_accounts(), held.of_all_accounts());
+        if !of_own && !of_all {
             return;
         }
         let is_meant = |holder| match holder {
             Holder::Trusted => false,
-            Holder::User(other) => of_all || other == user,
+            Holder::Account(other) => of_all || other == account,
         };
         let meant: Vec<_> = vms
             .iter()
@@ -119,15 +121,15 @@ impl Records {
 }
 
 impl Images {
-    /// Number of records that the programs may still be allowed to claim for VMs of this user.
+    /// Number of records that the programs may still be allowed to claim for VMs of this holder.
     fn room_for_programs(&self, holder: Holder) -> usize {
         let Self { held, allowed, .. } = self;
-        let Holder::User(user) = holder else { return held.room(holder) };
-        let left = |share: usize, of: fn(&Shares, u32) -> usize| {
-            share.saturating_sub(of(held, user)).saturating_sub(of(allowed, user))
+        let Holder::Account(account) = holder else { return held.room(holder) };
+        let left = |share: usize, of: fn(&Shares, Account) -> usize| {
+            share.saturating_sub(of(held, account)).saturating_sub(of(allowed, account))
         };
-        left(held.of_one_user(), Shares::held)
-            .min(left(held.of_all_users(), |shares, _| shares.held_by_users()))
+        left(held.of_one_account(), Shares::held)
+            .min(left(held.of_all_accounts(), |shares, _| shares.held_by_accounts()))
             .min(left(held.size(), |shares, _| shares.fill().used))
     }
 }
@@ -197,16 +199,22 @@ mod tests {
         let records = Records::in_memory();
         let size = records.images.len();
         for vm in 1..=30 {
-            records.set_image_holder(VmSlot(vm), Holder::User(u32::from(vm - 1) / 10));
+            records.set_image_holder(
+                VmSlot(vm),
+                Holder::Account(Account::User(u32::from(vm - 1) / 10)),
+            );
         }
         // Ten VMs of each of three users want as many as they get.
         let mut refused = Vec::new();
         for vm in 1..=30 {
             refused.extend(claim(&records, vm, 1..400).1);
         }
-        let held = |user| records.image_index.lock().held.held(user);
+        let held = |user| records.image_index.lock().held.held(Account::User(user));
         assert_eq!([held(0), held(1), held(2)], [size / 4, size / 4, 0]);
-        assert!(refused.contains(&ClaimError::UserShare { user: 0, most: size / 4 }));
+        assert!(
+            refused
+                .contains(&ClaimError::AccountShare { account: Account::User(0), most: size / 4 })
+        );
         assert!(refused.contains(&ClaimError::UsersShare { most: size / 2 }));
         // What root and libvirt have is not limited by that, nor what a user has that is libvirt's in truth.
         assert!(claim(&records, 40, 1..100).1.is_none());
@@ -222,7 +230,7 @@ mod tests {
         for size in [256, 4096] {
             let records = Records::in_memory_with(size);
             for vm in 1..1000 {
-                records.set_image_holder(VmSlot(vm), Holder::User(7));
+                records.set_image_holder(VmSlot(vm), Holder::Account(Account::User(7)));
                 assert!(!records.allow_new_images(VmSlot(vm), 0));
             }
             assert!((1..1000).all(|vm| left(&records, vm) <= 64.min(size as u64 / 16)));
@@ -267,7 +275,7 @@ mod tests {
     #[test]
     fn records_that_are_freed_before_their_report_comes_are_not_held() {
         let records = Records::in_memory();
-        records.set_image_holder(VmSlot(3), Holder::User(7));
+        records.set_image_holder(VmSlot(3), Holder::Account(Account::User(7)));
         records.allow_new_images(VmSlot(3), 0);
         assert!(claim_by_programs(&records, 3, 5));
         let slot = records.images_of_vm(VmSlot(3))[0].slot;
@@ -280,14 +288,17 @@ mod tests {
     #[test]
     fn vms_that_lack_a_record_are_listed_for_each_holder() {
         let records = Records::in_memory();
-        let why = ClaimError::UserShare { user: 7, most: 1024 };
+        let why = ClaimError::AccountShare { account: Account::User(7), most: 1024 };
         for vm in 1..=3 {
-            records.set_image_holder(VmSlot(vm), Holder::User(7));
+            records.set_image_holder(VmSlot(vm), Holder::Account(Account::User(7)));
             records.note_refused_image(VmSlot(vm), Some(why));
         }
         records.note_refused_image(VmSlot(3), None);
         let listed = |records: &Records| records.image_occupancy().1;
-        assert_eq!(listed(&records), BTreeMap::from([(Holder::User(7), (2, why.to_string()))]));
+        assert_eq!(
+            listed(&records),
+            BTreeMap::from([(Holder::Account(Account::User(7)), (2, why.to_string()))])
+        );
         records.free_images_of_vm(VmSlot(1));
         records.free_images_of_vm(VmSlot(2));
         assert_eq!(listed(&records), BTreeMap::new());

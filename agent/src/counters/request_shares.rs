@@ -23,7 +23,7 @@ impl Records {
         }
         let account = match holder {
             Holder::Trusted => 0,
-            Holder::User(_) => self.account_of(vm, holder),
+            Holder::Account(_) => self.account_of(vm, holder),
         };
         record.account.store(account, Release);
     }
@@ -75,6 +75,11 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account::Account;
+
+    const fn user(user: u32) -> Holder {
+        Holder::Account(Account::User(user))
+    }
 
     /// Counts a VM, as a registration does. Returns the number of its account.
     fn track(records: &Records, vm: u16, holder: Holder) -> u64 {
@@ -94,23 +99,23 @@ mod tests {
     fn the_vms_of_a_user_have_one_account_and_those_of_root_none() {
         let records = Records::in_memory();
         assert_eq!(track(&records, 1, Holder::Trusted), 0);
-        let of_a = track(&records, 2, Holder::User(1000));
-        let of_b = track(&records, 3, Holder::User(1001));
+        let of_a = track(&records, 2, user(1000));
+        let of_b = track(&records, 3, user(1001));
         assert!(of_a != 0 && of_b != 0 && of_a != of_b);
-        assert_eq!(track(&records, 4, Holder::User(1000)), of_a);
+        assert_eq!(track(&records, 4, user(1000)), of_a);
         // Libvirt says that the VM is one of its domains, and does not any more.
         assert_eq!(track(&records, 2, Holder::Trusted), 0);
-        assert_eq!(track(&records, 2, Holder::User(1000)), of_a);
+        assert_eq!(track(&records, 2, user(1000)), of_a);
     }
 
     #[test]
     fn a_new_account_has_no_requests_of_an_earlier_user() {
         let records = Records::in_memory();
-        let first = track(&records, 2, Holder::User(1000));
+        let first = track(&records, 2, user(1000));
         let record = &records.vms[usize::try_from(first).unwrap()];
         record.in_flight_of_account.store(9, Relaxed);
         untrack(&records, 2);
-        let second = track(&records, 2, Holder::User(1001));
+        let second = track(&records, 2, user(1001));
         assert_ne!(second, first);
         assert_eq!(record.in_flight_of_account.load(Relaxed), 9, "they are still in flight");
     }
@@ -122,11 +127,11 @@ mod tests {
             records.vms[usize::from(vm)].account.store(account, Relaxed);
             records.vms[usize::from(vm)].tgid.store(5, Relaxed);
         }
-        assert_eq!(track(&records, 2, Holder::User(1000)), 7);
-        assert_eq!(track(&records, 4, Holder::User(1001)), 9);
-        assert_eq!(track(&records, 3, Holder::User(1000)), 7);
+        assert_eq!(track(&records, 2, user(1000)), 7);
+        assert_eq!(track(&records, 4, user(1001)), 9);
+        assert_eq!(track(&records, 3, user(1000)), 7);
         // Its process has become another user's.
-        let third = track(&records, 3, Holder::User(1002));
+        let third = track(&records, 3, user(1002));
         assert!(![0, 7, 9].contains(&third), "{third}");
     }
 }

@@ -79,8 +79,8 @@ impl FreeRecords {
 
     fn why(&self, holder: Holder) -> TrackError {
         match self.vm_shares.lack(holder) {
-            Lack::User { user, most } => TrackError::UserShare { user, most },
-            Lack::Users { most } => TrackError::UsersShare { most },
+            Lack::Account { account, most } => TrackError::AccountShare { account, most },
+            Lack::Accounts { most } => TrackError::UsersShare { most },
             Lack::Table => TrackError::TooManyVms(self.vm_shares.size()),
         }
     }
@@ -166,8 +166,12 @@ impl FreeRecords {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counters::Fill;
-    use Holder::{Trusted, User};
+    use crate::{account::Account, counters::Fill};
+    use Holder::Trusted;
+
+    fn user(user: u32) -> Holder {
+        Holder::Account(Account::User(user))
+    }
 
     fn free(vms: u16, blocks: u16) -> FreeRecords {
         FreeRecords::new((1..=vms).collect(), (1..=blocks).collect(), [])
@@ -181,26 +185,29 @@ mod tests {
     #[test]
     fn a_user_has_a_quarter_and_all_users_have_half() {
         let mut free = free(40, 8);
-        assert_eq!(take(&mut free, 100..200, User(1)), 10);
-        assert!(matches!(free.vm(200, User(1)), Err(TrackError::UserShare { user: 1, most: 10 })));
-        assert_eq!(take(&mut free, 300..400, User(2)), 10);
-        assert!(matches!(free.vm(400, User(3)), Err(TrackError::UsersShare { most: 20 })));
+        assert_eq!(take(&mut free, 100..200, user(1)), 10);
+        assert!(matches!(
+            free.vm(200, user(1)),
+            Err(TrackError::AccountShare { account: Account::User(1), most: 10 })
+        ));
+        assert_eq!(take(&mut free, 300..400, user(2)), 10);
+        assert!(matches!(free.vm(400, user(3)), Err(TrackError::UsersShare { most: 20 })));
         assert_eq!(take(&mut free, 500..600, Trusted), 20);
         assert!(matches!(free.vm(600, Trusted), Err(TrackError::TooManyVms(40))));
         // A process that has a record keeps it.
-        assert!(free.vm(100, User(1)).is_ok() && free.vm(500, Trusted).is_ok());
+        assert!(free.vm(100, user(1)).is_ok() && free.vm(500, Trusted).is_ok());
         let Occupancy { vms, refused, .. } = free.occupancy();
         assert_eq!(vms, Fill { size: 40, used: 40, of_users: 20 });
         let counts: Vec<_> = refused.iter().map(|(holder, (count, _))| (*holder, *count)).collect();
-        assert_eq!(counts, [(Trusted, 2), (User(1), 2), (User(2), 1), (User(3), 1)]);
+        assert_eq!(counts, [(Trusted, 2), (user(1), 2), (user(2), 1), (user(3), 1)]);
     }
 
     #[test]
     fn what_went_without_is_tried_again_and_libvirt_first() {
         let mut free = free(8, 8);
-        take(&mut free, 10..12, User(1));
+        take(&mut free, 10..12, user(1));
         take(&mut free, 20..26, Trusted);
-        assert!(free.vm(12, User(1)).is_err() && free.vm(13, User(2)).is_err());
+        assert!(free.vm(12, user(1)).is_err() && free.vm(13, user(2)).is_err());
         assert!(free.vm(99, Trusted).is_err());
         assert!(free.waiting().is_empty(), "nothing is free");
         free.free(VmSlot(1), 10, vec![]);
@@ -215,10 +222,10 @@ mod tests {
     #[test]
     fn a_process_that_turns_out_to_be_libvirts_is_no_users() {
         let mut free = free(8, 8);
-        let slot = free.vm(10, User(7)).unwrap();
+        let slot = free.vm(10, user(7)).unwrap();
         assert!(free.block(slot).is_some() && free.block(slot).is_some());
         assert!(free.block(slot).is_none(), "two of eight");
-        assert_eq!(free.occupancy().short, BTreeMap::from([(User(7), 1)]));
+        assert_eq!(free.occupancy().short, BTreeMap::from([(user(7), 1)]));
         assert!(free.waiting().is_empty());
         assert_eq!(free.vm(10, Trusted).unwrap(), slot);
         assert_eq!(free.occupancy().vms.of_users + free.occupancy().blocks.of_users, 0);
@@ -241,7 +248,7 @@ mod tests {
         let mut free = FreeRecords::new((2..=8).collect(), (3..=8).collect(), [(10, 1, 2)]);
         let fill = |used, of_users| Fill { size: 8, used, of_users };
         assert_eq!(free.occupancy().vms, fill(1, 0));
-        assert_eq!(free.vm(10, User(1)).unwrap(), VmSlot(1));
+        assert_eq!(free.vm(10, user(1)).unwrap(), VmSlot(1));
         assert_eq!((free.occupancy().vms, free.occupancy().blocks), (fill(1, 1), fill(2, 2)));
     }
 }

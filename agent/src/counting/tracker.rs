@@ -5,7 +5,10 @@ use std::io;
 use thiserror::Error;
 
 use super::occupancy::Occupancy;
-use crate::counters::{Holder, ImageRecordInfo, ImageSlot, ThreadSlot, VcpuPlace, VmSlot};
+use crate::{
+    account::Account,
+    counters::{Holder, ImageRecordInfo, ImageSlot, ThreadSlot, VcpuPlace, VmSlot},
+};
 
 /// A thread held by a descriptor: reading fails once the thread has ended, even if its id was reused.
 pub trait HeldThread {
@@ -65,7 +68,7 @@ pub trait Tracker {
     ///
     /// # Errors
     ///
-    /// [`TrackError::TooManyVms`], [`TrackError::UserShare`], [`TrackError::UsersShare`]. The process goes without until
+    /// [`TrackError::TooManyVms`], [`TrackError::AccountShare`], [`TrackError::UsersShare`]. The process goes without until
     /// [`Tracker::waiting`] names it, or [`Tracker::forget`] is called.
     fn track_vm_of(&self, tgid: u32, holder: Holder) -> Result<VmSlot, TrackError>;
 
@@ -142,11 +145,11 @@ pub enum TrackError {
     TooManyVms(usize),
     /// The share of a user is in use.
     #[error(
-        "User {user} has {most} VM records, a user's share; more VMs of the user are listed but not counted"
+        "No more than {most} VM records are for {account}, a share; its VMs beyond that are listed but not counted"
     )]
-    UserShare {
-        /// The user.
-        user: u32,
+    AccountShare {
+        /// The account.
+        account: Account,
         /// The share.
         most: usize,
     },

@@ -1,6 +1,7 @@
 //! Changes of state of VMs, in the order in which they happened.
 
 use super::{OperState, Persistence, VmIndex, VmUuid};
+use crate::account::Account;
 
 /// What happened to a VM.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -13,8 +14,8 @@ pub struct Change {
     pub uuid: Option<VmUuid>,
     /// vmPersistent.
     pub persistence: Persistence,
-    /// The user of a VM that is neither root's nor libvirt's: whether it is reported depends on how much else of this user is.
-    pub user: Option<u32>,
+    /// The account of a VM that is neither root's nor libvirt's: whether it is reported depends on how much else on this account is.
+    pub account: Option<Account>,
     /// The state before.
     pub before: OperState,
     /// What it came to.
@@ -36,7 +37,7 @@ pub(super) struct Announced {
     pub(super) name: String,
     pub(super) uuid: Option<VmUuid>,
     pub(super) persistence: Persistence,
-    pub(super) user: Option<u32>,
+    pub(super) account: Option<Account>,
     pub(super) state: OperState,
 }
 
@@ -53,7 +54,7 @@ impl Announced {
             name: self.name.clone(),
             uuid: self.uuid,
             persistence: self.persistence,
-            user: self.user,
+            account: self.account,
             before,
             event,
         }

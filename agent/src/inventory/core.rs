@@ -252,9 +252,9 @@ impl Core {
                 }
             }
             self.put_row(identity, &mut vm, row, now);
-            let user = self.user_of(&vm);
+            let account = self.account_of(&vm);
             let is_announced = vm.announced.is_some() && !is_old;
-            vm.announce_row(is_old, user, &mut self.changes);
+            vm.announce_row(is_old, account, &mut self.changes);
             self.ask_paths(&mut vm);
             plans.extend(self.plan(&mut vm));
             self.query_disks(&mut vm);

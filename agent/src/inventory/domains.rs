@@ -12,6 +12,7 @@ use super::{
     pairing::Mark,
     state::{LATE, Presence},
 };
+use crate::account::Account;
 
 /// What is known of a libvirt connection.
 #[derive(Debug)]
@@ -133,7 +134,7 @@ impl Core {
                 self.vms.get_mut(&identity).and_then(|vm| vm.announced.as_mut())
             {
                 // What root's libvirt reports is no user's, though its process may have been found first.
-                announced.user = domain.user;
+                announced.account = domain.user.map(Account::User);
             }
         }
         for (uuid, event) in events {
@@ -163,7 +164,7 @@ impl Core {
         vm.presence = Presence::NeverSeen;
         self.dirty.insert(identity);
         if let (Some(announced), Some((_, domain))) = (&mut vm.announced, &vm.domain) {
-            announced.user = domain.user;
+            announced.account = domain.user.map(Account::User);
         }
         let ChangeEvent::State(state) = event else {
             vm.note_deleted(&mut self.changes);

@@ -8,7 +8,7 @@ use super::{
     AdminState, AutoStart, DiskSize, Memory, OperState, PathAnswer, Persistence, StorageAccess,
     StorageMedia, StorageSource, Vcpu, VmUuid, indexes::Identity,
 };
-use crate::counters::VmSlot;
+use crate::{account::Account, counters::VmSlot};
 
 /// A VM as seen from its process.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -63,8 +63,8 @@ pub struct VmProcess {
     pub gaps: Vec<String>,
     /// The control group of a domain in which it is.
     pub machine: Option<Machine>,
-    /// The user; `None` = root, or the process is that of a libvirt domain.
-    pub user: Option<u32>,
+    /// On whose account it is; `None` = it is root's and in no container, or that of a domain of root's libvirt.
+    pub account: Option<Account>,
 }
 
 /// Whether the vCPUs of a process run.

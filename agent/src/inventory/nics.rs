@@ -92,12 +92,12 @@ impl Core {
         if others.peek().is_none() {
             return Ok(());
         }
-        if process.user.is_some() {
+        if process.account.is_some() {
             return Err(
                 "another VM's process holds a tap of this name, too; which of them is the host's cannot be told",
             );
         }
-        if others.any(|other| other.user.is_none()) {
+        if others.any(|other| other.account.is_none()) {
             return Err("several processes of root or of domains hold a tap of this name");
         }
         Ok(())
@@ -115,9 +115,9 @@ impl Core {
             Some(Taps::Held(held)) => held.clone(),
             Some(Taps::Elsewhere | Taps::Unknown) | None => Vec::new(),
         };
-        let user = |process: Option<&VmProcess>| process.map(|process| process.user);
+        let account = |process: Option<&VmProcess>| process.map(|process| process.account);
         let (old, new) = (names(before), names(now));
-        if old == new && (old.is_empty() || user(before) == user(now)) {
+        if old == new && (old.is_empty() || account(before) == account(now)) {
             return;
         }
         for name in &old {

@@ -12,6 +12,7 @@ use super::{
     processes::KnownProcess,
     state::{Presence, VmState},
 };
+use crate::account::Account;
 
 impl Core {
     /// The row of a VM; `None` = it is none any more.
@@ -123,19 +124,19 @@ impl Core {
         counted.map_or(CountedBy::Pending, |(_, counted)| counted.clone())
     }
 
-    /// The user who can have a VM change at will: that of its libvirt, or without a domain that of its process; `None` = root.
+    /// On whose account a VM changes: that of the user of its libvirt, or without a domain that of its process; `None` = root's.
     /// Tells the source of processes that a process is that of a domain of root's libvirt.
-    pub(super) fn user_of(&mut self, vm: &VmState) -> Option<u32> {
+    pub(super) fn account_of(&mut self, vm: &VmState) -> Option<Account> {
         let process = vm.pid.and_then(|pid| self.processes.get(&pid)).map(|known| &known.process);
-        let Some((_, domain)) = &vm.domain else { return process?.user };
+        let Some((_, domain)) = &vm.domain else { return process?.account };
         if let Some(process) = process
             && domain.user.is_none()
-            && process.user.is_some()
+            && process.account.is_some()
             && domain.process == DomainProcess::Pid(process.pid)
         {
             self.outputs.push_back(Output::Entrust(process.pid, process.start_ticks));
         }
-        domain.user
+        domain.user.map(Account::User)
     }
 
     /// Has the source of processes find out what libvirt's paths mean to the domain's process.

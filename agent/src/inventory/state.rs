@@ -10,6 +10,7 @@ use super::{
     Change, ChangeEvent, CountedBy, Domain, OperState, SourceId, Vm, VmIndex, VmPlan,
     change::Announced, indexes::Identity, messages::admin_state_after,
 };
+use crate::account::Account;
 
 /// What is found of a VM may be ahead of the events about it. After this time no event is expected any more.
 pub(super) const LATE: Duration = Duration::from_secs(1);
@@ -156,11 +157,11 @@ impl VmState {
     }
 
     /// Announces what the row shows, or that it is gone. `is_old`: the VM was like this before the agent knew it, which
-    /// is no change. `user`: the user who can have it change at will; `None` = root.
+    /// is no change. `account`: on whose account it changes.
     pub(super) fn announce_row(
         &mut self,
         is_old: bool,
-        user: Option<u32>,
+        account: Option<Account>,
         changes: &mut VecDeque<Change>,
     ) {
         let early = std::mem::take(&mut self.early);
@@ -183,7 +184,7 @@ impl VmState {
             name: row.name.clone(),
             uuid: row.uuid,
             persistence: row.persistence,
-            user,
+            account,
             state: if is_old && self.awaited.is_none() { row.oper_state } else { known },
         };
         let found = self.awaited.is_none().then_some(row.oper_state);

@@ -93,7 +93,7 @@ mod tests {
             name: String::new(),
             uuid: None,
             persistence: Persistence::Transient,
-            user: None,
+            account: None,
             before: OperState::Unknown,
             event,
         }

@@ -8,6 +8,7 @@ use std::{
 
 use super::losses::Loss;
 use crate::{
+    account::Account,
     inventory::{Change, ChangeEvent},
     rate::{KeyedRates, Rate},
 };
@@ -24,11 +25,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The changes that may be reported now, and what was held back: of each VM what it came to since it was reported last.
 #[derive(Debug)]
 pub(super) struct Limit {
-    rates: KeyedRates<u32>,
+    rates: KeyedRates<Account>,
     /// VMs of users whose changes have been reported.
     reported: HashSet<u32>,
     /// The change of each VM that waits, by the order in which they came.
-    held: BTreeMap<u64, (u32, Change)>,
+    held: BTreeMap<u64, (Account, Change)>,
     /// The place of a VM in `held`.
     places: HashMap<u32, u64>,
     /// The number of the last change of a VM that was dropped, or that came by the other queue, while earlier changes of the VM may
@@ -109,7 +110,7 @@ impl Limit {
     pub(super) fn pass(&mut self, change: Change, now: Instant) -> Option<Change> {
         let index = change.index.0;
         let held = self.places.remove(&index).and_then(|place| self.held.remove(&place));
-        let Some(user) = change.user else {
+        let Some(account) = change.account else {
             self.left_out += u64::from(held.is_some());
             self.reported.remove(&index);
             return Some(change);
@@ -131,13 +132,13 @@ impl Limit {
                 Change { before: earlier.before, ..change }
             }
         };
-        if self.rates.allows(user, now) {
+        if self.rates.allows(account, now) {
             self.reported.insert(index);
             return Some(change);
         }
         self.last += 1;
         self.places.insert(index, self.last);
-        self.held.insert(self.last, (user, change));
+        self.held.insert(self.last, (account, change));
         self.due.get_or_insert(now + PAUSE);
         None
     }
@@ -145,8 +146,8 @@ impl Limit {
     /// The changes that were held back and may be reported now.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<Change> {
         let rates = &mut self.rates;
-        let may_go = |(place, (user, _)): (&u64, &(u32, Change))| {
-            (rates.has_room(now) && rates.allows(*user, now)).then_some(*place)
+        let may_go = |(place, (account, _)): (&u64, &(Account, Change))| {
+            (rates.has_room(now) && rates.allows(*account, now)).then_some(*place)
         };
         let places: Vec<u64> = self.held.iter().filter_map(may_go).collect();
         let due = places.iter().filter_map(|place| self.held.remove(place));
@@ -175,7 +176,7 @@ mod tests {
             name: String::new(),
             uuid: None,
             persistence: Persistence::Transient,
-            user,
+            account: user.map(Account::User),
             before,
             event,
         }

@@ -70,7 +70,7 @@ impl Sink {
     pub fn note(&self, change: Change) {
         self.statistics.changes.fetch_add(1, Relaxed);
         let number = self.losses.number();
-        let queue = if change.user.is_some() { &self.of_users } else { &self.sender };
+        let queue = if change.account.is_some() { &self.of_users } else { &self.sender };
         let sent = queue.try_send((number, change));
         if let Err((_, change)) = sent.map_err(TrySendError::into_inner) {
             self.losses.note(number, &change);
@@ -218,6 +218,7 @@ impl Notifier {
 mod tests {
     use super::*;
     use crate::{
+        account::Account,
         inventory::{ChangeEvent, OperState, Persistence, VmIndex, VmUuid},
         mib::vm_mib::notification,
     };
@@ -228,7 +229,7 @@ mod tests {
             name: format!("vm{index}"),
             uuid: Some(VmUuid::of_bytes([7; 16])),
             persistence: Persistence::Persistent,
-            user: None,
+            account: None,
             before,
             event,
         }
@@ -304,7 +305,10 @@ mod tests {
         let switches: &'static NotificationSwitches =
             Box::leak(Box::new(NotificationSwitches::new(true, false)));
         let flood = |index| {
-            let of_user = |before, event| Change { user: Some(9), ..change(index, before, event) };
+            let of_user = |before, event| Change {
+                account: Some(Account::User(9)),
+                ..change(index, before, event)
+            };
             [
                 of_user(OperState::Unknown, ChangeEvent::State(OperState::Running)),
                 of_user(OperState::Running, ChangeEvent::State(OperState::Shutdown)),
@@ -348,7 +352,7 @@ mod tests {
         let switches: &'static NotificationSwitches =
             Box::leak(Box::new(NotificationSwitches::new(true, false)));
         let of_user = |index, before, event| {
-            sink.note(Change { user: Some(9), ..change(index, before, event) });
+            sink.note(Change { account: Some(Account::User(9)), ..change(index, before, event) });
         };
         let running = |index| of_user(index, Unknown, ChangeEvent::State(Running));
         let spawned = tokio::spawn(notifier.run(switches));
@@ -403,8 +407,10 @@ mod tests {
         let (sink, notifier, mut notices, statistics) = pipeline(Duration::from_millis(10));
         let switches: &'static NotificationSwitches =
             Box::leak(Box::new(NotificationSwitches::new(true, false)));
-        let of_user =
-            |index| Change { user: Some(9), ..change(index, Unknown, ChangeEvent::State(Running)) };
+        let of_user = |index| Change {
+            account: Some(Account::User(9)),
+            ..change(index, Unknown, ChangeEvent::State(Running))
+        };
         // The process was found before libvirt had described its domain.
         sink.note(of_user(1));
         sink.note(of_user(2));

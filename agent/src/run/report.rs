@@ -135,10 +135,6 @@ impl Reporter {
             return Vec::new();
         };
         let Occupancy { vms, blocks, refused, short } = tracker.occupancy();
-        let user_of = |holder| match holder {
-            Holder::Trusted => None,
-            Holder::User(user) => Some(user),
-        };
         let in_use = records.sizes().usable();
         let configured = check::sizes(&self.config.limits).usable();
         let configured = |of: usize| (configured[of] != in_use[of]).then(|| number(configured[of]));
@@ -150,8 +146,13 @@ impl Reporter {
             of_users: Some(number(fill.of_users * unit)),
             refused: Vec::new(),
         };
-        let refusal =
-            |(holder, (vms, why))| Refusal { user: user_of(holder), vms: number(vms), why };
+        let refusal = |(holder, (vms, why))| {
+            let (user, of) = match holder {
+                Holder::Trusted => (None, "root and libvirt".to_owned()),
+                Holder::Account(account) => (account.user(), account.to_string()),
+            };
+            Refusal { user, of, vms: number(vms), why }
+        };
         let mut of_vms = table("VM records", 0, vms, 1);
         of_vms.refused = refused.into_iter().map(refusal).collect();
         let mut of_threads = table("thread records", 1, blocks, BLOCK_LEN);
@@ -243,8 +244,9 @@ fn hanging_read(read: sources::HangingRead) -> HangingRead {
 }
 
 fn spent_share(spent: sources::Spent) -> SpentShare {
-    let sources::Spent { user, waiting, deferred } = spent;
-    SpentShare { user, waiting: u64::try_from(waiting).unwrap_or(u64::MAX), deferred }
+    let sources::Spent { account, waiting, deferred } = spent;
+    let (user, of) = (account.user(), account.to_string());
+    SpentShare { user, of, waiting: number(waiting), deferred }
 }
 
 /// Saturates.

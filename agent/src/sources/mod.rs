@@ -18,6 +18,7 @@ use std::{
 use rustix::event::Timespec;
 
 use crate::{
+    account::Account,
     heartbeat::Heartbeat,
     inventory::{DiskQuery, SourceId, VmUuid},
 };
@@ -70,18 +71,18 @@ pub struct Health {
     pub stale_since: Option<SystemTime>,
     /// Reads of processes that have not returned.
     pub hanging: Vec<HangingRead>,
-    /// Users whose processes are scanned later, because these scans have cost the share of a user.
+    /// Accounts whose processes are scanned later, because these scans have cost the share of an account.
     pub spent: Vec<Spent>,
     /// Lines about VMs that were left out of the log, because a user caused too many.
     pub left_out: u64,
 }
 
-/// A user whose share of the scans' CPU time was spent of late: processes of the user are scanned later than something happens to
+/// An account whose share of the scans' CPU time was spent of late: its processes are scanned later than something happens to
 /// them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Spent {
-    /// User id.
-    pub user: u32,
+    /// The account.
+    pub account: Account,
     /// Processes that wait to be scanned.
     pub waiting: usize,
     /// Scans that had to wait so far.

@@ -175,8 +175,11 @@ pub struct RecordTable {
 /// VMs without a record.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Refusal {
-    /// The user; `None`: root or libvirt.
+    /// The user; `None`: `of` says whose they are.
     pub user: Option<u32>,
+    /// Whose they are, such as `user 1000`.
+    #[serde(default)]
+    pub of: String,
     /// Number of the VMs.
     pub vms: u64,
     /// Why.
@@ -224,7 +227,7 @@ pub struct SourceState {
     /// Reads of processes that have not returned. What was known of these processes stays.
     #[serde(default)]
     pub hanging: Vec<HangingRead>,
-    /// Users whose share of the CPU time of scans was spent of late. Their VMs may be shown late; no one else's are.
+    /// Users and containers whose share of the CPU time of scans was spent of late. Their VMs may be shown late; no one else's are.
     #[serde(default)]
     pub spent: Vec<SpentShare>,
     /// Lines about VMs of users that were left out of the log, because there were too many.
@@ -232,11 +235,14 @@ pub struct SourceState {
     pub left_out: u64,
 }
 
-/// A user whose processes are scanned later than something happens to them.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+/// A user or container whose processes are scanned later than something happens to them.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SpentShare {
-    /// User id.
-    pub user: u32,
+    /// The user; `None`: a container, see `of`.
+    pub user: Option<u32>,
+    /// Whose processes they are, such as `user 1000`.
+    #[serde(default)]
+    pub of: String,
     /// Processes that wait to be scanned.
     pub waiting: u64,
     /// Scans that had to wait so far.

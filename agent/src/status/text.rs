@@ -157,10 +157,9 @@ fn record_tables(f: &mut fmt::Formatter<'_>, tables: &[RecordTable]) -> fmt::Res
         )?;
     }
     for (table, refusal) in tables.iter().flat_map(|of| of.refused.iter().map(move |it| (of, it))) {
-        let Refusal { user, vms, why } = refusal;
-        let whose =
-            user.map_or_else(|| "root and libvirt".to_owned(), |user| format!("user {user}"));
-        writeln!(f, "        {vms} VMs of {whose} lack {}: {}", table.name, Printable(why))?;
+        let Refusal { of, vms, why, .. } = refusal;
+        let of = Printable(of);
+        writeln!(f, "        {vms} VMs of {of} lack {}: {}", table.name, Printable(why))?;
     }
     Ok(())
 }
@@ -192,10 +191,12 @@ fn hanging_reads(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Re
 }
 
 fn spent_shares(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Result {
-    for SpentShare { user, waiting, deferred } in sources.iter().flat_map(|source| &source.spent) {
+    for share in sources.iter().flat_map(|source| &source.spent) {
+        let SpentShare { of, waiting, deferred, .. } = share;
+        let of = Printable(of);
         writeln!(
             f,
-            "scans of the processes of user {user} cost too much: {deferred} of them were made later, {waiting} processes wait now"
+            "scans of the processes of {of} cost too much: {deferred} of them were made later, {waiting} processes wait now"
         )?;
     }
     Ok(())

@@ -21,6 +21,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "notify",
         may: &[
+            "account",
             "agentx",
             "inventory",
             "mib",
@@ -45,12 +46,20 @@ const ROOMS: &[Room] = &[
     Room { name: "values", may: &["inventory", "counters"] },
     Room {
         name: "sources",
-        may: &["sources::procfs", "sources::libvirt", "inventory", "heartbeat", "worker"],
+        may: &[
+            "sources::procfs",
+            "sources::libvirt",
+            "account",
+            "inventory",
+            "heartbeat",
+            "worker",
+        ],
     },
     // It registers the threads that it finds, as only it holds them.
     Room {
         name: "sources::procfs",
         may: &[
+            "account",
             "counting",
             "inventory",
             "sources",
@@ -66,14 +75,18 @@ const ROOMS: &[Room] = &[
         name: "sources::libvirt",
         may: &["inventory", "sources", "counters", "heartbeat", "worker"],
     },
-    Room { name: "counting", may: &["inventory", "counters", "probe", "heartbeat", "worker"] },
+    Room {
+        name: "counting",
+        may: &["account", "inventory", "counters", "probe", "heartbeat", "worker"],
+    },
     Room { name: "heartbeat", may: &["counters"] },
     Room { name: "worker", may: &["inventory"] },
-    Room { name: "inventory", may: &["counters"] },
+    Room { name: "inventory", may: &["account", "counters"] },
     // What is counted.
-    Room { name: "counters", may: &["probe", "histogram"] },
+    Room { name: "counters", may: &["account", "probe", "histogram"] },
     Room { name: "probe", may: &[] },
     // What several share, and which shares nothing.
+    Room { name: "account", may: &[] },
     Room { name: "snmp", may: &[] },
     Room { name: "histogram", may: &[] },
     Room { name: "privileges", may: &[] },

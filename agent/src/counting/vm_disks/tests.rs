@@ -6,6 +6,7 @@ use kvmeter_common::{Owner, VmRecord};
 
 use super::*;
 use crate::{
+    account::Account,
     counters::{DiskSize, Holder, VmSlot},
     inventory::{FileIdentity, StorageAccess, Submission, VmProcess},
 };
@@ -172,14 +173,14 @@ fn counts_with_requests_of_others_are_not_shown_by_the_next_agent() {
 #[test]
 fn an_image_that_finds_no_record_is_tried_again_and_listed() {
     let records = records();
-    records.set_holder(VM, Holder::User(7));
+    records.set_holder(VM, Holder::Account(Account::User(7)));
     let of_user = VmSlot(4);
-    records.set_holder(of_user, Holder::User(7));
+    records.set_holder(of_user, Holder::Account(Account::User(7)));
     let key = |vm: VmSlot, file| ImageKey { vm: vm.0, device: 1, file };
     for file in 100..100 + records.images_for_each_vm() as u64 {
         records.claim_image(key(of_user, file), Layer::Call).unwrap();
     }
-    records.set_holder(VmSlot(6), Holder::User(7));
+    records.set_holder(VmSlot(6), Holder::Account(Account::User(7)));
     for file in 100.. {
         match records.claim_image(key(VmSlot(6), file), Layer::Call) {
             Ok(_) | Err(ClaimError::Full) => {}
@@ -195,7 +196,7 @@ fn an_image_that_finds_no_record_is_tried_again_and_listed() {
         assert!(pause > last || pause > LONGEST_RETRY / 2 && pause <= LONGEST_RETRY, "{pause:?}");
         last = pause;
     }
-    assert_eq!(records.image_occupancy().1[&Holder::User(7)].0, 1);
+    assert_eq!(records.image_occupancy().1[&Holder::Account(Account::User(7))].0, 1);
     // Another VM of the user has ended.
     records.free_images_of_vm(of_user);
     assert!(counted(&mut vm, &records, &[Method::Dio]).is_ok());

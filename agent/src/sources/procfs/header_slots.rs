@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::inventory::FileIdentity;
+use crate::{account::Account, inventory::FileIdentity};
 
 /// Most scans that run at the same time: in all, with files of one filesystem, and with block devices of one driver. Further ones
 /// wait until one ends.
@@ -57,7 +57,7 @@ pub(super) struct Slots {
     scans: usize,
     of_users: usize,
     of_storage: HashMap<Storage, OfStorage>,
-    of_user: HashMap<u32, usize>,
+    of_account: HashMap<Account, usize>,
 }
 
 /// The scans of one storage.
@@ -68,11 +68,12 @@ struct OfStorage {
 }
 
 impl Slots {
-    /// Whether a scan of files of this storage may begin now, for a process of `user`; `None` = the process is root's or a domain.
-    pub(super) fn has_room(&self, storage: Storage, user: Option<u32>) -> bool {
+    /// Whether a scan of files of this storage may begin now, for a process on this account; `None` = the process is root's or a
+    /// domain.
+    pub(super) fn has_room(&self, storage: Storage, account: Option<Account>) -> bool {
         let of_storage = self.of_storage.get(&storage).copied().unwrap_or_default();
-        let has_share = user.is_none_or(|user| {
-            let own = self.of_user.get(&user).copied().unwrap_or(0);
+        let has_share = account.is_none_or(|account| {
+            let own = self.of_account.get(&account).copied().unwrap_or(0);
             let most = if self.of_users >= MANY_OF_USERS { 1 } else { MAX_OF_USER };
             let has_part = of_storage.of_users < storage.limit() / PART_OF_USERS;
             self.of_users < MAX_OF_USERS && own < most && has_part
@@ -81,35 +82,36 @@ impl Slots {
     }
 
     /// Begins a scan, if it has room. Returns whether it may run now.
-    pub(super) fn begin(&mut self, storage: Storage, user: Option<u32>) -> bool {
-        if !self.has_room(storage, user) {
+    pub(super) fn begin(&mut self, storage: Storage, account: Option<Account>) -> bool {
+        if !self.has_room(storage, account) {
             return false;
         }
         self.scans += 1;
         let of_storage = self.of_storage.entry(storage).or_default();
         of_storage.scans += 1;
-        if let Some(user) = user {
+        if let Some(account) = account {
             of_storage.of_users += 1;
             self.of_users += 1;
-            *self.of_user.entry(user).or_default() += 1;
+            *self.of_account.entry(account).or_default() += 1;
         }
         true
     }
 
     /// Ends a scan that was begun with the same.
-    pub(super) fn end(&mut self, storage: Storage, user: Option<u32>) {
+    pub(super) fn end(&mut self, storage: Storage, account: Option<Account>) {
         self.scans = self.scans.saturating_sub(1);
         if let Some(of_storage) = self.of_storage.get_mut(&storage) {
             of_storage.scans = of_storage.scans.saturating_sub(1);
-            of_storage.of_users = of_storage.of_users.saturating_sub(usize::from(user.is_some()));
+            of_storage.of_users =
+                of_storage.of_users.saturating_sub(usize::from(account.is_some()));
         }
         self.of_storage.retain(|_, of_storage| of_storage.scans > 0);
-        let Some(user) = user else { return };
+        let Some(account) = account else { return };
         self.of_users = self.of_users.saturating_sub(1);
-        if let Some(scans) = self.of_user.get_mut(&user) {
+        if let Some(scans) = self.of_account.get_mut(&account) {
             *scans = scans.saturating_sub(1);
         }
-        self.of_user.retain(|_, scans| *scans > 0);
+        self.of_account.retain(|_, scans| *scans > 0);
     }
 }
 
@@ -118,6 +120,7 @@ mod tests {
     use kvmeter_common::ImageKey;
 
     use super::*;
+    use Account::User;
 
     const fn file(device: u32) -> Storage {
         Storage::of(FileIdentity { device, file: 7 })
@@ -127,9 +130,9 @@ mod tests {
     fn fill(
         slots: &mut Slots,
         storages: impl IntoIterator<Item = Storage>,
-        user: Option<u32>,
+        account: Option<Account>,
     ) -> usize {
-        storages.into_iter().take_while(|storage| slots.begin(*storage, user)).count()
+        storages.into_iter().take_while(|storage| slots.begin(*storage, account)).count()
     }
 
     #[test]
@@ -138,7 +141,7 @@ mod tests {
         let mut slots = Slots::default();
         assert_eq!(fill(&mut slots, [file(1); 99], None), MAX_OF_FILESYSTEM);
         assert_eq!(fill(&mut slots, [disk; 99], None), MAX_OF_DRIVER);
-        assert!(slots.begin(file(2), None) && slots.begin(file(3), Some(1000)));
+        assert!(slots.begin(file(2), None) && slots.begin(file(3), Some(User(1000))));
         slots.end(file(1), None);
         assert!(slots.begin(file(1), None) && !slots.begin(file(1), None));
         let others = fill(&mut slots, (10..99).map(file), None);
@@ -148,31 +151,33 @@ mod tests {
     #[test]
     fn a_user_with_file_servers_that_hang_keeps_no_other_waiting() {
         let mut slots = Slots::default();
-        assert_eq!(fill(&mut slots, (0..99).map(file), Some(1000)), MAX_OF_USER);
-        assert_eq!(fill(&mut slots, (100..199).map(file), Some(1001)), MAX_OF_USER);
+        assert_eq!(fill(&mut slots, (0..99).map(file), Some(User(1000))), MAX_OF_USER);
+        assert_eq!(fill(&mut slots, (100..199).map(file), Some(User(1001))), MAX_OF_USER);
         // Users share what is left.
         for user in 2000..2099 {
-            fill(&mut slots, (user..user + 9).map(file), Some(user));
+            fill(&mut slots, (user..user + 9).map(file), Some(User(user)));
         }
         assert_eq!(slots.of_users, MAX_OF_USERS);
-        assert_eq!(slots.of_user[&2000], 1);
+        assert_eq!(slots.of_account[&User(2000)], 1);
         assert!(slots.begin(file(7000), None), "root and libvirt have their own");
         for at in 0..8 {
-            slots.end(file(at), Some(1000));
+            slots.end(file(at), Some(User(1000)));
         }
-        assert!(!slots.of_user.contains_key(&1000) && slots.begin(file(1), Some(3000)));
+        assert!(
+            !slots.of_account.contains_key(&User(1000)) && slots.begin(file(1), Some(User(3000)))
+        );
     }
 
     #[test]
     fn users_who_read_much_of_a_storage_leave_room_for_the_host() {
         let mut slots = Slots::default();
-        let users = (1000..1099).filter(|user| slots.begin(file(1), Some(*user))).count();
+        let users = (1000..1099).filter(|user| slots.begin(file(1), Some(User(*user)))).count();
         assert_eq!(users, MAX_OF_FILESYSTEM / 2);
         assert!(slots.begin(file(1), None) && slots.begin(file(1), None));
         assert!(!slots.has_room(file(1), None));
         slots.end(file(1), None);
-        assert!(!slots.has_room(file(1), Some(1000)) && slots.has_room(file(1), None));
-        slots.end(file(1), Some(1000));
-        assert!(slots.begin(file(1), Some(1100)));
+        assert!(!slots.has_room(file(1), Some(User(1000))) && slots.has_room(file(1), None));
+        slots.end(file(1), Some(User(1000)));
+        assert!(slots.begin(file(1), Some(User(1100))));
     }
 }

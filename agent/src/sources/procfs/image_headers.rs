@@ -29,6 +29,7 @@ use super::{
     shortage::is_shortage,
 };
 use crate::{
+    account::Account,
     inventory::{DiskSize, FileIdentity, ImageHeader},
     sources::storage_location::{LOCAL, split_scheme},
 };
@@ -97,15 +98,15 @@ impl HeaderScanner {
         (Self { reports, wake: Arc::new(wake), slots: Arc::default() }, receiver)
     }
 
-    /// Whether a scan of files of this storage may begin now, for a process of `user`.
-    pub(super) fn has_room(&self, storage: Storage, user: Option<u32>) -> bool {
-        lock(&self.slots).has_room(storage, user)
+    /// Whether a scan of files of this storage may begin now, for a process on this account.
+    pub(super) fn has_room(&self, storage: Storage, account: Option<Account>) -> bool {
+        lock(&self.slots).has_room(storage, account)
     }
 
     /// Starts a scan.
     pub(super) fn start_scan(&self, target: ScanTarget) -> Start {
-        let ScanTarget { pid, storage, user, .. } = target;
-        if !lock(&self.slots).begin(storage, user) {
+        let ScanTarget { pid, storage, account, .. } = target;
+        if !lock(&self.slots).begin(storage, account) {
             return Start::Full;
         }
         let (reports, wake, slots) =
@@ -116,14 +117,14 @@ impl HeaderScanner {
                 debug!(pid, "The headers of a VM's images are not read: {error}");
                 target.failed(is_shortage(&error))
             });
-            lock(&slots).end(storage, user);
+            lock(&slots).end(storage, account);
             if reports.send(report).is_ok() {
                 // Fails only if the counter is at its maximum, and then the eventfd is readable already.
                 let _ = rustix::io::write(&wake, &[1; 8]);
             }
         };
         if let Err(error) = thread::Builder::new().name("headers".to_owned()).spawn(scan) {
-            lock(&self.slots).end(storage, user);
+            lock(&self.slots).end(storage, account);
             debug!(pid, "no thread to read the headers of a VM's images: {error}");
             return Start::Short;
         }
@@ -141,8 +142,8 @@ pub(super) struct ScanTarget {
     pub(super) proc_root: PathBuf,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
-    /// The user on whose share of the scans it counts; `None` = the process is root's, or that of a domain of root's libvirt.
-    pub(super) user: Option<u32>,
+    /// The account on whose share of the scans it counts; `None` = the process is root's, or that of a domain of root's libvirt.
+    pub(super) account: Option<Account>,
     pub(super) storage: Storage,
     pub(super) batch: Batch,
     /// Files declared raw. Their guest controls what stands in the place of a header.

@@ -8,12 +8,14 @@
 //! From the bottom up: [`process`] reads procfs; [`mounts`] and [`path_walk`] follow paths as the process would, for
 //! [`named_file`], which reads a small file with the rights that the process has ([`credentials`]), and [`disk_paths`], which finds the open file ([`files`]) of each disk;
 //! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
-//! is read; [`readers`] are the threads that do so; [`image_headers`] reads the headers of images,
+//! is read; [`readers`] are the threads that do so;
+//! [`accounts`] tells on whose account a process is; [`image_headers`] reads the headers of images,
 //! [`header_scans`] decides which and [`header_slots`] how many at once; [`plugged`] finds disks
 //! that no option names; [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run;
 //! [`schedule`] decides when a process is scanned, [`shares`] how much that may cost; [`pace`], [`poller`] and [`uevent_reader`] wait for
 //! events; [`worker`] is the thread that does all this; [`warnings`] keeps the log short.
 
+mod accounts;
 mod cloud_hypervisor;
 mod command_line;
 mod credentials;
@@ -83,6 +85,7 @@ use self::{
 };
 use super::{Command, Health, Spent};
 use crate::{
+    account::Account,
     counters::Records,
     counting::Tracker,
     heartbeat::Heartbeat,
@@ -115,8 +118,8 @@ pub struct Handle {
     heartbeat: Arc<Heartbeat>,
     scans: AtomicU64,
     hanging: Arc<Hanging>,
-    /// Users whose share of scans was spent.
-    spent: Mutex<BTreeMap<u32, Spent>>,
+    /// Accounts whose share of scans was spent.
+    spent: Mutex<BTreeMap<Account, Spent>>,
     /// Lines that were left out of the log.
     left_out: Arc<AtomicU64>,
     /// Whether VMs without a domain are shown.
@@ -238,8 +241,8 @@ impl Procfs {
 }
 
 impl Handle {
-    fn spent(&self) -> MutexGuard<'_, BTreeMap<u32, Spent>> {
-        // Each change is one store that leaves the list whole.
+    fn spent(&self) -> MutexGuard<'_, BTreeMap<Account, Spent>> {
+        // Each change is one call that leaves it whole.
         self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

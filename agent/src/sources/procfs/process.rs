@@ -122,7 +122,9 @@ impl Process {
 
     /// The real user id, which neither the process nor a program that it executes can hide.
     pub(super) fn user(&self) -> io::Result<u32> {
-        first_of_line(&self.read("status")?, "Uid:").ok_or_else(|| malformed("status"))
+        // Groups, of which there may be 65,536, come later.
+        let status = start_of_file(self.open("status")?, STATUS_START)?;
+        first_of_line(&status, "Uid:").ok_or_else(|| malformed("status"))
     }
 
     pub(super) fn stat(&self) -> io::Result<Stat> {
@@ -370,12 +372,6 @@ pub(super) fn path_of_target(target: &str) -> &str {
 /// The process id of a thread; `None`: the thread is gone. Does not block.
 pub(super) fn of_thread(proc_root: &Path, tid: u32) -> Option<u32> {
     first_in_status(proc_root, tid, "Tgid:")
-}
-
-/// The real user id of a process, which neither it nor a program that it executes can hide; `None`: the process is gone. Does
-/// not block.
-pub(super) fn user(proc_root: &Path, pid: u32) -> Option<u32> {
-    first_in_status(proc_root, pid, "Uid:")
 }
 
 /// Whether there is a process or thread with this id, which may have exited and not been waited for. Costs one short system call.

@@ -19,12 +19,8 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
-use super::{
-    machine,
-    process::{self, Process},
-    warnings::WarningLimit,
-};
-use crate::{sources::HangingRead, worker::Facts};
+use super::{accounts, process::Process, warnings::WarningLimit};
+use crate::{account::Account, sources::HangingRead, worker::Facts};
 
 /// A read that takes longer is late. Its result is used nevertheless, when it comes.
 const DEADLINE: Duration = Duration::from_millis(100);
@@ -58,8 +54,8 @@ pub(super) struct Readers<T, C> {
     waiting: BTreeSet<u32>,
     /// What the reads have cost since [`take_cost`](Self::take_cost).
     cost: Duration,
-    /// What late reads that have returned have cost, each with the user whose process was read.
-    late_costs: Vec<(u32, Duration)>,
+    /// What late reads that have returned have cost, each with the account of the process.
+    late_costs: Vec<(Account, Duration)>,
     shared: Arc<Hanging>,
     warnings: WarningLimit,
 }
@@ -102,8 +98,8 @@ struct Late<T, C> {
     pid: u32,
     /// `None` = it was gone when its read was late.
     process: Option<Process>,
-    /// The user, if the read counts against a user's share of the readers; `None` = the process is root's or a domain.
-    user: Option<u32>,
+    /// The account on whose share of the readers it counts; `None` = the process is root's or a domain.
+    account: Option<Account>,
     reader: Reader<T>,
     kept: C,
     again: bool,
@@ -164,11 +160,11 @@ impl<T: Send + 'static, C> Readers<T, C> {
             late.again = true;
             return false;
         }
-        let user = self.share_of(pid);
-        let of_users = self.late.iter().filter(|late| late.user.is_some()).count();
-        let of_user = self.late.iter().filter(|late| late.user == user).count();
+        let account = self.share_of(pid);
+        let of_users = self.late.iter().filter(|late| late.account.is_some()).count();
+        let of_user = self.late.iter().filter(|late| late.account == account).count();
         let is_full = self.late.len() >= MAX_LATE
-            || (user.is_some()
+            || (account.is_some()
                 && (of_users >= MAX_LATE_OF_USERS
                     || of_user >= MAX_LATE_OF_USER
                     || (of_users >= MANY_LATE_OF_USERS && of_user > 0)));
@@ -178,17 +174,10 @@ impl<T: Send + 'static, C> Readers<T, C> {
         !is_full
     }
 
-    /// The user against whom a read of the process counts; `None` = the process is root's or of a libvirt domain. Does not block.
-    pub(super) fn share_of(&self, pid: u32) -> Option<u32> {
-        // Of a process that is gone the user is not known: the share is that of no real user.
-        let user = process::user(&self.proc_root, pid).unwrap_or(u32::MAX);
-        Some(user).filter(|user| *user != 0 && !self.is_domain(pid))
-    }
-
-    /// Whether libvirt's system daemon started the process as a domain. A user can make any process look like another VM.
-    fn is_domain(&self, pid: u32) -> bool {
-        let groups = fs::read(self.proc_root.join(pid.to_string()).join("cgroup"));
-        groups.is_ok_and(|groups| machine::parse(&groups).is_some())
+    /// The account on which a read of the process counts; `None` = the process is root's or that of a domain of root's libvirt. Does
+    /// not block.
+    pub(super) fn share_of(&self, pid: u32) -> Option<Account> {
+        accounts::of(&self.proc_root, pid)
     }
 
     /// Reads a process on another thread, and waits for the result until [`DEADLINE`]. `kept` is given back with it.
@@ -216,7 +205,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let process = Process::hold(&self.proc_root, pid).ok();
         let program = process.as_ref().and_then(|process| process.program().ok());
         let program = program.unwrap_or_default();
-        let user = self.share_of(pid);
+        let account = self.share_of(pid);
         if self.warnings.allows() {
             warn!(pid, program, "Reading a process takes long; `kvmeter status` lists such reads");
         }
@@ -226,7 +215,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
             tid: reader.tid,
             since: SystemTime::now().checked_sub(DEADLINE).unwrap_or(SystemTime::UNIX_EPOCH),
         });
-        self.late.push(Late { pid, process, user, reader, kept, again: false });
+        self.late.push(Late { pid, process, account, reader, kept, again: false });
         Ok(Answer::Late)
     }
 
@@ -236,7 +225,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let is_done = |late: &mut Late<T, C>| late.reader.desk.state().result.is_some();
         for late in self.late.extract_if(.., is_done) {
             let is_present = late.is_present();
-            let Late { pid, user, reader, kept, again, .. } = late;
+            let Late { pid, account, reader, kept, again, .. } = late;
             let result = {
                 let mut state = reader.desk.state();
                 state.is_late = false;
@@ -245,7 +234,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
             self.shared.shown().retain(|shown| shown.tid != reader.tid);
             if let Some((result, cost)) = result {
                 returned.push(Returned { pid, is_present, result, kept, again });
-                self.late_costs.extend(user.map(|user| (user, cost)));
+                self.late_costs.extend(account.map(|account| (account, cost)));
             }
             // A thread without jobs ends when its reader is dropped.
             self.idle.get_or_insert(reader);
@@ -262,8 +251,8 @@ impl<T: Send + 'static, C> Readers<T, C> {
         std::mem::take(&mut self.cost)
     }
 
-    /// The CPU time of late reads that have returned since the last call, each with the user whose process was read.
-    pub(super) fn take_late_costs(&mut self) -> Vec<(u32, Duration)> {
+    /// The CPU time of late reads that have returned since the last call, each with the account of the process.
+    pub(super) fn take_late_costs(&mut self) -> Vec<(Account, Duration)> {
         std::mem::take(&mut self.late_costs)
     }
 
@@ -419,7 +408,8 @@ mod tests {
         for (pid, user, group) in processes {
             let dir = proc_root.path().join(pid.to_string());
             fs::create_dir(&dir).unwrap();
-            fs::write(dir.join("status"), format!("Name:\tx\nUid:\t{user}\t0\t0\t0\n")).unwrap();
+            let status = format!("Name:\tx\nUid:\t{user}\t0\t0\t0\nNSpid:\t{pid}\n");
+            fs::write(dir.join("status"), status).unwrap();
             fs::write(dir.join("cgroup"), format!("0::{group}\n")).unwrap();
         }
         proc_root
@@ -443,8 +433,9 @@ mod tests {
             let reader = Reader::start(&readers.facts, &readers.wake).unwrap();
             reader.jobs.send(Box::new(blocked(gate.clone()))).unwrap();
             reader.desk.state().is_late = true;
-            let user = readers.share_of(pid);
-            readers.late.push(Late { pid, process: None, user, reader, kept: "", again: false });
+            let account = readers.share_of(pid);
+            let late = Late { pid, process: None, account, reader, kept: "", again: false };
+            readers.late.push(late);
         };
         for pid in 10..20 {
             if readers.can_read(pid) {

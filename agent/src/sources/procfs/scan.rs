@@ -10,6 +10,7 @@ use std::{
 use rustix::param::clock_ticks_per_second;
 
 use super::{
+    accounts,
     command_line::{self, Description, Vmm},
     descriptors::Descriptors,
     devices,
@@ -186,7 +187,6 @@ fn scan(
     taps::name_interfaces(&mut devices.nics, &open.taps);
     // Without groups, or on a kernel without them, only libvirt's files tell.
     let machine = if_there(process.read("cgroup"))?.and_then(|text| machine::parse(&text));
-    let user = process.user()?;
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
@@ -216,7 +216,7 @@ fn scan(
         has_kvm: descriptors.has_kvm(),
         starts_stopped: described.starts_stopped,
         gaps: described.gaps.clone(),
-        user: Some(user).filter(|user| *user != 0 && machine.is_none()),
+        account: accounts::of_process(&process)?,
         machine,
         was_there: false,
     };

@@ -41,6 +41,7 @@ use super::{
     warnings::{LineLimit, WarningLimit},
 };
 use crate::{
+    account::Account,
     counters::{ImageRecordInfo, ImageSlot, ThreadSlot, VmSlot, since_boot_ns},
     inventory::{Fact, Fence, Vcpu, VmProcess},
 };
@@ -202,8 +203,8 @@ impl TrackedProcesses {
         self.readers.take_cost()
     }
 
-    /// The CPU time of late reads, each with the user whose process was read.
-    pub(super) fn take_late_costs(&mut self) -> Vec<(u32, Duration)> {
+    /// The CPU time of late reads, each with the account of the process.
+    pub(super) fn take_late_costs(&mut self) -> Vec<(Account, Duration)> {
         self.readers.take_late_costs()
     }
 
@@ -260,7 +261,7 @@ impl TrackedProcesses {
         if let Some(tracker) = &self.tracker {
             tracker.forget(pid);
         }
-        if self.lines.allows(gone.vm.user) {
+        if self.lines.allows(gone.vm.account) {
             info!(vm = gone.vm.name, pid, "VM ended");
         }
         if !gone.ending {
@@ -285,8 +286,8 @@ impl TrackedProcesses {
         }
         let known = self.known.get(&pid);
         // Before the scan: the kernel reports later threads by events again.
-        let slot = match known.map(|known| known.vm.user.filter(|_| !known.is_domain)) {
-            Some(user) => self.track_vm(pid, user),
+        let slot = match known.map(|known| known.vm.account.filter(|_| !known.is_domain)) {
+            Some(account) => self.track_vm(pid, account),
             None => None,
         };
         let known = self.known.get(&pid);
@@ -376,7 +377,7 @@ impl TrackedProcesses {
             return self.scan(pid);
         }
         if self.known.get(&pid).is_some_and(|known| known.is_domain) {
-            scan.vm.user = None;
+            scan.vm.account = None;
         }
         let is_new = !self.known.contains_key(&pid);
         let parent_is_vm = self.known.contains_key(&scan.parent);
@@ -420,7 +421,7 @@ impl TrackedProcesses {
             };
             self.known.insert(pid, tracked);
         }
-        let slot = slot_before.or_else(|| self.track_vm(pid, scan.vm.user));
+        let slot = slot_before.or_else(|| self.track_vm(pid, scan.vm.account));
         let (slots, is_moving) = match self.track_threads(pid, slot, &scan) {
             Ok(tracked) => tracked,
             Err(error) => {
@@ -448,7 +449,7 @@ impl TrackedProcesses {
         vm.starts_stopped &= sight == Sight::Runs && !known.has_run;
         known.images.complete(&mut vm);
         if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap))
-            && self.lines.allows(vm.user)
+            && self.lines.allows(vm.account)
         {
             warn!(
                 vm = vm.name,
@@ -456,7 +457,7 @@ impl TrackedProcesses {
             );
         }
         if is_new {
-            if self.lines.allows(vm.user) {
+            if self.lines.allows(vm.account) {
                 info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
             }
         } else if *known.vm != vm {
@@ -522,7 +523,7 @@ impl TrackedProcesses {
             threads::register(&**tracker, slot, pid, scan)?;
         if let (Some(error), Some(known)) = (failure, self.known.get_mut(&pid))
             && !std::mem::replace(&mut known.has_warned, true)
-            && self.lines.allows(known.vm.user)
+            && self.lines.allows(known.vm.account)
         {
             warn!(vm = known.vm.name, pid, "{error}");
         }

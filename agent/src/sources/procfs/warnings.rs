@@ -10,7 +10,10 @@ use std::{
 
 use tracing::warn;
 
-use crate::rate::{KeyedRates, Rate};
+use crate::{
+    account::Account,
+    rate::{KeyedRates, Rate},
+};
 
 /// Shortest interval between two warnings.
 const QUIET: Duration = Duration::from_secs(60);
@@ -41,7 +44,7 @@ const ALL: Rate = Rate { interval: Duration::from_millis(200), burst: 200 };
 /// Limits the lines about VMs of users, who may start and end as many as they like. VMs of root and libvirt have no limit.
 #[derive(Debug)]
 pub(super) struct LineLimit {
-    rates: KeyedRates<u32>,
+    rates: KeyedRates<Account>,
     warnings: WarningLimit,
     left_out: Arc<AtomicU64>,
 }
@@ -52,17 +55,17 @@ impl LineLimit {
         Self { rates: KeyedRates::new(EACH, ALL), warnings: WarningLimit::default(), left_out }
     }
 
-    /// Whether the log may have a line about a VM of this user; `None` = it is root's or libvirt's. Counts what is left out, and
+    /// Whether the log may have a line about a VM on this account; `None` = it is root's or libvirt's. Counts what is left out, and
     /// says so in one line a minute.
-    pub(super) fn allows(&mut self, user: Option<u32>) -> bool {
-        let Some(user) = user else { return true };
-        if self.rates.allows(user, Instant::now()) {
+    pub(super) fn allows(&mut self, account: Option<Account>) -> bool {
+        let Some(account) = account else { return true };
+        if self.rates.allows(account, Instant::now()) {
             return true;
         }
         let left_out = self.left_out.fetch_add(1, Relaxed) + 1;
         if self.warnings.allows() {
             warn!(
-                user,
+                %account,
                 left_out,
                 "Lines about VMs of a user are left out, because there are too many; `kvmeter status` counts them"
             );
@@ -79,11 +82,11 @@ mod tests {
     fn a_user_who_floods_the_log_silences_no_other() {
         let left_out = Arc::default();
         let mut lines = LineLimit::new(Arc::clone(&left_out));
-        let written = (0..100_000).filter(|_| lines.allows(Some(7))).count();
+        let written = (0..100_000).filter(|_| lines.allows(Some(Account::User(7)))).count();
         // The loop may take some seconds.
         assert!((50..60).contains(&written), "{written}");
         assert!((0..1000).all(|_| lines.allows(None)));
-        assert!(lines.allows(Some(8)));
+        assert!(lines.allows(Some(Account::User(8))));
         let written = u64::try_from(written).unwrap();
         assert_eq!(left_out.load(Relaxed), 100_000 - written);
     }

@@ -24,6 +24,7 @@ use super::{
     warnings::WarningLimit,
 };
 use crate::{
+    account::Account,
     counters::{ImageSlot, Records, VmSlot, since_boot_ns},
     inventory::Fact,
     probe::Events,
@@ -204,8 +205,8 @@ impl Worker {
         for pid in self.processes.take_returned() {
             self.schedule.urgent(pid, now);
         }
-        for (user, cost) in self.processes.take_late_costs() {
-            self.shares.charge(user, cost, now);
+        for (account, cost) in self.processes.take_late_costs() {
+            self.shares.charge(account, cost, now);
         }
     }
 
@@ -222,8 +223,8 @@ impl Worker {
         if is_to_be_scanned {
             self.schedule.urgent(pid, now);
         }
-        if let Payer::User(user) = self.processes.payer(pid, now) {
-            self.shares.charge(user, cost, now);
+        if let Payer::Account(account) = self.processes.payer(pid, now) {
+            self.shares.charge(account, cost, now);
         }
     }
 
@@ -318,18 +319,18 @@ impl Worker {
                     self.forget(pid);
                     self.processes.retire_unclear(pid);
                 }
-                Payer::User(user) if !is_named => {
-                    self.wait(user, pid, now);
-                    self.shares.charge(user, cpu_time().saturating_sub(before), now);
+                Payer::Account(account) if !is_named => {
+                    self.wait(account, pid, now);
+                    self.shares.charge(account, cpu_time().saturating_sub(before), now);
                     has_waiting = true;
                 }
-                Payer::Host | Payer::User(_) => drop(self.scan(pid)),
+                Payer::Host | Payer::Account(_) => drop(self.scan(pid)),
             }
         }
-        // One of a user's in each turn: an event of another process may have come meanwhile.
-        if let Some((user, pid)) = self.shares.take(now) {
+        // One with a share in each turn: an event of another process may have come meanwhile.
+        if let Some((account, pid)) = self.shares.take(now) {
             let cost = self.scan_waiting(pid);
-            self.shares.charge_scan(user, cost, Instant::now());
+            self.shares.charge_scan(account, cost, Instant::now());
             has_waiting = true;
         }
         if has_waiting {
@@ -337,10 +338,10 @@ impl Worker {
         }
     }
 
-    /// Has a process scanned when its user's share allows.
-    fn wait(&mut self, user: u32, pid: u32, now: Instant) {
+    /// Has a process scanned when its share allows.
+    fn wait(&mut self, account: Account, pid: u32, now: Instant) {
         let processes = &mut self.processes;
-        self.shares.wait(user, pid, now, |pid| {
+        self.shares.wait(account, pid, now, |pid| {
             let has_ended = !process::is_there(pid);
             if has_ended {
                 processes.retire_unclear(pid);
@@ -358,19 +359,19 @@ impl Worker {
         Duration::ZERO
     }
 
-    /// Shows the users whose share is spent.
+    /// Shows the accounts whose share is spent.
     fn show_spent(&mut self) {
-        for (user, spent) in self.shares.take_changed() {
+        for (account, spent) in self.shares.take_changed() {
             if spent.is_some_and(|spent| spent.waiting > 0) && self.warnings.allows() {
                 warn!(
-                    user,
-                    "Scans of a user's processes cost too much, and wait; `kvmeter status` lists such users"
+                    %account,
+                    "Scans of a user's or container's processes cost too much, and wait; `kvmeter status` lists whose"
                 );
             }
             let mut shown = self.handle.spent();
             match spent {
-                Some(spent) => drop(shown.insert(user, spent)),
-                None => drop(shown.remove(&user)),
+                Some(spent) => drop(shown.insert(account, spent)),
+                None => drop(shown.remove(&account)),
             }
         }
     }
@@ -389,7 +390,7 @@ impl Worker {
             match self.processes.payer(pid, now) {
                 Payer::Gone => {}
                 Payer::Host => drop(self.scan(pid)),
-                Payer::User(user) => self.wait(user, pid, now),
+                Payer::Account(account) => self.wait(account, pid, now),
             }
         }
         let end = Instant::now() + FIRST_SCANS;

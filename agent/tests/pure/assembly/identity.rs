@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use kvmeter::inventory::{
-    ChangeEvent::{Deleted, State},
-    Domain, DomainFact, DomainProcess, Fact, Machine,
-    OperState::{Running, Shutdown},
-    Output, SavedIndexes, VmProcess, VmUuid,
+use kvmeter::{
+    account::Account,
+    inventory::{
+        ChangeEvent::{Deleted, State},
+        Domain, DomainFact, DomainProcess, Fact, Machine,
+        OperState::{Running, Shutdown},
+        Output, SavedIndexes, VmProcess, VmUuid,
+    },
 };
 
 use super::{Host, QEMU, UUID, domain, listed, process};
@@ -300,15 +303,20 @@ fn an_id_that_libvirt_told_holds_for_one_process_only() {
 #[test]
 fn what_changes_of_a_users_vm_has_the_user_and_a_domains_has_none() {
     let mut host = Host::new();
-    let of_user = VmProcess { user: Some(9), uuid: None, name: "x".to_owned(), ..process(5) };
+    let of_user = VmProcess {
+        account: Some(Account::User(9)),
+        uuid: None,
+        name: "x".to_owned(),
+        ..process(5)
+    };
     put(&mut host, of_user);
     host.settle();
     host.end(5);
-    assert_eq!(host.users, [Some(9); 3], "{:?}", host.changes);
+    assert_eq!(host.users, [Some(Account::User(9)); 3], "{:?}", host.changes);
     host.users.clear();
 
     // QEMU has a user of its own below libvirt: procfs is told.
-    put(&mut host, VmProcess { user: Some(64_055), ..process(6) });
+    put(&mut host, VmProcess { account: Some(Account::User(64_055)), ..process(6) });
     started(&mut host, domain_of(DomainProcess::Pid(6)));
     host.settle();
     assert!(host.others.iter().any(|output| matches!(output, Output::Entrust(6, 6))));
@@ -322,7 +330,7 @@ fn what_changes_of_a_users_vm_has_the_user_and_a_domains_has_none() {
 fn what_a_users_own_libvirt_reports_is_the_users() {
     let of_session = || Domain { user: Some(9), ..domain_of(DomainProcess::Pid(6)) };
     let mut host = Host::new();
-    put(&mut host, VmProcess { user: Some(9), ..process(6) });
+    put(&mut host, VmProcess { account: Some(Account::User(9)), ..process(6) });
     started(&mut host, of_session());
     host.settle();
     found(&mut host, Domain { user: Some(9), ..domain_of(DomainProcess::None) });
@@ -331,5 +339,10 @@ fn what_a_users_own_libvirt_reports_is_the_users() {
     host.settle();
     assert!(!host.others.iter().any(|output| matches!(output, Output::Entrust(..))));
     assert!(host.users.len() > 1, "{:?}", host.changes);
-    assert!(host.users.iter().all(|user| *user == Some(9)), "{:?} {:?}", host.users, host.changes);
+    assert!(
+        host.users.iter().all(|user| *user == Some(Account::User(9))),
+        "{:?} {:?}",
+        host.users,
+        host.changes
+    );
 }

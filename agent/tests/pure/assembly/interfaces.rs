@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use kvmeter::inventory::{
-    Devices, Domain, DomainNic, Fact, IfIndex, NicNumbers, OperState::Running, Output,
-    SavedIndexes, Taps, UnnamedTap, VmProcess,
+use kvmeter::{
+    account::Account,
+    inventory::{
+        Devices, Domain, DomainNic, Fact, IfIndex, NicNumbers, OperState::Running, Output,
+        SavedIndexes, Taps, UnnamedTap, VmProcess,
+    },
 };
 
 use super::{Host, QEMU, domain, listed, process};
@@ -154,10 +157,10 @@ fn an_interface_that_is_plugged_in_has_the_process_scanned_again() {
 
 #[test]
 fn a_tap_that_several_processes_hold_is_that_of_root_or_a_domain_or_of_none() {
-    let holder = |pid, user| {
+    let holder = |pid, user: Option<u32>| {
         let devices = Devices { nics: vec![nic(1, "vnet3")], ..Devices::default() };
         let taps = held(&["vnet3"]);
-        VmProcess { devices, taps, user, uuid: None, ..process(pid) }
+        VmProcess { devices, taps, account: user.map(Account::User), uuid: None, ..process(pid) }
     };
     let found = |host: &mut Host, process| host.fact(Fact::Process(Arc::new(process)));
     let numbers = |host: &Host| -> Vec<(Option<u32>, IfIndex)> {

@@ -16,6 +16,7 @@ use std::{
 };
 
 use kvmeter::{
+    account::Account,
     counters::{ImageSlot, VmSlot},
     inventory::{
         AdminState, AutoStart,
@@ -39,8 +40,8 @@ struct Host {
     now: Now,
     view: Inventory,
     changes: Vec<(u32, OperState, ChangeEvent)>,
-    /// The users of the VMs that changed.
-    users: Vec<Option<u32>>,
+    /// The accounts of the VMs that changed.
+    users: Vec<Option<Account>>,
     queries: Vec<DiskQuery>,
     others: Vec<Output>,
 }
@@ -104,7 +105,7 @@ impl Host {
                 }
                 Output::Changed(change) => {
                     assert_eq!(self.view.vms, self.core.view().vms, "the view comes first");
-                    self.users.push(change.user);
+                    self.users.push(change.account);
                     self.changes.push((change.index.0, change.before, change.event));
                 }
                 Output::QueryDisks(_, query) => self.queries.push(query),

@@ -91,7 +91,7 @@ impl TrackedProcesses {
                 proc_root: self.roots.proc.clone(),
                 pid: vm.pid,
                 start_ticks: vm.start_ticks,
-                user: vm.user,
+                account: vm.account,
                 storage,
                 batch: batch.clone(),
                 raw: vm.raw_files().collect(),
@@ -112,7 +112,7 @@ impl TrackedProcesses {
         let (headers, known) = (&self.headers, &self.known);
         let may_begin = |(pid, storage): &(u32, Storage)| {
             let of = known.get(pid);
-            of.is_none_or(|known| headers.has_room(*storage, known.vm.user))
+            of.is_none_or(|known| headers.has_room(*storage, known.vm.account))
         };
         let mut to_scan: BTreeSet<u32> =
             self.waiting.extract_if(.., may_begin).map(|(pid, _)| pid).collect();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{super::process, TrackedProcesses};
+use crate::account::Account;
 
 /// For how long it is not asked again about a process that is no VM: as long as the scans that follow its start.
 const HOLDS: Duration = Duration::from_secs(2);
@@ -20,10 +21,10 @@ const MAX_PAYERS: usize = 4096;
 pub(in super::super) enum Payer {
     /// The process has ended.
     Gone,
-    /// Root's, or a domain's of libvirt's system daemon: no share limits it.
+    /// Root's, or that of a domain of root's libvirt: no share limits it.
     Host,
-    /// This user's.
-    User(u32),
+    /// On this account.
+    Account(Account),
 }
 
 /// What was found out about processes that are no VMs, by process id.
@@ -65,11 +66,11 @@ impl TrackedProcesses {
         }
         // As its last scan found it.
         if let Some(known) = self.known.get(&pid) {
-            let user = known.vm.user.filter(|_| !known.is_domain);
-            return user.map_or(Payer::Host, Payer::User);
+            let account = known.vm.account.filter(|_| !known.is_domain);
+            return account.map_or(Payer::Host, Payer::Account);
         }
         let readers = &self.readers;
-        let ask = || readers.share_of(pid).map_or(Payer::Host, Payer::User);
+        let ask = || readers.share_of(pid).map_or(Payer::Host, Payer::Account);
         // It has just ended; the next look tells.
         let Ok(dir) = fs::metadata(self.roots.proc.join(pid.to_string())) else { return ask() };
         self.payers.get(pid, dir.ino(), now, ask)
@@ -86,13 +87,15 @@ mod tests {
         for at in 0..10_000 {
             let payer = payers.get(7, 1, start + Duration::from_millis(at), || {
                 asked += 1;
-                Payer::User(1000)
+                Payer::Account(Account::User(1000))
             });
-            assert_eq!(payer, Payer::User(1000));
+            assert_eq!(payer, Payer::Account(Account::User(1000)));
         }
         assert_eq!(asked, 5);
-        let other = payers.get(7, 2, start + Duration::from_millis(9_999), || Payer::User(1001));
-        assert_eq!(other, Payer::User(1001), "another process with the id");
+        let other = payers.get(7, 2, start + Duration::from_millis(9_999), || {
+            Payer::Account(Account::User(1001))
+        });
+        assert_eq!(other, Payer::Account(Account::User(1001)), "another process with the id");
         for pid in 0..100_000 {
             payers.get(pid, 1, start, || Payer::Host);
         }

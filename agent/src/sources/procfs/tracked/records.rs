@@ -3,7 +3,7 @@
 use tracing::{debug, warn};
 
 use super::TrackedProcesses;
-use crate::{counters::VmSlot, counting::Holder};
+use crate::{account::Account, counters::VmSlot, counting::Holder};
 
 impl TrackedProcesses {
     /// Notes that a process is that of a domain of root's libvirt: no user's share limits it. Returns whether that is news; then it is
@@ -24,10 +24,10 @@ impl TrackedProcesses {
         }
     }
 
-    /// Counts a process as a VM, within the share of its user; `None` = it is root's or libvirt's.
-    pub(super) fn track_vm(&mut self, pid: u32, user: Option<u32>) -> Option<VmSlot> {
+    /// Counts a process as a VM, within the share of its account; `None` = it is root's or libvirt's.
+    pub(super) fn track_vm(&mut self, pid: u32, account: Option<Account>) -> Option<VmSlot> {
         let tracker = self.tracker.as_ref()?;
-        match tracker.track_vm_of(pid, user.map_or(Holder::Trusted, Holder::User)) {
+        match tracker.track_vm_of(pid, account.map_or(Holder::Trusted, Holder::Account)) {
             Ok(slot) => Some(slot),
             Err(error) => {
                 if self.refusals.allows() {
