@@ -2,12 +2,17 @@
 
 use std::fmt;
 
-/// One who can start as many processes that look like VMs as there is room for, and so has a share. Processes of root and of
-/// domains of root's libvirt are on no account.
+/// One who can start as many processes that look like VMs as there is room for, and so has a share. Processes of root outside of
+/// containers and of domains of root's libvirt are on no account.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Account {
-    /// A user, by user id.
+    /// A user, by user id, also with all user ids of the user's own user namespaces, and all subordinate ids.
     User(u32),
+    /// A container that root has made, with all its users: the inode number of its PID namespace.
+    Container(u32),
+    /// All processes in PID namespaces below the agent's that the agent cannot tell apart: without waiting before Linux 6.11, or at
+    /// all.
+    Nested,
     /// All processes that had ended, or could not be read, when their user was asked for.
     Ended,
 }
@@ -18,7 +23,7 @@ impl Account {
     pub const fn user(self) -> Option<u32> {
         match self {
             Self::User(user) => Some(user),
-            Self::Ended => None,
+            Self::Container(_) | Self::Nested | Self::Ended => None,
         }
     }
 }
@@ -27,6 +32,8 @@ impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(user) => write!(f, "user {user}"),
+            Self::Container(inode) => write!(f, "the container of PID namespace {inode}"),
+            Self::Nested => f.write_str("containers that cannot be told apart"),
             Self::Ended => f.write_str("processes that have ended"),
         }
     }

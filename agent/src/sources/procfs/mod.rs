@@ -9,7 +9,7 @@
 //! [`named_file`], which reads a small file with the rights that the process has ([`credentials`]), and [`disk_paths`], which finds the open file ([`files`]) of each disk;
 //! [`command_line`], [`qemu`], [`cloud_hypervisor`], [`devices`], [`memory_estimate`], [`vcpus`] and [`scan`] interpret what
 //! is read; [`readers`] are the threads that do so;
-//! [`accounts`] tells on whose account a process is; [`image_headers`] reads the headers of images,
+//! [`accounts`] tells on whose account a process is, by its [`namespaces`] and the [`subordinate_ids`]; [`image_headers`] reads the headers of images,
 //! [`header_scans`] decides which and [`header_slots`] how many at once; [`plugged`] finds disks
 //! that no option names; [`tracked`] keeps the known VMs and registers them for counting; [`pauses`] and [`vcpu_states`] see whether they run;
 //! [`schedule`] decides when a process is scanned, [`shares`] how much that may cost; [`pace`], [`poller`] and [`uevent_reader`] wait for
@@ -30,6 +30,7 @@ mod machine;
 mod memory_estimate;
 mod mounts;
 mod named_file;
+mod namespaces;
 mod options;
 mod pace;
 mod path_walk;
@@ -45,6 +46,7 @@ mod scan;
 mod schedule;
 mod shares;
 mod shortage;
+mod subordinate_ids;
 mod taps;
 mod threads;
 mod tracked;
@@ -224,6 +226,7 @@ impl Procfs {
             images_claimed: BTreeSet::new(),
         };
         worker.lost = worker.events_lost();
+        subordinate_ids::refresh();
         worker.scan_first().map_err(ProcfsError::Procfs)?;
         worker.facts.send(Fact::ProcessesListed);
         let thread = std::thread::Builder::new()

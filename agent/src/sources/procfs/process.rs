@@ -127,6 +127,15 @@ impl Process {
         first_of_line(&status, "Uid:").ok_or_else(|| malformed("status"))
     }
 
+    /// Whether it is in a PID namespace below that of procfs, as far as can be told. Does not block.
+    pub(super) fn is_nested(&self) -> io::Result<bool> {
+        let status = self.read("status")?;
+        let status = String::from_utf8_lossy(&status);
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        // Of so many groups that the line is cut off, it is not known.
+        Ok(ids.is_none_or(|ids| ids.split_whitespace().count() > 1))
+    }
+
     pub(super) fn stat(&self) -> io::Result<Stat> {
         parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))
     }

@@ -22,7 +22,7 @@ use super::{
     presence,
     process::{Measured, Process, Thread, to_hold},
     shortage::{if_there, is_gone, is_shortage},
-    taps,
+    subordinate_ids, taps,
     vcpus::{self, Rest},
 };
 use crate::inventory::{Devices, DiskSize, DomainDisk, Memory, PathAnswer, VmProcess};
@@ -187,6 +187,7 @@ fn scan(
     taps::name_interfaces(&mut devices.nics, &open.taps);
     // Without groups, or on a kernel without them, only libvirt's files tell.
     let machine = if_there(process.read("cgroup"))?.and_then(|text| machine::parse(&text));
+    subordinate_ids::refresh();
     let vm = VmProcess {
         pid,
         start_ticks: stat.start_ticks,
@@ -216,7 +217,7 @@ fn scan(
         has_kvm: descriptors.has_kvm(),
         starts_stopped: described.starts_stopped,
         gaps: described.gaps.clone(),
-        account: accounts::of_process(&process)?,
+        account: accounts::of_process(&process, pid)?,
         machine,
         was_there: false,
     };

@@ -253,10 +253,15 @@ mod tests {
                 shares.wait(User(user), user, now, |_| false);
             }
             if at % 1000 == 0 {
-                shares.wait(User(777), u32::try_from(at).unwrap() + 1_000_000, now, |_| true);
+                shares.wait(
+                    Account::Container(7),
+                    u32::try_from(at).unwrap() + 1_000_000,
+                    now,
+                    |_| true,
+                );
             }
             while let Some((account, pid)) = shares.take(now) {
-                if account == User(777) {
+                if account == Account::Container(7) {
                     latest = latest.max(now - start - ms(u64::from(pid) - 1_000_000));
                 }
                 shares.charge_scan(account, ms(1), now);
