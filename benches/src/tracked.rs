@@ -122,12 +122,14 @@ impl HeldThread for OwnThread {
     fn run_state(&self) -> io::Result<RunState> {
         let text = fs::read_to_string(self.path("stat"))?;
         let after_name = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
-        let cpu = field::<u32>(after_name, 36)?;
-        Ok(RunState {
-            runnable: after_name.starts_with('R'),
-            cpu,
-            is_real_time: false,
-            has_ended: false,
+        Ok(RunState { runnable: after_name.starts_with('R'), has_ended: false })
+    }
+
+    fn place(&self) -> Box<dyn FnOnce() -> Option<u32> + Send> {
+        let text = fs::read_to_string(self.path("stat"));
+        Box::new(move || {
+            let text = text.ok()?;
+            field(text.rsplit_once(") ")?.1, 36).ok()
         })
     }
 }

@@ -344,11 +344,8 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             record_of(thread).filter(|record| record.run.load(Ordering::Acquire) == word::UNKNOWN)
         };
         for &thread in threads {
-            if unknown(thread).is_some()
-                && let Ok(state) = thread.run_state()
-                && !state.is_real_time
-            {
-                self.visits.visit(state.cpu);
+            if unknown(thread).is_some() {
+                self.visits.visit(thread.place());
             }
             if let Some(record) = unknown(thread)
                 && let Ok(stat) = thread.schedstat()

@@ -22,12 +22,17 @@ pub trait HeldThread {
     /// Any error of reading procfs; `ESRCH` or `ENOENT` if the thread has ended.
     fn schedstat(&self) -> io::Result<Schedstat>;
 
-    /// Whether the thread is runnable (state `R`), and the host's CPU that it ran on last.
+    /// Whether the thread is runnable (state `R`), or has ended. Does not block.
     ///
     /// # Errors
     ///
     /// As [`HeldThread::schedstat`].
     fn run_state(&self) -> io::Result<RunState>;
+
+    /// Finds the host's CPU that the thread ran on last, on whatever thread it is called; `None` = the thread has ended, or its
+    /// scheduling policy lets it keep that CPU for ever. The call of the result may block: the kernel's only file with the CPU waits on
+    /// some kernels while the process is in execve(2), which itself may wait for a file server that hangs.
+    fn place(&self) -> Box<dyn FnOnce() -> Option<u32> + Send>;
 }
 
 /// `/proc/PID/task/TID/schedstat`.
@@ -44,10 +49,6 @@ pub struct Schedstat {
 pub struct RunState {
     /// Whether it runs or waits for a CPU.
     pub runnable: bool,
-    /// Number of the CPU that it runs on, or ran on last.
-    pub cpu: u32,
-    /// Whether its scheduling policy lets it keep that CPU for ever.
-    pub is_real_time: bool,
     /// Whether it has ended: the first thread of a process stays until the last one ends (state `Z`).
     pub has_ended: bool,
 }

@@ -49,11 +49,15 @@ impl HeldThread for OwnThread {
     fn run_state(&self) -> io::Result<RunState> {
         let text = self.file("stat")?;
         let fields: Vec<&str> = text[text.rfind(')').unwrap() + 2..].split(' ').collect();
-        Ok(RunState {
-            runnable: fields[0] == "R",
-            cpu: fields[36].parse().unwrap(),
-            is_real_time: fields[38] != "0",
-            has_ended: false,
+        Ok(RunState { runnable: fields[0] == "R", has_ended: false })
+    }
+
+    fn place(&self) -> Box<dyn FnOnce() -> Option<u32> + Send> {
+        let stat = self.file("stat");
+        Box::new(move || {
+            let text = stat.ok()?;
+            let fields: Vec<&str> = text[text.rfind(')')? + 2..].split(' ').collect();
+            fields[36].parse().ok().filter(|_| fields[38] == "0")
         })
     }
 }

@@ -323,14 +323,24 @@ impl HeldThread for Thread {
     }
 
     fn run_state(&self) -> io::Result<RunState> {
-        let stat = parse_stat(&self.read("stat")?).ok_or_else(|| malformed("stat"))?;
+        let how = OFlags::RDONLY | OFlags::CLOEXEC;
+        let status = File::from(openat(&self.dir, "status", how, Mode::empty())?);
+        let status = start_of_file(status, STATUS_START)?;
+        let state = state_of(&status).ok_or_else(|| malformed("status"))?;
         // A dead thread's files stay readable until its last reference is dropped.
-        if matches!(stat.state, 'X' | 'x') {
+        if matches!(state, 'X' | 'x') {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let is_real_time = matches!(stat.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE);
-        let (runnable, has_ended) = (stat.state == 'R', stat.state == 'Z');
-        Ok(RunState { runnable, cpu: stat.cpu, is_real_time, has_ended })
+        Ok(RunState { runnable: state == 'R', has_ended: state == 'Z' })
+    }
+
+    fn place(&self) -> Box<dyn FnOnce() -> Option<u32> + Send> {
+        let dir = self.dir.try_clone();
+        Box::new(move || {
+            let stat = parse_stat(&read_at(&dir.ok()?, "stat").ok()?)?;
+            let is_real_time = matches!(stat.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE);
+            (!is_real_time && !matches!(stat.state, 'X' | 'x')).then_some(stat.cpu)
+        })
     }
 }
 
@@ -406,6 +416,12 @@ fn first_in_status(proc_root: &Path, id: u32, label: &str) -> Option<u32> {
     // Names may contain any bytes. Groups, of which there may be 65,536, come later.
     let status = start_of(&proc_root.join(id.to_string()).join("status"), STATUS_START).ok()?;
     first_of_line(&status, label)
+}
+
+/// The letter of the state in the text of `status`.
+fn state_of(status: &[u8]) -> Option<char> {
+    let status = String::from_utf8_lossy(status);
+    status.lines().find_map(|line| line.strip_prefix("State:"))?.trim_start().chars().next()
 }
 
 fn first_of_line(status: &[u8], label: &str) -> Option<u32> {
@@ -526,6 +542,17 @@ mod tests {
     }
 
     #[test]
+    fn the_state_of_a_thread_is_told_without_its_stat_and_its_cpu_by_that() {
+        let status = b"Name:\tState:\\tZ\nUmask:\t0022\nState:\tR (running)\nTgid:\t1\n";
+        assert_eq!((state_of(status), state_of(b"Name:\tx\n")), (Some('R'), None));
+        let process = Process::hold(Path::new("/proc"), std::process::id()).unwrap();
+        let own = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        let threads = process.hold_threads(vec![own]).unwrap();
+        assert_eq!(threads[0].run_state().unwrap(), RunState { runnable: true, has_ended: false });
+        assert!(std::thread::spawn(threads[0].place()).join().unwrap().is_some());
+    }
+
+    #[test]
     fn flags_are_octal() {
         let info = parse_descriptor_info(b"pos:\t0\nflags:\t0140002\nmnt_id:\t25\nino:\t12\n");
         assert_eq!(
@@ -563,7 +590,7 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (parse_stat(&text), parse_descriptor_info(&text), parse_tap(&text));
+            let _ = (state_of(&text), parse_stat(&text), parse_descriptor_info(&text), parse_tap(&text));
         }
     }
 }

@@ -30,7 +30,11 @@ impl HeldThread for Leader {
     }
 
     fn run_state(&self) -> io::Result<RunState> {
-        Ok(RunState { runnable: true, cpu: 0, is_real_time: false, has_ended: false })
+        Ok(RunState { runnable: true, has_ended: false })
+    }
+
+    fn place(&self) -> Box<dyn FnOnce() -> Option<u32> + Send> {
+        Box::new(|| Some(0))
     }
 }
 
