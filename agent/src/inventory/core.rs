@@ -98,7 +98,7 @@ impl Core {
         Self {
             shows_processes,
             counts,
-            indexes: Indexes::of_saved(indexes),
+            indexes: Indexes::of_saved(indexes, now.instant),
             connections: connections.into_iter().map(ConnectionState::new).collect(),
             processes: HashMap::new(),
             has_processes: false,

@@ -44,6 +44,10 @@ pub(super) struct Indexes {
     free: Free,
     /// Indexes that were given back, with the time from which they are free.
     resting: VecDeque<(Instant, u32)>,
+    /// Processes that an earlier agent knew, and that have not been found yet. Those that are not found within [`REST`] have ended.
+    unseen: BTreeSet<Identity>,
+    /// The end of that time.
+    unseen_until: Option<Instant>,
     /// VMs with a UUID that are away, the one that has been away longest first, by a number that grows.
     away: BTreeMap<u64, Identity>,
     is_new: bool,
@@ -77,10 +81,24 @@ struct Given {
     away: Option<u64>,
 }
 
-/// The indexes that outlive the agent: those of VMs with a UUID.
+/// The indexes that outlive the agent.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(transparent)]
-pub struct SavedIndexes(BTreeMap<Uuid, Given>);
+pub struct SavedIndexes {
+    /// Of VMs with a UUID.
+    vms: BTreeMap<Uuid, Given>,
+    /// Of VMs that are their process.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    processes: Vec<SavedProcess>,
+}
+
+/// The indexes of a VM that is its process.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct SavedProcess {
+    pid: u32,
+    start_ticks: u64,
+    #[serde(flatten)]
+    given: Given,
+}
 
 /// An index that a file cannot have.
 #[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
@@ -95,7 +113,8 @@ impl SavedIndexes {
     /// The first index that is not.
     pub fn check(&self) -> Result<(), BadIndex> {
         let mut taken = BTreeSet::new();
-        for given in self.0.values() {
+        let of_processes = self.processes.iter().map(|process| &process.given);
+        for given in self.vms.values().chain(of_processes) {
             check(given.index, &mut taken)?;
             for parts in [&given.disks, &given.nics] {
                 let mut taken = BTreeSet::new();
@@ -107,26 +126,42 @@ impl SavedIndexes {
 }
 
 impl Indexes {
-    /// Takes over what an earlier agent has given.
-    pub(super) fn of_saved(SavedIndexes(saved): SavedIndexes) -> Self {
-        let given: HashMap<_, _> =
-            saved.into_iter().map(|(uuid, given)| (Identity::Uuid(uuid.into()), given)).collect();
+    /// Takes over what an earlier agent has given. A process that has ended meanwhile is only told by not being found.
+    pub(super) fn of_saved(SavedIndexes { vms, processes }: SavedIndexes, now: Instant) -> Self {
+        let of_vms = vms.into_iter().map(|(uuid, given)| (Identity::Uuid(uuid.into()), given));
+        let of_processes = processes.into_iter().map(|SavedProcess { pid, start_ticks, given }| {
+            (Identity::Process { pid, start_ticks }, given)
+        });
+        let given: HashMap<_, _> = of_vms.chain(of_processes).collect();
         let free = Free::without(&given.values().map(|given| given.index).collect());
         // Which of them are there is not known yet; the larger indexes are those of the later VMs.
-        let mut known: Vec<_> = given.iter().map(|(of, given)| (given.index, *of)).collect();
+        let (with_uuid, unseen): (Vec<Identity>, _) =
+            given.keys().copied().partition(|of| matches!(of, Identity::Uuid(_)));
+        let mut known: Vec<_> = with_uuid.into_iter().map(|of| (given[&of].index, of)).collect();
         known.sort_unstable();
-        let mut indexes = Self { given, free, ..Self::default() };
+        let unseen = BTreeSet::from_iter::<Vec<Identity>>(unseen);
+        let unseen_until = Some(now + REST);
+        let mut indexes = Self { given, free, unseen, unseen_until, ..Self::default() };
         known.into_iter().for_each(|(_, identity)| indexes.note_away(identity));
         indexes
     }
 
     /// What is to outlive the agent.
     pub(super) fn to_saved(&self) -> SavedIndexes {
-        let of_uuid = |(identity, given): (&Identity, &Given)| match identity {
-            Identity::Uuid(uuid) => Some((uuid.to_uuid(), Given { away: None, ..given.clone() })),
-            Identity::Process { .. } => None,
-        };
-        SavedIndexes(self.given.iter().filter_map(of_uuid).collect())
+        let mut saved = SavedIndexes::default();
+        for (identity, given) in &self.given {
+            let given = Given { away: None, ..given.clone() };
+            match *identity {
+                Identity::Uuid(uuid) => {
+                    saved.vms.insert(uuid.to_uuid(), given);
+                }
+                Identity::Process { pid, start_ticks } => {
+                    saved.processes.push(SavedProcess { pid, start_ticks, given });
+                }
+            }
+        }
+        saved.processes.sort_unstable_by_key(|process| process.given.index);
+        saved
     }
 
     /// Whether something is to be saved that was not there at the last call.
@@ -139,10 +174,18 @@ impl Indexes {
         while let Some((_, index)) = self.resting.pop_front_if(|(end, _)| *end <= now) {
             self.free.put(index);
         }
+        if self.unseen_until.take_if(|until| *until <= now).is_some() {
+            for identity in std::mem::take(&mut self.unseen) {
+                if let Some(given) = self.given.remove(&identity) {
+                    self.free.put(given.index);
+                }
+            }
+        }
     }
 
     /// The index of this VM, its own or a new one.
     pub(super) fn assign(&mut self, identity: Identity) -> VmIndex {
+        self.unseen.remove(&identity);
         if let Some(given) = self.given.get_mut(&identity) {
             if let Some(number) = given.away.take() {
                 self.away.remove(&number);
@@ -151,7 +194,7 @@ impl Indexes {
         }
         let index = self.free.take();
         self.given.insert(identity, Given { index, ..Given::default() });
-        self.is_new |= matches!(identity, Identity::Uuid(_));
+        self.is_new = true;
         VmIndex(index)
     }
 
@@ -172,7 +215,7 @@ impl Indexes {
         }
         let index = smallest_free(&parts.values().copied().collect());
         parts.insert(name.to_owned(), index);
-        self.is_new |= matches!(identity, Identity::Uuid(_));
+        self.is_new = true;
         index
     }
 
@@ -329,8 +372,8 @@ mod tests {
         indexes.release(numbered(9999), true, now + REST);
         assert_eq!((indexes.get(numbered(1)), indexes.get(numbered(2))), (Some(VmIndex(3)), None));
         let saved = indexes.to_saved();
-        assert_eq!(saved.0.len(), MAX_AWAY + 1);
-        let mut after = Indexes::of_saved(saved);
+        assert_eq!(saved.vms.len(), MAX_AWAY + 1);
+        let mut after = Indexes::of_saved(saved, now);
         after.assign(stays);
         assert_eq!(after.away.len(), MAX_AWAY);
     }
@@ -381,15 +424,25 @@ mod tests {
         indexes.assign(process(3));
         indexes.assign(uuid(2));
         indexes.assign(uuid(1));
+        indexes.assign(process(8));
+        indexes.assign_part(process(8), Part::Disk("hdb"));
+        indexes.assign_part(process(8), Part::Disk("hda"));
         indexes.assign_part(uuid(1), Part::Disk("vdb"));
         indexes.assign_part(uuid(1), Part::Disk("vda"));
         assert!(indexes.take_is_new() && !indexes.take_is_new());
 
-        let saved = indexes.to_saved();
+        let (saved, now) = (indexes.to_saved(), Instant::now());
         assert_eq!(saved.check(), Ok(()));
-        let mut again = Indexes::of_saved(saved);
+        let mut again = Indexes::of_saved(saved, now);
+        assert_eq!(again.assign(process(8)).0, 4);
+        assert_eq!(again.assign_part(process(8), Part::Disk("hda")), 2);
         assert_eq!(again.assign(uuid(1)).0, 3);
         assert_eq!(again.assign_part(uuid(1), Part::Disk("vda")), 2);
-        assert_eq!(again.assign(uuid(9)).0, 1, "what the process had is free");
+        assert_eq!(again.assign(uuid(9)).0, 5, "the process with index 1 may be found yet");
+        again.end_rests(now + REST);
+        assert_eq!(again.assign(uuid(8)).0, 1, "it has ended");
+        assert_eq!(again.assign(process(8)).0, 4);
+        again.release(process(8), true, now);
+        assert_eq!(again.get(process(8)), None, "it ends as any process");
     }
 }

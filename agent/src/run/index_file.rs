@@ -28,7 +28,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 struct Saved {
     format: u32,
     boot_id: String,
-    vms: SavedIndexes,
+    #[serde(flatten)]
+    indexes: SavedIndexes,
 }
 
 #[derive(Debug, Error)]
@@ -79,13 +80,13 @@ impl IndexFile {
         if saved.boot_id != self.boot_id {
             return Ok(SavedIndexes::default());
         }
-        saved.vms.check()?;
-        Ok(saved.vms)
+        saved.indexes.check()?;
+        Ok(saved.indexes)
     }
 
     /// Writes the file. A crash at any moment leaves the old file or the new one.
-    fn write(&self, vms: SavedIndexes) -> io::Result<()> {
-        let saved = Saved { format: FORMAT, boot_id: self.boot_id.clone(), vms };
+    fn write(&self, indexes: SavedIndexes) -> io::Result<()> {
+        let saved = Saved { format: FORMAT, boot_id: self.boot_id.clone(), indexes };
         fs::create_dir_all(&self.dir)?;
         let unfinished = self.dir.join("indexes.json.new");
         let mut file = BufWriter::new(File::create(&unfinished)?);
@@ -144,6 +145,14 @@ mod tests {
     const SAVED: &str = r#"{"format":1,"boot_id":"boot","vms":{
         "01010101-0101-0101-0101-010101010101":{"index":3,"disks":{"vda":2}}}}"#;
 
+    /// The same with a VM that is its process.
+    fn with_process(index: u32) -> String {
+        let process = format!(
+            r#""processes":[{{"pid":7,"start_ticks":9,"index":{index},"nics":{{"a":1}}}}],"vms":"#
+        );
+        SAVED.replace("\"vms\":", &process)
+    }
+
     fn file(dir: &Path, boot_id: &str) -> IndexFile {
         IndexFile { dir: dir.to_owned(), boot_id: boot_id.to_owned() }
     }
@@ -152,8 +161,11 @@ mod tests {
     fn what_is_written_is_read_until_the_host_boots() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), SAVED).unwrap();
+        let without_process = file(dir.path(), "boot").load();
+        assert_ne!(without_process, SavedIndexes::default());
+        fs::write(dir.path().join(FILE), with_process(4)).unwrap();
         let saved = file(dir.path(), "boot").load();
-        assert_ne!(saved, SavedIndexes::default());
+        assert_ne!(saved, without_process);
         let (sender, thread) = file(dir.path(), "boot").writer().unwrap();
         sender.send(SavedIndexes::default()).unwrap();
         sender.send(saved.clone()).unwrap();
@@ -181,7 +193,8 @@ mod tests {
     fn a_broken_file_is_set_aside() {
         let twice =
             SAVED.replace("}}}}", "}},\"02020202-0202-0202-0202-020202020202\":{\"index\":3}}}");
-        let broken = ["", "\u{feff}", "{\"format\":2}", &twice].map(str::to_owned);
+        let of_process = with_process(3);
+        let broken = ["", "\u{feff}", "{\"format\":2}", &twice, &of_process].map(str::to_owned);
         let cut = (1..SAVED.len()).map(|len| SAVED[..len].to_owned());
         for text in broken.into_iter().chain(cut) {
             let dir = tempfile::tempdir().unwrap();
