@@ -20,24 +20,26 @@ const KVM_DEBUGFS: &str = "/sys/kernel/debug/kvm";
 pub(super) fn checks(config: &Config, judged: &Judged) -> Vec<Check> {
     let pin_dir = &config.probe.pin_dir;
     let beside = nearest(pin_dir);
-    let is_made = judged.service().is_some_and(|service| service.prepares() && !pin_dir.exists());
+    let is_made = judged.service().is_some_and(|service| service.will_prepare(pin_dir));
     let mut checks = vec![assess_bpffs(
         pin_dir,
         statfs(&beside).map(|found| found.f_type.cast_unsigned()).map_err(io::Error::from),
-        // The service does not make the directory, but `kvmeter prepare` before it, as root.
+        // It is not the service that makes the directory, but `kvmeter prepare` before it, as root.
         if is_made { Ok(()) } else { writable(&beside) },
     )];
     // The user that the service runs as, which need not be the one of this check.
-    let of_service = std::fs::metadata(&config.state.dir).map(|state| state.uid());
-    let trusted: Vec<u32> = of_service.into_iter().collect();
-    checks.push(assess_owner(pin_dir, check_owners(pin_dir, &trusted)));
+    let of_service = std::fs::metadata(&config.state.dir).map(|state| state.uid()).ok();
+    checks.push(assess_owner(pin_dir, of_service));
     checks.push(assess_debugfs(std::fs::read_dir(KVM_DEBUGFS).map(drop)));
     for (key, dir) in
         [("state.dir", &config.state.dir), ("state.runtime_dir", &config.state.runtime_dir)]
     {
-        let is_made = judged.service().is_some_and(|service| service.is_made(dir) && !dir.exists());
+        let is_made = judged.service().is_some_and(|service| service.will_make(dir));
         checks.push(if is_made {
-            Check::ok(key, format!("{}: systemd makes it for the service", dir.display()))
+            Check::ok(
+                key,
+                format!("{}: systemd makes it and gives it to the service", dir.display()),
+            )
         } else {
             assess_dir(key, dir, writable(&nearest(dir)))
         });
@@ -77,10 +79,21 @@ fn assess_bpffs(pin_dir: &Path, magic: io::Result<u64>, writable: io::Result<()>
     }
 }
 
-fn assess_owner(pin_dir: &Path, owners: Result<(), ProbeError>) -> Check {
+/// `of_service`: the owner of the state directory, whose agent may count there, too.
+fn assess_owner(pin_dir: &Path, of_service: Option<u32>) -> Check {
     const NAME: &str = "pin directory";
-    match owners {
-        Ok(()) => Check::ok(NAME, format!("{}: no other user can change it", pin_dir.display())),
+    let is_own = check_owners(pin_dir, &[]).is_ok();
+    match check_owners(pin_dir, of_service.as_slice()) {
+        Ok(()) if is_own => {
+            Check::ok(NAME, format!("{}: no other user can change it", pin_dir.display()))
+        }
+        Ok(()) => Check::ok(
+            NAME,
+            format!(
+                "{}: the service's, as state.dir is; an agent that another user starts, root too, serves no counters",
+                pin_dir.display()
+            ),
+        ),
         Err(ProbeError::NotOurs { dir, why }) => Check::fail(
             NAME,
             format!("{} {why}: whoever can change the pins can end the counting", dir.display()),
@@ -160,7 +173,7 @@ mod tests {
     fn a_pin_directory_that_others_can_change_fails() {
         let dir = tempfile::tempdir().unwrap();
         let pins = dir.path().join("pins");
-        let verdict = || assess_owner(&pins, check_owners(&pins, &[])).verdict;
+        let verdict = || assess_owner(&pins, None).verdict;
         assert_eq!(verdict(), Verdict::Ok, "it is made below a directory of kvmeter's own");
         fs::create_dir(&pins).unwrap();
         assert_eq!(verdict(), Verdict::Ok);

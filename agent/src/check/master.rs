@@ -41,7 +41,7 @@ fn assess(address: &Address, connected: io::Result<()>) -> Check {
     let unix = matches!(address, Address::Unix(_));
     let fix = match error.kind() {
         io::ErrorKind::NotFound if unix => {
-            "add `master agentx` to snmpd.conf and restart snmpd, or set agentx.address to its agentXSocket"
+            "start snmpd, with `master agentx` in its snmpd.conf, or set agentx.address to its agentXSocket"
                 .to_owned()
         }
         io::ErrorKind::NotFound => "correct the host in agentx.address".to_owned(),
@@ -79,7 +79,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master");
         let address = Address::Unix(path.clone());
-        assert!(fix(check(&address)).starts_with("add `master agentx` to snmpd.conf"));
+        assert!(fix(check(&address)).starts_with("start snmpd, with `master agentx`"));
         let listener = UnixListener::bind(&path).unwrap();
         assert_eq!(check(&address).verdict, Verdict::Ok);
         drop(listener);

@@ -189,6 +189,7 @@ impl fmt::Display for Preflight {
             };
             write!(f, "{word:<4}  {name:<width$}  {found}")?;
             match fix {
+                Some(fix) if found.ends_with('?') => writeln!(f, " Fix: {fix}")?,
                 Some(fix) => writeln!(f, ". Fix: {fix}")?,
                 None => writeln!(f)?,
             }
@@ -242,6 +243,8 @@ mod tests {
         assert!(check.found.starts_with("/k.toml:2: agentx.adress: no such key; "), "{check:?}");
         assert!(check.found.ends_with("Did you mean address?"), "{check:?}");
         assert_eq!(check.verdict, Verdict::Fail("correct line 2 of /k.toml".into()));
+        let line = Preflight::of(vec![check]).to_string();
+        assert!(line.ends_with("Did you mean address? Fix: correct line 2 of /k.toml\n"), "{line}");
     }
 
     #[test]

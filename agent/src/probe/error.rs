@@ -101,6 +101,17 @@ pub enum ProbeError {
         /// Who can.
         why: String,
     },
+    /// The directory whose owner is to get the pins cannot be seen.
+    #[error(
+        "There is no {} whose owner gets the pin directory; the service manager makes that directory before `kvmeter prepare`",
+        dir.display()
+    )]
+    NoExample {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A pin cannot be made, opened or removed.
     #[error("The pin {} cannot be used; kvmeter must start as root or with CAP_BPF, CAP_PERFMON and write access there", path.display())]
     Pin {
@@ -193,7 +204,12 @@ impl ProbeError {
                 "unset KVMETER_BTF, or set it to a file with this kernel's BTF"
             }
             Self::NotBpffs { .. } => "mount -t bpf bpf /sys/fs/bpf, or set probe.pin_dir",
-            Self::NotOurs { .. } => "remove that directory as root, or set probe.pin_dir",
+            Self::NotOurs { .. } => {
+                "remove that directory as root, or set probe.pin_dir; if it is the service's, start the service instead"
+            }
+            Self::NoExample { .. } => {
+                "start the service, or make the directory for the user that it runs as"
+            }
             Self::InUse { .. } => "end the other agent, or set probe.pin_dir",
             Self::PinsChanged { .. } | Self::Map { .. } => "run `kvmeter detach` and start again",
             Self::FtraceOff { .. } => "run `sysctl kernel.ftrace_enabled=1`",

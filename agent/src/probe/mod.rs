@@ -153,10 +153,10 @@ impl Probe {
     ///
     /// # Errors
     ///
-    /// [`ProbeError::NotBpffs`], [`ProbeError::NotOurs`] or [`ProbeError::Pin`]
+    /// [`ProbeError::NoExample`], [`ProbeError::NotBpffs`], [`ProbeError::NotOurs`] or [`ProbeError::Pin`]
     pub fn prepare(pin_dir: &Path, example: &Path) -> Result<u32, ProbeError> {
-        let owner =
-            std::fs::metadata(example).map_err(|source| ProbeError::pin(example, source))?;
+        let owner = std::fs::metadata(example)
+            .map_err(|source| ProbeError::NoExample { dir: example.to_owned(), source })?;
         pin_owners::give(pin_dir, owner.uid(), owner.gid())?;
         Ok(owner.uid())
     }

@@ -47,7 +47,9 @@ fn objection(owner: u32, mode: u32, trusted: &[u32], is_above: bool) -> Option<S
         _ => return Some("is no directory".to_owned()),
     }
     if !trusted.contains(&owner) {
-        return Some(format!("belongs to user {owner}, neither root nor kvmeter's own"));
+        let others = trusted.iter().filter(|user| **user != 0);
+        let others = others.map(|user| format!(" or user {user}")).collect::<String>();
+        return Some(format!("belongs to user {owner}, not to root{others}"));
     }
     let is_open = mode & 0o022 != 0 && !(is_above && mode & Mode::SVTX.bits() != 0);
     is_open.then(|| format!("can be written by others (mode {:04o})", mode & 0o7777))

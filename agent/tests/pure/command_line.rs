@@ -65,7 +65,7 @@ fn a_config_with_a_wrong_key_is_named_with_its_fix_and_the_rest_is_checked() {
     assert!(
         first.contains(&format!(
             "{path}:7: inventory.libvrt: no such key; [inventory] has block_statistics_s, hv_object_id, libvirt, procfs. \
-             Did you mean libvirt?. Fix: correct line 7 of {path}"
+             Did you mean libvirt? Fix: correct line 7 of {path}"
         )),
         "{first}"
     );
@@ -81,7 +81,7 @@ fn every_line_of_check_begins_with_its_verdict_and_failures_have_a_fix() {
     for line in stdout.lines() {
         let ok = line.starts_with("ok    ");
         assert!(ok || line.starts_with("warn  ") || line.starts_with("FAIL  "), "{line}");
-        assert_eq!(ok, !line.contains(". Fix: "), "{line}");
+        assert_eq!(ok, !line.contains(" Fix: "), "{line}");
     }
     assert!(line(&output, "AgentX master").starts_with("FAIL"), "{stdout}");
     assert!(line(&output, "agent ").contains("none runs"), "{stdout}");
@@ -101,6 +101,16 @@ fn check_speaks_json() {
     let master = checks.iter().find(|check| check["name"] == "AgentX master").unwrap();
     assert_eq!(master["verdict"], "fail");
     assert!(master["fix"].as_str().unwrap().contains("master agentx"));
+}
+
+#[test]
+fn prepare_without_a_state_directory_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = kvmeter().args(["prepare", "--config", &config(dir.path(), "")]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    let state = dir.path().join("state");
+    assert!(said.starts_with(&format!("kvmeter: There is no {} whose", state.display())), "{said}");
 }
 
 #[test]

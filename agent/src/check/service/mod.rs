@@ -8,7 +8,7 @@ mod unit;
 
 use std::{
     ffi::OsString,
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -51,14 +51,19 @@ impl Service {
         Check::ok(super::RIGHTS, found)
     }
 
-    /// Whether the service manager makes that directory, or one above it, and gives it to the service's user.
-    pub(super) fn is_made(&self, dir: &Path) -> bool {
-        self.made.iter().any(|made| dir.starts_with(made))
+    /// Whether the service manager makes that directory, or one above it, or gives it to the service's user: systemd does both
+    /// before each start (`setup_exec_directory()` in systemd's exec-invoke.c).
+    pub(super) fn will_make(&self, dir: &Path) -> bool {
+        let made = self.made.iter().find(|made| dir.starts_with(made));
+        made.is_some_and(|made| match owner(made) {
+            Some(owner) => owner != self.uid || !dir.exists(),
+            None => true,
+        })
     }
 
-    /// Whether the directory of the pins is made before each start.
-    pub(super) const fn prepares(&self) -> bool {
-        self.prepares
+    /// Whether `kvmeter prepare` makes the directory of the pins before each start, or gives root's to the service's user.
+    pub(super) fn will_prepare(&self, pin_dir: &Path) -> bool {
+        self.prepares && owner(pin_dir).is_none_or(|owner| owner == 0)
     }
 }
 
@@ -208,6 +213,10 @@ fn places(unit: &Unit, made: &[PathBuf]) -> Places {
     places
 }
 
+fn owner(dir: &Path) -> Option<u32> {
+    std::fs::metadata(dir).ok().map(|found| found.uid())
+}
+
 /// User and group id of a user, given by its name or number. A number needs no entry.
 fn user(name: &str) -> Option<(u32, u32)> {
     match name.parse::<u32>() {
@@ -226,5 +235,38 @@ fn group(name: &str) -> Option<u32> {
     match name.parse() {
         Ok(gid) => Some(gid),
         Err(_) => Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_another_user_is_given_to_the_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = owner(dir.path()).unwrap();
+        let missing = dir.path().join("missing");
+        for (uid, is_made) in [(own, false), (own + 1, true)] {
+            let made = vec![dir.path().to_owned(), missing.clone()];
+            let service = Service { uid, made, ..Service::default() };
+            assert_eq!(service.will_make(dir.path()), is_made);
+            assert!(service.will_make(&missing) && service.will_make(&missing.join("below")));
+            assert!(service.will_make(&dir.path().join("below")), "the agent makes it there");
+            assert!(!service.will_make(Path::new("/")), "the unit does not name it");
+        }
+    }
+
+    #[test]
+    fn pins_of_root_are_given_to_the_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        for prepares in [false, true] {
+            let service = Service { prepares, ..Service::default() };
+            assert_eq!(service.will_prepare(&missing), prepares);
+            assert_eq!(service.will_prepare(Path::new("/")), prepares);
+            let is_root = owner(dir.path()) == Some(0);
+            assert_eq!(service.will_prepare(dir.path()), prepares && is_root);
+        }
     }
 }
