@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Serves VM-MIB (RFC 7666) of this KVM host through its SNMP master.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "kvmeter", version, disable_help_subcommand = true)]
+#[command(name = "kvmeter", version)]
 pub struct Cli {
     /// The command.
     #[command(subcommand)]
@@ -103,6 +103,14 @@ mod tests {
         let mut cli = Cli::command();
         let help = cli.find_subcommand_mut("check").unwrap().render_help().to_string();
         assert!(help.contains(crate::config::DEFAULT_PATH), "{help}");
+    }
+
+    #[test]
+    fn help_is_a_command_and_a_typing_error_has_a_suggestion() {
+        let said = |words: &[&str]| Cli::try_parse_from(words).unwrap_err().to_string();
+        assert!(said(&["kvmeter", "help", "status"]).contains("--vm <VM>"));
+        assert!(said(&["kvmeter", "stauts"]).contains("'status'"));
+        assert!(said(&["kvmeter", "check", "--as-servce"]).contains("'--as-service'"));
     }
 
     #[test]

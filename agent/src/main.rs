@@ -16,7 +16,7 @@ use kvmeter::{
     probe::Probe,
     status::{client, text::Summary},
 };
-use tracing::level_filters::LevelFilter;
+use tracing::{level_filters::LevelFilter, warn};
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
@@ -50,13 +50,17 @@ fn run(file: &ConfigFile) -> anyhow::Result<ExitCode> {
 
 /// Sets up the log, on standard error. `KVMETER_LOG` is the lowest level (error, warn, info, debug).
 fn log() {
-    let level = env::var("KVMETER_LOG").ok().and_then(|level| level.parse().ok());
+    let text = env::var_os("KVMETER_LOG").filter(|text| !text.is_empty());
+    let level = text.as_ref().and_then(|text| text.to_str()?.parse().ok());
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .with_max_level(level.unwrap_or(LevelFilter::INFO))
         .init();
+    if let (Some(text), None) = (text, level) {
+        warn!("KVMETER_LOG={text:?} is no level: error, warn, info or debug; the level is info");
+    }
 }
 
 fn mib(text: MibText) -> anyhow::Result<ExitCode> {

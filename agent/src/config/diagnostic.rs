@@ -35,7 +35,12 @@ impl fmt::Display for Diagnostic {
 
 impl Diagnostic {
     fn syntax(text: &str, message: &str, span: Option<Range<usize>>) -> Self {
-        Self { line: line_of(text, span), key: None, problem: one_line(message) }
+        let twice = (message == "duplicate key").then(|| text.get(span.clone()?)).flatten();
+        let problem = match twice {
+            Some(key) => format!("{} is there twice", key.trim()),
+            None => one_line(message),
+        };
+        Self { line: line_of(text, span), key: None, problem }
     }
 
     /// A diagnostic for the value at `span`.

@@ -252,15 +252,28 @@ impl Config {
                 "no VM would ever be found: libvirt is \"\" and procfs is false; turn one of them on",
             ));
         }
+        let arcs = config.inventory.hv_object_id.parts();
+        if !matches!(arcs, [0 | 1, 0..=39, ..] | [2, ..=4_294_967_215, ..]) {
+            return Err(Diagnostic::of_key(
+                text,
+                "inventory.hv_object_id",
+                "no SNMP message can have it: an object identifier has two numbers at least, of which the first is 0, 1 or 2, and \
+                 the second after 0 or 1 is at most 39",
+            ));
+        }
         Ok(config)
     }
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(MAX_LEN + 1).read_to_string(&mut text)?;
-    if u64::try_from(text.len()).is_ok_and(|len| len > MAX_LEN) {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_LEN + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_LEN) {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the file has more than 1 MiB"));
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        io::Error::new(io::ErrorKind::InvalidData, format!("line {line} is no UTF-8"))
+    })
 }

@@ -22,7 +22,7 @@ pub(super) trait AsText: fmt::Display + FromStr {
 }
 
 impl AsText for Address {
-    const ALLOWED: &'static str = "\"unix:/PATH\" or \"tcp:HOST:PORT\"";
+    const ALLOWED: &'static str = "\"unix:/PATH\" of at most 107 bytes, or \"tcp:HOST:PORT\"";
 }
 
 impl AsText for Oid {

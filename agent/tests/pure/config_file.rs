@@ -140,7 +140,7 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
         ),
         (
             "agentx.address = \"/var/agentx/master\"\n",
-            "1: agentx.address: invalid value: string \"/var/agentx/master\", expected \"unix:/PATH\" or \"tcp:HOST:PORT\"",
+            "1: agentx.address: invalid value: string \"/var/agentx/master\", expected \"unix:/PATH\" of at most 107 bytes, or \"tcp:HOST:PORT\"",
         ),
         (
             "[inventory]\nprocfs = 1\n",
@@ -154,6 +154,7 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
             "[inventory]\nhv_object_id = \"enterprises.1\"\n",
             "2: inventory.hv_object_id: invalid value: string \"enterprises.1\", expected an object identifier such as \"1.3.6.1.4.1.8072\"",
         ),
+        ("[limits]\nvms = 16\nvms = 17\n", "3: vms is there twice"),
         (
             "[state]\ndir = \"var/lib\"\n",
             "2: state.dir: invalid value: string \"var/lib\", expected an absolute path below \"/\" without \"..\", of at most 4000 bytes",
@@ -172,6 +173,18 @@ fn a_wrong_value_is_named_with_its_line_and_what_is_allowed() {
         ),
     ] {
         assert_eq!(problem(text), message);
+    }
+}
+
+#[test]
+fn an_object_identifier_that_no_message_can_carry_is_refused() {
+    let of = |id: &str| format!("[inventory]\nprocfs = true\nhv_object_id = \"{id}\"\n");
+    for id in ["3.1", "1", "0.40", "1.40.1", "2.4294967216", "2"] {
+        let said = problem(&of(id));
+        assert!(said.starts_with("3: inventory.hv_object_id: no SNMP message"), "{said}");
+    }
+    for id in ["0.0", "1.39", "2.999.1", "1.3.6.1.4.1.8072", "2.4294967215"] {
+        Config::parse(&of(id)).unwrap();
     }
 }
 
@@ -227,6 +240,11 @@ fn what_is_no_configuration_file_at_all_is_refused() {
     let path = dir.path().join("octets");
     fs::write(&path, [0xff, 0xfe]).unwrap();
     assert!(Config::load(Some(&path)).is_err(), "no UTF-8");
+    fs::write(&path, b"[agentx]\n# caf\xe9\n").unwrap();
+    let ConfigError::Unreadable { source, .. } = Config::load(Some(&path)).unwrap_err() else {
+        panic!()
+    };
+    assert_eq!(source.to_string(), "line 2 is no UTF-8");
 }
 
 #[test]

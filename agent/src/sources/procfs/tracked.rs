@@ -458,7 +458,9 @@ impl TrackedProcesses {
         }
         if is_new {
             if self.lines.allows(vm.account) {
-                info!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM found");
+                // A VM is usually found before it has vCPUs.
+                let vcpus = Some(vm.vcpus.len()).filter(|vcpus| *vcpus > 0);
+                info!(vm = vm.name, pid, vcpus, "VM found");
             }
         } else if *known.vm != vm {
             debug!(vm = vm.name, pid, vcpus = vm.vcpus.len(), "VM changed");
