@@ -98,6 +98,8 @@ pub struct NicNumbers {
     pub if_index: u32,
     /// Whether a process can hold it by a descriptor: a tap or macvtap.
     pub is_tap: bool,
+    /// The user to whom a tap was given: no other user can open it. `None` = it was given to none.
+    pub owner: Option<u32>,
     /// ifIndex of the physical interface through which it reaches the network.
     pub parent: IfIndex,
 }

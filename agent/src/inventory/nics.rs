@@ -1,6 +1,9 @@
 //! The network interfaces of a VM's row, and their numbers in the host's interface table.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     Core, DomainNic, IfIndex, Nic, NicNumbers, Taps, UnnamedTap, Vm, VmProcess,
@@ -72,7 +75,8 @@ impl Core {
         if !held.contains(device) {
             return Err("the VM's process does not hold a tap of this name");
         }
-        self.is_holder(process, device)?;
+        let owner = self.nics.get(device).and_then(|numbers| numbers.owner);
+        self.is_holder(process, device, owner)?;
         match self.nics.get(device) {
             Some(numbers) if numbers.is_tap => Ok(*numbers),
             Some(_) => Err("the host's interface of this name is no tap"),
@@ -82,8 +86,14 @@ impl Core {
 
     /// Whether the interface of the host is the one that the process holds. The kernel tells the name of a tap, and not in which
     /// network namespace the tap is: a user can make a tap of any name in a namespace of their own, and hand its descriptor to a
-    /// VM in the host's. So of several processes that hold a tap of one name, that of root or of a domain has the host's.
-    fn is_holder(&self, process: &VmProcess, device: &str) -> Result<(), &'static str> {
+    /// VM in the host's. So of several processes that hold a tap of one name, that of root or of a domain has the host's, or else
+    /// that of `owner`, the user to whom the host's was given.
+    fn is_holder(
+        &self,
+        process: &VmProcess,
+        device: &str,
+        owner: Option<u32>,
+    ) -> Result<(), &'static str> {
         let others = self.tap_holders.get(device).into_iter().flatten();
         let mut others = others
             .filter(|pid| **pid != process.pid)
@@ -92,7 +102,12 @@ impl Core {
         if others.peek().is_none() {
             return Ok(());
         }
-        if process.account.is_some() {
+        if let Some(account) = process.account {
+            // The processes of one user may deceive one another only.
+            let is_apart = |other: &Arc<VmProcess>| other.account.is_some_and(|of| of != account);
+            if owner.is_some() && owner == account.user() && others.all(is_apart) {
+                return Ok(());
+            }
             return Err(
                 "another VM's process holds a tap of this name, too; which of them is the host's cannot be told",
             );

@@ -30,6 +30,8 @@ const LINK: u16 = 5;
 const MASTER: u16 = 10;
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const TUN_OWNER: u16 = 1;
 const EXTENDED_MASK: u16 = 29;
 const LINK_NAMESPACE: u16 = 37;
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
@@ -54,6 +56,8 @@ pub(super) struct Link {
     pub(super) master: Option<u32>,
     /// The interface below it, or the other end of a pair, if that is in the same network namespace.
     pub(super) lower: Option<u32>,
+    /// The user to whom a tap was given (`TUNSETOWNER`): no other user can open it.
+    pub(super) owner: Option<u32>,
 }
 
 /// What a message says.
@@ -156,8 +160,13 @@ fn link(message: &[u8]) -> Option<Link> {
             LINK_NAMESPACE => is_elsewhere = true,
             MASTER => link.master = word(value, 0).filter(|index| *index != 0),
             LINK_INFO => {
-                let kind = attributes(value).find(|(kind, _)| *kind == INFO_KIND);
-                link.kind = kind.and_then(|(_, value)| text(value)).unwrap_or_default();
+                let part = |of| attributes(value).find(|(kind, _)| *kind == of);
+                link.kind = part(INFO_KIND).and_then(|(_, kind)| text(kind)).unwrap_or_default();
+                // Other kinds have other attributes.
+                link.owner = part(INFO_DATA)
+                    .filter(|_| link.kind == "tun")
+                    .and_then(|(_, data)| attributes(data).find(|(kind, _)| *kind == TUN_OWNER))
+                    .and_then(|(_, owner)| word(owner, 0));
             }
             _ => {}
         }
@@ -248,6 +257,7 @@ mod tests {
             kind: "veth".to_owned(),
             master: Some(5),
             lower: Some(4),
+            owner: None,
         };
         let is = message(NEW_LINK, 0, 7, &parts);
         let gone = message(DEL_LINK, 0, 7, &parts);
@@ -262,6 +272,23 @@ mod tests {
         assert_eq!(messages(&message(NEW_LINK, 0, 7, &elsewhere)), [Message::Is(expected)]);
         // A bridge (AF_BRIDGE) says that it has lost a port.
         assert!(messages(&message(DEL_LINK, 7, 7, &[name])).is_empty());
+    }
+
+    #[test]
+    fn a_tap_has_the_user_to_whom_it_was_given() {
+        let name = attribute(IF_NAME, b"tap0\0");
+        let owner = |kind: &[u8], data: &[u8]| {
+            let info = [attribute(INFO_KIND, kind), attribute(INFO_DATA, data)].concat();
+            let is = message(NEW_LINK, 0, 7, &[name.clone(), attribute(LINK_INFO, &info)]);
+            match &messages(&is)[..] {
+                [Message::Is(link)] => link.owner,
+                other => panic!("{other:?}"),
+            }
+        };
+        let given = [attribute(3, &[1]), attribute(TUN_OWNER, &1001_u32.to_ne_bytes())].concat();
+        assert_eq!(owner(b"tun\0", &given), Some(1001));
+        assert_eq!(owner(b"tun\0", &attribute(3, &[1])), None);
+        assert_eq!(owner(b"vlan\0", &given), None);
     }
 
     #[test]

@@ -52,11 +52,13 @@ pub(super) struct Node {
     pub(super) role: Role,
     pub(super) master: Option<u32>,
     pub(super) lower: Option<u32>,
+    pub(super) owner: Option<u32>,
 }
 
 impl Node {
     pub(super) fn of(link: Link, role: Role) -> Self {
-        Self { name: link.name, role, master: link.master, lower: link.lower }
+        let Link { name, master, lower, owner, .. } = link;
+        Self { name, role, master, lower, owner }
     }
 }
 
@@ -158,7 +160,7 @@ impl Topology {
             End::Absent(why) => IfIndex::Absent(why),
         };
         let is_tap = node.role == Role::Tap;
-        Some((&node.name, NicNumbers { if_index: index, is_tap, parent }))
+        Some((&node.name, NicNumbers { if_index: index, is_tap, owner: node.owner, parent }))
     }
 
     fn end_of_tap(&self, node: &Node) -> End {

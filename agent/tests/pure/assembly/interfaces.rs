@@ -60,7 +60,8 @@ fn numbers(host: &Host) -> (Result<u32, &'static str>, Result<u32, &'static str>
     (number(nic.if_index), number(nic.parent))
 }
 
-const TAP: NicNumbers = NicNumbers { if_index: 7, is_tap: true, parent: IfIndex::Is(2) };
+const TAP: NicNumbers =
+    NicNumbers { if_index: 7, is_tap: true, owner: None, parent: IfIndex::Is(2) };
 
 fn held(names: &[&str]) -> Taps {
     Taps::Held(names.iter().map(|name| (*name).to_owned()).collect())
@@ -104,7 +105,7 @@ fn a_name_is_no_interface_unless_the_process_holds_it() {
         numbers(&host).0
     };
     let eth0 = nic(1, "eth0");
-    let hardware = NicNumbers { if_index: 4, is_tap: false, parent: IfIndex::Is(4) };
+    let hardware = NicNumbers { if_index: 4, is_tap: false, owner: None, parent: IfIndex::Is(4) };
     let unnamed = |tap| DomainNic { device: None, unnamed: tap, ..nic(1, "") };
     for of_domain in [false, true] {
         let why = |nic: &DomainNic, taps, numbers| why(nic, &taps, of_domain, numbers);
@@ -189,4 +190,36 @@ fn a_tap_that_several_processes_hold_is_that_of_root_or_a_domain_or_of_none() {
     // In a network namespace of its own it holds none of the host's.
     found(&mut host, VmProcess { taps: Taps::Elsewhere, ..holder(1, Some(1000)) });
     assert_eq!(numbers(&host)[1..], [(Some(2), IfIndex::Is(7))]);
+}
+
+#[test]
+fn a_user_takes_no_number_from_the_vm_of_the_user_to_whom_the_tap_was_given() {
+    let holder = |pid, user: Option<u32>| {
+        let devices = Devices { nics: vec![nic(1, "tap0")], ..Devices::default() };
+        let account = user.map(Account::User);
+        VmProcess { devices, taps: held(&["tap0"]), account, uuid: None, ..process(pid) }
+    };
+    let numbers = |owner, users: &[Option<u32>]| -> Vec<Option<u32>> {
+        let mut host = Host::with(&[], SavedIndexes::default());
+        for (pid, user) in (1..).zip(users) {
+            host.fact(Fact::Process(Arc::new(holder(pid, *user))));
+        }
+        host.fact(Fact::HostNic("tap0".to_owned(), Some(NicNumbers { owner, ..TAP })));
+        let number = |of| match of {
+            IfIndex::Is(number) => Some(number),
+            IfIndex::Absent(_) => None,
+        };
+        host.view.vms.iter().map(|vm| number(vm.nics[0].if_index)).collect()
+    };
+    let [a, b, root] = [Some(1000), Some(1001), None];
+    assert_eq!(numbers(a, &[a, b]), [Some(7), None]);
+    assert_eq!(numbers(a, &[b, a]), [None, Some(7)]);
+    assert_eq!(numbers(a, &[b, b, a]), [None, None, Some(7)]);
+    // It can be either.
+    assert_eq!(numbers(a, &[a, a]), [None, None]);
+    assert_eq!(numbers(None, &[a, b]), [None, None]);
+    // Root can open it, too.
+    assert_eq!(numbers(a, &[a, root]), [None, Some(7)]);
+    // Its descriptor was handed on.
+    assert_eq!(numbers(a, &[b]), [Some(7)]);
 }

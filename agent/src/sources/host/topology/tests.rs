@@ -18,7 +18,7 @@ fn host(text: &str) -> Topology {
     let node = |line: &Vec<&str>| {
         let role = Role::of(line[1], || line[1] == "nic");
         let (master, lower) = (after(line, "in"), after(line, "on"));
-        (number(line[0]), Node { name: line[0].to_owned(), role, master, lower })
+        (number(line[0]), Node { name: line[0].to_owned(), role, master, lower, owner: None })
     };
     Topology::new(lines.iter().map(node).collect())
 }
