@@ -41,8 +41,9 @@ const CALM: Duration = Duration::from_secs(6);
 /// Time with attacks.
 const STORM: Duration = Duration::from_secs(28);
 
-/// Most CPU time of the agent meanwhile, as a share of one CPU.
-const MOST_CPU: f64 = 0.10;
+/// Most CPU time of the agent meanwhile, as a share of one CPU: a tenth for the build that is installed. A debug build takes twice
+/// the time of that one, 0.08 to 0.10 against 0.045.
+const MOST_CPU: f64 = if cfg!(debug_assertions) { 0.15 } else { 0.10 };
 
 /// The test ends when so much was wrong.
 const MOST_WRONG: usize = 20;
