@@ -225,7 +225,9 @@ fn warn_of_sizes(in_use: Sizes, configured: Sizes) {
 /// Says the same of tables that are kept because ftrace is switched off.
 fn warn_of_ftrace(in_use: Sizes, configured: Sizes) {
     tracing::warn!(
-        "ftrace is switched off (kernel.ftrace_enabled = 0), and programs at functions cannot be detached until it is on again:          the tables for {in_use} stay; [limits] of the configuration has {configured}. These sizes take effect when ftrace is on,          and no VM runs, at a start of the agent"
+        "ftrace is switched off (kernel.ftrace_enabled = 0), and programs at functions cannot be detached until it is on again: \
+         the tables for {in_use} stay; [limits] of the configuration has {configured}. These sizes take effect when ftrace is on, \
+         and no VM runs, at a start of the agent"
     );
 }
 
