@@ -154,6 +154,7 @@ impl Core {
                 is_old = !self.has_processes;
                 self.processes_listed(now);
             }
+            Fact::ProcessesScanned => self.processes_scanned(now),
             Fact::Cpus(cpus) => {
                 if *self.cpus != *cpus {
                     self.cpus = cpus.into();

@@ -44,9 +44,9 @@ pub(super) struct Indexes {
     free: Free,
     /// Indexes that were given back, with the time from which they are free.
     resting: VecDeque<(Instant, u32)>,
-    /// Processes that an earlier agent knew, and that have not been found yet. Those that are not found within [`REST`] have ended.
+    /// Processes that an earlier agent knew, and that have not been found yet.
     unseen: BTreeSet<Identity>,
-    /// The end of that time.
+    /// When those of them have ended that have not been found until then; `None` = not all processes have been looked at.
     unseen_until: Option<Instant>,
     /// VMs with a UUID that are away, the one that has been away longest first, by a number that grows.
     away: BTreeMap<u64, Identity>,
@@ -89,6 +89,9 @@ pub struct SavedIndexes {
     /// Of VMs that are their process.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     processes: Vec<SavedProcess>,
+    /// Of VMs that have gone, and are not to be given again yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    resting: Vec<u32>,
 }
 
 /// The indexes of a VM that is its process.
@@ -121,27 +124,29 @@ impl SavedIndexes {
                 parts.values().try_for_each(|&index| check(index, &mut taken))?;
             }
         }
-        Ok(())
+        self.resting.iter().try_for_each(|&index| check(index, &mut taken))
     }
 }
 
 impl Indexes {
     /// Takes over what an earlier agent has given. A process that has ended meanwhile is only told by not being found.
-    pub(super) fn of_saved(SavedIndexes { vms, processes }: SavedIndexes, now: Instant) -> Self {
+    pub(super) fn of_saved(saved: SavedIndexes, now: Instant) -> Self {
+        let SavedIndexes { vms, processes, resting } = saved;
         let of_vms = vms.into_iter().map(|(uuid, given)| (Identity::Uuid(uuid.into()), given));
         let of_processes = processes.into_iter().map(|SavedProcess { pid, start_ticks, given }| {
             (Identity::Process { pid, start_ticks }, given)
         });
         let given: HashMap<_, _> = of_vms.chain(of_processes).collect();
-        let free = Free::without(&given.values().map(|given| given.index).collect());
+        let taken = given.values().map(|given| given.index).chain(resting.iter().copied());
+        let free = Free::without(&taken.collect());
         // Which of them are there is not known yet; the larger indexes are those of the later VMs.
         let (with_uuid, unseen): (Vec<Identity>, _) =
             given.keys().copied().partition(|of| matches!(of, Identity::Uuid(_)));
         let mut known: Vec<_> = with_uuid.into_iter().map(|of| (given[&of].index, of)).collect();
         known.sort_unstable();
         let unseen = BTreeSet::from_iter::<Vec<Identity>>(unseen);
-        let unseen_until = Some(now + REST);
-        let mut indexes = Self { given, free, unseen, unseen_until, ..Self::default() };
+        let mut indexes = Self { given, free, unseen, ..Self::default() };
+        resting.into_iter().for_each(|index| indexes.rest(index, now));
         known.into_iter().for_each(|(_, identity)| indexes.note_away(identity));
         indexes
     }
@@ -161,12 +166,23 @@ impl Indexes {
             }
         }
         saved.processes.sort_unstable_by_key(|process| process.given.index);
+        saved.resting = self.resting.iter().map(|(_, index)| *index).collect();
         saved
     }
 
     /// Whether something is to be saved that was not there at the last call.
     pub(super) const fn take_is_new(&mut self) -> bool {
         std::mem::replace(&mut self.is_new, false)
+    }
+
+    /// All processes that were there at the start have been looked at: of those that have not been found the indexes rest.
+    pub(super) fn note_all_seen(&mut self, now: Instant) {
+        self.unseen_until = Some(now + REST);
+    }
+
+    /// Whether this process had a row of its own with an earlier agent, and none yet with this one.
+    pub(super) fn was_given(&self, process: Identity) -> bool {
+        self.unseen.contains(&process)
     }
 
     /// Frees what has rested.
@@ -255,6 +271,7 @@ impl Indexes {
                 self.forget_longest_away(now);
             }
         } else if let Some(given) = self.given.remove(&identity) {
+            self.is_new = true;
             if rests {
                 self.rest(given.index, now);
             } else {
@@ -439,10 +456,34 @@ mod tests {
         assert_eq!(again.assign(uuid(1)).0, 3);
         assert_eq!(again.assign_part(uuid(1), Part::Disk("vda")), 2);
         assert_eq!(again.assign(uuid(9)).0, 5, "the process with index 1 may be found yet");
-        again.end_rests(now + REST);
-        assert_eq!(again.assign(uuid(8)).0, 1, "it has ended");
+        let later = now + 10 * REST;
+        again.end_rests(later);
+        assert_eq!(again.assign(uuid(8)).0, 6, "not all processes have been looked at");
+        again.note_all_seen(later);
+        again.end_rests(later + REST);
+        assert_eq!(again.assign(uuid(7)).0, 1, "it has ended");
         assert_eq!(again.assign(process(8)).0, 4);
         again.release(process(8), true, now);
         assert_eq!(again.get(process(8)), None, "it ends as any process");
+    }
+
+    #[test]
+    fn an_index_rests_though_the_agent_starts_again() {
+        let now = Instant::now();
+        let mut indexes = Indexes::default();
+        indexes.assign(process(3));
+        indexes.assign(process(4));
+        assert!(indexes.take_is_new());
+        indexes.release(process(3), true, now);
+        assert!(indexes.take_is_new(), "the file is to be written");
+        let saved = indexes.to_saved();
+        assert_eq!(saved.check(), Ok(()));
+        let mut again = Indexes::of_saved(saved.clone(), now);
+        assert_eq!(again.to_saved(), saved);
+        assert_eq!(again.assign(process(5)).0, 3);
+        again.end_rests(now + REST);
+        assert_eq!(again.assign(process(6)).0, 1);
+        let twice = SavedIndexes { resting: vec![2], ..saved };
+        assert_eq!(twice.check(), Err(BadIndex(2)));
     }
 }

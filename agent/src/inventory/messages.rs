@@ -42,6 +42,9 @@ pub enum Fact {
     Vcpus(u32, VcpuState),
     /// All processes that were there at the start have been reported.
     ProcessesListed,
+    /// All processes that were there at the start have been scanned, also those that had to wait: whatever has not been reported has
+    /// ended, or is no VM.
+    ProcessesScanned,
     /// Numbers of the host's online CPUs, ascending.
     Cpus(Vec<u32>),
     /// The kernel counts I/O of this process on an image that it did not know before.

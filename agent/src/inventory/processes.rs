@@ -115,6 +115,11 @@ impl Core {
         }
     }
 
+    /// All processes that were there at the start have been scanned.
+    pub(super) fn processes_scanned(&mut self, now: Now) {
+        self.indexes.note_all_seen(now.instant);
+    }
+
     pub(super) fn process_gone(&mut self, pid: u32, killed: bool, now: Now) {
         self.forget_name(pid);
         let Some(known) = self.processes.remove(&pid) else { return };
@@ -174,7 +179,9 @@ impl Core {
             return;
         }
         let own = known.process.identity();
-        let named = known.process.uuid.and_then(|uuid| self.free_row(uuid));
+        // One that had a row of its own keeps it: the row of the UUID is another VM's.
+        let uuid = known.process.uuid.filter(|_| !self.indexes.was_given(own));
+        let named = uuid.and_then(|uuid| self.free_row(uuid));
         if let Some(known) = self.processes.get_mut(&pid).filter(|_| is_old) {
             known.wait = Wait::Over;
         }

@@ -229,6 +229,7 @@ impl Procfs {
         subordinate_ids::refresh();
         worker.scan_first().map_err(ProcfsError::Procfs)?;
         worker.facts.send(Fact::ProcessesListed);
+        worker.report_all_scanned();
         let thread = std::thread::Builder::new()
             .name("procfs".to_owned())
             .spawn(move || worker.run())

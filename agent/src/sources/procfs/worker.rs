@@ -119,6 +119,7 @@ impl Worker {
                 self.schedule.urgent(pid, now);
             }
             self.report();
+            self.report_all_scanned();
         }
         heartbeat.rest();
         heartbeat.end();
@@ -388,7 +389,7 @@ impl Worker {
         let now = Instant::now();
         for pid in pids {
             match self.processes.payer(pid, now) {
-                Payer::Gone => {}
+                Payer::Gone => self.processes.retire_unclear(pid),
                 Payer::Host => drop(self.scan(pid)),
                 Payer::Account(account) => self.wait(account, pid, now),
             }
@@ -464,6 +465,13 @@ impl Worker {
             reports += 1;
         }
         reports
+    }
+
+    /// Reports once that the processes that were there at the start have been scanned.
+    pub(super) fn report_all_scanned(&mut self) {
+        if self.processes.take_all_scanned() {
+            self.facts.send(Fact::ProcessesScanned);
+        }
     }
 
     fn report_cpus(&mut self) {

@@ -60,6 +60,49 @@ fn a_clone_has_a_row_of_its_own_that_outlives_the_first() {
 }
 
 #[test]
+fn a_clone_keeps_its_row_over_a_restart_of_the_agent() {
+    let mut host = Host::with(&[], SavedIndexes::default());
+    host.start(7);
+    host.start(3);
+    host.end(7);
+    host.start(9);
+    let both = [(1, Some(9), true), (2, Some(3), false)];
+    assert_eq!(rows(&host), both);
+    for order in [[3, 9], [9, 3]] {
+        // The clone is the older one.
+        let mut again = Host::unlisted(&[], host.core.saved_indexes());
+        order.into_iter().for_each(|pid| again.start(pid));
+        again.fact(Fact::ProcessesListed);
+        assert_eq!(rows(&again), both);
+        // The next process with its id is another one.
+        again.end(3);
+        again.end(9);
+        again.start(3);
+        assert_eq!(rows(&again), [(1, Some(3), true)]);
+    }
+}
+
+#[test]
+fn a_vm_that_is_scanned_late_after_a_restart_of_the_agent_has_its_index_still() {
+    let unnamed = |pid| VmProcess { uuid: None, ..process(pid) };
+    let mut host = Host::with(&[], SavedIndexes::default());
+    put(&mut host, unnamed(3));
+    put(&mut host, unnamed(4));
+    let mut again = Host::with(&[], host.core.saved_indexes());
+    again.now.instant += Duration::from_secs(600);
+    put(&mut again, unnamed(5));
+    assert_eq!(rows(&again), [(3, Some(5), false)], "others may be waiting for a scan");
+    put(&mut again, VmProcess { was_there: true, ..unnamed(4) });
+    assert_eq!(rows(&again), [(2, Some(4), false), (3, Some(5), false)]);
+    again.fact(Fact::ProcessesScanned);
+    put(&mut again, unnamed(6));
+    assert_eq!(rows(&again)[2], (4, Some(6), false), "an index rests");
+    again.now.instant += Duration::from_secs(61);
+    put(&mut again, unnamed(7));
+    assert_eq!(rows(&again)[0], (1, Some(7), false));
+}
+
+#[test]
 fn the_index_of_a_row_that_managers_know_rests_when_its_process_becomes_a_domains() {
     let mut host = Host::new();
     let unnamed = |pid| VmProcess { uuid: None, name: format!("qemu-{pid}"), ..process(pid) };
