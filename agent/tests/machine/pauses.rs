@@ -73,6 +73,9 @@ fn a_vm_that_halts_or_works_is_not_paused_but_one_with_a_stopped_process_is() {
         .collect();
     let (emulated, mut monitor) = qemu("emulated", Accelerator::Tcg, &[], dir.path());
     let index = stage.wait_for_vm(emulated.child.pid(), 1);
+    let without_names = ["-name", "debug-threads=off"];
+    let (emulated_unnamed, _) = qemu("unnamed", Accelerator::Tcg, &without_names, dir.path());
+    let unnamed = stage.wait_for_vm(emulated_unnamed.child.pid(), 0);
     let indexes: Vec<u32> = guests.iter().map(|guest| stage.wait_for_vm(guest.pid(), 2)).collect();
     let before = stage.status()["notifications"]["changes"].as_u64().unwrap();
     for (guest, index) in guests.iter().zip(indexes) {
@@ -95,7 +98,12 @@ fn a_vm_that_halts_or_works_is_not_paused_but_one_with_a_stopped_process_is() {
     wait(&mut stage, index, RUNNING.0, PAUSED);
     emulated.child.signal(Signal::CONT).unwrap();
     wait(&mut stage, index, RUNNING.0, RUNNING.1);
+    // Nor is it known which threads run the vCPUs.
+    emulated_unnamed.child.signal(Signal::STOP).unwrap();
+    wait(&mut stage, unnamed, RUNNING.0, PAUSED);
+    emulated_unnamed.child.signal(Signal::CONT).unwrap();
+    wait(&mut stage, unnamed, RUNNING.0, RUNNING.1);
     let changes = stage.status()["notifications"]["changes"].as_u64().unwrap() - before;
-    // Four are paused, and run again.
-    assert_eq!(changes, 8, "{}", stage.agent.log());
+    // Five are paused, and run again.
+    assert_eq!(changes, 10, "{}", stage.agent.log());
 }

@@ -72,10 +72,19 @@ pub(super) struct Scan {
 pub(super) struct Runs {
     /// Whether one of them has been in `KVM_RUN`; `false` = not known.
     pub(super) has_run: bool,
-    /// What the threads of vCPUs do, by thread id, if that was asked for.
+    /// The first thread of a VM without KVM whose vCPUs have no threads that are known: it is stopped when the process is.
+    pub(super) stand_in: Option<u32>,
+    /// What the threads that are watched do, by thread id, if that was asked for.
     pub(super) rests: BTreeMap<u32, Rest>,
     /// Why they cannot be seen to be paused, but for a stopped process.
     pub(super) unseen: Option<&'static str>,
+}
+
+impl Scan {
+    /// The threads by which it is seen whether the VM is paused.
+    pub(super) fn watched(&self) -> impl Iterator<Item = u32> {
+        self.vcpus.keys().copied().chain(self.runs.stand_in)
+    }
 }
 
 /// What an earlier scan has found. It holds if the process still is the same.
@@ -159,8 +168,10 @@ fn scan(
     // can mount another one there in namespaces of its own, or load code into the daemon's.
     let may_be_probe = vcpus.is_empty() && process.executes(&LIBVIRT)?;
     let creators = vm_dirs.iter().flatten().filter_map(|dir| vcpus::creator(dir)).collect();
+    runs.stand_in = (vcpus.is_empty() && !descriptors.has_kvm()).then_some(pid);
     if earlier.is_none_or(|earlier| !earlier.is_settled || earlier.wants_rests) {
-        runs.rests = vcpus::rests(&threads, &vcpus)?;
+        let is_watched = |tid| vcpus.contains_key(&tid) || runs.stand_in == Some(tid);
+        runs.rests = vcpus::rests(&threads, is_watched)?;
     }
     let is_own = match vcpus.is_empty() {
         false => Some(true),

@@ -58,7 +58,9 @@ pub(super) fn register(
             if failure.is_some() && vcpu(thread).is_none() {
                 continue;
             }
-            match tracker.track_thread(slot, thread, vcpu(thread)) {
+            // The programs report the moves of threads that are marked as a vCPU's.
+            let stand_in = (scan.runs.stand_in == Some(thread.tid())).then_some(0);
+            match tracker.track_thread(slot, thread, vcpu(thread).or(stand_in)) {
                 Ok(thread_slot) => {
                     slots.insert(thread.tid(), thread_slot);
                 }

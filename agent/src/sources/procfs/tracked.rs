@@ -105,6 +105,8 @@ pub(super) struct TrackedProcess {
     pub(super) has_run: bool,
     /// What can be seen of its vCPUs.
     pub(super) sight: Sight,
+    /// The first thread, where it is watched instead of vCPUs.
+    pub(super) stand_in: Option<ThreadSlot>,
     /// Whether its command line was read after [`SETTLED`]; it is not read again then.
     is_settled: bool,
     /// The threads that have made its VMs.
@@ -409,6 +411,7 @@ impl TrackedProcesses {
                 found: Instant::now(),
                 has_run: false,
                 sight: Sight::None,
+                stand_in: None,
                 is_settled: false,
                 creators: BTreeSet::new(),
                 ending: false,
@@ -435,7 +438,8 @@ impl TrackedProcesses {
         };
         let waits = slot.is_some_and(|slot| self.free_closed(slot, &scan.vm, &unassigned));
         let (sight, unseen) = self.note_places(pid, &scan, &slots);
-        let Scan { mut vm, vcpus, described, creators, .. } = scan;
+        let Scan { mut vm, vcpus, runs, described, creators, .. } = scan;
+        let stand_in = runs.stand_in.and_then(|tid| slots.get(&tid).copied());
         vm.slot = slot;
         vm.vcpus =
             vcpus.iter().map(|(tid, &id)| Vcpu { id, slot: slots.get(tid).copied() }).collect();
@@ -445,7 +449,8 @@ impl TrackedProcesses {
         let waits = self.scan_headers(&vm, described.vmm, !unassigned.is_empty()) || waits;
         let Some(known) = self.known.get_mut(&pid) else { return ScanOutcome::Nothing };
         let is_other_sight = std::mem::replace(&mut known.sight, sight) != sight;
-        let is_watched_anew = is_other_sight || known.vm.vcpus != vm.vcpus;
+        let is_other_thread = std::mem::replace(&mut known.stand_in, stand_in) != stand_in;
+        let is_watched_anew = is_other_sight || is_other_thread || known.vm.vcpus != vm.vcpus;
         vm.starts_stopped &= sight == Sight::Runs && !known.has_run;
         known.images.complete(&mut vm);
         if let Some(gap) = vm.gaps.iter().find(|gap| is_new || !known.vm.gaps.contains(gap))

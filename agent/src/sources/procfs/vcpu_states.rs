@@ -42,7 +42,7 @@ impl TrackedProcesses {
         if let Some(known) = self.known.get_mut(&pid) {
             known.has_run |= scan.runs.has_run;
         }
-        if !scan.vcpus.keys().all(|tid| slots.contains_key(tid)) {
+        if !scan.watched().all(|tid| slots.contains_key(&tid)) {
             let gap = "whether it is paused is not known: its vCPUs are not counted";
             return (Sight::None, Some(gap.to_owned()));
         }
@@ -114,9 +114,10 @@ impl TrackedProcesses {
         let (Some(known), Some(tracker)) = (self.known.get_mut(&pid), &self.tracker) else {
             return false;
         };
-        let vcpus = &known.vm.vcpus;
+        let watched = known.vm.vcpus.iter().map(|vcpu| vcpu.slot);
+        let watched = watched.chain(known.stand_in.map(Some));
         let places: Option<Vec<VcpuPlace>> =
-            vcpus.iter().map(|vcpu| tracker.vcpu_place(vcpu.slot?)).collect();
+            watched.map(|slot| tracker.vcpu_place(slot?)).collect();
         // One that is gone is followed by a scan, which has the VM looked at again.
         let places = places.unwrap_or_default();
         known.has_run |= places.iter().any(|of| of.place.entries() > 0);

@@ -158,13 +158,13 @@ impl Rest {
     }
 }
 
-/// What the threads of vCPUs do, by thread id.
+/// What the threads do that are watched, by thread id.
 pub(super) fn rests(
     threads: &[Thread],
-    vcpus: &BTreeMap<u32, u32>,
+    is_watched: impl Fn(u32) -> bool,
 ) -> io::Result<BTreeMap<u32, Rest>> {
-    let vcpus = threads.iter().filter(|thread| vcpus.contains_key(&thread.tid()));
-    vcpus.map(|thread| Ok((thread.tid(), rest(thread)?))).collect()
+    let watched = threads.iter().filter(|thread| is_watched(thread.tid()));
+    watched.map(|thread| Ok((thread.tid(), rest(thread)?))).collect()
 }
 
 fn rest(thread: &Thread) -> io::Result<Rest> {
