@@ -185,3 +185,27 @@ fn a_backing_chain_is_read_from_the_image_headers() {
     });
     assert_eq!(counts(&mut stage, index, disks[0]), first[0]);
 }
+
+#[test]
+fn a_temporary_file_that_takes_the_writes_belongs_to_its_disk() {
+    require!("ebpf", "snmpd", "qemu");
+    let images = Images::new();
+    let mut stage = Stage::new();
+    let drive = |name: &str| {
+        let file = images.raw(&format!("{name}.raw"));
+        format!("file={file},format=raw,if=none,id={name},cache=none,snapshot=on")
+    };
+    let (qemu, mut qmp) = qemu(&images, &["a", "over"].map(drive));
+    let index = counted(&stage, &qemu);
+    let disks = ["a", "over"]
+        .map(|target| u32::try_from(stage.disk(index, target)["index"].as_u64().unwrap()).unwrap());
+    let [of_a, before] = disks.map(|disk| counts(&mut stage, index, disk));
+    for place in 0..8 {
+        qmp.request("over", &format!("write {}k 64k", place * 64)).unwrap();
+    }
+    let least = before[3] + 8 * 65_536;
+    stage.wait_for("the writes", &[7, 1, 16], &[index, disks[1]], |now| now >= Some(least));
+    assert_eq!(counts(&mut stage, index, disks[0]), of_a);
+    let vm = stage.vm("index", index).unwrap();
+    assert_eq!(vm["disks"].as_array().unwrap().len(), 2, "{vm}");
+}

@@ -32,6 +32,8 @@ pub(super) struct Description {
     pub(super) tcg: bool,
     /// QEMU with `-S`: its vCPUs wait for a user's word.
     pub(super) starts_stopped: bool,
+    /// QEMU writes to temporary files instead of some images (`-snapshot`, `snapshot=on`).
+    pub(super) has_temporary_overlays: bool,
     /// Not a VM: `-machine none`.
     pub(super) no_machine: bool,
     /// What its arguments say it is there for.

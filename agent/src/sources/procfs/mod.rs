@@ -48,6 +48,7 @@ mod shares;
 mod shortage;
 mod subordinate_ids;
 mod taps;
+mod temporary_overlays;
 mod threads;
 mod tracked;
 mod uevent;

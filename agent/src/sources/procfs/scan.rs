@@ -22,7 +22,7 @@ use super::{
     presence,
     process::{Measured, Process, Thread, to_hold},
     shortage::{if_there, is_gone, is_shortage},
-    subordinate_ids, taps,
+    subordinate_ids, taps, temporary_overlays,
     vcpus::{self, Rest},
 };
 use crate::inventory::{Devices, DiskSize, DomainDisk, Memory, PathAnswer, VmProcess};
@@ -189,6 +189,11 @@ fn scan(
     let paths = own.chain(domain_paths.iter().map(String::as_str));
     let mut paths = DiskPaths::new(&process, &open).answer_all(paths, before)?;
     let mut devices = described.devices.clone();
+    if described.has_temporary_overlays {
+        let earlier = earlier.map(|earlier| earlier.vm);
+        let disks = &mut devices.disks;
+        temporary_overlays::add(disks, &mut paths, &open, &descriptors.files, earlier);
+    }
     for PluggedDisk { image, disk } in plugged {
         paths.insert(disk.resource.clone(), PathAnswer::Open(*image));
         devices.disks.push(disk.clone());

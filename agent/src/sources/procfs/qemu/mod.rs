@@ -13,6 +13,7 @@ use arguments::{Entry, GAP, Subject};
 
 use super::{
     command_line::{Description, Vmm, cut},
+    options::{is_on, name_of},
     presence::Intent,
 };
 use crate::inventory::{Devices, VmUuid};
@@ -43,6 +44,7 @@ pub(super) fn describe(
         max_cpus: machine.max_cpus,
         tcg: machine.tcg,
         starts_stopped: entries.iter().any(|entry| entry.subject == Subject::StartsStopped),
+        has_temporary_overlays: has_temporary_overlays(arguments, &entries),
         no_machine: machine.board == "none",
         intent: Intent::of(arguments),
         devices,
@@ -50,6 +52,13 @@ pub(super) fn describe(
         config_file: None,
         gaps: gaps(&entries),
     }
+}
+
+fn has_temporary_overlays(arguments: &[&str], entries: &[Entry]) -> bool {
+    let is_own =
+        |entry: &Entry| entry.subject == Subject::Drive && is_on(entry.fields.get("snapshot"));
+    arguments.iter().any(|argument| name_of(argument) == Some("snapshot"))
+        || entries.iter().any(is_own)
 }
 
 /// What was read and not understood.

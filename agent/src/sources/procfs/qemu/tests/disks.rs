@@ -267,3 +267,12 @@ fn no_spelling_shows_a_credential() {
         assert!(!format!("{found:?}").contains("secret"), "{found:#?}");
     }
 }
+
+#[test]
+fn options_by_which_images_are_not_written() {
+    let has =
+        |arguments: &[&str]| described("qemu-system-x86_64", arguments, &[]).has_temporary_overlays;
+    assert!(has(&["-hda", "/i/a", "-snapshot"]) && has(&["--snapshot", "/i/a"]));
+    assert!(has(&["-drive", "file=/i/a,snapshot=on"]));
+    assert!(!has(&["-drive", "file=/i/a,snapshot=off"]) && !has(&["-hda", "/i/snapshot"]));
+}
