@@ -80,7 +80,8 @@ impl Thread {
     /// Stores the owner word that `new` returns, if any. Returns the word before; `None`: none was stored.
     #[inline(always)]
     fn exchange_owner(self, new: impl Fn(Owner) -> Option<u64>) -> Option<Owner> {
-        // The agent, the only other writer while the record is claimed, writes the word once in a scan at most.
+        // The agent, the only other writer while the record is claimed, changes the word a few times in a scan at most, and when it
+        // has the moves of vCPUs reported.
         for _ in 0..2 {
             let owner = self.owner();
             let new = new(owner)?;
