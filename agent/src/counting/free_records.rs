@@ -97,6 +97,11 @@ impl FreeRecords {
         self.block_shares.take(holder, blocks);
     }
 
+    /// For whom a VM is counted.
+    pub(super) fn holder(&self, slot: VmSlot) -> Holder {
+        self.held.get(&slot.0).map_or(Holder::Trusted, |held| held.holder)
+    }
+
     /// A block of thread records for a VM.
     pub(super) fn block(&mut self, slot: VmSlot) -> Option<u16> {
         let held = self.held.get_mut(&slot.0)?;

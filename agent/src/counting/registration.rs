@@ -32,6 +32,10 @@ const EXITED_TRIES: usize = 8;
 /// Time in which a CPU on which a thread runs has a tick, at 250 Hz or more.
 const TICK: Duration = Duration::from_millis(5);
 
+/// Time for which the threads of one VM are visited in one scan. Visits take long only where others want the CPU, too: there the next
+/// switch comes soon.
+const VISITS: Duration = Duration::from_millis(50);
+
 /// Attempts to read the entry of a reused thread id while its former owner is on its way to its last switch.
 const STALE_TRIES: usize = 10_000;
 
@@ -343,9 +347,11 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         let unknown = |thread: &dyn HeldThread| {
             record_of(thread).filter(|record| record.run.load(Ordering::Acquire) == word::UNKNOWN)
         };
+        let holder = self.free().holder(vm);
+        let visits_end = Instant::now() + VISITS;
         for &thread in threads {
-            if unknown(thread).is_some() {
-                self.visits.visit(thread.place());
+            if unknown(thread).is_some() && Instant::now() < visits_end {
+                self.visits.visit(holder, thread.place());
             }
             if let Some(record) = unknown(thread)
                 && let Ok(stat) = thread.schedstat()

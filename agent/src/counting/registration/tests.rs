@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::counting::RunState;
 
 const VM: VmSlot = VmSlot(3);
 const SLOT: u16 = 9;
@@ -148,4 +149,49 @@ fn a_watched_vm_has_the_flags_at_its_vcpus_only() {
         assert_eq!(state(&of).0, expected, "{owner:x}");
         assert_eq!(vm.flags.load(Ordering::Relaxed), VmRecord::DELAYED);
     }
+}
+
+/// A thread that runs on a CPU that others want, too: it takes long to come there.
+struct Crowded {
+    tid: u32,
+    gate: crossbeam_channel::Receiver<()>,
+}
+
+impl HeldThread for Crowded {
+    fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    fn schedstat(&self) -> std::io::Result<Schedstat> {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
+
+    fn run_state(&self) -> std::io::Result<RunState> {
+        Ok(RunState { runnable: true, has_ended: false })
+    }
+
+    fn place(&self) -> Box<dyn FnOnce() -> Option<u32> + Send> {
+        let gate = self.gate.clone();
+        Box::new(move || {
+            let _ = gate.recv_timeout(Duration::from_millis(4));
+            None
+        })
+    }
+}
+
+#[test]
+fn thousands_of_threads_that_run_do_not_keep_a_scan_with_visits() {
+    const THREADS: u32 = 1000;
+    let of = registration(Owner::new(TID, VM.0).0);
+    of.records.threads[usize::from(SLOT)].run.store(word::UNKNOWN, Ordering::Relaxed);
+    let (_open, gate) = crossbeam_channel::bounded(0);
+    let threads: Vec<Crowded> =
+        (0..THREADS).map(|n| Crowded { tid: TID + n, gate: gate.clone() }).collect();
+    for thread in &threads {
+        of.records.slot_entry(thread.tid).unwrap().store(SLOT, Ordering::Relaxed);
+    }
+    let held: Vec<&dyn HeldThread> = threads.iter().map(|thread| thread as _).collect();
+    let started = Instant::now();
+    of.settle(VM, &held, None);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }
