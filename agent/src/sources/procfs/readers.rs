@@ -19,7 +19,11 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
-use super::{accounts, process::Process, warnings::WarningLimit};
+use super::{
+    accounts,
+    process::{self, Process},
+    warnings::WarningLimit,
+};
 use crate::{account::Account, sources::HangingRead, worker::Facts};
 
 /// A read that takes longer is late. Its result is used nevertheless, when it comes.
@@ -38,6 +42,9 @@ const MANY_LATE_OF_USERS: usize = 32;
 /// Most late reads of one user.
 const MAX_LATE_OF_USER: usize = 8;
 
+/// Waiting processes before those that have ended are looked for: a read may hang for ever, and processes come and go meanwhile.
+const SWEEP: usize = 1024;
+
 /// Size of a reader's stack. A VMM's JSON is parsed on it, which may nest 128 levels deep.
 const STACK: usize = 1 << 20;
 
@@ -52,6 +59,8 @@ pub(super) struct Readers<T, C> {
     late: Vec<Late<T, C>>,
     /// Processes that are to be read when a late read has returned.
     waiting: BTreeSet<u32>,
+    /// Number of waiting processes at which those that have ended are looked for.
+    sweep: usize,
     /// What the reads have cost since [`take_cost`](Self::take_cost).
     cost: Duration,
     /// What late reads that have returned have cost, each with the account of the process.
@@ -138,6 +147,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
             idle: None,
             late: Vec::new(),
             waiting: BTreeSet::new(),
+            sweep: SWEEP,
             cost: Duration::ZERO,
             late_costs: Vec::new(),
             shared: Arc::default(),
@@ -170,6 +180,10 @@ impl<T: Send + 'static, C> Readers<T, C> {
                     || (of_users >= MANY_LATE_OF_USERS && of_user > 0)));
         if is_full {
             self.waiting.insert(pid);
+            if self.waiting.len() >= self.sweep {
+                self.waiting.retain(|pid| process::is_there(*pid));
+                self.sweep = SWEEP.max(self.waiting.len() * 2);
+            }
         }
         !is_full
     }
@@ -413,6 +427,25 @@ mod tests {
             fs::write(dir.join("cgroup"), format!("0::{group}\n")).unwrap();
         }
         proc_root
+    }
+
+    #[test]
+    fn processes_that_have_ended_do_not_wait_for_a_read_that_hangs_for_ever() {
+        let mut readers = readers();
+        let (_open, gate) = bounded(0);
+        // No process has such an id.
+        let mut pids = 0x7000_0000..0x7001_0000;
+        for pid in pids.by_ref().take(MAX_LATE_OF_USER) {
+            let reader = Reader::start(&readers.facts, &readers.wake).unwrap();
+            reader.jobs.send(Box::new(blocked(gate.clone()))).unwrap();
+            reader.desk.state().is_late = true;
+            let account = Some(Account::Ended);
+            readers.late.push(Late { pid, process: None, account, reader, kept: "", again: false });
+        }
+        for pid in pids {
+            assert!(!readers.can_read(pid));
+        }
+        assert!(readers.waiting.len() <= SWEEP, "{}", readers.waiting.len());
     }
 
     #[test]
