@@ -16,6 +16,7 @@ use kvmeter_common::ImageKey;
 use super::{
     ClaimError, Holder, ImageRecordInfo, ImageSlot, Records, Shares, VmSlot, mapped::SharedVmRecord,
 };
+use crate::account::Account;
 
 /// By slot of the VM's record.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Images {
     pub(super) held: Shares,
     /// Records that the programs may claim for VMs of users, beyond those in use.
     pub(super) allowed: Shares,
+    /// The number by which the programs count the requests in flight of an account, as it was given last.
+    pub(super) numbers: HashMap<Account, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +62,12 @@ impl ImageIndex {
 
 impl Images {
     fn new(size: usize) -> Self {
-        Self { vms: HashMap::new(), held: Shares::new(size), allowed: Shares::new(size) }
+        Self {
+            vms: HashMap::new(),
+            held: Shares::new(size),
+            allowed: Shares::new(size),
+            numbers: HashMap::new(),
+        }
     }
 
     pub(super) fn of_vm(&mut self, vm: VmSlot) -> &mut OfVm {

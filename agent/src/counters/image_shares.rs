@@ -75,7 +75,7 @@ impl Records {
     pub(super) fn withdraw_images(&self, vm: VmSlot) {
         let mut images = self.image_index.lock();
         let Holder::Account(account) = images.of_vm(vm).holder else { return };
-        let Images { vms, held, allowed } = &*images;
+        let Images { vms, held, allowed, .. } = &*images;
         let is_over = |held: usize, allowed: usize, share| allowed > 0 && held + allowed > share;
         let of_own = is_over(held.held(account), allowed.held(account), held.of_one_account());
         let of_all =

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::{Holder, Records, VmSlot, mapped::SharedVmRecord};
+use crate::account::Account;
 
 impl Records {
     /// Notes for whom a VM is counted.
@@ -23,14 +24,31 @@ impl Records {
         }
         let account = match holder {
             Holder::Trusted => 0,
-            Holder::Account(_) => self.account_of(vm, holder),
+            Holder::Account(account) => {
+                let number = self.account_of(vm, account);
+                self.keep_number(account, number);
+                number
+            }
         };
         record.account.store(account, Release);
     }
 
-    /// The number of the user's account: that of another VM of the user, or the one that an earlier agent gave the VM, or a new
-    /// one.
-    fn account_of(&self, vm: VmSlot, holder: Holder) -> u64 {
+    /// Remembers the number of an account, until none of its requests is in flight.
+    fn keep_number(&self, account: Account, number: u64) {
+        let mut images = self.image_index.lock();
+        images.numbers.retain(|_, kept| *kept != number && self.in_flight_of(*kept) != 0);
+        images.numbers.insert(account, number);
+    }
+
+    fn in_flight_of(&self, number: u64) -> u64 {
+        let record = usize::try_from(number).ok().and_then(|number| self.vms.get(number));
+        record.map_or(0, |record| record.in_flight_of_account.load(Relaxed))
+    }
+
+    /// The number of the account: that of another VM of it, or the one that an earlier agent gave the VM, or that of its VMs that have
+    /// ended while their requests are in flight, or a new one.
+    fn account_of(&self, vm: VmSlot, of: Account) -> u64 {
+        let holder = Holder::Account(of);
         let account = |vm: VmSlot| match self.vms.get(usize::from(vm.0)) {
             Some(record) => record.account.load(Acquire),
             None => 0,
@@ -50,8 +68,9 @@ impl Records {
         if own != 0 && !is_of_others() {
             return own;
         }
+        let kept = images.numbers.get(&of).copied();
         drop(images);
-        self.free_account()
+        kept.filter(|number| self.in_flight_of(*number) != 0).unwrap_or_else(|| self.free_account())
     }
 
     /// A number that no VM has: one without requests in flight, if there is one. Requests of an account's earlier user may be.
@@ -75,7 +94,6 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::account::Account;
 
     const fn user(user: u32) -> Holder {
         Holder::Account(Account::User(user))
@@ -118,6 +136,25 @@ mod tests {
         let second = track(&records, 2, user(1001));
         assert_ne!(second, first);
         assert_eq!(record.in_flight_of_account.load(Relaxed), 9, "they are still in flight");
+    }
+
+    #[test]
+    fn a_user_whose_vms_end_and_come_again_has_one_share_of_requests_in_flight() {
+        let records = Records::in_memory();
+        let first = track(&records, 2, user(1000));
+        let in_flight = &records.vms[usize::try_from(first).unwrap()].in_flight_of_account;
+        in_flight.store(9, Relaxed);
+        untrack(&records, 2);
+        let other = track(&records, 3, user(1001));
+        assert_eq!(track(&records, 4, user(1000)), first);
+        untrack(&records, 4);
+        // Once they are not in flight, the number is anyone's, and forgotten.
+        in_flight.store(0, Relaxed);
+        for id in 2000..3000 {
+            assert_ne!(track(&records, 4, user(id)), other);
+            untrack(&records, 4);
+        }
+        assert!(records.image_index.lock().numbers.len() <= 2);
     }
 
     #[test]
