@@ -2,7 +2,7 @@
 //! set-user-ID program that one of these ids owns.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{File, Metadata},
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
@@ -82,12 +82,13 @@ struct SubordinateIds {
 struct Range {
     first: u32,
     last: u32,
-    /// `None` = several users have some of these ids.
-    owner: Option<u32>,
+    /// Not 0.
+    owner: u32,
 }
 
 impl SubordinateIds {
-    /// A line that is none is left out, and so are root's: its containers are not root.
+    /// A line that is none is left out. Ids that root alone has are on no one's account: its containers are not root. Ids that several
+    /// have are on one account, which is none of theirs.
     fn parse(subuid: &[u8], passwd: &[u8]) -> Self {
         let passwd = String::from_utf8_lossy(passwd);
         let by_name: HashMap<&str, u32> = passwd
@@ -98,44 +99,78 @@ impl SubordinateIds {
                 Some((fields.next()?, fields.nth(1)?.parse().ok()?))
             })
             .collect();
+        let users: HashSet<u32> = by_name.values().copied().collect();
+        // The id of no one else that stands for these.
+        let first_free =
+            |first: u32, last: u32| (first..=last).find(|id| *id != 0 && !users.contains(id));
         let subuid = String::from_utf8_lossy(subuid);
         let mut unknown = HashMap::new();
-        let mut ranges: Vec<Range> = subuid
-            .lines()
-            .filter_map(|line| {
-                // name or UID:first:count
-                let mut fields = line.split(':');
-                let name = fields.next().filter(|name| !name.is_empty())?;
-                let first: u32 = fields.next()?.trim().parse().ok()?;
-                let count: u32 = fields.next()?.trim().parse().ok()?;
-                let last = first.saturating_add(count.checked_sub(1)?);
-                let id = by_name.get(name).copied().or_else(|| name.parse().ok());
-                // Of a user that only another service of names knows, all ids are one.
-                let owner = id.unwrap_or_else(|| *unknown.entry(name).or_insert(first));
-                Some(Range { first, last, owner: Some(owner) })
-            })
-            .filter(|range| range.owner != Some(0))
-            .collect();
-        ranges.sort_unstable_by_key(|range| (range.first, range.last));
-        let mut disjoint: Vec<Range> = Vec::new();
-        for range in ranges {
-            match disjoint.last_mut() {
-                Some(before) if range.first <= before.last => {
-                    before.last = before.last.max(range.last);
-                    before.owner = before.owner.filter(|owner| Some(*owner) == range.owner);
-                }
-                _ => disjoint.push(range),
-            }
+        let ranges = subuid.lines().filter_map(|line| {
+            // name or UID:first:count
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| !name.is_empty())?;
+            let first: u32 = fields.next()?.trim().parse().ok()?;
+            let count: u32 = fields.next()?.trim().parse().ok()?;
+            let last = first.saturating_add(count.checked_sub(1)?);
+            let id = by_name.get(name).copied().or_else(|| name.parse().ok());
+            // Of a user that only another service of names knows, all ids are one.
+            let owner = id.or_else(|| {
+                let free = unknown.entry(name).or_insert_with(|| first_free(first, last));
+                *free
+            })?;
+            Some(Range { first, last, owner })
+        });
+        let mut ids = Vec::new();
+        for (first, last, owner) in disjoint(ranges) {
+            let owner = owner.or_else(|| first_free(first, last)).filter(|owner| *owner != 0);
+            ids.extend(owner.map(|owner| Range { first, last, owner }));
         }
-        Self { ranges: disjoint, users: by_name.into_values().collect() }
+        Self { ranges: ids, users }
     }
 
     fn owner(&self, user: u32) -> u32 {
         let after = self.ranges.partition_point(|range| range.first <= user);
         let range = after.checked_sub(1).and_then(|at| self.ranges.get(at));
-        let owner = range.filter(|range| user <= range.last).and_then(|range| range.owner);
+        let owner = range.filter(|range| user <= range.last).map(|range| range.owner);
         owner.filter(|_| user != 0 && !self.users.contains(&user)).unwrap_or(user)
     }
+}
+
+/// Ranges without overlaps, ascending, each with its first and last id and its owner; `None` = several have these ids.
+fn disjoint(ranges: impl Iterator<Item = Range>) -> Vec<(u32, u32, Option<u32>)> {
+    // Where ranges begin (1) and after where they end (-1).
+    let mut borders: Vec<(u64, u32, isize)> = ranges
+        .flat_map(|range| {
+            let after = u64::from(range.last) + 1;
+            [(u64::from(range.first), range.owner, 1), (after, range.owner, -1)]
+        })
+        .collect();
+    borders.sort_unstable();
+    let mut owners: BTreeMap<u32, isize> = BTreeMap::new();
+    let mut disjoint: Vec<(u32, u32, Option<u32>)> = Vec::new();
+    let mut before = 0;
+    for (at, owner, change) in borders {
+        let ends = at.checked_sub(1).and_then(|last| u32::try_from(last).ok());
+        if let (Some(last), Ok(first)) = (ends, u32::try_from(before))
+            && before < at
+            && let Some((&one, _)) = owners.first_key_value()
+        {
+            let owner = Some(one).filter(|_| owners.len() == 1);
+            match disjoint.last_mut() {
+                Some((_, end, its)) if u64::from(*end) + 1 == before && *its == owner => {
+                    *end = last;
+                }
+                _ => disjoint.push((first, last, owner)),
+            }
+        }
+        before = at;
+        let number = owners.entry(owner).or_default();
+        *number += change;
+        if *number == 0 {
+            owners.remove(&owner);
+        }
+    }
+    disjoint
 }
 
 #[cfg(test)]
@@ -166,8 +201,6 @@ mod tests {
             "",
             "root:100000:65536",
             "0:100000:65536",
-            "ann:100000:65536\nbob:150000:65536",
-            "ann:0:4294967295\nbob:1:4294967295",
             "ann:100000",
             "ann:100000:0",
             "ann:-1:65536",
@@ -179,6 +212,37 @@ mod tests {
         // Neither root nor a user with a name is another's.
         let all = owners("ann:0:4294967295", &[0, 1000, 1001, 100_007, 5, u32::MAX]);
         assert_eq!(all, [0, 1000, 1001, 100_007, 1000, u32::MAX]);
+    }
+
+    #[test]
+    fn ids_that_several_have_are_one_account_and_the_others_of_their_ranges_stay() {
+        let file = "ann:100000:65536\nbob:150000:65536\nann:160000:10\n";
+        let ids = [100_000, 149_999, 150_000, 150_001, 160_005, 165_535, 165_536, 215_535, 215_536];
+        let found = owners(file, &ids);
+        assert_eq!(found, [1000, 1000, 150_000, 150_000, 150_000, 150_000, 1001, 1001, 215_536]);
+        // Root's containers are not on the account of a user.
+        let file = "root:100000:1000000000\nann:100000:65536\n";
+        assert_eq!(owners(file, &[100_000, 165_535, 165_536]), [100_000, 100_000, 165_536]);
+        // All of them, but not those that are someone's.
+        let all = owners("ann:0:4294967295\nbob:1:4294967295", &[0, 5, 1000, 100_007, u32::MAX]);
+        assert_eq!(all, [0, 1, 1000, 100_007, 1001]);
+    }
+
+    #[test]
+    fn what_stands_for_a_user_without_a_known_id_is_no_other_users() {
+        let ids = [100_006, 100_007, 100_008, 300_000];
+        let found = owners("ldap:100007:10\nldap:300000:10\n", &ids);
+        assert_eq!(found, [100_006, 100_007, 100_008, 100_008]);
+        assert_eq!(owners("bob:100007:1\nldap:100007:1", &[100_007]), [100_007]);
+    }
+
+    #[test]
+    fn a_file_of_many_ranges_is_worked_off_at_once() {
+        let file: String =
+            (0..40_000).map(|n| format!("{}:{n}:4000000\n", n + 1_000_000)).collect();
+        let started = std::time::Instant::now();
+        assert_eq!(owners(&file, &[3_000_000]), [1]);
+        assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
     }
 
     proptest! {
