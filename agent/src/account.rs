@@ -8,7 +8,8 @@ use std::fmt;
 pub enum Account {
     /// A user, by user id, also with all user ids of the user's own user namespaces, and all subordinate ids.
     User(u32),
-    /// A container that root has made, with all its users: the inode number of its PID namespace.
+    /// A container that root has made, with all its users: the inode number of its user namespace; of one without, that of its PID
+    /// namespace.
     Container(u32),
     /// All processes in PID namespaces below the agent's that the agent cannot tell apart: without waiting before Linux 6.11, or at
     /// all.
@@ -32,7 +33,7 @@ impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(user) => write!(f, "user {user}"),
-            Self::Container(inode) => write!(f, "the container of PID namespace {inode}"),
+            Self::Container(inode) => write!(f, "the container of namespace {inode}"),
             Self::Nested => f.write_str("containers that cannot be told apart"),
             Self::Ended => f.write_str("processes that have ended"),
         }

@@ -75,12 +75,13 @@ pub(super) enum Place<T> {
     Unclear,
 }
 
-/// A PID namespace.
+/// What a PID namespace contains. PID namespaces of one user namespace are one container: its root can make others of them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Container {
-    /// Its inode number.
+    /// The inode number of the outermost user namespace below the agent's own to which the PID namespace belongs; of a PID namespace
+    /// of the agent's own user namespace, its own.
     pub(super) inode: u32,
-    /// Whether it belongs to the agent's own user namespace: then only root can have made it.
+    /// Whether root has made that namespace. Only root can make a PID namespace of the agent's own user namespace.
     pub(super) is_roots: bool,
 }
 
@@ -124,16 +125,22 @@ impl<'a> Namespaces<'a> {
         Self { links: Some(process), ..self }
     }
 
-    /// The outermost PID namespace below the agent's own.
+    /// The container of the outermost PID namespace below the agent's own.
     ///
     /// # Errors
     ///
     /// If the agent lacks descriptors or memory.
     pub(super) fn container(&self) -> io::Result<Place<Container>> {
         self.outermost(Kind::Pid, |namespace| {
-            let inode = u32::try_from(fstat(&namespace)?.st_ino).map_err(io::Error::other)?;
             let owner = related(&namespace, NS_GET_USERNS)?;
-            Ok(Container { inode, is_roots: is_own(&owner, Kind::User)? })
+            Ok(match outermost(owner, Kind::User)? {
+                Place::Own => Place::Below(Container { inode: inode(&namespace)?, is_roots: true }),
+                Place::Below(owner) => {
+                    let is_roots = maker(&owner)? == 0;
+                    Place::Below(Container { inode: inode(&owner)?, is_roots })
+                }
+                Place::Unclear => Place::Unclear,
+            })
         })
     }
 
@@ -143,36 +150,22 @@ impl<'a> Namespaces<'a> {
     ///
     /// If the agent lacks descriptors or memory.
     pub(super) fn maker(&self) -> io::Result<Place<u32>> {
-        self.outermost(Kind::User, |namespace| {
-            // SAFETY: NS_GET_OWNER_UID writes a uid_t, which is a u32 (ns_ioctl() of the kernel's nsfs.c).
-            let owner = unsafe { ioctl(namespace, Getter::<NS_GET_OWNER_UID, u32>::new()) };
-            Ok(owner?)
-        })
+        self.outermost(Kind::User, |namespace| Ok(Place::Below(maker(&namespace)?)))
     }
 
     /// What `describe` finds out about the outermost namespace below the agent's own.
     fn outermost<T>(
         &self,
         kind: Kind,
-        describe: impl FnOnce(OwnedFd) -> io::Result<T>,
+        describe: impl FnOnce(OwnedFd) -> io::Result<Place<T>>,
     ) -> io::Result<Place<T>> {
         if kind.own().is_none() {
             return Ok(Place::Own);
         }
-        let find = || {
-            let mut namespace = self.open(kind)?;
-            if is_own(&namespace, kind)? {
-                return Ok(Place::Own);
-            }
-            for _ in 0..MAX_LEVELS {
-                // EPERM: it is not below the agent's.
-                let parent = related(&namespace, NS_GET_PARENT)?;
-                if is_own(&parent, kind)? {
-                    return describe(namespace).map(Place::Below);
-                }
-                namespace = parent;
-            }
-            Ok(Place::Unclear)
+        let find = || match outermost(self.open(kind)?, kind)? {
+            Place::Own => Ok(Place::Own),
+            Place::Below(namespace) => describe(namespace),
+            Place::Unclear => Ok(Place::Unclear),
         };
         match find() {
             Err(error) if !is_shortage(&error) => Ok(Place::Unclear),
@@ -189,6 +182,33 @@ impl<'a> Namespaces<'a> {
             (found, _) => found,
         }
     }
+}
+
+/// The outermost namespace below the agent's own in which a namespace of this kind is, which may be itself.
+fn outermost(mut namespace: OwnedFd, kind: Kind) -> io::Result<Place<OwnedFd>> {
+    if is_own(&namespace, kind)? {
+        return Ok(Place::Own);
+    }
+    for _ in 0..MAX_LEVELS {
+        // EPERM: it is not below the agent's.
+        let parent = related(&namespace, NS_GET_PARENT)?;
+        if is_own(&parent, kind)? {
+            return Ok(Place::Below(namespace));
+        }
+        namespace = parent;
+    }
+    Ok(Place::Unclear)
+}
+
+/// The effective user id of who made a user namespace.
+fn maker(namespace: &OwnedFd) -> io::Result<u32> {
+    // SAFETY: NS_GET_OWNER_UID writes a uid_t, which is a u32 (ns_ioctl() of the kernel's nsfs.c).
+    let owner = unsafe { ioctl(namespace, Getter::<NS_GET_OWNER_UID, u32>::new()) };
+    Ok(owner?)
+}
+
+fn inode(namespace: &OwnedFd) -> io::Result<u32> {
+    u32::try_from(fstat(namespace)?.st_ino).map_err(io::Error::other)
 }
 
 /// Whether a namespace is the agent's own of its kind.
