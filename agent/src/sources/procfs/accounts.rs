@@ -34,7 +34,11 @@ pub(super) fn of_process(process: &Process, pid: u32) -> io::Result<Option<Accou
 }
 
 fn find(process: &Process, namespaces: &Namespaces<'_>) -> io::Result<Option<Account>> {
-    let groups = if_there(process.read("cgroup"))?.unwrap_or_default();
+    let groups = process.read("cgroup");
+    // Some kernels show no path of more than 4,096 bytes (proc_cgroup_show()), and a user may make groups below the own one.
+    let hides_session =
+        groups.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidFilename);
+    let groups = if_there(groups)?.unwrap_or_default();
     // A user can make any process look like another VM, but cannot put it into a control group of libvirt.
     if machine::parse(&groups).is_some() {
         return Ok(None);
@@ -53,6 +57,8 @@ fn find(process: &Process, namespaces: &Namespaces<'_>) -> io::Result<Option<Acc
     let account = judge(process.user()?, session(&groups), container, maker);
     Ok(account.map(|account| match account {
         Account::User(user) => Account::User(subordinate_ids::owner(user)),
+        // A sandbox of a user's session would be a container each time.
+        Account::Container(_) if hides_session => Account::Nested,
         Account::Container(_) | Account::Nested | Account::Ended => account,
     }))
 }
@@ -188,6 +194,16 @@ mod tests {
         Some((child, inner.unwrap_or(pid)))
     }
 
+    /// A directory such as `/proc`, in which the control groups of this process are too long to be shown.
+    fn hides_its_groups(pid: u32) -> tempfile::TempDir {
+        let proc_root = tempfile::tempdir().unwrap();
+        let dir = proc_root.path().join(pid.to_string());
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::copy(format!("/proc/{pid}/status"), dir.join("status")).unwrap();
+        std::os::unix::fs::symlink("x".repeat(300), dir.join("cgroup")).unwrap();
+        proc_root
+    }
+
     #[test]
     fn the_kernel_tells_who_made_the_namespaces_of_a_process() {
         let proc_root = Path::new("/proc");
@@ -216,6 +232,12 @@ mod tests {
                 assert_eq!(account, expected, "{options:?} {as_user:?}");
             }
             found.push(account);
+            if let Some(Account::Container(_)) = account {
+                let hidden = hides_its_groups(pid);
+                let process = Process::hold(hidden.path(), pid).unwrap();
+                let account = find(&process, &Namespaces::of(pid).unwrap()).unwrap();
+                assert_eq!(account, Some(Account::Nested), "it may be in a session");
+            }
             if pid != child.id() {
                 let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
