@@ -10,6 +10,8 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
+use rustix::fs::{Mode, OFlags};
+
 /// Most bytes of a file that are read.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -59,10 +61,15 @@ pub(super) fn refresh() {
     *KNOWN.write().unwrap_or_else(PoisonError::into_inner) = Some(Known { versions, ids });
 }
 
-/// The whole lines at the start of a file.
+/// The whole lines at the start of a regular file. To open another one may block.
 fn start_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(path)?.take(MAX_FILE).read_to_end(&mut content)?;
+    let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, how, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    file.take(MAX_FILE).read_to_end(&mut content)?;
     if content.len() as u64 == MAX_FILE {
         let lines = content.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
         content.truncate(lines);
@@ -243,6 +250,23 @@ mod tests {
         let started = std::time::Instant::now();
         assert_eq!(owners(&file, &[3_000_000]), [1]);
         assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subuid");
+        assert!(start_of(&path).is_err());
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let (sender, result) = std::sync::mpsc::channel();
+        std::thread::spawn({
+            let path = path.clone();
+            move || sender.send(start_of(&path).is_err())
+        });
+        assert_eq!(result.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "ann:1:2\n").unwrap();
+        assert_eq!(start_of(&path).unwrap(), b"ann:1:2\n");
     }
 
     proptest! {
