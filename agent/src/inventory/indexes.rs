@@ -44,9 +44,9 @@ pub(super) struct Indexes {
     free: Free,
     /// Indexes that were given back, with the time from which they are free.
     resting: VecDeque<(Instant, u32)>,
-    /// Processes that an earlier agent knew, and that have not been found yet.
+    /// VMs that an earlier agent knew, and that have not been found yet.
     unseen: BTreeSet<Identity>,
-    /// When those of them have ended that have not been found until then; `None` = not all processes have been looked at.
+    /// When those of them have gone that have not been found until then; `None` = not all processes have been looked at.
     unseen_until: Option<Instant>,
     /// VMs with a UUID that are away, the one that has been away longest first, by a number that grows.
     away: BTreeMap<u64, Identity>,
@@ -139,15 +139,9 @@ impl Indexes {
         let given: HashMap<_, _> = of_vms.chain(of_processes).collect();
         let taken = given.values().map(|given| given.index).chain(resting.iter().copied());
         let free = Free::without(&taken.collect());
-        // Which of them are there is not known yet; the larger indexes are those of the later VMs.
-        let (with_uuid, unseen): (Vec<Identity>, _) =
-            given.keys().copied().partition(|of| matches!(of, Identity::Uuid(_)));
-        let mut known: Vec<_> = with_uuid.into_iter().map(|of| (given[&of].index, of)).collect();
-        known.sort_unstable();
-        let unseen = BTreeSet::from_iter::<Vec<Identity>>(unseen);
+        let unseen = given.keys().copied().collect();
         let mut indexes = Self { given, free, unseen, ..Self::default() };
         resting.into_iter().for_each(|index| indexes.rest(index, now));
-        known.into_iter().for_each(|(_, identity)| indexes.note_away(identity));
         indexes
     }
 
@@ -191,12 +185,23 @@ impl Indexes {
             self.free.put(index);
         }
         if self.unseen_until.take_if(|until| *until <= now).is_some() {
-            for identity in std::mem::take(&mut self.unseen) {
-                if let Some(given) = self.given.remove(&identity) {
-                    self.free.put(given.index);
-                }
+            self.end_unseen(now);
+        }
+    }
+
+    fn end_unseen(&mut self, now: Instant) {
+        let mut away = Vec::new();
+        for identity in std::mem::take(&mut self.unseen) {
+            if matches!(identity, Identity::Uuid(_)) {
+                away.extend(self.given.get(&identity).map(|given| (given.index, identity)));
+            } else if let Some(given) = self.given.remove(&identity) {
+                self.free.put(given.index);
             }
         }
+        // The larger indexes are those of the later VMs.
+        away.sort_unstable();
+        away.into_iter().for_each(|(_, identity)| self.note_away(identity));
+        self.forget_longest_away(now);
     }
 
     /// The index of this VM, its own or a new one.
@@ -265,6 +270,7 @@ impl Indexes {
     /// Takes back the index of a VM that cannot come again, and notes that one with a UUID is away. `rests`: the VM was there, so
     /// its index rests; a process that was in another row before managers were told of it leaves the index free.
     pub(super) fn release(&mut self, identity: Identity, rests: bool, now: Instant) {
+        self.unseen.remove(&identity);
         if matches!(identity, Identity::Uuid(_)) {
             if self.given.contains_key(&identity) {
                 self.note_away(identity);
@@ -390,9 +396,19 @@ mod tests {
         assert_eq!((indexes.get(numbered(1)), indexes.get(numbered(2))), (Some(VmIndex(3)), None));
         let saved = indexes.to_saved();
         assert_eq!(saved.vms.len(), MAX_AWAY + 1);
-        let mut after = Indexes::of_saved(saved, now);
+        let mut after = Indexes::of_saved(saved.clone(), now);
         after.assign(stays);
+        after.note_all_seen(now);
+        after.end_rests(now + REST);
         assert_eq!(after.away.len(), MAX_AWAY);
+        // Those that the next agent has not found yet are not away.
+        let mut after = Indexes::of_saved(saved, now);
+        let ends = [5, 6].map(numbered);
+        for identity in ends {
+            after.assign(identity);
+            after.release(identity, true, now);
+        }
+        assert_eq!((after.away.len(), after.get(stays)), (2, Some(VmIndex(1))));
     }
 
     proptest! {
