@@ -29,6 +29,28 @@ impl Account {
     }
 }
 
+/// How many of something accounts may have at the same time: a user can have whatever the agent does for the user's processes hang at
+/// will.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most of all accounts together: the others are for processes that are on no account.
+    pub all: usize,
+    /// Number of all accounts together from which an account may not have a second one. An account that has none is not affected by
+    /// the others' yet.
+    pub many: usize,
+    /// Most of one account.
+    pub each: usize,
+}
+
+impl Limits {
+    /// Whether an account that has `own` may have one more while all accounts together have `of_all`.
+    #[must_use]
+    pub const fn has_room(self, own: usize, of_all: usize) -> bool {
+        let most = if of_all >= self.many { 1 } else { self.each };
+        of_all < self.all && own < most
+    }
+}
+
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -12,7 +12,7 @@ use rustix::{
     thread::{CpuSet, sched_setaffinity, sched_yield},
 };
 
-use crate::counters::Holder;
+use crate::{account::Limits, counters::Holder};
 
 /// Time that a visit is waited for: a CPU without a real-time thread gives a new one its turn within some milliseconds.
 const TURN: Duration = Duration::from_millis(5);
@@ -20,11 +20,8 @@ const TURN: Duration = Duration::from_millis(5);
 /// Most visitors at a time that do not know their CPU yet: they wait for the file that tells it.
 const MAX_SEARCHES: usize = 16;
 
-/// Most of them for threads of users' and containers' VMs: they leave some for root and libvirt.
-const MAX_SEARCHES_OF_ACCOUNTS: usize = 12;
-
-/// Most of them for threads of the VMs of one account: it can have a process hang whenever it likes.
-const MAX_SEARCHES_OF_ACCOUNT: usize = 2;
+/// Those of them for threads of users' and containers' VMs.
+const SEARCHES_OF_ACCOUNTS: Limits = Limits { all: 12, many: 12, each: 2 };
 
 /// The visitors that have not come to their CPUs yet.
 #[derive(Debug, Default)]
@@ -44,14 +41,11 @@ impl Visitors {
         let all: usize = self.searches.values().sum();
         let of_holder = self.searches.get(&holder).copied().unwrap_or(0);
         let trusted = self.searches.get(&Holder::Trusted).copied().unwrap_or(0);
-        let has_room = match holder {
-            Holder::Trusted => all < MAX_SEARCHES,
-            Holder::Account(_) => {
-                of_holder < MAX_SEARCHES_OF_ACCOUNT
-                    && all - trusted < MAX_SEARCHES_OF_ACCOUNTS
-                    && all < MAX_SEARCHES
-            }
+        let has_share = match holder {
+            Holder::Trusted => true,
+            Holder::Account(_) => SEARCHES_OF_ACCOUNTS.has_room(of_holder, all - trusted),
         };
+        let has_room = all < MAX_SEARCHES && has_share;
         if has_room {
             self.searches.insert(holder, of_holder + 1);
         }
@@ -175,10 +169,10 @@ mod tests {
         };
         let user = |id| Holder::Account(Account::User(id));
         let begun = (0..100).filter(|_| hang(user(1000))).count();
-        assert_eq!(begun, MAX_SEARCHES_OF_ACCOUNT, "a user has a share");
+        assert_eq!(begun, SEARCHES_OF_ACCOUNTS.each, "a user has a share");
         assert!(hang(user(1001)), "another one has a share, too");
         let begun = (1001..2000).filter(|id| hang(user(*id))).count();
-        assert_eq!(begun + MAX_SEARCHES_OF_ACCOUNT + 1, MAX_SEARCHES_OF_ACCOUNTS);
+        assert_eq!(begun + SEARCHES_OF_ACCOUNTS.each + 1, SEARCHES_OF_ACCOUNTS.all);
         let (sender, came) = crossbeam_channel::bounded(1);
         visits.visit(Holder::Trusted, move || {
             let _ = sender.send(());

@@ -3,7 +3,10 @@
 
 use std::collections::HashMap;
 
-use crate::{account::Account, inventory::FileIdentity};
+use crate::{
+    account::{Account, Limits},
+    inventory::FileIdentity,
+};
 
 /// Most scans that run at the same time: in all, with files of one filesystem, and with block devices of one driver. Further ones
 /// wait until one ends.
@@ -11,19 +14,12 @@ const MAX_SCANS: usize = 32;
 const MAX_OF_FILESYSTEM: usize = 4;
 const MAX_OF_DRIVER: usize = 8;
 
-/// Most scans of processes that are neither root's nor domains of root's libvirt: a user can have images on file servers of the user's own,
-/// which hang at will.
-const MAX_OF_USERS: usize = 24;
+/// Scans of processes that are neither root's nor domains of root's libvirt: a user can have images on file servers of the user's own.
+const OF_ACCOUNTS: Limits = Limits { all: 24, many: 16, each: 8 };
 
 /// Users have at most this part of the scans of a storage, so that a scan of many images of a user does not delay those of root's
 /// and libvirt's VMs.
 const PART_OF_USERS: usize = 2;
-
-/// Scans of all users from which a user may not have another one. A user who has none is not affected by the others' yet.
-const MANY_OF_USERS: usize = 16;
-
-/// Most scans of one user.
-const MAX_OF_USER: usize = 8;
 
 /// What may hang as one.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -74,9 +70,8 @@ impl Slots {
         let of_storage = self.of_storage.get(&storage).copied().unwrap_or_default();
         let has_share = account.is_none_or(|account| {
             let own = self.of_account.get(&account).copied().unwrap_or(0);
-            let most = if self.of_users >= MANY_OF_USERS { 1 } else { MAX_OF_USER };
             let has_part = of_storage.of_users < storage.limit() / PART_OF_USERS;
-            self.of_users < MAX_OF_USERS && own < most && has_part
+            OF_ACCOUNTS.has_room(own, self.of_users) && has_part
         });
         self.scans < MAX_SCANS && of_storage.scans < storage.limit() && has_share
     }
@@ -151,13 +146,13 @@ mod tests {
     #[test]
     fn a_user_with_file_servers_that_hang_keeps_no_other_waiting() {
         let mut slots = Slots::default();
-        assert_eq!(fill(&mut slots, (0..99).map(file), Some(User(1000))), MAX_OF_USER);
-        assert_eq!(fill(&mut slots, (100..199).map(file), Some(User(1001))), MAX_OF_USER);
+        assert_eq!(fill(&mut slots, (0..99).map(file), Some(User(1000))), OF_ACCOUNTS.each);
+        assert_eq!(fill(&mut slots, (100..199).map(file), Some(User(1001))), OF_ACCOUNTS.each);
         // Users share what is left.
         for user in 2000..2099 {
             fill(&mut slots, (user..user + 9).map(file), Some(User(user)));
         }
-        assert_eq!(slots.of_users, MAX_OF_USERS);
+        assert_eq!(slots.of_users, OF_ACCOUNTS.all);
         assert_eq!(slots.of_account[&User(2000)], 1);
         assert!(slots.begin(file(7000), None), "root and libvirt have their own");
         for at in 0..8 {

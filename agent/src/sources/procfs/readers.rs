@@ -24,7 +24,11 @@ use super::{
     process::{self, Process},
     warnings::WarningLimit,
 };
-use crate::{account::Account, sources::HangingRead, worker::Facts};
+use crate::{
+    account::{Account, Limits},
+    sources::HangingRead,
+    worker::Facts,
+};
 
 /// A read that takes longer is late. Its result is used nevertheless, when it comes.
 const DEADLINE: Duration = Duration::from_millis(100);
@@ -32,15 +36,8 @@ const DEADLINE: Duration = Duration::from_millis(100);
 /// Most late reads in all. While there are as many, no process is read.
 const MAX_LATE: usize = 64;
 
-/// Most late reads of processes that are neither root's nor domains of libvirt's system daemon: users who make their
-/// processes unreadable leave readers for these.
-const MAX_LATE_OF_USERS: usize = 48;
-
-/// Late reads of all users from which a user may not have another one. A user who has none is not affected by the others' yet.
-const MANY_LATE_OF_USERS: usize = 32;
-
-/// Most late reads of one user.
-const MAX_LATE_OF_USER: usize = 8;
+/// Late reads of processes that are neither root's nor domains of libvirt's system daemon.
+const LATE_OF_ACCOUNTS: Limits = Limits { all: 48, many: 32, each: 8 };
 
 /// Waiting processes before those that have ended are looked for: a read may hang for ever, and processes come and go meanwhile.
 const SWEEP: usize = 1024;
@@ -171,13 +168,10 @@ impl<T: Send + 'static, C> Readers<T, C> {
             return false;
         }
         let account = self.share_of(pid);
-        let of_users = self.late.iter().filter(|late| late.account.is_some()).count();
-        let of_user = self.late.iter().filter(|late| late.account == account).count();
-        let is_full = self.late.len() >= MAX_LATE
-            || (account.is_some()
-                && (of_users >= MAX_LATE_OF_USERS
-                    || of_user >= MAX_LATE_OF_USER
-                    || (of_users >= MANY_LATE_OF_USERS && of_user > 0)));
+        let of_all = self.late.iter().filter(|late| late.account.is_some()).count();
+        let own = self.late.iter().filter(|late| late.account == account).count();
+        let has_share = account.is_none() || LATE_OF_ACCOUNTS.has_room(own, of_all);
+        let is_full = self.late.len() >= MAX_LATE || !has_share;
         if is_full {
             self.waiting.insert(pid);
             if self.waiting.len() >= self.sweep {
@@ -435,7 +429,7 @@ mod tests {
         let (_open, gate) = bounded(0);
         // No process has such an id.
         let mut pids = 0x7000_0000..0x7001_0000;
-        for pid in pids.by_ref().take(MAX_LATE_OF_USER) {
+        for pid in pids.by_ref().take(LATE_OF_ACCOUNTS.each) {
             let reader = Reader::start(&readers.facts, &readers.wake).unwrap();
             reader.jobs.send(Box::new(blocked(gate.clone()))).unwrap();
             reader.desk.state().is_late = true;
@@ -475,13 +469,13 @@ mod tests {
                 late(&mut readers, pid);
             }
         }
-        assert_eq!(readers.late.len(), MAX_LATE_OF_USER, "a user has a share");
+        assert_eq!(readers.late.len(), LATE_OF_ACCOUNTS.each, "a user has a share");
         for pid in 20..50 {
             if readers.can_read(pid) {
                 late(&mut readers, pid);
             }
         }
-        assert_eq!(readers.late.len(), MANY_LATE_OF_USERS, "four users have used theirs");
+        assert_eq!(readers.late.len(), LATE_OF_ACCOUNTS.many, "four users have used theirs");
         assert!(readers.can_read(50), "a user whose processes can be read is not affected");
         late(&mut readers, 50);
         assert!(!readers.can_read(51), "but has not eight, too");
@@ -490,7 +484,7 @@ mod tests {
                 late(&mut readers, pid);
             }
         }
-        assert_eq!(readers.late.len(), MAX_LATE_OF_USERS, "users have a share");
+        assert_eq!(readers.late.len(), LATE_OF_ACCOUNTS.all, "users have a share");
         // Of a process that is gone the user is not known.
         assert!(!readers.can_read(u32::MAX));
         assert!(readers.can_read(root) && readers.can_read(domain));
