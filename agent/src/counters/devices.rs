@@ -57,15 +57,6 @@ impl Records {
             && !self.image_index.lock().of_vm(vm).open_devices.contains(&device)
     }
 
-    /// The VMs that have a block device as an image.
-    #[cfg(test)]
-    fn device_users(&self, device: u32) -> impl Iterator<Item = VmSlot> {
-        let users = self.users_of(device).into_iter().flatten();
-        let users = users.map(|cell| DeviceUser(cell.load(Acquire)));
-        let is_of = move |user: &DeviceUser| user.0 != 0 && user.device() == device;
-        users.filter(is_of).map(|user| VmSlot(user.vm_slot()))
-    }
-
     /// Whether a limit of a cgroup has delayed a request of the VM on a block device.
     pub(crate) fn has_delays(&self, vm: VmSlot) -> bool {
         let flags = self.vms.get(usize::from(vm.0)).map(|vm| vm.flags.load(Acquire));
@@ -84,12 +75,20 @@ mod tests {
     use super::*;
     use crate::counters::ClaimError;
 
+    /// The VMs that have a block device as an image.
+    fn users(records: &Records, device: u32) -> Vec<VmSlot> {
+        let users = records.users_of(device).into_iter().flatten();
+        let users = users.map(|cell| DeviceUser(cell.load(Acquire)));
+        let is_of = move |user: &DeviceUser| user.0 != 0 && user.device() == device;
+        users.filter(is_of).map(|user| VmSlot(user.vm_slot())).collect()
+    }
+
     #[test]
     fn a_vm_has_a_device_until_its_last_record_is_freed() {
         let records = Records::in_memory();
         let key = |vm, device| ImageKey { vm, device, file: ImageKey::NO_FILE };
         let claim = |vm, device| records.claim_image(key(vm, device), Layer::Block).unwrap();
-        let users = |device| records.device_users(device).collect::<Vec<_>>();
+        let users = |device| users(&records, device);
         let [a, b] = [1, 2].map(|vm| claim(vm, 7 << 20));
         let other = claim(1, 7 << 20 | 1);
         // A file on a filesystem on the device is no use of the device.
@@ -148,7 +147,7 @@ mod tests {
         }
         records.remove_device_user(8 << 20, 2);
         records.restore_device_users();
-        let users = |device| records.device_users(device).collect::<Vec<_>>();
+        let users = |device| users(&records, device);
         let of = [7 << 20, 8 << 20, 9 << 20].map(users);
         assert_eq!(of, [vec![VmSlot(1)], vec![VmSlot(2)], vec![]]);
     }

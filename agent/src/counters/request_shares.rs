@@ -1,5 +1,5 @@
-//! Who may have how many requests in flight: a user other than root and libvirt a quarter of the table, all such users half. The
-//! programs count them in accounts, whose numbers the agent gives; an account's count is in the VM record with its number.
+//! Who may have how many requests in flight: an account a quarter of the table, all accounts half. The programs count by the number that
+//! the agent gives an account; the count is in the VM record with that number.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -55,9 +55,9 @@ impl Records {
         };
         let images = self.image_index.lock();
         let others = || images.vms.iter().filter(|(other, _)| **other != vm);
-        let mut of_user = others().filter(|(_, of_vm)| of_vm.holder == holder);
+        let mut of_same = others().filter(|(_, of_vm)| of_vm.holder == holder);
         if let Some(known) =
-            of_user.find_map(|(other, _)| Some(account(*other)).filter(|n| *n != 0))
+            of_same.find_map(|(other, _)| Some(account(*other)).filter(|n| *n != 0))
         {
             return known;
         }
@@ -84,7 +84,7 @@ impl Records {
         }
         let in_flight = |record: &SharedVmRecord| record.in_flight_of_account.load(Relaxed);
         let free = (1_u64..).zip(self.vms.iter().zip(&is_taken).skip(1));
-        // There are fewer users with VMs than VM records.
+        // There are fewer accounts with VMs than VM records.
         free.filter(|(_, (_, taken))| !**taken)
             .min_by_key(|(_, (record, _))| in_flight(record))
             .map_or(1, |(number, _)| number)
