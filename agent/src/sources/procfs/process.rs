@@ -122,7 +122,7 @@ impl Process {
 
     /// The real user id, which neither the process nor a program that it executes can hide.
     pub(super) fn user(&self) -> io::Result<u32> {
-        // Groups, of which there may be 65,536, come later.
+        // Groups come later: there may be 65,536.
         let status = start_of_file(self.open("status")?, STATUS_START)?;
         first_of_line(&status, "Uid:").ok_or_else(|| malformed("status"))
     }
@@ -132,7 +132,7 @@ impl Process {
         let status = self.read("status")?;
         let status = String::from_utf8_lossy(&status);
         let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        // Of so many groups that the line is cut off, it is not known.
+        // Not known if there are so many groups that the line is cut off.
         Ok(ids.is_none_or(|ids| ids.split_whitespace().count() > 1))
     }
 
@@ -413,7 +413,7 @@ pub(super) fn has_memory(proc_root: &Path, pid: u32) -> bool {
 
 /// The first number of a line at the start of `/proc/ID/status`.
 fn first_in_status(proc_root: &Path, id: u32, label: &str) -> Option<u32> {
-    // Names may contain any bytes. Groups, of which there may be 65,536, come later.
+    // Names may contain any bytes. Groups come later: there may be 65,536.
     let status = start_of(&proc_root.join(id.to_string()).join("status"), STATUS_START).ok()?;
     first_of_line(&status, label)
 }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{account::Account, sources::Spent};
 
-/// An account's share of one CPU in the long run is one part of this many; that of all accounts together is one of so many.
+/// In the long run an account may use a hundredth of one CPU, and all accounts together a quarter.
 const PARTS: u32 = 100;
 const PARTS_OF_ALL: u32 = 4;
 
@@ -36,7 +36,7 @@ pub(super) struct Shares {
     turns: u64,
     /// When all that all accounts have used is paid for, at the rate of their common share.
     paid: Option<Instant>,
-    /// Accounts of which the status is to be told something else.
+    /// Accounts whose line in the status has changed.
     changed: BTreeSet<Account>,
     /// When accounts are to be forgotten.
     forget: Option<Instant>,
@@ -201,7 +201,7 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// Scans on the account, each of which costs `cost`, in so many ms of a flood of them.
+    /// Number of scans on the account, at `cost` each, in so many ms of a flood of them.
     fn flood(
         shares: &mut Shares,
         account: Account,

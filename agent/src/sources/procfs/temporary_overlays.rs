@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(found(&[b, (11, x, true)], None), [(1, 11)]);
         // It is written itself.
         assert_eq!(found(&[a, (2, "/b", true), (11, x, true)], None), []);
-        // Which of the two it is, or of which image, is not known.
+        // It may be either of the two, or the file of another image.
         assert_eq!(found(&[a, (11, x, true), (12, y, true)], None), []);
         assert_eq!(found(&[(11, x, true), a], None), []);
         for target in ["/var/tmp/vl.QV02Y3", "/t/vl.QV02Y34 (deleted)", "/t/al.QV02Y3 (deleted)"] {
