@@ -16,7 +16,8 @@
 //! 12. [`check`] examines the host before the first start.
 //! 13. [`run`](mod@run) connects the rooms by threads and channels.
 //!
-//! [`account`] (whose share something is), [`snmp`] (types), [`histogram`] (quantiles) and [`rate`] (bounded rates) are shared by several rooms and import none.
+//! [`account`] (whose share something is), [`exit`](mod@exit) (the end of the process), [`snmp`] (types), [`histogram`] (quantiles) and [`rate`]
+//! (bounded rates) are shared by several rooms and import none.
 //!
 //! `docs/architecture.md` has the invariants, the threads, and the way of a number and of an event.
 
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod config;
 pub mod counters;
 pub mod counting;
+pub mod exit;
 pub mod heartbeat;
 pub mod histogram;
 pub mod inventory;

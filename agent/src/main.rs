@@ -3,7 +3,6 @@
 use std::{
     env,
     io::{self, IsTerminal, Write},
-    process::ExitCode,
 };
 
 use anyhow::bail;
@@ -12,25 +11,27 @@ use kvmeter::{
     check::{self, Judged, Preflight},
     cli::{CheckOptions, Cli, Command, ConfigFile, MibText, StatusOptions},
     config::Config,
+    exit::{Status, end_process},
     mib,
     probe::Probe,
     status::{client, text::Summary},
 };
 use tracing::{level_filters::LevelFilter, warn};
 
-fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
-        Ok(code) => code,
+fn main() -> ! {
+    let ended = match dispatch(Cli::parse().command) {
+        Ok(ended) => ended,
         // The reader has closed the pipe, as head(1) does.
-        Err(e) if broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) if broken_pipe(&e) => Status::Success,
         Err(e) => {
             eprintln!("kvmeter: {e:#}");
-            ExitCode::FAILURE
+            Status::Failure
         }
-    }
+    };
+    end_process(ended)
 }
 
-fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+fn dispatch(command: Command) -> anyhow::Result<Status> {
     match command {
         Command::Run(file) => run(&file),
         Command::Mib(text) => mib(text),
@@ -41,11 +42,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn run(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+fn run(file: &ConfigFile) -> anyhow::Result<Status> {
     let config = Config::load(file.config.as_deref())?;
     log();
     kvmeter::run::run(&config)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Status::Success)
 }
 
 /// Sets up the log, on standard error. `KVMETER_LOG` is the lowest level (error, warn, info, debug).
@@ -63,13 +64,13 @@ fn log() {
     }
 }
 
-fn mib(text: MibText) -> anyhow::Result<ExitCode> {
+fn mib(text: MibText) -> anyhow::Result<Status> {
     let text = if text.capabilities { mib::capabilities_text() } else { mib::text() };
     io::stdout().lock().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Status::Success)
 }
 
-fn check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+fn check(options: &CheckOptions) -> anyhow::Result<Status> {
     let CheckOptions { inspect, as_service, inside } = options;
     let path = inspect.file.config.as_deref();
     let preflight = if let Some(unit) = as_service {
@@ -89,10 +90,10 @@ fn check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{preflight}")?;
     }
-    Ok(if preflight.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if preflight.ready { Status::Success } else { Status::Failure })
 }
 
-fn status(options: &StatusOptions) -> anyhow::Result<ExitCode> {
+fn status(options: &StatusOptions) -> anyhow::Result<Status> {
     let config = Config::load(options.inspect.file.config.as_deref())?;
     let (document, mut report) = client::fetch(&config.state.runtime_dir)?;
     let mut out = io::stdout().lock();
@@ -109,18 +110,18 @@ fn status(options: &StatusOptions) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{}", Summary(&report))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Status::Success)
 }
 
-fn prepare(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+fn prepare(file: &ConfigFile) -> anyhow::Result<Status> {
     let config = Config::load(file.config.as_deref())?;
     let pin_dir = &config.probe.pin_dir;
     let user = Probe::prepare(pin_dir, &config.state.dir)?;
     writeln!(io::stdout(), "{} belongs to user {user}", pin_dir.display())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Status::Success)
 }
 
-fn detach(file: &ConfigFile) -> anyhow::Result<ExitCode> {
+fn detach(file: &ConfigFile) -> anyhow::Result<Status> {
     let pin_dir = Config::load(file.config.as_deref())?.probe.pin_dir;
     let done = if Probe::detach(&pin_dir)? {
         "Counting has ended, below"
@@ -128,7 +129,7 @@ fn detach(file: &ConfigFile) -> anyhow::Result<ExitCode> {
         "Nothing was pinned below"
     };
     writeln!(io::stdout(), "{done} {}", pin_dir.display())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Status::Success)
 }
 
 fn broken_pipe(error: &anyhow::Error) -> bool {

@@ -89,6 +89,7 @@ const ROOMS: &[Room] = &[
     Room { name: "account", may: &[] },
     Room { name: "snmp", may: &[] },
     Room { name: "histogram", may: &[] },
+    Room { name: "exit", may: &[] },
     Room { name: "privileges", may: &[] },
     Room { name: "rate", may: &[] },
     Room { name: "unix_socket", may: &[] },
