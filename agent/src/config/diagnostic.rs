@@ -36,11 +36,23 @@ impl fmt::Display for Diagnostic {
 impl Diagnostic {
     fn syntax(text: &str, message: &str, span: Option<Range<usize>>) -> Self {
         let twice = (message == "duplicate key").then(|| text.get(span.clone()?)).flatten();
-        let problem = match twice {
-            Some(key) => format!("{} is there twice", key.trim()),
-            None => one_line(message),
-        };
-        Self { line: line_of(text, span), key: None, problem }
+        let line = line_of(text, span);
+        if let Some(key) = twice {
+            return Self { line, key: None, problem: format!("{} is there twice", key.trim()) };
+        }
+        if let Some(key) = key_without_value(text, line) {
+            let default = leaves().find(|leaf| leaf.key == key).map_or_else(
+                || "take the line out".to_owned(),
+                |leaf| format!("the default: {key} = {}", leaf.default),
+            );
+            let problem = format!("{key} has no value; write one, or {default}");
+            return Self { line, key: None, problem };
+        }
+        let message = one_line(message);
+        let problem = format!(
+            "no TOML: {message}; a line is [SECTION], KEY = VALUE or # COMMENT, and text is in quotation marks"
+        );
+        Self { line, key: None, problem }
     }
 
     /// A diagnostic for the value at `span`.
@@ -119,12 +131,12 @@ impl Unknown<'_> {
                 let meant =
                     nearest(name, KNOWN.keys().map(|known| (known.as_str(), known.clone())))
                         .map(|section| format!("[{section}]"))
-                        .or_else(|| nearest(name, leaves()));
+                        .or_else(|| nearest_leaf(name));
                 format!("no such section; there are {}{}", list(&KNOWN), did_you_mean(meant))
             }
             Self::Key(known, section, key) => {
                 let meant = nearest(key, known.keys().map(|known| (known.as_str(), known.clone())))
-                    .or_else(|| nearest(key, leaves()));
+                    .or_else(|| nearest_leaf(key));
                 format!("no such key; [{section}] has {}{}", list(known), did_you_mean(meant))
             }
         }
@@ -140,16 +152,46 @@ static KNOWN: LazyLock<Table> = LazyLock::new(|| {
     Table::try_from(Config::default()).expect("the defaults are TOML")
 });
 
-/// Every key, with its full name.
-fn leaves() -> impl Iterator<Item = (&'static str, String)> {
-    KNOWN.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?))).flat_map(
-        |(section, keys)| keys.keys().map(move |key| (key.as_str(), format!("{section}.{key}"))),
-    )
+/// A key of a section.
+struct Leaf {
+    key: &'static str,
+    /// With its section.
+    path: String,
+    default: &'static toml::Value,
+}
+
+/// Every key.
+fn leaves() -> impl Iterator<Item = Leaf> {
+    let sections = KNOWN.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?)));
+    sections.flat_map(|(section, keys)| {
+        let leaf = move |(key, default): (&'static String, _)| Leaf {
+            key,
+            path: format!("{section}.{key}"),
+            default,
+        };
+        keys.iter().map(leaf)
+    })
+}
+
+/// The existing key, with its section, that is most like `wrong`.
+fn nearest_leaf(wrong: &str) -> Option<String> {
+    nearest(wrong, leaves().map(|leaf| (leaf.key, leaf.path)))
+}
+
+/// The key of a line that ends where its value should begin.
+fn key_without_value(text: &str, line: usize) -> Option<&str> {
+    let line = text.lines().nth(line - 1)?;
+    let code = line.split_once('#').map_or(line, |(code, _)| code);
+    let (key, value) = code.split_once('=').unwrap_or((code, ""));
+    let key = key.trim();
+    let is_key = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (value.trim().is_empty() && !key.is_empty() && key.chars().all(is_key)).then_some(key)
 }
 
 fn nearest<'a>(wrong: &str, known: impl Iterator<Item = (&'a str, String)>) -> Option<String> {
+    let wrong = wrong.to_lowercase();
     known
-        .map(|(name, shown)| (strsim::jaro_winkler(wrong, name), shown))
+        .map(|(name, shown)| (strsim::jaro_winkler(&wrong, name), shown))
         .filter(|(likeness, _)| *likeness >= NEAR)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, shown)| shown)

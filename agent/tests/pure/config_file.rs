@@ -108,6 +108,10 @@ fn a_wrong_key_is_named_with_its_line_and_the_one_that_was_meant() {
         "1: timeout_s: no such section; there are agentx, inventory, limits, mib, notifications, probe, state. \
          Did you mean agentx.timeout_s?"
     );
+    for (text, meant) in [("[LIMITS]\n", "[limits]"), ("[limits]\nVMS = 16\n", "vms")] {
+        let said = problem(text);
+        assert!(said.ends_with(&format!(". Did you mean {meant}?")), "{said}");
+    }
     assert_eq!(
         problem("state = \"/var\"\n"),
         "1: state: this is a section: write [state] and its keys below"
@@ -198,13 +202,36 @@ fn a_runtime_dir_too_long_for_a_socket_is_refused() {
 
 #[test]
 fn text_that_is_no_toml_is_named_with_its_line() {
-    for (text, line) in
-        [("[agentx\n", "1: "), ("\n[agentx]\naddress\n", "3: "), ("[a]\n[a]\n", "2: ")]
-    {
+    for (text, line) in [
+        ("[agentx\n", "1: "),
+        ("\n[agentx]\nping_s: 1\n", "3: "),
+        ("[agentx]\nping_s = 1s\n", "2: "),
+    ] {
         let message = problem(text);
         assert!(message.starts_with(line), "{message}");
         assert!(!message.contains('\n'), "{message}");
+        assert!(message.contains(": no TOML: "), "{message}");
+        assert!(message.contains("KEY = VALUE"), "{message}");
     }
+}
+
+#[test]
+fn a_key_without_a_value_is_named_with_its_default() {
+    for text in [
+        "[agentx]\n timeout_s =\nping_s = 3\n",
+        "[agentx]\ntimeout_s = # s",
+        "[agentx]\ntimeout_s\n",
+    ] {
+        assert_eq!(
+            problem(text),
+            "2: timeout_s has no value; write one, or the default: timeout_s = 5"
+        );
+    }
+    assert_eq!(
+        problem("[agentx]\naddress=\n"),
+        "2: address has no value; write one, or the default: address = \"unix:/var/agentx/master\""
+    );
+    assert_eq!(problem("x =\n"), "1: x has no value; write one, or take the line out");
 }
 
 #[test]
