@@ -41,7 +41,7 @@ pub(super) fn checks(config: &Config, judged: &Judged) -> Vec<Check> {
                 format!("{}: systemd makes it and gives it to the service", dir.display()),
             )
         } else {
-            assess_dir(key, dir, writable(&nearest(dir)))
+            assess_dir(key, dir, holds_files(&nearest(dir)))
         });
     }
     checks
@@ -57,6 +57,13 @@ fn writable(dir: &Path) -> io::Result<()> {
         return Err(io::ErrorKind::NotADirectory.into());
     }
     Ok(accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?)
+}
+
+/// Whether a file can be made in `dir`. Makes one, without a name where the filesystem has such files: the permissions alone do not
+/// tell, for root has them in procfs, too.
+fn holds_files(dir: &Path) -> io::Result<()> {
+    writable(dir)?;
+    tempfile::tempfile_in(dir).map(drop)
 }
 
 /// `magic` and `writable` are those of `pin_dir`, or of the nearest directory above it that exists.
@@ -127,7 +134,7 @@ fn assess_dir(key: &str, dir: &Path, writable: io::Result<()>) -> Check {
             key,
             format!("{dir} cannot be written: {e}"),
             format!(
-                "run as root on a filesystem that is mounted rw, or set {key} to another directory"
+                "run as root on a filesystem for files that is mounted rw, or set {key} to another directory"
             ),
         ),
     }
@@ -200,13 +207,33 @@ mod tests {
     }
 
     #[test]
+    fn a_place_where_no_file_can_be_made_fails() {
+        let mut config = Config::default();
+        config.state.dir = "/proc/kvmeter".into();
+        config.state.runtime_dir = "/sys/kvmeter".into();
+        let checks = checks(&config, &Judged::Caller);
+        for key in ["state.dir", "state.runtime_dir"] {
+            let check = checks.iter().find(|check| check.name == key).unwrap();
+            assert!(check.fails(), "{check:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        config.state.dir = dir.path().join("a/b");
+        let made = super::checks(&config, &Judged::Caller);
+        assert_eq!(
+            made.iter().find(|check| check.name == "state.dir").unwrap().verdict,
+            Verdict::Ok
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_missing_directory_is_assessed_by_the_one_above() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(nearest(&dir.path().join("a/b/c")), dir.path());
-        assert!(writable(dir.path()).is_ok());
+        assert!(holds_files(dir.path()).is_ok());
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let check = assess_dir("state.dir", &file, writable(&nearest(&file.join("below"))));
+        let check = assess_dir("state.dir", &file, holds_files(&nearest(&file.join("below"))));
         assert!(
             matches!(&check.verdict, Verdict::Fail(fix) if fix.contains("set state.dir to another")),
             "{check:?}"
