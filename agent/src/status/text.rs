@@ -34,12 +34,12 @@ impl fmt::Display for Summary<'_> {
         session(f, agentx)?;
         writeln!(
             f,
-            "Notify  {} state changes; {} notifications sent, {} unanswered, {} dropped, {} PDUs refused by the master",
-            notifications.changes,
-            notifications.sent,
+            "Notify  {}; {} sent, {} unanswered, {} dropped, {} refused by the master",
+            Count(notifications.changes, "state change", "state changes"),
+            Count(notifications.sent, "notification", "notifications"),
             notifications.unanswered,
             notifications.dropped,
-            notifications.refused
+            Count(notifications.refused, "PDU", "PDUs")
         )?;
         programs(f, probe)?;
         f.write_char('\n')?;
@@ -89,22 +89,22 @@ fn session(f: &mut fmt::Formatter<'_>, agentx: &Agentx) -> fmt::Result {
     writeln!(f, "AgentX  {state} {}", Printable(&agentx.master))?;
     writeln!(
         f,
-        "        {} connections, {} of them after a loss; last error: {}",
-        agentx.connects,
+        "        {}, {} of them after a loss; last error: {}",
+        Count(agentx.connects, "connection", "connections"),
         agentx.reconnects,
         Printable(agentx.last_error.as_deref().unwrap_or("none"))
     )?;
     let requests = &agentx.requests;
     write!(
         f,
-        "        {} requests ({} get, {} get-next, {} get-bulk, {} set, {} other), {} errors, {} unparsable",
-        requests.total(),
+        "        {} ({} get, {} get-next, {} get-bulk, {} set, {} other), {}, {} unparsable",
+        Count(requests.total(), "request", "requests"),
         requests.get,
         requests.get_next,
         requests.get_bulk,
         requests.set,
         requests.other,
-        agentx.errors,
+        Count(agentx.errors, "error", "errors"),
         agentx.parse_errors
     )?;
     if let Some(latency) = &agentx.latency {
@@ -131,8 +131,10 @@ fn programs(f: &mut fmt::Formatter<'_>, probe: &Probe) -> fmt::Result {
     }
     writeln!(
         f,
-        "        {} events lost, {} threads without a record, {} requests of disks not counted",
-        probe.events_lost, probe.unrecorded_threads, probe.uncounted_requests
+        "        {} lost, {} without a record, {} of disks not counted",
+        Count(probe.events_lost, "event", "events"),
+        Count(probe.unrecorded_threads, "thread", "threads"),
+        Count(probe.uncounted_requests, "request", "requests")
     )?;
     record_tables(f, &probe.tables)
 }
@@ -158,22 +160,27 @@ fn record_tables(f: &mut fmt::Formatter<'_>, tables: &[RecordTable]) -> fmt::Res
     }
     for (table, refusal) in tables.iter().flat_map(|of| of.refused.iter().map(move |it| (of, it))) {
         let Refusal { of, vms, why, .. } = refusal;
-        let of = Printable(of);
-        writeln!(f, "        {vms} VMs of {of} lack {}: {}", table.name, Printable(why))?;
+        let (vms, of) = (Count(*vms, "VM", "VMs"), Printable(of));
+        let lack = if vms.0 == 1 { "lacks" } else { "lack" };
+        writeln!(f, "        {vms} of {of} {lack} {}: {}", table.name, Printable(why))?;
     }
     Ok(())
 }
 
 fn hooks(hooks: &[Hook]) -> Table<3> {
     let mut table = Table::new(["HOOK", "STATE", "WHY"], [Align::Left; 3]);
+    let mut above = None;
     // The hooks of a method are attached and detached together.
     for hook in hooks.chunk_by(|a, b| a.method.is_some() && a.method == b.method) {
         let hook = hook.iter().find(|hook| !hook.live).unwrap_or(&hook[0]);
+        let why = hook.why.as_deref().unwrap_or_default();
+        let is_told = !why.is_empty() && above == Some(why);
         table.row([
             hook.method.as_ref().unwrap_or(&hook.name).clone(),
             if hook.live { "live" } else { "off" }.to_owned(),
-            hook.why.clone().unwrap_or_default(),
+            if is_told { "as above" } else { why }.to_owned(),
         ]);
+        above = Some(why);
     }
     table
 }
@@ -193,10 +200,10 @@ fn hanging_reads(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Re
 fn spent_shares(f: &mut fmt::Formatter<'_>, sources: &[SourceState]) -> fmt::Result {
     for share in sources.iter().flat_map(|source| &source.spent) {
         let SpentShare { of, waiting, deferred, .. } = share;
-        let of = Printable(of);
+        let (of, waiting) = (Printable(of), Count(*waiting, "process waits", "processes wait"));
         writeln!(
             f,
-            "scans of the processes of {of} cost too much: {deferred} of them were made later, {waiting} processes wait now"
+            "scans of the processes of {of} cost too much: {deferred} of them came later, {waiting} now"
         )?;
     }
     Ok(())
@@ -208,7 +215,9 @@ fn left_out(f: &mut fmt::Formatter<'_>, changes: u64, sources: &[SourceState]) -
     if changes + lines > 0 {
         writeln!(
             f,
-            "left out of what VMs of users caused too much of: {changes} state changes in notifications, {lines} lines of the log"
+            "left out of what VMs of users caused too much of: {} in notifications, {} of the log",
+            Count(changes, "state change", "state changes"),
+            Count(lines, "line", "lines")
         )?;
     }
     Ok(())
@@ -247,7 +256,8 @@ fn totals(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
     let disks: usize = methods.values().sum();
     write!(f, "VMs     {}", vms.len())?;
     list(f, &states, "")?;
-    write!(f, "; {vcpus} vCPUs; {disks} disks")?;
+    let (vcpus, disks) = (Count(vcpus, "vCPU", "vCPUs"), Count(disks, "disk", "disks"));
+    write!(f, "; {vcpus}; {disks}")?;
     list(f, &methods, "by ")?;
     f.write_str("\n\n")
 }
@@ -325,7 +335,10 @@ fn missing_interfaces(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
     for ((column, why), (count, vm, nic)) in reasons {
         let device = nic.device.as_deref().map(|name| format!(", {}", Printable(name)));
         let (index, device) = (nic.index, device.unwrap_or_default());
-        let others = if count == 1 { String::new() } else { format!(" and {} others", count - 1) };
+        let others = match count {
+            1 => String::new(),
+            _ => format!(" and {}", Count(count - 1, "other", "others")),
+        };
         writeln!(
             f,
             "{column} is 0 for interface {index} of VM {vm}{device}{others}: {}",
@@ -409,8 +422,8 @@ fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
             1 => writeln!(f, "{target} of VM {index} is not counted in the kernel: {why}")?,
             _ => writeln!(
                 f,
-                "{target} of VM {index} and {} others are not counted in the kernel: {why}",
-                count - 1
+                "{target} of VM {index} and {} are not counted in the kernel: {why}",
+                Count(count - 1, "other", "others")
             )?,
         }
     }
@@ -420,7 +433,8 @@ fn remarks(f: &mut fmt::Formatter<'_>, vms: &[Vm]) -> fmt::Result {
             |requests: Option<DiskRequests>| requests.and_then(|it| it.errors).unwrap_or(0);
         let (reads, writes) = (errors(disk.read), errors(disk.write));
         if reads + writes > 0 {
-            writeln!(f, "{target} of VM {index}: {reads} reads and {writes} writes have failed")?;
+            let (reads, writes) = (Count(reads, "read", "reads"), Count(writes, "write", "writes"));
+            writeln!(f, "{target} of VM {index}: {reads} and {writes} have failed")?;
         }
     }
     Ok(())
@@ -436,6 +450,16 @@ fn seconds(ns: Option<u64>) -> String {
         || "-".to_owned(),
         |ns| format!("{}.{:03}", ns / 1_000_000_000, ns / 1_000_000 % 1000),
     )
+}
+
+/// A number of something, with the word for one and that for several.
+struct Count<'a, T>(T, &'a str, &'a str);
+
+impl<T: fmt::Display + From<u8> + PartialEq> fmt::Display for Count<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(number, one, several) = self;
+        write!(f, "{number} {}", if *number == T::from(1) { one } else { several })
+    }
 }
 
 /// A duration as days and HH:MM:SS.

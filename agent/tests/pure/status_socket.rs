@@ -313,14 +313,14 @@ kvmeter 0.1.0, pid 4242, up 1 d 01:01:01
 
 AgentX  open with unix:/var/agentx/master
         2 connections, 1 of them after a loss; last error: the master closed the connection
-        33 requests (10 get, 20 get-next, 3 get-bulk, 0 set, 0 other), 1 errors, 0 unparsable; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
+        33 requests (10 get, 20 get-next, 3 get-bulk, 0 set, 0 other), 1 error, 0 unparsable; answered in 12 µs (p50), 40 µs (p99), 310 µs (max)
 Notify  5 state changes; 3 notifications sent, 1 unanswered, 0 dropped, 0 PDUs refused by the master
 Probe   eBPF, adopted, pinned under /sys/fs/bpf/kvmeter
         0 events lost, 0 threads without a record, 0 requests of disks not counted
 Tables  1025 of 4095 VM records in use
         configured: 100 VM records; in effect when no VM runs at a start of the agent, after a reboot, or after `kvmeter detach`, \
              after which the disk counters of running VMs start from zero
-        1 VMs of root and libvirt lack VM records: all are in use
+        1 VM of root and libvirt lacks VM records: all are in use
         3 VMs of user 65534 lack VM records: a user's share\u{fffd}
 
 HOOK            STATE  WHY
@@ -330,10 +330,10 @@ rw_verify_area  off    EPERM at load
 SOURCE  STATE  STALE-SINCE  VMS  RESCANS
 procfs  live             -    2        1
 a read of process 77 (qemu\u{fffd}[31m) has hung for 12 s, in the kernel's request_wait_answer
-scans of the processes of user 1000 cost too much: 250 of them were made later, 3 processes wait now
+scans of the processes of user 1000 cost too much: 250 of them came later, 3 processes wait now
 left out of what VMs of users caused too much of: 7 state changes in notifications, 9 lines of the log
 
-VMs     2: 1 running, 1 shutdown; 2 vCPUs; 1 disks: 1 by dio
+VMs     2: 1 running, 1 shutdown; 2 vCPUs; 1 disk: 1 by dio
 
 VM  NAME      STATE      PID  VCPUS   CPU-S  UUID
  1  web\u{fffd}[31m  running   4243    1/2  62.000  c0ffee00-0000-4000-8000-000000000001
@@ -350,6 +350,62 @@ VM  DISK  TARGET  COUNTED-BY  READS  P50-US  P99-US  P99.9-US  WRITES  P50-US  P
 vda of VM 1: 0 reads and 2 writes have failed
 ";
     assert_eq!(Summary(&report()).to_string(), expected);
+}
+
+#[test]
+fn one_of_something_is_not_several() {
+    let mut report = report();
+    report.agentx.connects = 1;
+    report.agentx.requests = Requests { get: 1, ..Requests::default() };
+    report.notifications.changes = 1;
+    report.notifications.sent = 1;
+    report.notifications.left_out = 1;
+    report.notifications.refused = 1;
+    report.probe.events_lost = 1;
+    report.probe.unrecorded_threads = 1;
+    report.probe.uncounted_requests = 1;
+    report.sources[0].spent[0].waiting = 1;
+    report.sources[0].left_out = 1;
+    report.vms.truncate(1);
+    report.vms[0].vcpus.truncate(1);
+    let text = Summary(&report).to_string();
+    for line in [
+        "        1 connection, 1 of them after a loss;",
+        "        1 request (1 get, 0 get-next, 0 get-bulk, 0 set, 0 other), 1 error, 0 unparsable",
+        "Notify  1 state change; 1 notification sent, 1 unanswered, 0 dropped, 1 PDU refused by the master",
+        "        1 event lost, 1 thread without a record, 1 request of disks not counted",
+        "came later, 1 process waits now",
+        "too much of: 1 state change in notifications, 1 line of the log",
+        "VMs     1: 1 running; 1 vCPU; 1 disk: 1 by dio",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn one_reason_of_several_hooks_is_told_once() {
+    let mut report = report();
+    let off = |name: &str, why: &str| Hook {
+        name: name.into(),
+        method: None,
+        live: false,
+        why: Some(why.into()),
+    };
+    report.probe.hooks = vec![
+        off("sched_switch", "no BPF"),
+        off("sched_wakeup", "no BPF"),
+        off("sched_process_exit", "no BPF"),
+        off("rw_verify_area", "EPERM at load"),
+    ];
+    let text = Summary(&report).to_string();
+    let table = "\
+HOOK                STATE  WHY
+sched_switch        off    no BPF
+sched_wakeup        off    as above
+sched_process_exit  off    as above
+rw_verify_area      off    EPERM at load
+";
+    assert!(text.contains(table), "{text}");
 }
 
 #[test]
