@@ -3,7 +3,8 @@
 //!
 //! Between two switches the word of a running thread follows `CLOCK_MONOTONIC`. The kernel's own count leaves out time taken by
 //! interrupts or by an outer hypervisor, and its clock is not adjusted as `CLOCK_MONOTONIC` is. The difference between the two
-//! grows until the next switch of the thread; this program limits it.
+//! grows until the next switch of the thread; this program limits it. On a CPU of `nohz_full=` with one runnable thread there is no tick,
+//! and maybe no other timer.
 
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 

@@ -181,7 +181,8 @@ impl Records {
     /// CPU time in ns of a VM's process. `None` = the process is gone.
     ///
     /// While a thread has no record, this is the kernel's own sum over the process, which lacks what a running thread has done
-    /// since the last tick of its CPU, or the sum over the records, if that is more.
+    /// since the last tick of its CPU or, on one without (`nohz_full=`), since the last second (`sched_tick_remote()` of the kernel's
+    /// sched/core.c); or the sum over the records, if that is more.
     fn process_sum(&self, vm: &SharedVmRecord) -> Option<u64> {
         let sum = self.vm_sum(vm);
         if vm.is_complete() {
@@ -348,8 +349,9 @@ fn shows(word: u64, now: u64) -> u64 {
 /// The high-water mark may be ahead of the kernel's value by what the kernel's accounting clock leaves out of the
 /// current stretch on the CPU: some hundred nanoseconds at the switch, and the time taken by interrupts
 /// (`CONFIG_IRQ_TIME_ACCOUNTING`) or by an outer hypervisor (`CONFIG_PARAVIRT_TIME_ACCOUNTING`). The program at
-/// `hrtimer_expire_exit` keeps that below the time between two timers on the thread's CPU, usually a tick. The values agree
-/// again once the thread has run for that long.
+/// `hrtimer_expire_exit` keeps that below the time between two timers on the thread's CPU: a tick at most where the CPU has
+/// one. On a CPU of `nohz_full=`, which may have no timer, it may be all that was left out of the stretch. The values agree again once
+/// the thread has run for that long.
 fn monotone(high_water: &AtomicU64, value: u64) -> u64 {
     high_water.fetch_max(value, Ordering::Relaxed).max(value)
 }

@@ -29,7 +29,7 @@ use crate::counters::{
 /// Attempts to compute the CPU time of exited threads while no thread is switched.
 const EXITED_TRIES: usize = 8;
 
-/// Time in which a CPU on which a thread runs has a tick, at 250 Hz or more.
+/// Time in which a CPU on which a thread runs has a tick, at 250 Hz or more, if it has one at all.
 const TICK: Duration = Duration::from_millis(5);
 
 /// Time for which the threads of one VM are visited in one scan. Visits take long only where others want the CPU, too: there the next

@@ -164,7 +164,7 @@ pub enum TrackError {
     },
     /// The VM has the maximum number of threads, or all thread records are in use.
     #[error(
-        "No thread record is free for thread {tid}; the CPU time of its VM is the kernel's own sum, which is up to a tick late"
+        "No thread record is free for thread {tid}; the CPU time of its VM is the kernel's own sum, which is late by a tick or, on CPUs without one, a second at most"
     )]
     TooManyThreads {
         /// The thread.
