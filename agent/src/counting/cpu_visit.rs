@@ -105,13 +105,16 @@ fn lock(visitors: &Mutex<Visitors>) -> MutexGuard<'_, Visitors> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Instant,
+    };
 
     use super::*;
     use crate::account::Account;
 
     fn wait_until(visits: &CpuVisits, is_so: impl Fn(&Visitors) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !is_so(&lock(&visits.0)) {
             assert!(Instant::now() < deadline, "{visits:?}");
             thread::yield_now();
@@ -137,21 +140,23 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_hang_cost_a_bounded_time_and_number_of_threads() {
+    fn of_processes_that_hang_a_bounded_number_is_waited_for() {
         let visits = CpuVisits::default();
         let (open, gate) = crossbeam_channel::bounded::<()>(0);
-        let started = Instant::now();
+        // A visit that begins no search does not wait.
+        let begun = Arc::new(AtomicUsize::new(0));
         for _ in 0..1000 {
-            let gate = gate.clone();
+            let (gate, begun) = (gate.clone(), Arc::clone(&begun));
             visits.visit(Holder::Trusted, move || {
+                begun.fetch_add(1, Ordering::Relaxed);
                 let _ = gate.recv();
                 Some(0)
             });
         }
-        assert!(started.elapsed() < TURN * 200, "{:?}", started.elapsed());
         assert_eq!(lock(&visits.0).searches[&Holder::Trusted], MAX_SEARCHES);
         drop(open);
         wait_until(&visits, is_idle);
+        assert_eq!(begun.load(Ordering::Relaxed), MAX_SEARCHES);
     }
 
     #[test]
@@ -178,7 +183,7 @@ mod tests {
             let _ = sender.send(());
             None
         });
-        assert!(came.recv_timeout(Duration::from_secs(10)).is_ok(), "root's VMs are visited");
+        assert!(came.recv_timeout(Duration::from_secs(60)).is_ok(), "root's VMs are visited");
         drop(open);
         wait_until(&visits, is_idle);
     }
