@@ -17,7 +17,7 @@ use crate::account::Account;
 /// reads no files but the process's. Before Linux 6.11 the processes in containers and sandboxes are not told apart.
 pub(super) fn of(proc_root: &Path, pid: u32) -> Option<Account> {
     let found = Process::hold(proc_root, pid).and_then(|process| {
-        let namespaces = Namespaces::of(pid)?;
+        let namespaces = Namespaces::of(&process, pid)?;
         find(&process, &namespaces)
     });
     // Of a process that is gone nothing is known.
@@ -30,7 +30,7 @@ pub(super) fn of(proc_root: &Path, pid: u32) -> Option<Account> {
 ///
 /// Those of reading procfs. What the agent may not see of namespaces is none.
 pub(super) fn of_process(process: &Process, pid: u32) -> io::Result<Option<Account>> {
-    find(process, &Namespaces::of(pid)?.or_links(process))
+    find(process, &Namespaces::of(process, pid)?.or_links())
 }
 
 fn find(process: &Process, namespaces: &Namespaces<'_>) -> io::Result<Option<Account>> {
@@ -235,7 +235,7 @@ mod tests {
             if let Some(Account::Container(_)) = account {
                 let hidden = hides_its_groups(pid);
                 let process = Process::hold(hidden.path(), pid).unwrap();
-                let account = find(&process, &Namespaces::of(pid).unwrap()).unwrap();
+                let account = find(&process, &Namespaces::of(&process, pid).unwrap()).unwrap();
                 assert_eq!(account, Some(Account::Nested), "it may be in a session");
             }
             if pid != child.id() {

@@ -2,7 +2,8 @@
 //! nested deeper was made from within, and says nothing of the host.
 //!
 //! The links in `/proc/PID/ns` wait on some kernels while the process is in execve(2), which itself may wait for a file server that
-//! hangs. A pidfd gives the same namespaces since Linux 6.11 (pidfd_ioctl() of the kernel's pidfs.c), and never waits.
+//! hangs. A pidfd gives the same namespaces since Linux 6.11 (pidfd_ioctl() of the kernel's pidfs.c), and never waits. That of a thread
+//! that has ended gives none.
 
 #![expect(unsafe_code, reason = "the ioctls of namespaces (ioctl_nsfs(2)), which no library wraps")]
 
@@ -18,19 +19,26 @@ use std::{
 };
 
 use rustix::{
-    fs::fstat,
+    fs::{OFlags, fstat},
     io::Errno,
     ioctl::{Getter, Ioctl, IoctlOutput, Opcode, ioctl, opcode},
+    process::{Pid, PidfdFlags, pidfd_open},
 };
 
 use super::{
     process::{self, Process},
-    shortage::is_shortage,
+    shortage::{if_there, is_shortage},
 };
 
 /// ioctls of the kernel's include/uapi/linux/pidfd.h.
 const PIDFD_GET_PID_NAMESPACE: Opcode = opcode::none(0xff, 5);
 const PIDFD_GET_USER_NAMESPACE: Opcode = opcode::none(0xff, 9);
+
+/// A flag of pidfd_open(2) since Linux 6.9: the descriptor stands for a thread (the kernel's include/uapi/linux/pidfd.h).
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
+
+/// Threads of a process that are asked after its first one has ended: any may end just then.
+const MAX_ASKED: usize = 64;
 
 /// ioctls of the kernel's include/uapi/linux/nsfs.h.
 const NS_GET_USERNS: Opcode = opcode::none(0xb7, 1);
@@ -58,10 +66,11 @@ static OWN: LazyLock<[Option<u64>; 2]> = LazyLock::new(|| {
 /// The namespaces of one process.
 #[derive(Debug)]
 pub(super) struct Namespaces<'a> {
+    process: &'a Process,
     /// `None` = there is no such process.
     pidfd: Option<OwnedFd>,
-    /// Whose links are opened if its pidfd does not tell; `None` = none are.
-    links: Option<&'a Process>,
+    /// Whether the links of the process are opened if its pidfd does not tell.
+    has_links: bool,
 }
 
 /// Where a process is.
@@ -106,23 +115,19 @@ impl Kind {
 }
 
 impl<'a> Namespaces<'a> {
-    /// Those of the process with this id, as far as they are found out without waiting. The caller checks that it is still the
-    /// process that was meant.
+    /// Those of a process, as far as they are found out without waiting. `pid` may be the id of another one by now: the caller checks
+    /// afterwards that the process is still there.
     ///
     /// # Errors
     ///
     /// If the agent lacks descriptors or memory.
-    pub(super) fn of(pid: u32) -> io::Result<Self> {
-        let pidfd = match process::open_pidfd(pid) {
-            Err(error) if is_shortage(&error) => return Err(error),
-            opened => opened.ok(),
-        };
-        Ok(Self { pidfd, links: None })
+    pub(super) fn of(process: &'a Process, pid: u32) -> io::Result<Self> {
+        Ok(Self { process, pidfd: if_there(process::open_pidfd(pid))?, has_links: false })
     }
 
-    /// Has the links of this process opened, too, which may block.
-    pub(super) fn or_links(self, process: &'a Process) -> Self {
-        Self { links: Some(process), ..self }
+    /// Has the links of the process opened, too, which may block.
+    pub(super) fn or_links(self) -> Self {
+        Self { has_links: true, ..self }
     }
 
     /// The container of the outermost PID namespace below the agent's own.
@@ -175,12 +180,34 @@ impl<'a> Namespaces<'a> {
 
     fn open(&self, kind: Kind) -> io::Result<OwnedFd> {
         let pidfd = self.pidfd.as_ref().ok_or(Errno::SRCH)?;
-        match (related(pidfd, kind.of_pidfd()).map_err(io::Error::from), self.links) {
-            (Err(error), Some(process)) if !is_shortage(&error) => {
-                Ok(process.open(kind.link())?.into())
+        let found = match related(pidfd, kind.of_pidfd()) {
+            Err(Errno::SRCH) => self.open_of_thread(kind),
+            found => found.map_err(io::Error::from),
+        };
+        match found {
+            Err(error) if self.has_links && !is_shortage(&error) => {
+                Ok(self.process.open(kind.link())?.into())
             }
-            (found, _) => found,
+            found => found,
         }
+    }
+
+    /// The namespace of a thread that has not ended: all threads of a process are in the same namespaces of these kinds
+    /// (copy_process() of the kernel's fork.c).
+    fn open_of_thread(&self, kind: Kind) -> io::Result<OwnedFd> {
+        for tid in self.process.thread_ids(MAX_ASKED)? {
+            let id = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+            let Some(pidfd) = if_there(pidfd_open(id, PIDFD_THREAD))? else { continue };
+            // The id is that of a thread of the process now. If the pidfd's thread is there afterwards, too, it is that one.
+            if self.process.hold_threads([tid])?.is_empty() {
+                continue;
+            }
+            match related(&pidfd, kind.of_pidfd()) {
+                Err(Errno::SRCH) => {}
+                found => return Ok(found?),
+            }
+        }
+        Err(Errno::SRCH.into())
     }
 }
 
@@ -244,5 +271,97 @@ unsafe impl Ioctl for Related {
     unsafe fn output_from_ptr(fd: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
         // SAFETY: ioctl(2) has succeeded, and so has returned a descriptor that nothing else has.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::Path,
+        time::{Duration, Instant},
+    };
+
+    use nix::libc;
+    use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
+
+    use super::*;
+
+    /// A thread without end. Returns for no signal but those that end the process.
+    extern "C" fn sleep(_: *mut c_void) -> i32 {
+        loop {
+            // SAFETY: pause(2) has no arguments.
+            unsafe { libc::pause() };
+        }
+    }
+
+    /// A process that is killed at the end.
+    struct Child(Pid);
+
+    impl Child {
+        /// One in new namespaces, whose first thread has ended; `None` = this user may not make them.
+        fn without_first_thread(namespaces: libc::c_int) -> Option<Self> {
+            const THREAD: libc::c_int = libc::CLONE_VM
+                | libc::CLONE_FS
+                | libc::CLONE_FILES
+                | libc::CLONE_SIGHAND
+                | libc::CLONE_THREAD
+                | libc::CLONE_SYSVSEM;
+            let mut stack = vec![0u128; 4096];
+            let top = stack.as_mut_ptr_range().end;
+            let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
+            // SAFETY: without CLONE_VM the new process has a copy of all memory, as after fork(2), and does nothing in it but make a system
+            // call and a thread, whose stack nothing else uses. Neither takes a lock.
+            let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+            if pid == 0 {
+                // SAFETY: as above; exit(2) ends the calling thread only.
+                unsafe {
+                    // Nothing is left of it if this process is killed.
+                    libc::alarm(120);
+                    libc::clone(sleep, top.cast(), THREAD, std::ptr::null_mut());
+                    libc::syscall(libc::SYS_exit, 0);
+                }
+                unreachable!("exit(2) does not return");
+            }
+            Pid::from_raw(i32::try_from(pid).ok()?).map(Self)
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = kill_process(self.0, Signal::KILL);
+            let _ = waitpid(Some(self.0), WaitOptions::empty());
+        }
+    }
+
+    #[test]
+    fn the_namespaces_of_a_process_whose_first_thread_has_ended_are_those_of_the_others() {
+        let own = rustix::process::geteuid().as_raw();
+        for (flags, maker) in [
+            (libc::CLONE_NEWPID, Place::Own),
+            (libc::CLONE_NEWPID | libc::CLONE_NEWUSER, Place::Below(own)),
+        ] {
+            let Some(child) = Child::without_first_thread(flags) else { continue };
+            let pid = child.0.as_raw_nonzero().get().unsigned_abs();
+            let process = Process::hold(Path::new("/proc"), pid).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while process.stat().unwrap().state != 'Z' {
+                assert!(Instant::now() < deadline);
+                std::thread::yield_now();
+            }
+            assert_eq!(process.thread_ids(9).unwrap().len(), 2);
+            let namespaces = Namespaces::of(&process, pid).unwrap();
+            // Before Linux 6.11 no pidfd tells.
+            let of_self = Process::hold(Path::new("/proc"), std::process::id()).unwrap();
+            let tells = Namespaces::of(&of_self, std::process::id()).unwrap();
+            if tells.container().unwrap() == Place::Own {
+                let container = namespaces.container().unwrap();
+                let is_roots = own == 0;
+                assert!(
+                    matches!(container, Place::Below(found) if found.is_roots == is_roots),
+                    "{container:?}"
+                );
+                assert_eq!(namespaces.maker().unwrap(), maker);
+            }
+        }
     }
 }

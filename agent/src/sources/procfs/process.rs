@@ -35,8 +35,8 @@ const STATUS_START: u64 = 4096;
 /// Most threads of a process that are held, each with a descriptor: as many as a VM can have records.
 pub(super) const MAX_THREADS: usize = VM_BLOCKS * BLOCK_LEN;
 
-/// Most threads of a process that are listed.
-const MAX_LISTED: usize = 1 << 16;
+/// Most threads of a process that are listed to be tracked.
+pub(super) const MAX_LISTED: usize = 1 << 16;
 
 /// Policies of sched(7) under which a thread that does not sleep may keep its CPU for ever.
 const SCHED_FIFO: u64 = 1;
@@ -258,12 +258,12 @@ impl Process {
         Ok(is_one.then_some((found.stx_rdev_major, found.stx_rdev_minor)))
     }
 
-    /// The ids of the threads, those that were started first if there are more than 65,536.
-    pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
-        numbers(&open_dir(&self.dir, "task")?, MAX_LISTED)
+    /// The ids of the threads, those that were started first if there are more than `most`. Does not block.
+    pub(super) fn thread_ids(&self, most: usize) -> io::Result<Vec<u32>> {
+        numbers(&open_dir(&self.dir, "task")?, most)
     }
 
-    /// Holds threads of this process, ascending by id. Those that have exited are left out.
+    /// Holds threads of this process, ascending by id. Those that have exited are left out. Does not block.
     pub(super) fn hold_threads(
         &self,
         tids: impl IntoIterator<Item = u32>,

@@ -20,7 +20,7 @@ use super::{
     named_file::{Unread, shown},
     plugged::PluggedDisk,
     presence,
-    process::{Measured, Process, Thread, to_hold},
+    process::{MAX_LISTED, Measured, Process, Thread, to_hold},
     shortage::{if_there, is_gone, is_shortage},
     subordinate_ids, taps, temporary_overlays,
     vcpus::{self, Rest},
@@ -147,7 +147,7 @@ fn scan(
     }
     let started_ns = ticks_to_ns(stat.start_ticks, clock_ticks_per_second().max(1));
     let age = now_ns.saturating_sub(started_ns);
-    let listed = process.thread_ids()?;
+    let listed = process.thread_ids(MAX_LISTED)?;
     let tids = listed.iter().copied().collect();
     let vm_dirs = vcpus::vm_dirs(&roots.debugfs, pid, &descriptors.vms, &tids)?;
     let ids = vcpus::in_debugfs(vm_dirs.as_deref().unwrap_or_default())?;

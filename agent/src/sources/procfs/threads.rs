@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    process::{MAX_THREADS, Thread},
+    process::{MAX_LISTED, MAX_THREADS, Thread},
     scan::Scan,
     shortage::is_shortage,
 };
@@ -74,7 +74,7 @@ pub(super) fn register(
         }
         // There is no event for a thread that an unregistered thread started meanwhile.
         let unrecorded = tracker.unrecorded(slot);
-        let mut others = scan.process.thread_ids().or_else(if_gone)?;
+        let mut others = scan.process.thread_ids(MAX_LISTED).or_else(if_gone)?;
         others.retain(|tid| !known.contains(tid));
         let room = MAX_THREADS.saturating_sub(known.len());
         let are_all = others.len() <= room;
@@ -184,7 +184,7 @@ mod tests {
     /// A scan of this process, of which these threads run vCPUs.
     fn scan(vcpus: &[u32]) -> Scan {
         let process = Process::hold(Path::new("/proc"), std::process::id()).unwrap();
-        let threads = process.hold_threads(process.thread_ids().unwrap()).unwrap();
+        let threads = process.hold_threads(process.thread_ids(MAX_LISTED).unwrap()).unwrap();
         Scan {
             process,
             vm: VmProcess::default(),
