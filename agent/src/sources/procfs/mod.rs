@@ -167,9 +167,29 @@ impl Procfs {
         probes: Option<ProbeHandles>,
         shows_processes: bool,
     ) -> Result<Self, ProcfsError> {
+        let mut worker = Self::worker(facts, probes, shows_processes)?;
+        let failed = |what| move |source| ProcfsError::Watch { what, source };
+        let stop = worker.poller.stop_handle().map_err(failed("eventfd"))?;
+        let handle = Arc::clone(&worker.handle);
+        subordinate_ids::refresh();
+        worker.scan_first().map_err(ProcfsError::Procfs)?;
+        worker.facts.send(Fact::ProcessesListed);
+        worker.report_all_scanned();
+        let thread = std::thread::Builder::new()
+            .name("procfs".to_owned())
+            .spawn(move || worker.run())
+            .map_err(failed("a thread"))?;
+        Ok(Self { stop, thread: Some(thread), handle })
+    }
+
+    /// The work of the source's thread, which has scanned nothing yet.
+    fn worker(
+        facts: Facts,
+        probes: Option<ProbeHandles>,
+        shows_processes: bool,
+    ) -> Result<Worker, ProcfsError> {
         let failed = |what| move |source| ProcfsError::Watch { what, source };
         let poller = Poller::new().map_err(failed("epoll"))?;
-        let stop = poller.stop_handle().map_err(failed("eventfd"))?;
         let (sender, commands) = crossbeam_channel::unbounded();
         let roots = Roots::default();
         let wake = poller.wake_handle().map_err(failed("eventfd"))?;
@@ -218,7 +238,6 @@ impl Procfs {
             schedule: Schedule::default(),
             pace: Pace::default(),
             shares: Shares::default(),
-            named: BTreeSet::new(),
             ended: BTreeMap::new(),
             warnings: WarningLimit::default(),
             lost: 0,
@@ -227,15 +246,7 @@ impl Procfs {
             images_claimed: BTreeSet::new(),
         };
         worker.lost = worker.events_lost();
-        subordinate_ids::refresh();
-        worker.scan_first().map_err(ProcfsError::Procfs)?;
-        worker.facts.send(Fact::ProcessesListed);
-        worker.report_all_scanned();
-        let thread = std::thread::Builder::new()
-            .name("procfs".to_owned())
-            .spawn(move || worker.run())
-            .map_err(failed("a thread"))?;
-        Ok(Self { stop, thread: Some(thread), handle })
+        Ok(worker)
     }
 
     /// The interface for other threads.

@@ -60,8 +60,6 @@ pub(super) struct Worker {
     pub(super) schedule: Schedule,
     pub(super) pace: Pace,
     pub(super) shares: Shares,
-    /// Processes that libvirt has named: the next scan of each waits for no share.
-    pub(super) named: BTreeSet<u32>,
     /// VMs whose processes have ended, each with the end of the wait for the programs' word.
     pub(super) ended: BTreeMap<u32, Instant>,
     pub(super) warnings: WarningLimit,
@@ -179,19 +177,14 @@ impl Worker {
         let now = Instant::now();
         for command in self.commands.try_iter() {
             match command {
-                Command::Rescan(pid) => {
-                    self.named.insert(pid);
-                    self.schedule.born(pid, now);
-                }
+                Command::Rescan(pid) => self.schedule.born(pid, now),
                 Command::ResolvePaths(pid, paths) => {
-                    self.named.insert(pid);
                     self.processes.set_domain_paths(pid, paths);
                     self.schedule.urgent(pid, now);
                 }
                 Command::Reached(fence) => self.processes.untrack_retired(fence),
                 Command::Entrust(pid, start) => {
                     if self.processes.entrust(pid, start) {
-                        self.named.insert(pid);
                         self.schedule.urgent(pid, now);
                     }
                 }
@@ -285,7 +278,6 @@ impl Worker {
     fn forget(&mut self, pid: u32) {
         self.schedule.forget(pid);
         self.images_claimed.remove(&pid);
-        self.named.remove(&pid);
         self.ended.remove(&pid);
     }
 
@@ -312,7 +304,6 @@ impl Worker {
         }
         let mut has_waiting = false;
         for pid in self.schedule.take_due(now) {
-            let is_named = self.named.remove(&pid);
             let before = cpu_time();
             match self.processes.payer(pid, now) {
                 Payer::Gone => {
@@ -320,12 +311,12 @@ impl Worker {
                     self.forget(pid);
                     self.processes.retire_unclear(pid);
                 }
-                Payer::Account(account) if !is_named => {
+                Payer::Account(account) => {
                     self.wait(account, pid, now);
                     self.shares.charge(account, cpu_time().saturating_sub(before), now);
                     has_waiting = true;
                 }
-                Payer::Host | Payer::Account(_) => drop(self.scan(pid)),
+                Payer::Host => drop(self.scan(pid)),
             }
         }
         // One with a share in each turn: an event of another process may have come meanwhile.
@@ -486,5 +477,55 @@ impl Worker {
 
     pub(super) fn events_lost(&self) -> u64 {
         self.records.as_ref().map_or(0, |records| records.events_lost())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::CommandExt as _, process};
+
+    use super::{super::Procfs, *};
+    use crate::sources::Source as _;
+
+    fn worker() -> Worker {
+        let facts =
+            Facts::new(crossbeam_channel::unbounded().0, tokio::sync::mpsc::unbounded_channel().0);
+        Procfs::worker(facts, None, true).unwrap()
+    }
+
+    /// A process of a user.
+    struct OfUser(process::Child, Account);
+
+    impl OfUser {
+        fn start() -> Self {
+            let own = rustix::process::geteuid().as_raw();
+            let user = if own == 0 { 1000 } else { own };
+            let mut command = process::Command::new("sleep");
+            let child = command.arg("120").uid(user).spawn().unwrap();
+            Self(child, Account::User(user))
+        }
+    }
+
+    impl Drop for OfUser {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn scans_that_libvirts_reports_cause_have_the_share_of_the_processs_user() {
+        let mut worker = worker();
+        let OfUser(child, account) = &OfUser::start();
+        let pid = child.id();
+        for command in [Command::Rescan(pid), Command::ResolvePaths(pid, Arc::default())] {
+            worker.shares.charge(*account, Duration::from_secs(60), Instant::now());
+            worker.handle.command(command);
+            worker.take_commands();
+            worker.scan_due();
+            let spent = worker.handle.health().spent;
+            let [spent] = spent[..] else { panic!("{spent:?}") };
+            assert_eq!((spent.account, spent.waiting), (*account, 1));
+        }
     }
 }
