@@ -37,5 +37,9 @@ fn a_vm_that_starts_while_descriptors_are_short_is_found_afterwards() {
     failed.unwrap_or_else(|error| panic!("{error}:\n{}", stage.agent.log()));
     stage.wait_for_vm(guest.pid(), 1);
     stage.wait_for_vm(known.pid(), 1);
+    let status = stage.status();
+    let state = status["sources"][0]["state"].as_str().unwrap();
+    let expected = "could not read processes in the last minute: Too many open files";
+    assert!(state.starts_with(expected), "{state}");
     assert_eq!(stage.agent.log().matches(warning).count(), 1, "{}", stage.agent.log());
 }

@@ -15,13 +15,17 @@ use crate::account::Account;
 
 /// The account of a process; `None` = the process is root's and in no container, or of a domain of root's libvirt. Does not block, and
 /// reads no files but the process's. Before Linux 6.11 the processes in containers and sandboxes are not told apart.
-pub(super) fn of(proc_root: &Path, pid: u32) -> Option<Account> {
+///
+/// # Errors
+///
+/// If the agent lacks descriptors or memory.
+pub(super) fn of(proc_root: &Path, pid: u32) -> io::Result<Option<Account>> {
     let found = Process::hold(proc_root, pid).and_then(|process| {
         let namespaces = Namespaces::of(&process, pid)?;
         find(&process, &namespaces)
     });
     // Of a process that is gone nothing is known.
-    found.unwrap_or(Some(Account::Ended))
+    Ok(if_there(found)?.unwrap_or(Some(Account::Ended)))
 }
 
 /// The account of a process that is held, as [`of`], on any kernel. May block.
@@ -211,7 +215,7 @@ mod tests {
         let is_root = own == 0;
         let of_own = Some(User(own)).filter(|_| !is_root);
         // The test itself may run in a session or a container, which is its host then.
-        assert_eq!(of(proc_root, std::process::id()), of_own);
+        assert_eq!(of(proc_root, std::process::id()).unwrap(), of_own);
         let user = if is_root { 1000 } else { own };
         let as_user = Some(user).filter(|_| is_root);
         let mut found = Vec::new();
@@ -224,7 +228,7 @@ mod tests {
             (&["--user", "--map-root-user", "--pid", "--fork"], None, of_own),
         ] {
             let Some((mut child, pid)) = unshared(options, as_user) else { continue };
-            let account = of(proc_root, pid);
+            let account = of(proc_root, pid).unwrap();
             if as_user.is_none() && is_root && options.contains(&"--pid") {
                 let is_container = matches!(account, Some(Account::Container(_) | User(_)));
                 assert!(is_container, "{options:?} {account:?}");

@@ -81,6 +81,7 @@ use self::{
     scan::Roots,
     schedule::Schedule,
     shares::Shares,
+    shortage::Shortages,
     tracked::TrackedProcesses,
     uevent_reader::UeventReader,
     warnings::WarningLimit,
@@ -125,6 +126,8 @@ pub struct Handle {
     spent: Mutex<BTreeMap<Account, Spent>>,
     /// Lines that were left out of the log.
     left_out: Arc<AtomicU64>,
+    /// What the agent lacks to read processes.
+    shortages: Arc<Shortages>,
     /// Whether VMs without a domain are shown.
     shows_processes: bool,
 }
@@ -202,6 +205,7 @@ impl Procfs {
             hanging: readers.hanging(),
             spent: Mutex::default(),
             left_out: Arc::default(),
+            shortages: Arc::default(),
             shows_processes,
         });
         let wake = poller.wake_handle().map_err(failed("eventfd"))?;
@@ -234,6 +238,7 @@ impl Procfs {
                 roots,
                 readers,
                 Arc::clone(&handle.left_out),
+                Arc::clone(&handle.shortages),
             ),
             schedule: Schedule::default(),
             pace: Pace::default(),
@@ -282,16 +287,23 @@ impl super::Source for Handle {
     fn health(&self) -> Health {
         let overdue = self.heartbeat.overdue();
         let full_since = self.hanging.full_since();
+        let now = Instant::now();
         let state = match (overdue, self.heartbeat.has_ended()) {
             (Some(busy), _) => format!("busy for {} s", busy.as_secs()),
             (None, true) => "ended".to_owned(),
             (None, false) if full_since.is_some() => "all reads of processes hang".to_owned(),
+            (None, false) if let Some(error) = self.shortages.of_late(now) => {
+                format!("could not read processes in the last minute: {error}")
+            }
             (None, false) if self.shows_processes => "live".to_owned(),
             (None, false) => "for libvirt's domains only".to_owned(),
         };
         Health {
             state,
-            stale_since: overdue.map(|busy| SystemTime::now() - busy).or(full_since),
+            stale_since: overdue
+                .map(|busy| SystemTime::now() - busy)
+                .or(full_since)
+                .or_else(|| self.shortages.since(now)),
             hanging: self.hanging.list(),
             spent: self.spent().values().copied().collect(),
             left_out: self.left_out.load(Relaxed),

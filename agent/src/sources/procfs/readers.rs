@@ -167,10 +167,15 @@ impl<T: Send + 'static, C> Readers<T, C> {
             late.again = true;
             return false;
         }
-        let account = self.share_of(pid);
-        let of_all = self.late.iter().filter(|late| late.account.is_some()).count();
-        let own = self.late.iter().filter(|late| late.account == account).count();
-        let has_share = account.is_none() || LATE_OF_ACCOUNTS.has_room(own, of_all);
+        let has_share = match self.share_of(pid) {
+            Ok(Some(account)) => {
+                let of_all = self.late.iter().filter(|late| late.account.is_some()).count();
+                let own = self.late.iter().filter(|late| late.account == Some(account)).count();
+                LATE_OF_ACCOUNTS.has_room(own, of_all)
+            }
+            // The read lacks the same, and says so.
+            Ok(None) | Err(_) => true,
+        };
         let is_full = self.late.len() >= MAX_LATE || !has_share;
         if is_full {
             self.waiting.insert(pid);
@@ -184,7 +189,11 @@ impl<T: Send + 'static, C> Readers<T, C> {
 
     /// The account on which a read of the process counts; `None` = the process is root's or that of a domain of root's libvirt. Does
     /// not block.
-    pub(super) fn share_of(&self, pid: u32) -> Option<Account> {
+    ///
+    /// # Errors
+    ///
+    /// If the agent lacks descriptors or memory.
+    pub(super) fn share_of(&self, pid: u32) -> io::Result<Option<Account>> {
         accounts::of(&self.proc_root, pid)
     }
 
@@ -213,7 +222,7 @@ impl<T: Send + 'static, C> Readers<T, C> {
         let process = Process::hold(&self.proc_root, pid).ok();
         let program = process.as_ref().and_then(|process| process.program().ok());
         let program = program.unwrap_or_default();
-        let account = self.share_of(pid);
+        let account = self.share_of(pid).unwrap_or(Some(Account::Ended));
         if self.warnings.allows() {
             warn!(pid, program, "Reading a process takes long; `kvmeter status` lists such reads");
         }
@@ -460,7 +469,7 @@ mod tests {
             let reader = Reader::start(&readers.facts, &readers.wake).unwrap();
             reader.jobs.send(Box::new(blocked(gate.clone()))).unwrap();
             reader.desk.state().is_late = true;
-            let account = readers.share_of(pid);
+            let account = readers.share_of(pid).unwrap();
             let late = Late { pid, process: None, account, reader, kept: "", again: false };
             readers.late.push(late);
         };

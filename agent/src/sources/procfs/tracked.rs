@@ -35,7 +35,7 @@ use super::{
     process,
     readers::{Answer, Readers, Returned},
     scan::{self, Earlier, Roots, Scan},
-    shortage::is_shortage,
+    shortage::{Shortages, is_shortage},
     threads::{self, Registered},
     vcpu_states::Sight,
     warnings::{LineLimit, WarningLimit},
@@ -79,6 +79,8 @@ pub(super) struct TrackedProcesses {
     waiting: BTreeSet<(u32, Storage)>,
     /// Warnings that processes cannot be scanned.
     warnings: WarningLimit,
+    /// What the agent lacks.
+    shortages: Arc<Shortages>,
     /// Lines about VMs of users.
     lines: LineLimit,
     /// Warnings that processes have no record.
@@ -157,9 +159,11 @@ impl TrackedProcesses {
         roots: Roots,
         readers: ProcessReaders,
         left_out: Arc<AtomicU64>,
+        shortages: Arc<Shortages>,
     ) -> Self {
         Self {
             headers,
+            shortages,
             waiting: BTreeSet::new(),
             warnings: WarningLimit::default(),
             lines: LineLimit::new(left_out),
@@ -494,9 +498,15 @@ impl TrackedProcesses {
         }
     }
 
+    /// Notes that something cannot be read for now, and why.
+    pub(super) fn failed(&mut self, what: &str, error: &std::io::Error) {
+        self.shortages.note(error, Instant::now());
+        self.warn(&format!("{what}: {error}"));
+    }
+
     /// Handles an error of a scan that says nothing about the process.
     fn unscanned(&mut self, pid: u32, error: &std::io::Error) -> ScanOutcome {
-        self.warn(&format!("Cannot scan process {pid}: {error}"));
+        self.failed(&format!("Cannot scan process {pid}"), error);
         if self.known.contains_key(&pid) {
             ScanOutcome::Vm { is_new: false, is_moving: true }
         } else {

@@ -217,7 +217,7 @@ impl Worker {
         if is_to_be_scanned {
             self.schedule.urgent(pid, now);
         }
-        if let Payer::Account(account) = self.processes.payer(pid, now) {
+        if let Ok(Payer::Account(account)) = self.processes.payer(pid, now) {
             self.shares.charge(account, cost, now);
         }
     }
@@ -294,7 +294,7 @@ impl Worker {
             match self.list_all() {
                 Ok(pids) => pids.into_iter().for_each(|pid| self.schedule.urgent(pid, now)),
                 Err(error) => {
-                    self.processes.warn(&format!("Cannot scan all processes: {error}"));
+                    self.processes.failed("Cannot scan all processes", &error);
                     self.scan_all_soon(now);
                 }
             }
@@ -306,17 +306,18 @@ impl Worker {
         for pid in self.schedule.take_due(now) {
             let before = cpu_time();
             match self.processes.payer(pid, now) {
-                Payer::Gone => {
+                Ok(Payer::Gone) => {
                     // The end of a VM is reported otherwise.
                     self.forget(pid);
                     self.processes.retire_unclear(pid);
                 }
-                Payer::Account(account) => {
+                Ok(Payer::Account(account)) => {
                     self.wait(account, pid, now);
                     self.shares.charge(account, cpu_time().saturating_sub(before), now);
                     has_waiting = true;
                 }
-                Payer::Host => drop(self.scan(pid)),
+                Ok(Payer::Host) => drop(self.scan(pid)),
+                Err(error) => self.put_off(pid, &error),
             }
         }
         // One with a share in each turn: an event of another process may have come meanwhile.
@@ -340,6 +341,12 @@ impl Worker {
             }
             has_ended
         });
+    }
+
+    /// Has a process scanned later: the agent lacks what it needs to find out whose it is.
+    fn put_off(&mut self, pid: u32, error: &io::Error) {
+        self.processes.failed(&format!("Cannot find out whose process {pid} is"), error);
+        self.follow(pid, ScanOutcome::Unscanned);
     }
 
     /// Scans a process that has waited, unless it has ended. Returns what that has cost.
@@ -380,9 +387,10 @@ impl Worker {
         let now = Instant::now();
         for pid in pids {
             match self.processes.payer(pid, now) {
-                Payer::Gone => self.processes.retire_unclear(pid),
-                Payer::Host => drop(self.scan(pid)),
-                Payer::Account(account) => self.wait(account, pid, now),
+                Ok(Payer::Gone) => self.processes.retire_unclear(pid),
+                Ok(Payer::Host) => drop(self.scan(pid)),
+                Ok(Payer::Account(account)) => self.wait(account, pid, now),
+                Err(error) => self.put_off(pid, &error),
             }
         }
         let end = Instant::now() + FIRST_SCANS;
@@ -469,7 +477,7 @@ impl Worker {
         match TrackedProcesses::cpus() {
             Ok(cpus) => self.facts.send(Fact::Cpus(cpus)),
             Err(error) => {
-                self.processes.warn(&format!("Cannot list the CPUs: {error}"));
+                self.processes.failed("Cannot list the CPUs", &error);
                 self.scan_all_soon(Instant::now());
             }
         }

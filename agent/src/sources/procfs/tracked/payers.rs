@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     time::{Duration, Instant},
 };
@@ -40,37 +40,47 @@ struct Found {
 }
 
 impl Payers {
-    /// `ask` reads files of the process, of which one waits for a lock of all control groups.
-    fn get(&mut self, pid: u32, inode: u64, now: Instant, ask: impl FnOnce() -> Payer) -> Payer {
+    /// `ask` reads files of the process, of which one waits for a lock of all control groups. Its error is not remembered.
+    fn get(
+        &mut self,
+        pid: u32,
+        inode: u64,
+        now: Instant,
+        ask: impl FnOnce() -> io::Result<Payer>,
+    ) -> io::Result<Payer> {
         if let Some(found) = self.0.get(&pid)
             && found.inode == inode
             && now < found.until
         {
-            return found.payer;
+            return Ok(found.payer);
         }
         if self.0.len() >= MAX_PAYERS {
             self.0.clear();
         }
-        let payer = ask();
+        let payer = ask()?;
         self.0.insert(pid, Found { payer, inode, until: now + HOLDS });
-        payer
+        Ok(payer)
     }
 }
 
 impl TrackedProcesses {
     /// Whose share of the CPU time a scan of this process costs.
-    pub(in super::super) fn payer(&mut self, pid: u32, now: Instant) -> Payer {
+    ///
+    /// # Errors
+    ///
+    /// If the agent lacks descriptors or memory.
+    pub(in super::super) fn payer(&mut self, pid: u32, now: Instant) -> io::Result<Payer> {
         if !process::is_there(pid) {
             self.payers.0.remove(&pid);
-            return Payer::Gone;
+            return Ok(Payer::Gone);
         }
         // As its last scan found it.
         if let Some(known) = self.known.get(&pid) {
             let account = known.vm.account.filter(|_| !known.is_domain);
-            return account.map_or(Payer::Host, Payer::Account);
+            return Ok(account.map_or(Payer::Host, Payer::Account));
         }
         let readers = &self.readers;
-        let ask = || readers.share_of(pid).map_or(Payer::Host, Payer::Account);
+        let ask = || Ok(readers.share_of(pid)?.map_or(Payer::Host, Payer::Account));
         // It has just ended; the next look tells.
         let Ok(dir) = fs::metadata(self.roots.proc.join(pid.to_string())) else { return ask() };
         self.payers.get(pid, dir.ino(), now, ask)
@@ -87,18 +97,30 @@ mod tests {
         for at in 0..10_000 {
             let payer = payers.get(7, 1, start + Duration::from_millis(at), || {
                 asked += 1;
-                Payer::Account(Account::User(1000))
+                Ok(Payer::Account(Account::User(1000)))
             });
-            assert_eq!(payer, Payer::Account(Account::User(1000)));
+            assert_eq!(payer.unwrap(), Payer::Account(Account::User(1000)));
         }
         assert_eq!(asked, 5);
         let other = payers.get(7, 2, start + Duration::from_millis(9_999), || {
-            Payer::Account(Account::User(1001))
+            Ok(Payer::Account(Account::User(1001)))
         });
-        assert_eq!(other, Payer::Account(Account::User(1001)), "another process with the id");
+        assert_eq!(
+            other.unwrap(),
+            Payer::Account(Account::User(1001)),
+            "another process with the id"
+        );
         for pid in 0..100_000 {
-            payers.get(pid, 1, start, || Payer::Host);
+            payers.get(pid, 1, start, || Ok(Payer::Host)).unwrap();
         }
         assert!(payers.0.len() <= MAX_PAYERS);
+    }
+
+    #[test]
+    fn what_cannot_be_found_out_for_want_of_descriptors_is_asked_again() {
+        let (mut payers, now) = (Payers::default(), Instant::now());
+        let lacks = || Err(rustix::io::Errno::MFILE.into());
+        assert!(payers.get(7, 1, now, lacks).is_err());
+        assert_eq!(payers.get(7, 1, now, || Ok(Payer::Host)).unwrap(), Payer::Host);
     }
 }
