@@ -42,13 +42,17 @@ impl Records {
         }
     }
 
-    /// Notes the block devices that a VM has open, counted or not.
-    pub(crate) fn note_open_devices(&self, vm: VmSlot, devices: BTreeSet<u32>) {
-        self.image_index.lock().of_vm(vm).open_devices = devices;
+    /// Notes the block devices that a VM has open, counted or not. Returns those that it was not known to have.
+    pub(crate) fn note_open_devices(&self, vm: VmSlot, devices: BTreeSet<u32>) -> BTreeSet<u32> {
+        let mut images = self.image_index.lock();
+        let known = &mut images.of_vm(vm).open_devices;
+        let opened = devices.difference(known).copied().collect();
+        *known = devices;
+        opened
     }
 
-    /// Whether the process is a VM that makes no request on this block device: none of its images is the device, by whatever
-    /// method they are counted, and it does not have the device open.
+    /// Whether the process is a VM that makes no request on this block device, as far as is known: none of its images is the device,
+    /// by whatever method they are counted, and it does not have the device open.
     pub(crate) fn is_vm_without(&self, pid: u32, device: u32) -> bool {
         let mut slots = (0..=u16::MAX).map(VmSlot).take(self.vms.len());
         let Some(vm) = slots.find(|slot| self.is_vm(*slot, pid)) else { return false };

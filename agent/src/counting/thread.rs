@@ -219,7 +219,7 @@ impl Disks {
         {
             changed.extend(self.vms.keys());
         }
-        for slot in changed {
+        while let Some(slot) = changed.pop_first() {
             let Some(vm) = self.vms.get_mut(&slot) else { continue };
             // The process may have ended, and its record be another's, before this thread came to it.
             if !self.records.is_vm(slot, vm.plan.process.pid) {
@@ -227,8 +227,9 @@ impl Disks {
                 continue;
             }
             self.of_all.remove(slot, vm);
-            let Outcome { report, merged } = vm.count(&self.records, &*hooks, now);
+            let Outcome { report, merged, opened } = vm.count(&self.records, &*hooks, now);
             self.of_all.add(slot, vm);
+            changed.extend(affected(&self.vms, slot, &opened));
             reports.extend(report);
             self.merged.extend(merged.into_iter().map(|image| (self.fences + 1, image)));
         }
@@ -256,6 +257,16 @@ impl Disks {
             self.records.free_merged(image);
         }
     }
+}
+
+/// The VMs for which it matters that another one has opened these block devices: its requests may be taken for theirs.
+pub(super) fn affected<'a>(
+    vms: &'a BTreeMap<VmSlot, VmDisks>,
+    by: VmSlot,
+    opened: &'a BTreeSet<u32>,
+) -> impl Iterator<Item = VmSlot> + 'a {
+    let others = vms.iter().filter(move |(slot, _)| !opened.is_empty() && **slot != by);
+    others.filter(|(_, vm)| vm.is_delayed_on(opened)).map(|(slot, _)| *slot)
 }
 
 impl fmt::Debug for Command {

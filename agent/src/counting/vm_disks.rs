@@ -109,6 +109,8 @@ pub(super) struct Outcome {
     pub(super) report: Option<CountingReport>,
     /// Records to be freed once readers see the report.
     pub(super) merged: Vec<ImageSlot>,
+    /// Block devices that the VM was not known to have open: requests on them may be the VM's, too, from now on.
+    pub(super) opened: BTreeSet<u32>,
 }
 
 impl VmDisks {
@@ -130,9 +132,9 @@ impl VmDisks {
         let plan = Arc::clone(&self.plan);
         let keys = plan.process.files.iter().map(|file| file.key(plan.vm));
         let devices = keys.filter(|key| key.file == ImageKey::NO_FILE).map(|key| key.device);
-        records.note_open_devices(plan.vm, devices.collect());
+        let opened = records.note_open_devices(plan.vm, devices.collect());
         if !records.hooks_know(plan.vm, plan.process.pid) {
-            return self.uncounted(now);
+            return Outcome { opened, ..self.uncounted(now) };
         }
         let mut round = Round::new(records, hooks, now, &plan);
         round.sharing = records.has_delays(plan.vm).then(|| io_cgroup::others(plan.process.pid));
@@ -152,7 +154,7 @@ impl VmDisks {
             .then(|| now.instant + SHARED_INTERVAL);
         (self.needed, self.grown_up) = (needed, grown_up);
         let has_unidentified = self.ask(&taken, now.instant);
-        Outcome { report: self.report(disks, has_unidentified), merged }
+        Outcome { report: self.report(disks, has_unidentified), merged, opened }
     }
 
     /// No hook counts what the VM does: its records would stay as they are.
@@ -164,7 +166,7 @@ impl VmDisks {
         let disks = disks.collect();
         *self = Self { report: self.report.take(), ..Self::new(plan) };
         self.unknown_due = Some(now.instant + UNKNOWN_INTERVAL);
-        Outcome { report: self.report(disks, false), merged: Vec::new() }
+        Outcome { report: self.report(disks, false), ..Outcome::default() }
     }
 
     /// Keeps the report. Returns it if it says something new.
@@ -184,6 +186,13 @@ impl VmDisks {
             self.report = Some(report.clone());
         }
         is_new.then_some(report)
+    }
+
+    /// Whether a limit of a cgroup delays requests of the VM on one of these block devices: those of others may be taken for its own.
+    pub(super) fn is_delayed_on(&self, devices: &BTreeSet<u32>) -> bool {
+        let mut keys = self.plan.process.files.iter().map(|file| file.key(self.plan.vm));
+        let is_one = |key: ImageKey| key.file == ImageKey::NO_FILE && devices.contains(&key.device);
+        self.shared_due.is_some() && keys.any(is_one)
     }
 
     /// When the disks are to be counted again, whatever happens.

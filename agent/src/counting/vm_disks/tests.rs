@@ -171,6 +171,27 @@ fn counts_with_requests_of_others_are_not_shown_by_the_next_agent() {
 }
 
 #[test]
+fn a_vm_whose_requests_are_delayed_is_counted_again_when_another_opens_the_device() {
+    let (records, disk) = (records(), device(7 << 20));
+    let opened = BTreeSet::from([disk.device]);
+    let mut known = vm(disk);
+    let count = |vm: &mut VmDisks| vm.count(&records, &Only(&[Method::Bdev]), now()).opened;
+    assert_eq!(count(&mut known), opened);
+    assert!(!known.is_delayed_on(&opened), "its requests are known as its own");
+    records.vms[usize::from(VM.0)].flags.store(VmRecord::DELAYED, Relaxed);
+    assert!(count(&mut known).is_empty());
+    assert!(known.is_delayed_on(&opened) && !known.is_delayed_on(&BTreeSet::from([8 << 20])));
+    // Another VM, which has just been found: no hook knows its process yet.
+    let mut new = vm(disk);
+    let plan = VmPlan { vm: VmSlot(4), ..VmPlan::clone(&new.plan) };
+    new.plan = Arc::new(plan);
+    assert_eq!(count(&mut new), opened);
+    let vms = BTreeMap::from([(VM, known), (VmSlot(4), new)]);
+    let affected = |by| super::super::thread::affected(&vms, by, &opened).collect::<Vec<_>>();
+    assert_eq!((affected(VmSlot(4)), affected(VM)), (vec![VM], vec![]));
+}
+
+#[test]
 fn an_image_that_finds_no_record_is_tried_again_and_listed() {
     let records = records();
     records.set_holder(VM, Holder::Account(Account::User(7)));
