@@ -189,13 +189,20 @@ fn a_backing_chain_is_read_from_the_image_headers() {
 #[test]
 fn a_temporary_file_that_takes_the_writes_belongs_to_its_disk() {
     require!("ebpf", "snmpd", "qemu");
+    for files in [["a.raw", "over.raw"], ["one.raw", "one.raw"]] {
+        temporary_files_belong_to_their_disks(files);
+    }
+}
+
+fn temporary_files_belong_to_their_disks(files: [&str; 2]) {
     let images = Images::new();
     let mut stage = Stage::new();
-    let drive = |name: &str| {
-        let file = images.raw(&format!("{name}.raw"));
-        format!("file={file},format=raw,if=none,id={name},cache=none,snapshot=on")
+    let files = files.map(|name| images.raw(name));
+    let drive = |at: usize| {
+        let (id, file) = (["a", "over"][at], &files[at]);
+        format!("file={file},format=raw,if=none,id={id},cache=none,snapshot=on")
     };
-    let (qemu, mut qmp) = qemu(&images, &["a", "over"].map(drive));
+    let (qemu, mut qmp) = qemu(&images, &[0, 1].map(drive));
     let index = counted(&stage, &qemu);
     let disks = ["a", "over"]
         .map(|target| u32::try_from(stage.disk(index, target)["index"].as_u64().unwrap()).unwrap());

@@ -2,7 +2,7 @@
 //!
 //! QEMU removes the name of such a file at once, and writes no backing file into its header (`bdrv_append_temp_snapshot()` of its
 //! block.c). The order of descriptors tells which image it belongs to: QEMU opens it right after the image, which it opens for
-//! reading only.
+//! reading only. Drives are opened in the order of their options (`configure_blockdev()` of its vl.c).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -67,22 +67,42 @@ fn overlays<'a>(
     opened: &[Opened<'a>],
     earlier: Option<&VmProcess>,
 ) -> Vec<(usize, Opened<'a>)> {
-    let of_image = disks_of_images(disks, paths);
+    let of_images = disks_of_images(disks, paths);
     // QEMU opens an image again when it commits to it: then the order tells nothing any more.
     let before = earlier.map(disks_before).unwrap_or_default();
     let place_of: HashMap<&str, usize> =
         disks.iter().zip(0..).map(|(disk, at)| (disk.target.as_str(), at)).collect();
-    let mut last = None;
     let mut found: BTreeMap<usize, Vec<Opened<'a>>> = BTreeMap::new();
+    // What each image is followed by, each time that it was opened.
+    let mut following: HashMap<FileIdentity, Vec<Vec<Opened<'a>>>> = HashMap::new();
+    let mut last = None;
     for file in opened {
         if file.is_temporary() {
             let known = before.get(&(path_of_target(file.target), file.identity));
-            let known = known.and_then(|name| place_of.get(name)).copied();
-            if let Some(at) = known.or(last) {
-                found.entry(at).or_default().push(*file);
+            if let Some(at) = known.and_then(|name| place_of.get(name)) {
+                found.entry(*at).or_default().push(*file);
+            } else if let Some(image) = last {
+                let times: Option<&mut Vec<_>> = following.get_mut(&image);
+                times.and_then(|times| times.last_mut()).into_iter().for_each(|it| it.push(*file));
             }
-        } else if let Some(of) = of_image.get(&file.identity) {
-            last = of.filter(|_| !file.is_writable);
+        } else if of_images.contains_key(&file.identity) {
+            following.entry(file.identity).or_default().push(Vec::new());
+            last = Some(file.identity).filter(|_| !file.is_writable);
+        }
+    }
+    for (image, times) in following {
+        let of_image = of_images.get(&image).map_or(&[][..], Vec::as_slice);
+        // Of several disks each has opened the image, in their order if all are drives; a node (`-blockdev`), which is opened before the
+        // drives, has no temporary file.
+        let are_all_drives = times.len() == of_image.len() && times.iter().all(|it| it.len() == 1);
+        match of_image {
+            [at] => found.entry(*at).or_default().extend(times.into_iter().flatten()),
+            all if are_all_drives => {
+                for (at, files) in all.iter().zip(times) {
+                    found.entry(*at).or_default().extend(files);
+                }
+            }
+            _ => {}
         }
     }
     let single = |(at, files): (usize, Vec<Opened<'a>>)| match files[..] {
@@ -92,17 +112,19 @@ fn overlays<'a>(
     found.into_iter().filter_map(single).collect()
 }
 
-/// The place of the disk to which each image belongs; `None` = to more than one.
+/// The places of the disks to which each image belongs, ascending.
 fn disks_of_images(
     disks: &[DomainDisk],
     paths: &BTreeMap<String, PathAnswer>,
-) -> HashMap<FileIdentity, Option<usize>> {
-    let mut found = HashMap::new();
+) -> HashMap<FileIdentity, Vec<usize>> {
+    let mut found: HashMap<_, Vec<usize>> = HashMap::new();
     for (at, disk) in disks.iter().enumerate() {
         for path in disk.paths() {
             if let Some(PathAnswer::Open(image)) = paths.get(path) {
-                let of = found.entry(*image).or_insert(Some(at));
-                *of = of.filter(|of| *of == at);
+                let of = found.entry(*image).or_default();
+                if of.last() != Some(&at) {
+                    of.push(at);
+                }
             }
         }
     }
@@ -135,14 +157,23 @@ mod tests {
     /// The overlay of each disk, by what a QEMU with disks `/a`, `/b` and `/c` has open: number of the file, target, whether it is
     /// writable.
     fn found(files: &[(u64, &str, bool)], earlier: Option<&VmProcess>) -> Vec<(usize, u64)> {
-        let named = [("/a", 1), ("/b", 2), ("/c", 3)];
-        let disks: Vec<_> = named
-            .iter()
-            .map(|(path, _)| disk(path, Some(Location::Local((*path).to_owned())), "raw", false))
-            .collect();
+        found_of(&["/a", "/b", "/c"], files, earlier)
+    }
+
+    /// The same of a QEMU with a disk of each of these images.
+    fn found_of(
+        images: &[&str],
+        files: &[(u64, &str, bool)],
+        earlier: Option<&VmProcess>,
+    ) -> Vec<(usize, u64)> {
+        let local = |path: &&str| {
+            let location = Location::Local((*path).to_owned());
+            disk(path, Some(location), "raw", false)
+        };
+        let disks: Vec<_> = images.iter().map(local).collect();
         let answer =
             |(path, file): (&str, u64)| (path.to_owned(), PathAnswer::Open(identity(file)));
-        let paths = named.map(answer).into();
+        let paths = [("/a", 1), ("/b", 2), ("/c", 3)].map(answer).into();
         let opened: Vec<_> = (3..)
             .zip(files)
             .map(|(fd, &(file, target, is_writable))| Opened {
@@ -172,6 +203,21 @@ mod tests {
         for target in ["/var/tmp/vl.QV02Y3", "/t/vl.QV02Y34 (deleted)", "/t/al.QV02Y3 (deleted)"] {
             assert_eq!(found(&[a, (11, target, true)], None), [], "{target}");
         }
+    }
+
+    #[test]
+    fn disks_with_one_image_have_their_files_in_the_order_of_the_disks() {
+        let [x, y] = ["/var/tmp/vl.QV02Y3 (deleted)", "/tmp/vl.40Z4Y3 (deleted)"];
+        let (a, b, x, y) = ((1, "/a", false), (2, "/b", false), (11, x, true), (12, y, true));
+        let found = |images: &[&str], files: &[_]| found_of(images, files, None);
+        assert_eq!(found(&["/a", "/a"], &[a, x, a, y]), [(0, 11), (1, 12)]);
+        assert_eq!(found(&["/a", "/b", "/a"], &[a, x, b, a, y]), [(0, 11), (2, 12)]);
+        // One of the two has none, or is a node that was opened before.
+        assert_eq!(found(&["/a", "/a"], &[a, a, x]), []);
+        assert_eq!(found(&["/a", "/a"], &[a, x, a]), []);
+        assert_eq!(found(&["/a", "/a"], &[a, x]), []);
+        assert_eq!(found(&["/a", "/a"], &[a, x, a, a, y]), []);
+        assert_eq!(found(&["/a", "/a"], &[a, x, y, a]), []);
     }
 
     #[test]
