@@ -32,6 +32,8 @@ pub(super) struct Descriptors {
     /// Descriptors and paths of files.
     pub(super) files: Vec<(u32, Rc<str>)>,
     pub(super) has_io_uring: bool,
+    /// Some were closed meanwhile: what they referred to may be open at others.
+    pub(super) is_outdated: bool,
     looked_at: usize,
     paths: HashSet<Rc<str>>,
     path_bytes: usize,
@@ -45,7 +47,9 @@ impl Descriptors {
     /// Those of reading procfs, but for descriptors that are closed meanwhile.
     pub(super) fn of(process: &Process, needs_kvm: bool) -> io::Result<Self> {
         let mut found = Self::default();
-        process.visit_descriptors(|fd, target| found.see(fd, target, needs_kvm))?;
+        let are_closed =
+            process.visit_descriptors(|fd, target| found.see(fd, target, needs_kvm))?;
+        found.is_outdated = are_closed;
         Ok(found)
     }
 

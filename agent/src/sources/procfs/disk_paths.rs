@@ -346,8 +346,9 @@ mod tests {
             before: Option<Before<'_>>,
         ) -> (BTreeMap<String, PathAnswer>, OpenFiles) {
             let process = Process::hold(Path::new("/proc"), self.child.id()).unwrap();
-            let descriptors = Descriptors::of(&process, false).unwrap().files;
-            let open = super::super::files::open(&process, &descriptors, &[]).unwrap();
+            let list = || Descriptors::of(&process, false);
+            let (_, open) =
+                super::super::files::open(&process, list().unwrap(), list, &[]).unwrap();
             let answers =
                 DiskPaths::new(&process, &open).answer_all(paths.iter().copied(), before).unwrap();
             (answers, open)

@@ -10,6 +10,7 @@ use std::{
 use rustix::fs::OFlags;
 
 use super::{
+    descriptors::Descriptors,
     mounts::Mounts,
     process::{DescriptorInfo, Process, path_of_target},
     shortage::if_there,
@@ -19,6 +20,10 @@ use crate::inventory::{FileIdentity, OpenFile};
 
 /// Most files of a process that are looked at, those with the lowest descriptors: a VMM opens its disks first.
 const MAX_FILES: usize = 8192;
+
+/// How often the descriptors of a process that closes some meanwhile are listed again. QEMU opens an image anew where it is to be
+/// read or written in another mode, as before its first write.
+const RELISTINGS: usize = 3;
 
 /// Most descriptors of taps of a process. A tap has one for each of its queues, 256 at most.
 const MAX_TAPS: usize = 4096;
@@ -36,28 +41,57 @@ pub(super) struct OpenFiles {
     pub(super) by_descriptor: HashMap<u32, FileIdentity>,
     /// Descriptors of taps, with the names of the interfaces.
     pub(super) taps: Vec<(u32, String)>,
+    /// A listed descriptor was closed: what it referred to may be open at another one.
+    is_outdated: bool,
 }
 
-/// The regular files and block devices among `descriptors`. `known`: the files of the previous scan, whose filesystem is not
-/// looked up again.
+/// The regular files and block devices that a process has open, with the list of its descriptors: `descriptors`, or if some were
+/// closed meanwhile or a file of the previous scan is missing, the answer of `list`. `known`: the files of the previous scan, whose
+/// filesystem is not looked up again.
 ///
 /// # Errors
 ///
-/// Those of reading the process's list of mounts, and those about what the agent lacks.
+/// Those of reading the process's list of mounts and of `list`, and those about what the agent lacks.
 pub(super) fn open(
     process: &Process,
-    descriptors: &[(u32, Rc<str>)],
+    mut descriptors: Descriptors,
+    mut list: impl FnMut() -> io::Result<Descriptors>,
     known: &[OpenFile],
+) -> io::Result<(Descriptors, OpenFiles)> {
+    // Shared by all rounds: a long list of mounts takes a while to read, in which more may change.
+    let mut filesystems = Filesystems::new(process, known);
+    let mut found = look_at(&descriptors.files, &mut filesystems)?;
+    // One that was opened and one that was closed while they were listed may both be missing.
+    let is_missing = |file: &OpenFile| !found.places.contains_key(&file.identity);
+    let mut is_outdated =
+        descriptors.is_outdated || found.is_outdated || known.iter().any(is_missing);
+    for _ in 0..RELISTINGS {
+        if !is_outdated {
+            break;
+        }
+        descriptors = list()?;
+        found = look_at(&descriptors.files, &mut filesystems)?;
+        is_outdated = descriptors.is_outdated || found.is_outdated;
+    }
+    Ok((descriptors, found))
+}
+
+/// The regular files and block devices among `descriptors`.
+fn look_at(
+    descriptors: &[(u32, Rc<str>)],
+    filesystems: &mut Filesystems<'_>,
 ) -> io::Result<OpenFiles> {
+    let process = filesystems.process;
     let mut found = OpenFiles::default();
     let mut at: HashMap<(FileIdentity, u64), usize> = HashMap::new();
-    let mut filesystems = Filesystems::new(process, known);
     for (fd, path) in descriptors {
         if found.files.len() >= MAX_FILES {
             break;
         }
-        // Otherwise it was closed meanwhile.
-        let Some((info, tap)) = if_there(process.descriptor_info(*fd))? else { continue };
+        let Some((info, tap)) = if_there(process.descriptor_info(*fd))? else {
+            found.is_outdated = true;
+            continue;
+        };
         if let Some(tap) = tap.or_else(|| taps::macvtap(process, *fd, path)) {
             if found.taps.len() < MAX_TAPS {
                 found.taps.push((*fd, tap));
@@ -65,7 +99,11 @@ pub(super) fn open(
             continue;
         }
         let mut filesystem = filesystems.of(info.mount)?;
-        let Some(identity) = identity(process, *fd, info, filesystem)? else { continue };
+        let Some(identity) = if_there(identity(process, *fd, info, filesystem))? else {
+            found.is_outdated = true;
+            continue;
+        };
+        let Some(identity) = identity else { continue };
         let is_block_device = identity.is_block_device();
         if !is_block_device && filesystem.device.is_none() {
             filesystem = filesystems.look_up(info.mount)?;
@@ -109,7 +147,7 @@ impl OpenFiles {
     }
 }
 
-/// The identity of a descriptor's file. `None`: neither a regular file nor a block device, or closed meanwhile.
+/// The identity of a descriptor's file. `None`: neither a regular file nor a block device.
 fn identity(
     process: &Process,
     fd: u32,
@@ -121,7 +159,7 @@ fn identity(
         let other = OFlags::DIRECTORY | OFlags::PATH;
         return Ok((info.flags & other.bits() == 0).then_some(FileIdentity { device, file }));
     }
-    Ok(if_there(process.identity_of_descriptor(fd))?.flatten())
+    process.identity_of_descriptor(fd)
 }
 
 /// What is known of the filesystem of a mount.
@@ -192,5 +230,62 @@ impl<'a> Filesystems<'a> {
         }
         self.known.insert(mount, found);
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::Path,
+        process::{Child, Command, Stdio},
+    };
+
+    use super::*;
+
+    /// Ends with the test.
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_opened_anew_during_a_scan_is_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stdin = Stdio::from(file.reopen().unwrap());
+        let sleeper = Sleeper(Command::new("sleep").arg("600").stdin(stdin).spawn().unwrap());
+        let process = Process::hold(Path::new("/proc"), sleeper.0.id()).unwrap();
+        let path: Rc<str> = file.path().to_str().unwrap().into();
+        // When its descriptors were listed, the process had the file at another one.
+        let before = || {
+            let mut before = Descriptors::default();
+            before.files.push((1000, Rc::clone(&path)));
+            before
+        };
+        let paths = |(descriptors, open): (Descriptors, OpenFiles)| {
+            let listed = descriptors.files.iter().any(|(fd, of)| (*fd, of) == (0, &path));
+            (listed, open.files.iter().any(|file| *file.path == *path))
+        };
+        let list = || Descriptors::of(&process, false);
+        assert_eq!(paths(open(&process, before(), list, &[]).unwrap()), (true, true));
+        // It was opened and closed while they were listed, so that neither descriptor is in the list.
+        let (_, known) = open(&process, list().unwrap(), list, &[]).unwrap();
+        let listed = open(&process, Descriptors::default(), list, &known.files);
+        assert_eq!(paths(listed.unwrap()), (true, true));
+        // One was closed before its target could be read.
+        let mut closed = Descriptors::default();
+        closed.is_outdated = true;
+        assert_eq!(paths(open(&process, closed, list, &[]).unwrap()), (true, true));
+        // One that never stands still does not keep the agent.
+        let mut listings = 0;
+        let list = || {
+            listings += 1;
+            Ok(before())
+        };
+        assert_eq!(paths(open(&process, before(), list, &[]).unwrap()), (false, false));
+        assert_eq!(listings, RELISTINGS);
     }
 }

@@ -172,10 +172,13 @@ impl ScanTarget {
         if process.stat()?.start_ticks != self.start_ticks {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let mut descriptors = Descriptors::of(&process, false)?.files;
-        // An optical drive may have to load its disc first.
-        descriptors.retain(|(_, path)| !path.starts_with("/dev/sr"));
-        let open = files::open(&process, &descriptors, &[])?;
+        let list = || {
+            let mut descriptors = Descriptors::of(&process, false)?;
+            // An optical drive may have to load its disc first.
+            descriptors.files.retain(|(_, path)| !path.starts_with("/dev/sr"));
+            Ok(descriptors)
+        };
+        let (_, open) = files::open(&process, list()?, list, &[])?;
         let mut images = Images {
             process: &process,
             open: &open,

@@ -157,23 +157,23 @@ impl Process {
     }
 
     /// Has `visit` see the process's descriptors, ascending, each with the target of its link, until it breaks off. Those that are
-    /// closed meanwhile are left out.
+    /// closed meanwhile are left out. Returns whether there were any.
     pub(super) fn visit_descriptors(
         &self,
         mut visit: impl FnMut(u32, &str) -> ControlFlow<()>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let dir = open_dir(&self.dir, "fd")?;
-        let mut buffer = Vec::new();
+        let (mut buffer, mut are_closed) = (Vec::new(), false);
         for entry in Dir::read_from(&dir)? {
             let entry = entry?;
             let Some(number) = number_of(&entry) else { continue };
             match if_there(readlinkat(&dir, entry.file_name(), std::mem::take(&mut buffer)))? {
                 Some(target) if visit(number, &target.to_string_lossy()).is_break() => break,
                 Some(target) => buffer = target.into_bytes(),
-                None => {}
+                None => are_closed = true,
             }
         }
-        Ok(())
+        Ok(are_closed)
     }
 
     /// Opens a file of the procfs directory, for one that is read bit by bit.

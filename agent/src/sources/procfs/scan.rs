@@ -182,7 +182,8 @@ fn scan(
     let cpus = cpus.map(|seen| u32::try_from(seen).unwrap_or(u32::MAX));
     let cpus = cpus.or(described.cpus).unwrap_or(0);
     let known = earlier.map_or(&[][..], |earlier| &earlier.vm.files);
-    let open = files::open(&process, &descriptors.files, known)?;
+    let list = || Descriptors::of(&process, needs_kvm);
+    let (descriptors, open) = files::open(&process, descriptors, list, known)?;
     let before = earlier.map(|Earlier { vm, .. }| Before { paths: &vm.paths, files: &vm.files });
     let own = described.devices.disks.iter().flat_map(DomainDisk::paths);
     let own = own.chain(described.images.iter().map(String::as_str));
