@@ -93,9 +93,13 @@ impl Stage {
 
     /// The JSON status of a VM's disk.
     pub(crate) fn disk(&self, index: u32, target: &str) -> Value {
-        let vm = self.vm("index", index).unwrap();
-        let disks = vm["disks"].as_array().unwrap();
-        disks.iter().find(|disk| disk["target"] == target).unwrap().clone()
+        self.find_disk(index, target).unwrap()
+    }
+
+    /// The same; `None` = the disk is not listed.
+    pub(crate) fn find_disk(&self, index: u32, target: &str) -> Option<Value> {
+        let vm = self.vm("index", index)?;
+        vm["disks"].as_array()?.iter().find(|disk| disk["target"] == target).cloned()
     }
 
     /// Waits until the agent lists this process with this number of counted vCPUs.

@@ -129,12 +129,13 @@ impl Disk {
     fn of(host: &Host, number: u32, target: &str) -> Self {
         let index = host.stage.index_by_uuid(&uuid(number));
         let disk = wait_until(PATIENCE, "the kernel counts the disk", || {
-            let told = host.stage.disk(index, target);
+            // Where several events of a domain have come, it is described up to a quarter of a second later.
+            let told = host.stage.find_disk(index, target)?;
             let is_counted = told["counted_by"].is_string();
             is_counted.then(|| u32::try_from(told["index"].as_u64().unwrap()).unwrap())
         });
         let disk = disk.unwrap_or_else(|error| {
-            panic!("{error}: {}\n{}", host.stage.disk(index, target), host.stage.agent.log())
+            panic!("{error}: {:?}\n{}", host.stage.find_disk(index, target), host.stage.agent.log())
         });
         Self { index, disk }
     }
