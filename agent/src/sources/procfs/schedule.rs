@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::rate::Rate;
+
 /// Further scans after a VM was created: the VMM creates the vCPUs, and names their threads, after the VM.
 const FOLLOW_UPS: [Duration; 5] = [
     Duration::from_millis(20),
@@ -20,6 +22,13 @@ const FOLLOW_UPS: [Duration; 5] = [
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
+/// Scans of the host's own processes because their threads have changed, all together: a scan takes one or two milliseconds, so these
+/// take a fifth of a CPU at most in the long run. No share of a user limits them.
+const HOST_CHANGES: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
+
+/// A process that was not scanned for this long does not wait for [`HOST_CHANGES`], and uses nothing of it.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// Most scans at once of a process within [`WINDOW`]: what else is to be seen at once waits for the end of the window.
 const PROMPT: u32 = 8;
 
@@ -33,6 +42,8 @@ pub(super) struct Schedule {
     processes: HashMap<u32, Entry>,
     /// When each process that has a next scan is scanned.
     due: BTreeSet<(Instant, u32)>,
+    /// Until when the scans so far use [`HOST_CHANGES`].
+    host_changes_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -67,6 +78,20 @@ impl Entry {
         }
         if self.prompt <= PROMPT { now } else { window + WINDOW }
     }
+
+    /// When the process is scanned after a change of its threads.
+    fn after_change(&mut self, now: Instant) -> Instant {
+        match self.last {
+            Some(last) if now < last + self.pause * 2 => {
+                self.pause = (self.pause * 2).min(MAX_PAUSE);
+                (last + self.pause).max(now)
+            }
+            _ => {
+                self.pause = MIN_PAUSE;
+                now
+            }
+        }
+    }
 }
 
 impl Schedule {
@@ -96,18 +121,26 @@ impl Schedule {
 
     /// The threads of a process have changed: scan it as soon as its interval allows.
     pub(super) fn changed(&mut self, pid: u32, now: Instant) {
+        let due = self.entry(pid).after_change(now);
+        self.scan_at(pid, due);
+    }
+
+    /// The same of a process that is the host's own.
+    pub(super) fn changed_on_host(&mut self, pid: u32, now: Instant) {
+        let until = *self.host_changes_until.get_or_insert(now);
+        let in_turn = until.checked_sub(HOST_CHANGES.interval * (HOST_CHANGES.burst - 1));
         let entry = self.entry(pid);
-        let earliest = match entry.last {
-            Some(last) if now < last + entry.pause * 2 => {
-                entry.pause = (entry.pause * 2).min(MAX_PAUSE);
-                last + entry.pause
-            }
-            _ => {
-                entry.pause = MIN_PAUSE;
-                now
-            }
-        };
-        self.scan_at(pid, earliest.max(now));
+        let due = entry.after_change(now);
+        // One that waits for its turn keeps that.
+        if entry.due.is_none() && entry.last.is_none_or(|last| last + QUIET <= now) {
+            self.scan_at(pid, due);
+            return;
+        }
+        let due = in_turn.map_or(due, |in_turn| due.max(in_turn));
+        if entry.due.is_none_or(|known| known > due) {
+            HOST_CHANGES.use_once(self.host_changes_until.get_or_insert(now), now);
+            self.scan_at(pid, due);
+        }
     }
 
     /// Has a process scanned at this time, if not before.
@@ -229,6 +262,41 @@ mod tests {
         schedule.changed(7, later);
         assert_eq!(schedule.take_due(later), [7]);
         assert_eq!(schedule.next(), None);
+    }
+
+    #[test]
+    fn a_thousand_processes_that_keep_starting_threads_cost_a_bounded_time() {
+        let start = Instant::now();
+        let (mut schedule, mut scans, mut latest) = (Schedule::default(), 0_u32, Duration::ZERO);
+        let mut changed: HashMap<u32, Instant> = HashMap::new();
+        for i in 0..60_000 {
+            let now = start + ms(i);
+            // Each starts a thread every half second.
+            for pid in (1..=1000).filter(|pid| u64::from(*pid) % 500 == i % 500) {
+                changed.entry(pid).or_insert(now);
+                schedule.changed_on_host(pid, now);
+            }
+            // One that has been quiet is not delayed by them.
+            if i % 12_000 == 0 {
+                schedule.changed_on_host(5000, now);
+            }
+            let due = schedule.take_due(now);
+            assert!(i % 12_000 > 0 || due.contains(&5000), "after {i} ms");
+            for pid in due {
+                scans += 1;
+                latest = latest.max(changed.remove(&pid).map_or(Duration::ZERO, |at| now - at));
+            }
+        }
+        // The first of each, and 100 a second with what may come at once.
+        assert!((6_900..7_300).contains(&scans), "{scans} scans in a minute");
+        assert!(latest <= ms(11_000), "{latest:?} late");
+        // Those of one process are not delayed where no others change.
+        let (mut schedule, mut scans) = (Schedule::default(), 0);
+        for i in 0..60_000 {
+            schedule.changed_on_host(7, start + ms(i));
+            scans += schedule.take_due(start + ms(i)).len();
+        }
+        assert!((58..70).contains(&scans), "{scans} scans");
     }
 
     #[test]

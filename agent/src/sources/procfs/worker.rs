@@ -148,7 +148,7 @@ impl Worker {
                     self.schedule.urgent(event.tgid, now);
                     self.images_claimed.insert(event.tgid);
                 }
-                Some(EventKind::ThreadsChanged) => self.schedule.changed(event.tgid, now),
+                Some(EventKind::ThreadsChanged) => self.changed(event.tgid, now),
                 Some(EventKind::SeenInKvm | EventKind::VcpuExit) => {
                     self.schedule.urgent(event.tgid, now);
                 }
@@ -161,6 +161,15 @@ impl Worker {
             self.lost = lost;
             self.processes.suspect_all(now);
             self.scan_all_soon(now);
+        }
+    }
+
+    /// The threads of a process have changed.
+    fn changed(&mut self, pid: u32, now: Instant) {
+        match self.processes.payer(pid, now) {
+            Ok(Payer::Host) => self.schedule.changed_on_host(pid, now),
+            // A share limits its scans; if it is not known now, the scan asks again.
+            Ok(Payer::Account(_) | Payer::Gone) | Err(_) => self.schedule.changed(pid, now),
         }
     }
 
@@ -300,7 +309,7 @@ impl Worker {
             }
         }
         for pid in self.processes.take_round(now) {
-            self.schedule.changed(pid, now);
+            self.changed(pid, now);
         }
         let mut has_waiting = false;
         for pid in self.schedule.take_due(now) {
@@ -445,7 +454,7 @@ impl Worker {
                     warn!(pid, "Cannot watch for the end of a VM: {error}");
                 }
                 if is_moving {
-                    self.schedule.changed(pid, Instant::now());
+                    self.changed(pid, Instant::now());
                 }
             }
             ScanOutcome::Nothing => self.schedule.settle(pid),
