@@ -38,6 +38,8 @@ pub enum EventKind {
     VcpuMoved = 8,
     /// A limit of a cgroup has delayed a request of a VM on a block device. Sent once for a VM.
     ImageDelayed = 9,
+    /// A VM has called io_submit(2) while `sys_enter` was attached. Sent once for a VM.
+    Submitted = 10,
 }
 
 impl EventKind {
@@ -54,6 +56,7 @@ impl EventKind {
             7 => Self::ImageClaimed,
             8 => Self::VcpuMoved,
             9 => Self::ImageDelayed,
+            10 => Self::Submitted,
             _ => return None,
         })
     }

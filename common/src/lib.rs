@@ -26,7 +26,7 @@ pub use place::Place;
 pub use record::{LastTimer, Meta, Owner, ThreadRecord, VmRecord};
 
 /// Version of the shared layout. The agent adopts pinned maps of this version only.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
 
 /// Thread records in a block, the unit in which VMs get them.
 pub const BLOCK_LEN: usize = 8;

@@ -111,6 +111,8 @@ impl VmRecord {
     pub const PENDING_VCPUS: u64 = 4;
     /// An [`crate::EventKind::ImageDelayed`] has been sent.
     pub const DELAYED: u64 = 8;
+    /// The VM has called io_submit(2) while `sys_enter` was attached. Set by the programs, for as long as the record is the VM's.
+    pub const SUBMITS: u64 = 16;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.

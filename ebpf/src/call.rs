@@ -1,14 +1,20 @@
 //! Requests that are system calls: a thread makes one at a time, and it returns in that thread.
 
-#![expect(unsafe_code, reason = "helpers are declared unsafe")]
+#![expect(
+    unsafe_code,
+    reason = "helpers are declared unsafe, and map memory is reached by raw pointers"
+)]
 
 use aya_ebpf::helpers::bpf_get_current_task;
-use kvmeter_common::{Layer, Layers};
+use kvmeter_common::{Event, EventKind, Layer, Layers, VmRecord};
 
 use crate::{
+    atomic,
     image::{CurrentVm, File, OnMiss},
+    maps,
     memory::load,
     request::{begin, direction, end_with, land, record_of},
+    thread::get,
 };
 
 /// Results after which the call is made again, by the caller or (`ERESTART*`) by the kernel: neither I/O nor a failure.
@@ -34,6 +40,22 @@ pub(crate) fn begin_call(registers: u64, layer: Layer, is_write: bool, has_posit
     // SAFETY: the helper has no arguments and no precondition.
     let task = unsafe { bpf_get_current_task() };
     begin(task, target, 0, 0, direction(is_write));
+}
+
+/// The running process calls io_submit(2): its requests are no calls, and other hooks have to count them.
+#[inline(always)]
+pub(crate) fn note_submission() {
+    let Some(CurrentVm { slot, tgid }) = CurrentVm::get() else { return };
+    let Some(vm) = maps::vm(slot) else { return };
+    if get!(vm, flags) & VmRecord::SUBMITS != 0 {
+        return;
+    }
+    // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+    let flags = unsafe { atomic::fetch_or(&raw mut (*vm).flags, VmRecord::SUBMITS) };
+    if flags & VmRecord::SUBMITS == 0 {
+        let kind = EventKind::Submitted as u32;
+        maps::send(&Event { kind, tgid, tid: 0, vm_slot: u32::from(slot) });
+    }
 }
 
 /// A call has returned a number of bytes or, below 0, an error.

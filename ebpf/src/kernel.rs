@@ -53,6 +53,10 @@ static OFFSETS: Global<[u64; Field::COUNT]> = Global::new([0; Field::COUNT]);
 #[unsafe(no_mangle)]
 static CALLS: Global<[i64; Call::COUNT]> = Global::new([-1; Call::COUNT]);
 
+/// Number of io_submit(2).
+#[unsafe(no_mangle)]
+pub(crate) static IO_SUBMIT: Global<u64> = Global::new(u64::MAX);
+
 /// The offset of a field in its struct.
 #[inline(always)]
 pub(crate) fn offset(field: Field) -> u64 {

@@ -67,6 +67,12 @@ impl Records {
         flags.is_some_and(|flags| flags & VmRecord::DELAYED != 0)
     }
 
+    /// Whether the VM was seen to call io_submit(2).
+    pub(crate) fn has_submitted(&self, vm: VmSlot) -> bool {
+        let flags = self.vms.get(usize::from(vm.0)).map(|vm| vm.flags.load(Acquire));
+        flags.is_some_and(|flags| flags & VmRecord::SUBMITS != 0)
+    }
+
     fn users_of(&self, device: u32) -> Option<&SharedDevices> {
         self.devices.get(DeviceUser::bucket(device) as usize)
     }

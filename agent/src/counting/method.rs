@@ -33,13 +33,14 @@ pub(super) struct Choice {
 enum Condition {
     /// The disk is configured for io_uring, and the VMM has a ring.
     UsesRing,
-    /// The configuration is unknown and the VMM has a ring: requests may go through it.
+    /// The configuration is unknown and the VMM has a ring, or is another one than QEMU, which may get one at any time:
+    /// requests may go through it.
     MayUseRing,
     /// The disk is configured for io_submit(2).
     UsesAio,
     /// io_submit(2) is possible, and `aio` works.
     MayUseAio,
-    /// A VMM other than QEMU has a context of io_submit(2), and may use it for this disk, also with the page cache.
+    /// The configuration is unknown and the VMM uses io_submit(2): QEMU past the page cache only, another VMM also with it.
     MaySubmit,
     /// The file is open with `O_DIRECT`.
     IsDirect,
@@ -136,6 +137,7 @@ struct Image<'a, W> {
     file: &'a OpenFile,
     process: &'a VmProcess,
     submission: Submission,
+    has_submitted: bool,
 }
 
 impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
@@ -144,18 +146,24 @@ impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
     }
 
     fn meets(&self, condition: Condition) -> bool {
-        let Self { file, process, submission, .. } = *self;
+        let Self { file, process, submission, has_submitted, .. } = *self;
         let is_block_device = file.identity.is_block_device();
         match condition {
             Condition::UsesRing => submission == Submission::IoUring && process.has_io_uring,
-            Condition::MayUseRing => submission == Submission::Unknown && process.has_io_uring,
+            Condition::MayUseRing => {
+                let may_get_one = !process.has_positions && self.can(Method::IoUring);
+                submission == Submission::Unknown && (process.has_io_uring || may_get_one)
+            }
             Condition::UsesAio => submission == Submission::Native,
             // Configured for io_uring without a ring: the VMM submits in another way.
             Condition::MayUseAio => {
                 matches!(submission, Submission::Unknown | Submission::IoUring)
                     && self.can(Method::Aio)
             }
-            Condition::MaySubmit => submission == Submission::Unknown && process.has_aio,
+            Condition::MaySubmit => {
+                let was_seen = has_submitted && (file.is_direct || !process.has_positions);
+                submission == Submission::Unknown && (process.has_aio || was_seen)
+            }
             Condition::IsDirect => file.is_direct,
             Condition::HasDio => {
                 file.is_direct && file.has_iomap && !is_block_device && self.can(Method::Dio)
@@ -179,6 +187,7 @@ impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
 }
 
 /// Chooses the methods that count the requests on a file. `works` returns whether a method works on this host, or why not.
+/// `has_submitted`: the VMM was seen to call io_submit(2).
 ///
 /// # Errors
 ///
@@ -188,8 +197,9 @@ pub(super) fn choose<'a>(
     file: &'a OpenFile,
     process: &'a VmProcess,
     submission: Submission,
+    has_submitted: bool,
 ) -> Result<Choice, String> {
-    let image = Image { works, file, process, submission };
+    let image = Image { works, file, process, submission, has_submitted };
     let fits = |rule: &&Rule| rule.conditions.iter().all(|condition| image.meets(*condition));
     let rule = RULES.iter().find(fits).unwrap_or(&RULES[RULES.len() - 1]);
     for &method in rule.methods {
@@ -232,11 +242,16 @@ mod tests {
 
     fn choice(
         has: &[Method],
-        (is_direct, is_block_device): (bool, bool),
+        kind: (bool, bool),
         submission: Submission,
         process: &VmProcess,
     ) -> Result<Choice, String> {
-        let file = OpenFile {
+        let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
+        choose(works, &open_file(kind), process, submission, false)
+    }
+
+    fn open_file((is_direct, is_block_device): (bool, bool)) -> OpenFile {
+        OpenFile {
             path: "/image".to_owned(),
             identity: FileIdentity {
                 device: 1,
@@ -249,9 +264,7 @@ mod tests {
             has_write_lock: false,
             has_iomap: true,
             answers_from_memory: true,
-        };
-        let works = |method| if has.contains(&method) { Ok(()) } else { Err("not here") };
-        choose(works, &file, process, submission)
+        }
     }
 
     const CACHED_FILE: (bool, bool) = (false, false);
@@ -276,6 +289,7 @@ mod tests {
         let all = &Method::ALL[..];
         let functions = &[Vfs, Aio, Bdev, Syscall, IoUring][..];
         let no_aio = &[Vfs, Bdev, Syscall, IoUring][..];
+        let no_ring = &[Vfs, Aio, Bdev, Syscall][..];
         let events = &[Bdev, Syscall, IoUring][..];
         // One row for each rule, in its order. The last two: the VMM has a ring, and uses positioned calls only.
         let rows = [
@@ -286,7 +300,7 @@ mod tests {
             (events, DIRECT_DEVICE, Threads, false, true),
             (functions, DIRECT_FILE, Native, false, true),
             (all, CACHED_FILE, Unknown, true, false),
-            (all, CACHED_FILE, Unknown, false, false),
+            (no_ring, CACHED_FILE, Unknown, false, false),
             (functions, DIRECT_FILE, Unknown, true, true),
             (functions, DIRECT_FILE, Unknown, false, true),
             (no_aio, DIRECT_FILE, Unknown, true, true),
@@ -320,10 +334,49 @@ mod tests {
         let events = &[Dio, Bdev, Syscall, IoUring][..];
         let none = chosen(events, CACHED_FILE).map(<[Method]>::len);
         assert_eq!(none, Err("it needs aio, which does not work: not here".to_owned()));
-        assert_eq!(chosen(&Method::ALL, CACHED_FILE).unwrap(), &[Aio, Vfs]);
+        assert_eq!(chosen(&Method::ALL, CACHED_FILE).unwrap(), &[Aio, Vfs, IoUring]);
         // One hook sees all direct I/O, however it was submitted.
         assert_eq!(chosen(events, DIRECT_FILE).unwrap(), &[Dio]);
         assert_eq!(chosen(events, DIRECT_DEVICE).unwrap(), &[Bdev]);
+    }
+
+    #[test]
+    fn a_vmm_that_was_seen_to_use_io_submit_may_do_so_for_any_disk() {
+        let events = &[Dio, Bdev, Syscall, IoUring][..];
+        let (other, qemu) =
+            (VmProcess::default(), VmProcess { has_positions: true, ..VmProcess::default() });
+        let no_iomap = OpenFile { has_iomap: false, ..open_file(DIRECT_FILE) };
+        for (file, process, submission, is_counted) in [
+            (&open_file(CACHED_FILE), &other, Submission::Unknown, false),
+            (&no_iomap, &other, Submission::Unknown, false),
+            (&no_iomap, &qemu, Submission::Unknown, false),
+            // QEMU uses it past the page cache only, and not for a disk that is configured for threads.
+            (&open_file(CACHED_FILE), &qemu, Submission::Unknown, true),
+            (&no_iomap, &qemu, Submission::Threads, true),
+            // One hook sees all.
+            (&open_file(DIRECT_FILE), &other, Submission::Unknown, true),
+        ] {
+            let works = |method| if events.contains(&method) { Ok(()) } else { Err("not here") };
+            let chosen = |was_seen| choose(works, file, process, submission, was_seen);
+            assert!(chosen(false).is_ok());
+            assert_eq!(chosen(true).is_ok(), is_counted, "{file:?} {process:?} {submission:?}");
+        }
+    }
+
+    #[test]
+    fn a_ring_that_a_vmm_gets_later_is_hooked_already() {
+        let events = &[Dio, Bdev, Syscall, IoUring][..];
+        let (other, qemu) =
+            (VmProcess::default(), VmProcess { has_positions: true, ..VmProcess::default() });
+        for (has, process, methods) in [
+            (events, &other, &[Syscall, IoUring][..]),
+            (&[Dio, Syscall], &other, &[Syscall]),
+            // It has its ring from its start on.
+            (events, &qemu, &[Syscall]),
+        ] {
+            let chosen = choice(has, CACHED_FILE, Submission::Unknown, process);
+            assert_eq!(chosen.unwrap().methods, methods);
+        }
     }
 
     #[test]

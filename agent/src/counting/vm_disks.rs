@@ -98,6 +98,8 @@ struct Round<'a> {
     /// The processes beside the VM's in its cgroup, if a limit of the cgroup delays its requests: they cannot be told apart.
     /// `None` = none was delayed.
     sharing: Option<Option<Vec<u32>>>,
+    /// Whether the VMM was seen to call io_submit(2).
+    has_submitted: bool,
     /// Records that are empty now and that no later view shows.
     merged: Vec<ImageSlot>,
 }
@@ -254,6 +256,7 @@ impl<'a> Round<'a> {
             needed: BTreeSet::new(),
             grown_up: None,
             sharing: None,
+            has_submitted: records.has_submitted(plan.vm),
             merged: Vec::new(),
         }
     }
@@ -400,7 +403,8 @@ impl<'a> Round<'a> {
             );
         }
         let works = |method| self.hooks.works(method);
-        let Choice { methods, layer, why } = method::choose(works, file, process, disk.submission)?;
+        let Choice { methods, layer, why } =
+            method::choose(works, file, process, disk.submission, self.has_submitted)?;
         self.needed.extend(methods);
         if layer == Layer::Block {
             self.check_delays(key)?;

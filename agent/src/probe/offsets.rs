@@ -39,7 +39,7 @@ pub struct Offsets {
     /// Name of the tracepoint at which io_uring submits a request.
     uring_submit: &'static str,
     /// The programs' other globals.
-    globals: [(&'static str, u64); 7],
+    globals: [(&'static str, u64); 8],
 }
 
 impl Offsets {
@@ -103,6 +103,7 @@ impl Offsets {
             ("HAS_IOMAP_EVENTS", u64::from(btf.tracepoint_args("iomap_dio_rw_begin").is_ok())),
             ("HAS_IO_CGROUPS", u64::from(has_io_cgroups)),
             ("O_DIRECT", u64::from(rustix::fs::OFlags::DIRECT.bits())),
+            ("IO_SUBMIT", libc::SYS_io_submit.cast_unsigned()),
         ];
         // The name since Linux 6.4; Linux 6.0 to 6.3 have the same event under the other name.
         let (now, before) = ("io_uring_submit_req", "io_uring_submit_sqe");
@@ -197,7 +198,7 @@ mod tests {
             table: [0; Field::COUNT],
             missing_field: None,
             uring_submit: "",
-            globals: [("", 0); 7],
+            globals: [("", 0); 8],
         };
         let [low, high] = Field::TaskTgid.placeholder().to_le_bytes();
         // r1 = *(u32 *)(r2 + placeholder), the same as a store, a load at 16, and the second half of a wide load

@@ -55,6 +55,7 @@ mod second_mib;
 mod service;
 mod service_check;
 mod shortage;
+mod submission;
 mod thread_ids;
 
 fn main() -> std::process::ExitCode {

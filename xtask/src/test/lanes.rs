@@ -33,6 +33,7 @@ const ONE_AT_A_TIME: &[&str] = &[
     "qemu_options",
     "service",
     "shortage",
+    "submission",
     "thread_ids",
 ];
 

@@ -141,7 +141,11 @@ impl Worker {
                 Some(EventKind::Exec) => self.schedule.started(event.tgid, now),
                 Some(EventKind::VmExit) => self.processes.begin_end(event.tgid, false),
                 Some(EventKind::VmKilled) => self.processes.begin_end(event.tgid, true),
-                Some(kind @ (EventKind::ImageClaimed | EventKind::ImageDelayed)) => {
+                Some(
+                    kind @ (EventKind::ImageClaimed
+                    | EventKind::ImageDelayed
+                    | EventKind::Submitted),
+                ) => {
                     if kind == EventKind::ImageClaimed {
                         self.note_image(event);
                     }
