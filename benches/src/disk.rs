@@ -77,7 +77,7 @@ fn within(rounds: u32, image: &Path) -> anyhow::Result<()> {
         let figures = [true, false].map(|is_vm| -> anyhow::Result<Samples> {
             let tracked = Tracked::with(&[method])?;
             if is_vm {
-                tracked.track(&OwnThread::first(), None)?;
+                tracked.track(&OwnThread::first())?;
                 if method == Method::Bdev {
                     let device = rustix::fs::fstat(&file)?.st_rdev;
                     let [major, minor] = [rustix::fs::major(device), rustix::fs::minor(device)];

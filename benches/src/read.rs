@@ -40,11 +40,11 @@ pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
     let tracked = Tracked::start()?;
     let busy = Thread::start(true)?;
     let mut idle = Vec::new();
-    let running = tracked.track(&busy.thread, Some(0))?;
+    let running = tracked.track_vcpu(&busy.thread)?;
     let mut at_rest = running;
     while idle.len() + 1 < SMALL_VM as usize {
         let thread = Thread::start(false)?;
-        at_rest = tracked.track(&thread.thread, None)?;
+        at_rest = tracked.track(&thread.thread)?;
         idle.push(thread);
     }
     let records = &tracked.records;
@@ -73,7 +73,7 @@ pub(crate) fn run(rounds: u32) -> anyhow::Result<()> {
 
     while idle.len() + 1 < LARGE_VM as usize {
         let thread = Thread::start(false)?;
-        tracked.track(&thread.thread, None)?;
+        tracked.track(&thread.thread)?;
         idle.push(thread);
     }
     let mut large = [Subject::new(format!("vm_time_ns, {LARGE_VM} threads"), || {

@@ -1,7 +1,15 @@
 //! The probe on threads of this process, in a room of its own: it neither finds nor leaves anything of an
 //! agent that runs here.
 
-use std::{fs, io, path::PathBuf, process, sync::Arc};
+use std::{
+    fs, io,
+    path::PathBuf,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
 
 use anyhow::Context as _;
 use aya::programs::links::{FdLink, PinnedLink};
@@ -17,6 +25,8 @@ pub(crate) struct Tracked {
     pub(crate) records: Arc<Records>,
     pub(crate) vm: VmSlot,
     registration: Registration<Arc<Records>>,
+    /// vCPUs so far.
+    vcpus: AtomicU32,
     links: Vec<(&'static str, FdLink)>,
     _probe: Probe,
 }
@@ -47,15 +57,21 @@ impl Tracked {
         let records = Arc::new(Records::map(&probe)?);
         let registration = Registration::adopt(Arc::clone(&records));
         let vm = registration.track_vm(process::id())?;
-        Ok(Self { records, vm, registration, links, _probe: probe })
+        Ok(Self { records, vm, registration, vcpus: AtomicU32::new(0), links, _probe: probe })
     }
 
     /// Begins to count a thread of this process.
-    pub(crate) fn track(
-        &self,
-        thread: &OwnThread,
-        vcpu: Option<u32>,
-    ) -> anyhow::Result<ThreadSlot> {
+    pub(crate) fn track(&self, thread: &OwnThread) -> anyhow::Result<ThreadSlot> {
+        self.track_as(thread, None)
+    }
+
+    /// Begins to count a thread of this process as that of a vCPU.
+    pub(crate) fn track_vcpu(&self, thread: &OwnThread) -> anyhow::Result<ThreadSlot> {
+        // A vCPU has one thread.
+        self.track_as(thread, Some(self.vcpus.fetch_add(1, Relaxed)))
+    }
+
+    fn track_as(&self, thread: &OwnThread, vcpu: Option<u32>) -> anyhow::Result<ThreadSlot> {
         let slot = self.registration.track_thread(self.vm, thread, vcpu)?;
         // The benchmarks read the records, as of a VM every thread of which has one.
         let unrecorded = self.registration.unrecorded(self.vm);

@@ -16,6 +16,7 @@ pub mod image;
 pub mod names;
 pub mod place;
 pub mod record;
+pub mod vcpu;
 pub mod word;
 
 pub use device::{DEVICE_BUCKETS, DEVICE_USERS, DeviceUser};
@@ -24,6 +25,7 @@ pub use field::Field;
 pub use image::{ImageKey, ImageRecord, InFlight, Layer, Layers};
 pub use place::Place;
 pub use record::{LastTimer, Meta, Owner, ThreadRecord, VmRecord};
+pub use vcpu::Vcpu;
 
 /// Version of the shared layout. The agent adopts pinned maps of this version only.
 pub const LAYOUT: u32 = 9;

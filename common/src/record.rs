@@ -1,9 +1,12 @@
 //! The records of threads and VMs, and one record about all maps.
 
-use crate::{Place, VM_BLOCKS, word};
+use crate::{Place, VM_BLOCKS, Vcpu, word};
 
 /// CPU usage of a VM's thread, in one cache line. The kernel writes it at each switch of the thread, with plain stores,
 /// because the scheduler serialises the events of one task; the agent reads it at any time.
+///
+/// The record of a vCPU's thread that has ended keeps the vCPU's counts until the VM ends ([`Owner::KEPT`]). Those of the vCPU's later
+/// threads are added when they end.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadRecord {
@@ -22,10 +25,11 @@ pub struct ThreadRecord {
     /// `task->start_time` (ns, `CLOCK_MONOTONIC`) of the counted task. It distinguishes the task from a later one with the same
     /// thread id. 0 = take it from the task of the next event.
     pub start: u64,
-    /// Largest CPU time in ns that a reader has returned, so that no later value is smaller.
+    /// Largest CPU time in ns that a reader has returned, so that no later value is smaller. Of a vCPU with earlier threads it is in
+    /// the record that keeps their counts.
     pub high_water: u64,
-    /// A number of the vCPU that the agent gives; valid with [`Owner::VCPU`] only.
-    pub vcpu: u32,
+    /// The vCPU that the thread runs; valid with [`Owner::VCPU`] or [`Owner::KEPT`] only.
+    pub vcpu: Vcpu,
     /// Where the thread of a vCPU is.
     pub place: Place,
 }
@@ -40,7 +44,7 @@ impl ThreadRecord {
         owner: 0,
         start: 0,
         high_water: 0,
-        vcpu: 0,
+        vcpu: Vcpu(0),
         place: Place(Place::UNKNOWN),
     };
 }
@@ -135,6 +139,8 @@ impl Owner {
     pub const WATCHED: u64 = 1 << 54;
     /// The vCPU halts outside `KVM_RUN`: asleep there is only a thread that was stopped.
     pub const HALTS_OUTSIDE: u64 = 1 << 55;
+    /// The record is no thread's: it keeps the counts of a vCPU's threads that have ended, until the VM ends. Its times are at rest.
+    pub const KEPT: u64 = 1 << 56;
 
     /// The agent frees the record: it is no thread's, and not free yet. The word has no thread id.
     pub const FREED_BY_AGENT: Self = Self(1 << 52);
@@ -146,6 +152,13 @@ impl Owner {
     #[must_use]
     pub const fn new(tid: u32, vm_slot: u16) -> Self {
         Self(tid as u64 | ((vm_slot as u64) << 32))
+    }
+
+    /// The owner word of a record that keeps the counts of a vCPU of the VM in `vm_slot`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn kept(vm_slot: u16) -> Self {
+        Self(Self::new(0, vm_slot).0 | Self::KEPT)
     }
 
     /// Thread id in the initial PID namespace.
@@ -164,11 +177,18 @@ impl Owner {
         (self.0 >> 32) as u16
     }
 
-    /// Whether the record is a thread's. If not, it is free or being freed.
+    /// Whether the record is a thread's. If not, it is free or being freed, or keeps counts.
     #[inline(always)]
     #[must_use]
     pub const fn is_of_thread(self) -> bool {
         self.tid() != 0
+    }
+
+    /// Whether the record keeps the counts of a vCPU's threads that have ended.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_kept(self) -> bool {
+        self.has(Self::KEPT)
     }
 
     /// Whether all of `flags` are set.
@@ -224,6 +244,10 @@ mod tests {
         for owner in [Owner(0), Owner::FREED_BY_AGENT, Owner::FREED_BY_PROGRAM] {
             assert!(!owner.is_of_thread() && owner.vm_slot() == 0 && !owner.is_dying());
         }
+        let kept = Owner::kept(4095);
+        assert!(
+            kept.is_kept() && !kept.is_of_thread() && kept.vm_slot() == 4095 && !owner.is_kept()
+        );
         for (flags, is_dying) in [
             (0, false),
             (Owner::DYING, true),

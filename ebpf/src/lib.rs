@@ -46,5 +46,6 @@ pub mod sys_exit;
 mod task;
 pub mod task_newtask;
 mod thread;
+mod vcpu;
 mod verifier;
 pub mod vfs;

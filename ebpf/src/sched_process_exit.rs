@@ -6,7 +6,7 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use kvmeter_common::{EventKind, Owner};
 
-use crate::{atomic, maps, task::Task, thread::Thread};
+use crate::{atomic, maps, task::Task, thread::Thread, vcpu::assign_by_name};
 
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
@@ -16,7 +16,8 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     if owner.has(Owner::DYING) {
         return 0;
     }
-    if let Some(vm) = maps::vm(owner.vm_slot()) {
+    let vm = maps::vm(owner.vm_slot());
+    if let Some(vm) = vm {
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).dying, 1) };
     }
@@ -25,6 +26,10 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         thread.report(kind, task);
     } else if owner.has(Owner::VCPU) {
         thread.report(EventKind::VcpuExit, task);
+    } else if owner.has(Owner::SEEN_IN_KVM)
+        && let Some(vm) = vm
+    {
+        assign_by_name(thread, owner.vm_slot(), vm);
     }
     0
 }

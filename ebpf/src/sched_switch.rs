@@ -110,7 +110,7 @@ fn arrive(thread: Thread, task: Task, now: u64) {
     set!(record, run, word::running(task.sum_exec_runtime(), now));
 }
 
-/// `task` has made its last switch: its CPU time goes to the VM.
+/// `task` has made its last switch, after which all its times are at rest: its CPU time goes to the VM.
 #[inline(always)]
 fn finish(thread: Thread, task: Task) {
     let is_last = task.live_threads() <= 0;
@@ -118,7 +118,7 @@ fn finish(thread: Thread, task: Task) {
         keep(thread);
         return;
     }
-    let Some(vm) = thread.hand_over(task.pid(), task.sum_exec_runtime()) else { return };
+    let Some(vm) = thread.hand_over(task.pid(), task.sum_exec_runtime(), 0) else { return };
     maps::forget(task.pid(), thread.slot);
     if is_last {
         finish_first(task);
@@ -156,7 +156,7 @@ fn finish_first(last: Task) {
     let first = Thread { slot, record };
     let owner = first.owner();
     if slot != 0 && owner.tid() == tgid && owner.has(Owner::ENDED) {
-        first.hand_over(tgid, word::shows(get!(record, run), 0));
+        first.hand_over(tgid, word::shows(get!(record, run), 0), 0);
         maps::forget(tgid, slot);
     }
 }

@@ -78,6 +78,6 @@ fn release_stale(slot: u16, tid: u32) {
     if thread.owner().tid() == tid {
         // SAFETY: the helper has no arguments and no precondition.
         let now = unsafe { bpf_ktime_get_ns() };
-        thread.hand_over(tid, word::shows(get!(record, run), now));
+        thread.hand_over(tid, word::shows(get!(record, run), now), now);
     }
 }

@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use kvmeter_common::{
-    BLOCK_LEN, Event, EventKind, Owner, Place, SEARCHED_BLOCKS, ThreadRecord, VmRecord, word,
+    BLOCK_LEN, Event, EventKind, Owner, Place, SEARCHED_BLOCKS, ThreadRecord, Vcpu, VmRecord, word,
 };
 
 use crate::{atomic, maps, task::Task};
@@ -79,7 +79,7 @@ impl Thread {
 
     /// Stores the owner word that `new` returns, if any. Returns the word before; `None`: none was stored.
     #[inline(always)]
-    fn exchange_owner(self, new: impl Fn(Owner) -> Option<u64>) -> Option<Owner> {
+    fn exchange_owner(self, mut new: impl FnMut(Owner) -> Option<u64>) -> Option<Owner> {
         // The agent, the only other writer while the record is claimed, changes the word a few times in a scan at most, and when it
         // has the moves of vCPUs reported.
         for _ in 0..2 {
@@ -132,10 +132,10 @@ impl Thread {
         }
     }
 
-    /// Adds the thread's CPU time, `sum` ns in all, to its VM and frees the record. Returns the VM's record; `None`: the agent has
-    /// freed the thread's record.
+    /// Adds the thread's CPU time, `sum` ns in all at the time `now`, to its VM and frees the record, or keeps it for the thread's vCPU.
+    /// Returns the VM's record; `None`: the agent has freed the thread's record.
     #[inline(always)]
-    pub(crate) fn hand_over(self, tid: u32, sum: u64) -> Option<*mut VmRecord> {
+    pub(crate) fn hand_over(self, tid: u32, sum: u64, now: u64) -> Option<*mut VmRecord> {
         let owner = self.owner();
         if owner.tid() != tid {
             return None;
@@ -145,20 +145,35 @@ impl Thread {
         unsafe { atomic::fetch_add(&raw mut (*vm).handovers_begun, 1) };
         // The record must be no thread's before it is reset: the agent frees records in the same way, and another thread may get
         // the record then.
-        let taken = self.take(tid);
+        let (mut vcpu, mut stays) = (Vcpu::UNNUMBERED, false);
+        let taken = self.exchange_owner(|owner| {
+            vcpu = if owner.has(Owner::VCPU) { get!(self.record, vcpu) } else { Vcpu::UNNUMBERED };
+            stays = vcpu.is_numbered() && vcpu.earlier() == 0;
+            let next = if stays { Owner::kept(owner.vm_slot()) } else { Owner::FREED_BY_PROGRAM };
+            (owner.tid() == tid).then_some(next.0)
+        });
         if let Some(before) = taken {
             // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
             unsafe { atomic::fetch_add(&raw mut (*vm).exited, sum) };
-            self.clear();
-            // The exchange orders the stores of `clear` before the record becomes free.
-            // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
-            unsafe {
-                atomic::compare_exchange(
-                    &raw mut (*self.record).owner,
-                    Owner::FREED_BY_PROGRAM.0,
-                    0,
-                )
-            };
+            let wait = word::at_rest(word::shows(get!(self.record, wait), now));
+            if stays {
+                set!(self.record, run, word::at_rest(sum));
+                set!(self.record, wait, wait);
+            } else {
+                if vcpu.is_numbered() {
+                    self.add_to(vcpu.earlier(), owner.vm_slot(), word::at_rest(sum), wait);
+                }
+                self.clear();
+                // The exchange orders the stores of `clear` before the record becomes free.
+                // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+                unsafe {
+                    atomic::compare_exchange(
+                        &raw mut (*self.record).owner,
+                        Owner::FREED_BY_PROGRAM.0,
+                        0,
+                    )
+                };
+            }
             // A thread that was registered after it had begun to exit was not counted as dying.
             if before.is_dying() {
                 stop_dying(vm);
@@ -169,10 +184,23 @@ impl Thread {
         taken.map(|_| vm)
     }
 
-    /// Takes the record from this thread. Returns the owner word before; `None`: the record is not the thread's any more.
+    /// Adds this thread's counts to those that the record in `slot` keeps of its vCPU. The agent frees such a record after the VM's
+    /// hand-overs are done.
     #[inline(always)]
-    fn take(self, tid: u32) -> Option<Owner> {
-        self.exchange_owner(|owner| (owner.tid() == tid).then_some(Owner::FREED_BY_PROGRAM.0))
+    fn add_to(self, slot: u16, vm_slot: u16, run: u64, wait: u64) {
+        let Some(kept) = maps::thread(slot) else { return };
+        if get!(kept, owner) != Owner::kept(vm_slot).0 {
+            return;
+        }
+        let (switches_in, preemptions) =
+            (get!(self.record, switches_in), get!(self.record, preemptions));
+        // SAFETY: `kept` is a whole value of the map, and the fields are aligned words of it. Words at rest add up.
+        unsafe {
+            atomic::fetch_add(&raw mut (*kept).run, run);
+            atomic::fetch_add(&raw mut (*kept).wait, wait);
+            atomic::fetch_add(&raw mut (*kept).switches_in, switches_in);
+            atomic::fetch_add(&raw mut (*kept).preemptions, preemptions);
+        }
     }
 
     /// Resets all but the owner and what is valid with a flag of the owner only.

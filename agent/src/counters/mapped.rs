@@ -57,7 +57,7 @@ impl SharedThreadRecord {
         self.owner.store(ThreadRecord::EMPTY.owner, Release);
     }
 
-    /// Resets all but the owner, and `vcpu`, which is valid with a flag of the owner only.
+    /// Resets all but the owner, and `vcpu`, which is valid with flags of the owner only.
     pub(crate) fn clear(&self) {
         let Self {
             run,

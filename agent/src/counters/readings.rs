@@ -28,7 +28,7 @@ impl ThreadSlot {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct VmSlot(pub u16);
 
-/// The record of one thread.
+/// The record of a vCPU's thread. Numbers and times are those of the vCPU's earlier threads, too.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ThreadReading {
     /// Thread id.

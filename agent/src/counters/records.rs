@@ -6,7 +6,7 @@ use std::{
 };
 
 use kvmeter_common::{
-    BLOCK_LEN, DEVICE_BUCKETS, LAYOUT, Owner, SLOTS_PER_ELEMENT, VM_BLOCKS, word,
+    BLOCK_LEN, DEVICE_BUCKETS, LAYOUT, Owner, SLOTS_PER_ELEMENT, VM_BLOCKS, Vcpu, word,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -137,6 +137,15 @@ impl Records {
         self.threads.get(usize::from(thread.record)).filter(|record| is_of(record, thread))
     }
 
+    /// The record that keeps the counts of a vCPU's earlier threads; `None` = there is none, or this is no vCPU's record.
+    fn earlier_of(&self, owner: Owner, record: &SharedThreadRecord) -> Option<&SharedThreadRecord> {
+        if !owner.has(Owner::VCPU) {
+            return None;
+        }
+        let slot = Vcpu(record.vcpu.load(Ordering::Acquire)).earlier();
+        self.threads.get(usize::from(slot)).filter(|_| slot != 0)
+    }
+
     /// The VM's thread records, free ones included.
     pub(crate) fn threads_of<'a>(
         &'a self,
@@ -150,7 +159,7 @@ impl Records {
         })
     }
 
-    /// CPU time in ns of a VM's recorded and exited threads, now. Never less than the sum of what was returned for them.
+    /// CPU time in ns of a VM's recorded and exited threads, now. Never less than the sum of what was returned for the vCPUs.
     fn vm_sum(&self, vm: &SharedVmRecord) -> u64 {
         let mut sum = 0;
         for _ in 0..TRIES {
@@ -161,15 +170,30 @@ impl Records {
             }
             let now = monotonic_ns();
             sum = vm.exited.load(Ordering::Acquire);
+            // The kernel's own sum over exited threads lacks their last microseconds.
+            let mut of_vcpus: u64 = 0;
             for (_, thread) in self.threads_of(vm) {
-                // A program that had found the record before it was freed may have written to it.
-                if !Owner(thread.owner.load(Ordering::Acquire)).is_of_thread() {
-                    continue;
-                }
+                let owner = Owner(thread.owner.load(Ordering::Acquire));
                 // A thread that was switched in after `now` is some nanoseconds short; the high-water mark covers that.
                 let shown = shows(thread.run.load(Ordering::Acquire), now);
-                sum = sum.wrapping_add(shown.max(thread.high_water.load(Ordering::Acquire)));
+                if owner.is_kept() {
+                    of_vcpus = of_vcpus.wrapping_add(shown);
+                }
+                // A program that had found the record before it was freed may have written to it.
+                if !owner.is_of_thread() {
+                    continue;
+                }
+                let given = match self.earlier_of(owner, thread) {
+                    None => thread.high_water.load(Ordering::Acquire),
+                    Some(kept) => given_beyond(kept),
+                };
+                let counted = shown.max(given);
+                sum = sum.wrapping_add(counted);
+                if owner.has(Owner::VCPU) {
+                    of_vcpus = of_vcpus.wrapping_add(counted);
+                }
             }
+            sum = sum.max(of_vcpus);
             fence(Ordering::Acquire);
             if vm.handovers_begun.load(Ordering::Relaxed) == done {
                 break;
@@ -202,16 +226,23 @@ impl Readings for Records {
     fn vcpu_time_ns(&self, vcpu: ThreadSlot) -> Option<u64> {
         let record = self.record_of(vcpu).filter(|_| self.are_counted())?;
         let now = read(&record.run)?;
+        let earlier = self.earlier_of(Owner(record.owner.load(Ordering::Acquire)), record);
+        let now = now + earlier.map_or(0, kept_ns);
+        // The programs take the record from its thread before they add to what is kept.
         fence(Ordering::Acquire);
         if !is_of(record, vcpu) {
             return None;
         }
-        let given = monotone(&record.high_water, now);
+        let lasting = earlier.unwrap_or(record);
+        let given = monotone(&lasting.high_water, now);
         if is_of(record, vcpu) {
             return Some(given);
         }
-        // The record got another thread just now: the next reader must not take this thread's time for that one's.
-        let _ = record.high_water.compare_exchange(given, 0, Ordering::Relaxed, Ordering::Relaxed);
+        if !Owner(lasting.owner.load(Ordering::Acquire)).is_kept() {
+            // The record got another thread just now: the next reader must not take this thread's time for that one's.
+            let _ =
+                lasting.high_water.compare_exchange(given, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
         None
     }
 
@@ -230,11 +261,19 @@ impl Readings for Records {
             let run = record.run.load(Ordering::Acquire);
             run != word::UNKNOWN && !word::is_running(run)
         };
+        let earlier = self.earlier_of(Owner(record.owner.load(Ordering::Acquire)), record);
+        let kept = |cell: fn(&SharedThreadRecord) -> &AtomicU64| {
+            earlier.map_or(0, |kept| cell(kept).load(Ordering::Relaxed))
+        };
+        let waited = word::shows(kept(|kept| &kept.wait), 0);
+        let wait_ns = read(&record.wait).or_else(|| has_left().then_some(0));
         let reading = ThreadReading {
             tid: vcpu.tid,
-            wait_ns: read(&record.wait).or_else(|| has_left().then_some(0)),
-            switches_in: record.switches_in.load(Ordering::Relaxed),
-            preemptions: record.preemptions.load(Ordering::Relaxed),
+            wait_ns: wait_ns.map(|ns| ns + waited),
+            switches_in: record.switches_in.load(Ordering::Relaxed)
+                + kept(|kept| &kept.switches_in),
+            preemptions: record.preemptions.load(Ordering::Relaxed)
+                + kept(|kept| &kept.preemptions),
         };
         fence(Ordering::Acquire);
         is_of(record, vcpu).then_some(reading)
@@ -310,6 +349,16 @@ pub(crate) fn process_ns(tgid: u64) -> Option<u64> {
     let time = nix::time::ClockId::from_raw(!pid << 3 | SCHED).now().ok()?;
     let seconds = u64::try_from(time.tv_sec()).ok()?;
     Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+}
+
+/// CPU time in ns of the threads whose counts a record keeps.
+fn kept_ns(kept: &SharedThreadRecord) -> u64 {
+    shows(kept.run.load(Ordering::Acquire), 0)
+}
+
+/// How much more than what is kept of a vCPU a reader was given for the vCPU, in ns.
+fn given_beyond(kept: &SharedThreadRecord) -> u64 {
+    kept.high_water.load(Ordering::Acquire).saturating_sub(kept_ns(kept))
 }
 
 /// Whether a record is that of this thread now.

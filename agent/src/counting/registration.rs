@@ -3,6 +3,7 @@
 mod adoption;
 #[cfg(test)]
 mod tests;
+mod vcpus;
 
 use std::{
     collections::HashSet,
@@ -124,17 +125,26 @@ impl<R: AsRef<Records>> Registration<R> {
 
     /// Undoes the registration of a thread that has no record to hand over.
     fn release(&self, tid: u32, slot: u16, record: &SharedThreadRecord) {
+        self.forget_id(tid, slot);
+        // Else the thread has handed its record over.
+        if let Some(owner) = record.take(tid) {
+            record.free();
+            self.stop_dying(owner);
+        }
+    }
+
+    /// Clears the entry of a thread id, if it has this slot.
+    fn forget_id(&self, tid: u32, slot: u16) {
         if let Some(entry) = self.records().slot_entry(tid) {
             // Fails if the id was reused for another thread of a VM.
             let _ = entry.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-        // Else the thread has handed its record over.
-        if let Some(owner) = record.take(tid) {
-            record.free();
-            // The programs count a dying thread until it hands its record over, which this one will not.
-            if owner.is_dying() {
-                self.vm(VmSlot(owner.vm_slot())).dying.fetch_sub(1, Ordering::AcqRel);
-            }
+    }
+
+    /// The programs count a dying thread until it hands its record over. The record with this owner word was taken first.
+    fn stop_dying(&self, owner: Owner) {
+        if owner.is_dying() {
+            self.vm(VmSlot(owner.vm_slot())).dying.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -279,16 +289,12 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
             if owner.tid() == tid && owner.vm_slot() == vm.0 && !owner.is_dying() {
-                if let Some(id) = vcpu {
-                    record.vcpu.store(id, Ordering::Relaxed);
-                    if !Self::mark(record, vm, tid, Owner::VCPU) {
-                        return Err(TrackError::Gone { tid });
-                    }
-                }
+                vcpu.map_or(Ok(()), |vcpu| self.assign(vm, tid, record, vcpu))?;
                 return Ok(slot_of(known, record, tid));
             }
             if owner.tid() == tid {
-                self.release(tid, known, record);
+                let ran = word::shows(record.run.load(Ordering::Acquire), monotonic_ns());
+                self.close(tid, known, record, ran);
             } else {
                 let _ = entry.compare_exchange(known, 0, Ordering::AcqRel, Ordering::Relaxed);
             }
@@ -300,10 +306,8 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             self.vm(vm).unrecorded.fetch_add(1, Ordering::AcqRel);
             TrackError::TooManyThreads { tid }
         })?;
-        if let Some(id) = vcpu {
-            record.vcpu.store(id, Ordering::Relaxed);
-            record.owner.fetch_or(Owner::VCPU, Ordering::AcqRel);
-        }
+        // A thread that is not alone is counted, without being the vCPU's.
+        let assigned = vcpu.map_or(Ok(()), |vcpu| self.assign(vm, tid, record, vcpu));
         if entry.compare_exchange(0, slot, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // The kernel was first: the thread was created after the scan began.
             record.free();
@@ -331,6 +335,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         if !state.runnable {
             Self::seed(record, stat);
         }
+        assigned?;
         Ok(slot_of(slot, record, tid))
     }
 
@@ -418,6 +423,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
                 self.release(owner.tid(), slot, record);
             }
         }
+        self.free_kept(cells);
         self.records().free_images_of_vm(vm);
         let blocks: Vec<u16> = blocks_of(cells).collect();
         cells.block_count.store(0, Ordering::Release);

@@ -176,6 +176,12 @@ pub enum TrackError {
         /// The thread.
         tid: u32,
     },
+    /// An earlier thread of the same vCPU has not ended yet. The thread is counted; its vCPU is known when the earlier one has ended.
+    #[error("Thread {tid} runs a vCPU of which an earlier thread has not ended yet")]
+    NotAlone {
+        /// The thread.
+        tid: u32,
+    },
     /// The thread ended while it was registered.
     #[error("Thread {tid} ended while it was registered")]
     Gone {

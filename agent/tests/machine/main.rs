@@ -49,6 +49,7 @@ mod preflight;
 mod process_time;
 mod proxmox;
 mod qemu_options;
+mod replug;
 mod requests;
 #[path = "../second_mib/mod.rs"]
 mod second_mib;

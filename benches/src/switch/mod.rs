@@ -37,8 +37,8 @@ impl Scenario {
 
     /// Begins to count those of `load` that are to be counted.
     fn track(&self, tracked: &Tracked, load: &Pair) -> anyhow::Result<()> {
-        for (id, thread) in (0..).zip(&load.threads[..self.tracked]) {
-            tracked.track(thread, Some(id))?;
+        for thread in &load.threads[..self.tracked] {
+            tracked.track_vcpu(thread)?;
         }
         Ok(())
     }

@@ -70,7 +70,8 @@ impl<R: AsRef<Records>> Registration<R> {
         // The first block is no VM's.
         for (slot, record) in (0..=u16::MAX).zip(self.records().threads.iter()).skip(BLOCK_LEN) {
             let owner = Owner(record.owner.load(Ordering::Acquire));
-            if owner == Owner::FREED_BY_AGENT {
+            let is_left = owner.is_kept() && tgid_of(self.vm(VmSlot(owner.vm_slot()))) == 0;
+            if owner == Owner::FREED_BY_AGENT || is_left {
                 // An earlier agent ended meanwhile.
                 record.free();
             }
@@ -81,6 +82,10 @@ impl<R: AsRef<Records>> Registration<R> {
                 continue;
             }
             let vm = self.vm(VmSlot(owner.vm_slot()));
+            let run = record.run.load(Ordering::Acquire);
+            // Of a stretch on a CPU whose end was not seen, what a reader was shown is known.
+            let ran = if word::is_running(run) { 0 } else { word::shows(run, 0) };
+            let ran = ran.max(record.high_water.load(Ordering::Acquire));
             // Until the next scan, the VM's CPU time is the kernel's own sum.
             vm.unrecorded.fetch_add(1, Ordering::AcqRel);
             // Where the thread was at its last switch that was seen, it need not be any more.
@@ -89,7 +94,7 @@ impl<R: AsRef<Records>> Registration<R> {
             // The programs see its end from here on, unless it has ended before.
             let is_entered = entry.is_some_and(|entry| self.enter(entry, owner, slot));
             if !is_entered || !exists(tgid_of(vm), owner.tid()) {
-                self.release(owner.tid(), slot, record);
+                self.close(owner.tid(), slot, record, ran);
             }
         }
     }
@@ -171,7 +176,9 @@ mod tests {
         put(&records, 11, u32::MAX, Owner::DYING);
         let vm = &records.vms[1];
         let _adopted = Registration::adopt(Arc::clone(&records));
-        assert_eq!([9, 10, 11].map(|slot| owner(&records, slot).0), [0; 3]);
+        // What is known of a vCPU's time is kept.
+        let expected = [Owner(0), Owner::kept(1), Owner(0)];
+        assert_eq!([9, 10, 11].map(|slot| owner(&records, slot)), expected);
         assert_eq!(
             [GONE, GONE + 1].map(|tid| entry(&records, tid).load(Ordering::Relaxed)),
             [0; 2]

@@ -22,7 +22,8 @@ const PASSES: usize = 8;
 pub(super) struct Registered {
     /// Slots by thread id.
     pub(super) slots: HashMap<u32, ThreadSlot>,
-    /// Whether another scan is needed: threads started meanwhile, or the record of one does not follow it yet.
+    /// Whether another scan is needed: threads started meanwhile, the record of one does not follow it yet, or the thread of a vCPU has
+    /// come before an earlier one has ended.
     pub(super) is_moving: bool,
     /// Why a thread has no record.
     pub(super) failure: Option<TrackError>,
@@ -42,7 +43,8 @@ pub(super) fn register(
     let mut slots = HashMap::new();
     let mut later: Vec<Thread> = Vec::new();
     let mut known: HashSet<u32> = scan.threads.iter().map(Thread::tid).collect();
-    let mut failure = None;
+    let numbers = numbers(scan);
+    let (mut failure, mut is_early) = (None, false);
     let mut tried = 0;
     let mut all_since = None;
     for _ in 0..PASSES {
@@ -50,7 +52,7 @@ pub(super) fn register(
             if tried == 0 { &scan.threads[..] } else { &later[tried - scan.threads.len()..] };
         tried += threads.len();
         // The process is known by its first thread; vCPUs come before others if records run out.
-        let vcpu = |thread: &Thread| scan.vcpus.get(&thread.tid()).copied();
+        let vcpu = |thread: &Thread| numbers.get(&thread.tid()).copied();
         let mut threads: Vec<_> = threads.iter().collect();
         threads.sort_by_key(|thread| (thread.tid() != pid, vcpu(thread).is_none()));
         for thread in threads {
@@ -58,13 +60,12 @@ pub(super) fn register(
             if failure.is_some() && vcpu(thread).is_none() {
                 continue;
             }
-            // The programs report the moves of threads that are marked as a vCPU's.
-            let stand_in = (scan.runs.stand_in == Some(thread.tid())).then_some(0);
-            match tracker.track_thread(slot, thread, vcpu(thread).or(stand_in)) {
+            match tracker.track_thread(slot, thread, vcpu(thread)) {
                 Ok(thread_slot) => {
                     slots.insert(thread.tid(), thread_slot);
                 }
                 Err(TrackError::Gone { .. }) => {}
+                Err(TrackError::NotAlone { .. }) => is_early = true,
                 Err(TrackError::Unread { source, .. }) if is_shortage(&source) => {
                     return Err(source);
                 }
@@ -90,7 +91,19 @@ pub(super) fn register(
     let all: Vec<&dyn HeldThread> =
         scan.threads.iter().chain(&later).map(|thread| thread as &dyn HeldThread).collect();
     let is_settled = tracker.settle(slot, &all, all_since);
-    Ok(Registered { slots, is_moving: !later.is_empty() || !is_settled, failure })
+    let is_moving = !later.is_empty() || !is_settled || is_early;
+    Ok(Registered { slots, is_moving, failure })
+}
+
+/// The number of the vCPU that each thread runs. No row shows the second vCPU with a number, nor that of a thread which runs all vCPUs;
+/// the programs report the moves of these threads, too.
+fn numbers(scan: &Scan) -> HashMap<u32, u32> {
+    const WITHOUT_ROW: u32 = u32::MAX;
+    let mut known = HashSet::new();
+    let shown = |&number: &u32| if known.insert(number) { number } else { WITHOUT_ROW };
+    let stand_in = scan.runs.stand_in.map(|tid| (tid, WITHOUT_ROW));
+    let numbers = scan.vcpus.values().map(shown);
+    stand_in.into_iter().chain(scan.vcpus.keys().copied().zip(numbers)).collect()
 }
 
 /// A process that is gone has no threads.
@@ -197,6 +210,18 @@ mod tests {
             creators: BTreeSet::new(),
             may_be_probe: false,
         }
+    }
+
+    #[test]
+    fn one_thread_has_the_number_of_a_vcpu() {
+        let mut scan = scan(&[]);
+        // The process has two VMs.
+        scan.vcpus = BTreeMap::from([(10, 0), (11, 1), (20, 0), (21, 2)]);
+        let expected = HashMap::from([(10, 0), (11, 1), (20, u32::MAX), (21, 2)]);
+        assert_eq!(numbers(&scan), expected);
+        scan.vcpus.clear();
+        scan.runs.stand_in = Some(30);
+        assert_eq!(numbers(&scan), HashMap::from([(30, u32::MAX)]));
     }
 
     #[test]
