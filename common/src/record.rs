@@ -117,6 +117,9 @@ impl VmRecord {
     pub const DELAYED: u64 = 8;
     /// The VM has called io_submit(2) while `sys_enter` was attached. Set by the programs, for as long as the record is the VM's.
     pub const SUBMITS: u64 = 16;
+    /// The VM's process was ended by a signal other than those that ask a process to end: what [`crate::EventKind::VmKilled`] says,
+    /// also where the ring had no room for it.
+    pub const KILLED: u64 = 32;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.

@@ -10,7 +10,7 @@
 )]
 
 use aya_ebpf::{
-    bindings::{BPF_EXIST, BPF_F_MMAPABLE},
+    bindings::{BPF_EXIST, BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
@@ -264,9 +264,24 @@ pub(crate) fn count_unrecorded() {
 /// Sends an event. If the ring is full the loss is counted; the agent scans again when it sees that count change.
 #[inline(always)]
 pub(crate) fn send(event: &Event) {
-    if EVENTS.output::<Event>(event, 0).is_err()
-        && let Some(meta) = META.get_ptr_mut(0)
-    {
+    if EVENTS.output::<Event>(event, 0).is_err() {
+        count_lost();
+    }
+}
+
+/// Sends an event as [`send`] does, if half of the ring is free: the rest is for the events of VMs.
+#[inline(always)]
+pub(crate) fn send_within_half(event: &Event) {
+    if EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(EVENT_RING_LEN / 2) {
+        send(event);
+    } else {
+        count_lost();
+    }
+}
+
+#[inline(always)]
+fn count_lost() {
+    if let Some(meta) = META.get_ptr_mut(0) {
         // SAFETY: `meta` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*meta).events_lost, 1) };
     }

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use kvmeter_common::{EventKind, Owner};
+use kvmeter_common::{EventKind, Owner, VmRecord};
 
 use crate::{atomic, maps, task::Task, thread::Thread, vcpu::assign_by_name};
 
@@ -22,8 +22,12 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         unsafe { atomic::fetch_add(&raw mut (*vm).dying, 1) };
     }
     if task.live_threads() <= 0 {
-        let kind = if task.was_killed() { EventKind::VmKilled } else { EventKind::VmExit };
-        thread.report(kind, task);
+        let killed = task.was_killed();
+        if killed && let Some(vm) = vm {
+            // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
+            unsafe { atomic::fetch_or(&raw mut (*vm).flags, VmRecord::KILLED) };
+        }
+        thread.report(if killed { EventKind::VmKilled } else { EventKind::VmExit }, task);
     } else if owner.has(Owner::VCPU) {
         thread.report(EventKind::VcpuExit, task);
     } else if owner.has(Owner::SEEN_IN_KVM)

@@ -411,6 +411,10 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         }
     }
 
+    fn was_killed(&self, vm: VmSlot) -> bool {
+        self.vm(vm).flags.load(Ordering::Acquire) & VmRecord::KILLED != 0
+    }
+
     fn untrack_vm(&self, vm: VmSlot) {
         let cells = self.vm(vm);
         let tgid = tgid_of(cells);

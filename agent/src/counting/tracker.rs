@@ -118,6 +118,9 @@ pub trait Tracker {
     /// only those count as asleep there that are stopped.
     fn watch_vcpus(&self, vm: VmSlot, halts_outside: bool);
 
+    /// Whether the programs have seen the VM's process end by a signal other than those that ask a process to end.
+    fn was_killed(&self, vm: VmSlot) -> bool;
+
     /// Stops the counting of a VM and frees its slots.
     fn untrack_vm(&self, vm: VmSlot);
 

@@ -15,6 +15,7 @@ mod agentx_snmpd;
 mod backing_chains;
 mod counters;
 mod disk_paths;
+mod event_ring;
 mod hanging_reads;
 mod identity;
 mod idle;

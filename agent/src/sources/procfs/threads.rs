@@ -180,6 +180,9 @@ mod tests {
         }
         fn note_place(&self, _: ThreadSlot, _: u32) {}
         fn watch_vcpus(&self, _: VmSlot, _: bool) {}
+        fn was_killed(&self, _: VmSlot) -> bool {
+            false
+        }
         fn untrack_vm(&self, _: VmSlot) {}
         fn unassigned_images(&self, _: VmSlot) -> Vec<ImageRecordInfo> {
             Vec::new()

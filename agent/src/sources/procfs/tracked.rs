@@ -271,7 +271,10 @@ impl TrackedProcesses {
             info!(vm = gone.vm.name, pid, "VM ended");
         }
         if !gone.ending {
-            self.facts.push(Fact::ProcessGone { pid, killed: false });
+            // The event that says it may have found the ring full.
+            let killed = gone.vm.slot.zip(self.tracker.as_ref());
+            let killed = killed.is_some_and(|(slot, tracker)| tracker.was_killed(slot));
+            self.facts.push(Fact::ProcessGone { pid, killed });
         }
         let fence = self.fences + 1;
         self.retired.extend(gone.vm.slot.map(|slot| Retired { fence, pid, slot }));

@@ -280,6 +280,7 @@ impl Worker {
     }
 
     fn end(&mut self, pid: u32) {
+        self.ended.remove(&pid);
         self.forget(pid);
         self.processes.end(pid);
         // The id may be in use again already.
@@ -288,10 +289,10 @@ impl Worker {
         }
     }
 
+    /// Forgets what was to be done about a process, but for its end.
     fn forget(&mut self, pid: u32) {
         self.schedule.forget(pid);
         self.images_claimed.remove(&pid);
-        self.ended.remove(&pid);
     }
 
     fn scan_due(&mut self) {
