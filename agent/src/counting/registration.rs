@@ -37,8 +37,9 @@ const TICK: Duration = Duration::from_millis(5);
 /// switch comes soon.
 const VISITS: Duration = Duration::from_millis(50);
 
-/// Attempts to read the entry of a reused thread id while its former owner is on its way to its last switch.
-const STALE_TRIES: usize = 10_000;
+/// Attempts to read the entry of a thread id while its owner is on its way to its last switch: some ten microseconds. A thread may take
+/// as long as it likes, and a VM may have thousands of such threads.
+const STALE_TRIES: usize = 1_000;
 
 /// Registers VMs and their threads in the records.
 #[derive(Debug)]
@@ -279,7 +280,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             if known == 0 || !owner.is_dying() {
                 break;
             }
-            // The former owner of the id is about to be switched out for the last time.
+            // The owner, of which this thread may have the id, is about to be switched out for the last time.
             std::hint::spin_loop();
             known = entry.load(Ordering::Acquire);
         }
@@ -288,7 +289,13 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             thread.schedstat().map_err(|source| TrackError::of(tid, source))?;
             let record = &self.records().threads[usize::from(known)];
             let owner = Owner(record.owner.load(Ordering::Acquire));
-            if owner.tid() == tid && owner.vm_slot() == vm.0 && !owner.is_dying() {
+            let is_its = owner.tid() == tid && owner.vm_slot() == vm.0;
+            if is_its && owner.is_dying() {
+                // The record counts this thread to its end. Or the thread has the id of one whose last switch is about to come: the next
+                // scan gives it a record.
+                return Err(TrackError::Leaving { tid });
+            }
+            if is_its {
                 vcpu.map_or(Ok(()), |vcpu| self.assign(vm, tid, record, vcpu))?;
                 return Ok(slot_of(known, record, tid));
             }

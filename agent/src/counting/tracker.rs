@@ -185,6 +185,13 @@ pub enum TrackError {
         /// The thread.
         tid: u32,
     },
+    /// The thread, or an earlier one with its id, has begun to exit and is counted until its last switch. What is to be known of a
+    /// later thread is known then.
+    #[error("Thread {tid} has begun to exit")]
+    Leaving {
+        /// The thread.
+        tid: u32,
+    },
     /// The thread ended while it was registered.
     #[error("Thread {tid} ended while it was registered")]
     Gone {

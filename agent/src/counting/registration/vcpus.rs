@@ -333,6 +333,25 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_a_scan_finds_on_its_way_to_its_end_is_counted_once() {
+        let (of, vm) = vm();
+        let thread = track(&of, vm, 100, NUMBER).unwrap();
+        run(&of, thread, 20);
+        record(&of, thread).owner.fetch_or(Owner::DYING, Ordering::Relaxed);
+        of.vm(vm).dying.store(1, Ordering::Relaxed);
+        let found = track(&of, vm, 100, NUMBER);
+        let is_leaving = found.is_err();
+        let thread = found.unwrap_or(thread);
+        run(&of, thread, 25);
+        assert!(of.records.vm_time_ns(vm).unwrap() >= 25);
+        end(&of, thread);
+        let next = track(&of, vm, 101, NUMBER).unwrap();
+        run(&of, next, 1);
+        assert_eq!(time_of(&of, next), Some(26));
+        assert!(is_leaving, "a row has no thread that ends");
+    }
+
+    #[test]
     fn threads_that_change_places_do_not_wait_for_each_other() {
         let (of, vm) = vm();
         track(&of, vm, 100, 0).unwrap();

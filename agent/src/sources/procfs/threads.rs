@@ -22,8 +22,8 @@ const PASSES: usize = 8;
 pub(super) struct Registered {
     /// Slots by thread id.
     pub(super) slots: HashMap<u32, ThreadSlot>,
-    /// Whether another scan is needed: threads started meanwhile, the record of one does not follow it yet, or the thread of a vCPU has
-    /// come before an earlier one has ended.
+    /// Whether another scan is needed: threads started meanwhile, the record of one does not follow it yet, one has begun to exit, or the
+    /// thread of a vCPU has come before an earlier one has ended.
     pub(super) is_moving: bool,
     /// Why a thread has no record.
     pub(super) failure: Option<TrackError>,
@@ -44,7 +44,7 @@ pub(super) fn register(
     let mut later: Vec<Thread> = Vec::new();
     let mut known: HashSet<u32> = scan.threads.iter().map(Thread::tid).collect();
     let numbers = numbers(scan);
-    let (mut failure, mut is_early) = (None, false);
+    let (mut failure, mut is_early, mut is_leaving) = (None, false, false);
     let mut tried = 0;
     let mut all_since = None;
     for _ in 0..PASSES {
@@ -66,6 +66,7 @@ pub(super) fn register(
                 }
                 Err(TrackError::Gone { .. }) => {}
                 Err(TrackError::NotAlone { .. }) => is_early = true,
+                Err(TrackError::Leaving { .. }) => is_leaving = true,
                 Err(TrackError::Unread { source, .. }) if is_shortage(&source) => {
                     return Err(source);
                 }
@@ -82,7 +83,7 @@ pub(super) fn register(
         others.truncate(room);
         let more = scan.process.hold_threads(others).or_else(if_gone)?;
         if more.is_empty() {
-            all_since = Some(unrecorded).filter(|_| failure.is_none() && are_all);
+            all_since = Some(unrecorded).filter(|_| failure.is_none() && are_all && !is_leaving);
             break;
         }
         known.extend(more.iter().map(Thread::tid));
@@ -91,7 +92,7 @@ pub(super) fn register(
     let all: Vec<&dyn HeldThread> =
         scan.threads.iter().chain(&later).map(|thread| thread as &dyn HeldThread).collect();
     let is_settled = tracker.settle(slot, &all, all_since);
-    let is_moving = !later.is_empty() || !is_settled || is_early;
+    let is_moving = !later.is_empty() || !is_settled || is_early || is_leaving;
     Ok(Registered { slots, is_moving, failure })
 }
 
@@ -139,6 +140,7 @@ mod tests {
         asked: AtomicUsize,
         room: usize,
         is_short: bool,
+        are_leaving: bool,
     }
 
     impl Tracker for Full {
@@ -155,6 +157,9 @@ mod tests {
             if self.is_short {
                 let source = rustix::io::Errno::MFILE.into();
                 return Err(TrackError::Unread { tid, source });
+            }
+            if self.are_leaving {
+                return Err(TrackError::Leaving { tid });
             }
             match self.asked.fetch_add(1, Relaxed) < self.room {
                 true => Ok(ThreadSlot { record: 1, tid, start: 0 }),
@@ -249,6 +254,11 @@ mod tests {
         assert_eq!(tracker.asked.into_inner(), 2);
         // What cannot be read for want of a descriptor has not ended.
         assert!(register(&Full { is_short: true, ..Full::default() }, slot, pid, &scan).is_err());
+        // Those that have begun to exit have a row until another scan.
+        let tracker = Full { are_leaving: true, ..Full::default() };
+        let Registered { slots, is_moving, failure } =
+            register(&tracker, slot, pid, &scan).unwrap();
+        assert!(slots.is_empty() && is_moving && failure.is_none());
         end.wait();
         others.into_iter().for_each(|other| drop(other.join()));
     }
