@@ -28,7 +28,7 @@ pub use record::{LastTimer, Meta, Owner, ThreadRecord, VmRecord};
 pub use vcpu::Vcpu;
 
 /// Version of the shared layout. The agent adopts pinned maps of this version only.
-pub const LAYOUT: u32 = 10;
+pub const LAYOUT: u32 = 11;
 
 /// Thread records in a block, the unit in which VMs get them.
 pub const BLOCK_LEN: usize = 8;

@@ -75,7 +75,7 @@ pub struct VmRecord {
     pub handovers_done: u64,
     /// Threads between the beginning of their exit and their last switch.
     pub dying: u64,
-    /// Process id (thread group id) of the VM; 0 = the record is free.
+    /// Process id (thread group id) of the VM, with [`VmRecord::UNTRACKED`] while its records are freed; 0 = the record is free.
     pub tgid: u64,
     /// Bits of [`VmRecord::PENDING_THREADS`] and the following constants.
     pub flags: u64,
@@ -120,6 +120,10 @@ impl VmRecord {
     /// The VM's process was ended by a signal other than those that ask a process to end: what [`crate::EventKind::VmKilled`] says,
     /// also where the ring had no room for it.
     pub const KILLED: u64 = 32;
+
+    /// A bit of `tgid`: the agent frees the records of the VM, whose process may go on. None of its threads gets a record: a program
+    /// that has given a thread one looks at `tgid` again.
+    pub const UNTRACKED: u64 = 1 << 32;
 }
 
 /// The owner of a thread record in one word: thread id in bits 0 to 31, VM slot in bits 32 to 47, flags above.

@@ -23,7 +23,8 @@ fn task_newtask(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let Some((vm_slot, vm)) = vm_of(parent) else { return 0 };
-    if !record(child, vm_slot, vm) {
+    let Some(is_recorded) = record(child, vm_slot, vm) else { return 0 };
+    if !is_recorded {
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).unrecorded, 1) };
         maps::count_unrecorded();
@@ -38,25 +39,32 @@ fn task_newtask(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Gives a new thread of a VM a record. Returns false if none is free, or the thread's id has no slot.
+/// Gives a new thread of a VM a record. Returns false if none is free, or the thread's id has no slot; `None`: the process is no VM any
+/// more.
 #[inline(always)]
-fn record(child: Task, vm_slot: u16, vm: *mut VmRecord) -> bool {
+fn record(child: Task, vm_slot: u16, vm: *mut VmRecord) -> Option<bool> {
     let tid = child.pid();
-    let Some(entry) = maps::slot_entry(tid) else { return false };
+    let Some(entry) = maps::slot_entry(tid) else { return Some(false) };
     // SAFETY: `slot_entry` returns a valid, aligned entry.
     let there = unsafe { entry.read_volatile() };
     if there != 0 && is_of(there, child) {
         // The agent has registered the thread already.
-        return true;
+        return Some(true);
     }
     if there != 0 {
         release_stale(there, tid);
     }
-    let Some(thread) = claim_record(vm_slot, vm, tid) else { return false };
+    let Some(thread) = claim_record(vm_slot, vm, tid) else { return Some(false) };
     set!(thread.record, start, child.start_time());
     // SAFETY: `slot_entry` returns a valid, aligned entry.
     unsafe { entry.write_volatile(thread.slot) };
-    true
+    // The agent changes the word before it frees the records: either it finds this one, or the change is seen here.
+    if get!(vm, tgid) == u64::from(child.tgid()) {
+        return Some(true);
+    }
+    maps::forget(tid, thread.slot);
+    thread.give_back(tid);
+    None
 }
 
 /// Whether the record in a slot is this thread's, not that of an earlier thread with the same id.

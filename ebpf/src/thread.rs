@@ -163,16 +163,7 @@ impl Thread {
                 if vcpu.is_numbered() {
                     self.add_to(vcpu.earlier(), owner.vm_slot(), word::at_rest(sum), wait);
                 }
-                self.clear();
-                // The exchange orders the stores of `clear` before the record becomes free.
-                // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
-                unsafe {
-                    atomic::compare_exchange(
-                        &raw mut (*self.record).owner,
-                        Owner::FREED_BY_PROGRAM.0,
-                        0,
-                    )
-                };
+                self.free();
             }
             // A thread that was registered after it had begun to exit was not counted as dying.
             if before.is_dying() {
@@ -182,6 +173,26 @@ impl Thread {
         // SAFETY: `vm` is a whole value of the map, and the field an aligned word of it.
         unsafe { atomic::fetch_add(&raw mut (*vm).handovers_done, 1) };
         taken.map(|_| vm)
+    }
+
+    /// Frees the record of a thread that has not run yet, unless the agent has.
+    #[inline(always)]
+    pub(crate) fn give_back(self, tid: u32) {
+        let freed = |owner: Owner| (owner.tid() == tid).then_some(Owner::FREED_BY_PROGRAM.0);
+        if self.exchange_owner(freed).is_some() {
+            self.free();
+        }
+    }
+
+    /// Resets and frees the record, which this program has taken from its thread.
+    #[inline(always)]
+    fn free(self) {
+        self.clear();
+        // The exchange orders the stores of `clear` before the record becomes free.
+        // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+        unsafe {
+            atomic::compare_exchange(&raw mut (*self.record).owner, Owner::FREED_BY_PROGRAM.0, 0)
+        };
     }
 
     /// Adds this thread's counts to those that the record in `slot` keeps of its vCPU. The agent frees such a record after the VM's

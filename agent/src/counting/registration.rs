@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering, fence},
     },
     time::{Duration, Instant},
 };
@@ -428,6 +428,9 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
         if tgid == 0 {
             return;
         }
+        // A program that gives a thread a record looks at the word afterwards: either it sees this, or the record is found below.
+        cells.tgid.fetch_or(VmRecord::UNTRACKED, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         for (slot, record) in self.records().threads_of(cells) {
             let owner = Owner(record.owner.load(Ordering::Acquire));
             if owner.is_of_thread() {
@@ -494,7 +497,12 @@ fn blocks_of(vm: &SharedVmRecord) -> impl Iterator<Item = u16> {
     vm.blocks[..count.min(VM_BLOCKS)].iter().map(|block| block.load(Ordering::Relaxed))
 }
 
-/// The process id of a VM; 0 = the record is free.
+/// The process id of a VM, also while its records are freed; 0 = the record is free.
 fn tgid_of(vm: &SharedVmRecord) -> u32 {
-    u32::try_from(vm.tgid.load(Ordering::Acquire)).unwrap_or(0)
+    u32::try_from(vm.tgid.load(Ordering::Acquire) & !VmRecord::UNTRACKED).unwrap_or(0)
+}
+
+/// Whether the records of a VM were being freed when an agent ended.
+fn is_untracked(vm: &SharedVmRecord) -> bool {
+    vm.tgid.load(Ordering::Acquire) & VmRecord::UNTRACKED != 0
 }

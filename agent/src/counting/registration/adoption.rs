@@ -11,7 +11,7 @@ use std::{
 
 use kvmeter_common::{BLOCK_LEN, Owner, word};
 
-use super::{CpuVisits, FreeRecords, Registration, Tracker as _, blocks_of, tgid_of};
+use super::{CpuVisits, FreeRecords, Registration, Tracker as _, blocks_of, is_untracked, tgid_of};
 use crate::counters::{Records, VmSlot, mapped::SharedThreadRecord};
 
 impl<R: AsRef<Records>> Registration<R> {
@@ -26,8 +26,9 @@ impl<R: AsRef<Records>> Registration<R> {
         for (slot, _) in adopted.tracked_vms() {
             let maps = adopted.records();
             let mut threads = maps.threads_of(adopted.vm(slot));
-            if threads
-                .all(|(_, record)| !Owner(record.owner.load(Ordering::Acquire)).is_of_thread())
+            if is_untracked(adopted.vm(slot))
+                || threads
+                    .all(|(_, record)| !Owner(record.owner.load(Ordering::Acquire)).is_of_thread())
             {
                 adopted.untrack_vm(slot);
             }

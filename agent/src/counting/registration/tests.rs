@@ -203,3 +203,69 @@ fn thousands_of_threads_that_run_do_not_keep_a_scan_with_visits() {
     let visits = visits.load(Ordering::Relaxed);
     assert!(u128::from(visits) <= most, "{visits}");
 }
+
+/// The records of a VM whose process starts a thread at each step of the agent.
+struct Busy {
+    records: Arc<Records>,
+    started: AtomicU32,
+}
+
+impl AsRef<Records> for Busy {
+    fn as_ref(&self) -> &Records {
+        self.start_thread();
+        &self.records
+    }
+}
+
+impl Busy {
+    /// What the program at `task_newtask` does.
+    fn start_thread(&self) {
+        let vm = &self.records.vms[usize::from(VM.0)];
+        let is_vm = || vm.tgid.load(Ordering::SeqCst) == u64::from(TID);
+        if !is_vm() {
+            return;
+        }
+        let tid = TID + self.started.fetch_add(1, Ordering::Relaxed);
+        let owner = Owner::new(tid, VM.0).0;
+        let exchange = |record: &SharedThreadRecord, old, new| {
+            record.owner.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        };
+        let mut records = self.records.threads_of(vm);
+        let Some((slot, record)) = records.find(|(_, record)| exchange(record, 0, owner)) else {
+            return;
+        };
+        self.records.slot_entry(tid).unwrap().store(slot, Ordering::Relaxed);
+        if !is_vm() {
+            exchange(record, owner, 0);
+        }
+    }
+}
+
+#[test]
+fn a_process_that_is_no_vm_any_more_and_starts_threads_has_no_record() {
+    let records = Arc::new(Records::in_memory());
+    let busy = Busy { records: Arc::clone(&records), started: AtomicU32::new(0) };
+    let vm = &records.vms[usize::from(VM.0)];
+    vm.tgid.store(TID.into(), Ordering::Relaxed);
+    vm.blocks[0].store(1, Ordering::Relaxed);
+    vm.block_count.store(1, Ordering::Relaxed);
+    (0..BLOCK_LEN).for_each(|_| busy.start_thread());
+    let of = Registration::adopt(busy);
+    assert_eq!(of.tracked_vms(), [(VM, TID)]);
+    of.untrack_vm(VM);
+    let in_use = records.threads.iter().filter(|record| record.owner.load(Ordering::Relaxed) != 0);
+    assert_eq!(in_use.count(), 0, "the next VM has the block");
+    assert_eq!(vm.tgid.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn the_records_of_a_vm_that_an_earlier_agent_was_freeing_are_freed() {
+    let of = registration(Owner::new(TID, VM.0).0);
+    let vm = of.vm(VM);
+    vm.tgid.store(u64::from(TID) | VmRecord::UNTRACKED, Ordering::Relaxed);
+    vm.blocks[0].store(1, Ordering::Relaxed);
+    vm.block_count.store(1, Ordering::Relaxed);
+    let of = Registration::adopt(of.records);
+    assert_eq!(of.tracked_vms(), []);
+    assert_eq!(state(&of).0, 0);
+}
