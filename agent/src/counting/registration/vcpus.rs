@@ -2,7 +2,8 @@
 //!
 //! A vCPU that is unplugged and plugged in again has another thread. At the end of the first one the programs leave its record to the
 //! vCPU; the record of the next one names that record, and the counts of the vCPU are the sum of both. The agent only names it, before
-//! it marks the thread as a vCPU's: nothing is lost if it ends at any moment.
+//! it marks the thread as a vCPU's: nothing is lost if it ends at any moment. Only of a thread whose last switch the programs do not see,
+//! the agent adds the counts itself.
 
 use std::sync::atomic::Ordering;
 
