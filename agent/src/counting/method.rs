@@ -40,7 +40,8 @@ enum Condition {
     UsesAio,
     /// io_submit(2) is possible, and `aio` works.
     MayUseAio,
-    /// The configuration is unknown and the VMM uses io_submit(2): QEMU past the page cache only, another VMM also with it.
+    /// The VMM uses io_submit(2), and the configuration does not say for which disks: QEMU past the page cache only, and where it
+    /// is unknown, another VMM always.
     MaySubmit,
     /// The file is open with `O_DIRECT`.
     IsDirect,
@@ -145,6 +146,11 @@ impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
         (self.works)(method).is_ok()
     }
 
+    /// Whether the configuration does not say how the VMM submits its requests.
+    const fn is_open(&self) -> bool {
+        matches!(self.submission, Submission::Unknown | Submission::Unset)
+    }
+
     fn meets(&self, condition: Condition) -> bool {
         let Self { file, process, submission, has_submitted, .. } = *self;
         let is_block_device = file.identity.is_block_device();
@@ -152,17 +158,20 @@ impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
             Condition::UsesRing => submission == Submission::IoUring && process.has_io_uring,
             Condition::MayUseRing => {
                 let may_get_one = !process.has_positions && self.can(Method::IoUring);
-                submission == Submission::Unknown && (process.has_io_uring || may_get_one)
+                self.is_open() && (process.has_io_uring || may_get_one)
             }
             Condition::UsesAio => submission == Submission::Native,
             // Configured for io_uring without a ring: the VMM submits in another way.
             Condition::MayUseAio => {
-                matches!(submission, Submission::Unknown | Submission::IoUring)
-                    && self.can(Method::Aio)
+                (self.is_open() || submission == Submission::IoUring) && self.can(Method::Aio)
             }
             Condition::MaySubmit => {
-                let was_seen = has_submitted && (file.is_direct || !process.has_positions);
-                submission == Submission::Unknown && (process.has_aio || was_seen)
+                let may = match submission {
+                    Submission::Unknown => file.is_direct || !process.has_positions,
+                    Submission::Unset => !process.has_positions,
+                    Submission::Threads | Submission::Native | Submission::IoUring => false,
+                };
+                may && (process.has_aio || has_submitted)
             }
             Condition::IsDirect => file.is_direct,
             Condition::HasDio => {
@@ -175,7 +184,7 @@ impl<'a, W: Fn(Method) -> Result<(), &'a str>> Image<'a, W> {
                     && match submission {
                         Submission::Threads | Submission::IoUring => true,
                         Submission::Native => self.can(Method::Aio),
-                        Submission::Unknown => {
+                        Submission::Unknown | Submission::Unset => {
                             self.can(Method::Aio)
                                 && (!process.has_io_uring || self.can(Method::IoUring))
                         }
@@ -353,6 +362,10 @@ mod tests {
             // QEMU uses it past the page cache only, and not for a disk that is configured for threads.
             (&open_file(CACHED_FILE), &qemu, Submission::Unknown, true),
             (&no_iomap, &qemu, Submission::Threads, true),
+            // What another disk of a QEMU is configured for is not this one's.
+            (&no_iomap, &qemu, Submission::Unset, true),
+            (&no_iomap, &other, Submission::Unset, false),
+            (&open_file(CACHED_FILE), &other, Submission::Unset, false),
             // One hook sees all.
             (&open_file(DIRECT_FILE), &other, Submission::Unknown, true),
         ] {

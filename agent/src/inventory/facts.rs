@@ -292,9 +292,12 @@ impl DomainDisk {
 /// How a VMM is configured to submit its requests to the kernel.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Submission {
-    /// Not configured.
+    /// What is configured is not known.
     #[default]
     Unknown,
+    /// Nothing is configured, so that the VMM does what it does by itself. A QEMU does not use io_submit(2) then (`aio` of
+    /// BlockdevOptionsFile in its qapi/block-core.json).
+    Unset,
     /// System calls of worker threads.
     Threads,
     /// io_submit(2).
@@ -304,10 +307,11 @@ pub enum Submission {
 }
 
 impl Submission {
-    /// Parses the value of QEMU's `aio=` and libvirt's `io=`.
+    /// Parses the value of QEMU's `aio=` and libvirt's `io=`; empty = there is none.
     #[must_use]
     pub fn of(word: &str) -> Self {
         match word {
+            "" => Self::Unset,
             "threads" => Self::Threads,
             "native" => Self::Native,
             "io_uring" => Self::IoUring,
