@@ -130,13 +130,17 @@ fn assess_dir(key: &str, dir: &Path, writable: io::Result<()>) -> Check {
     let dir = dir.display();
     match writable {
         Ok(()) => Check::ok(key, dir.to_string()),
-        Err(e) => Check::fail(
-            key,
-            format!("{dir} cannot be written: {e}"),
-            format!(
-                "run as root on a filesystem for files that is mounted rw, or set {key} to another directory"
-            ),
-        ),
+        Err(e) => {
+            let need = match e.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room there",
+                _ => "run as root on a filesystem for files that is mounted rw",
+            };
+            Check::fail(
+                key,
+                format!("{dir} cannot be written: {e}"),
+                format!("{need}, or set {key} to another directory"),
+            )
+        }
     }
 }
 
@@ -224,6 +228,16 @@ mod tests {
             Verdict::Ok
         );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_full_filesystem_needs_room_and_not_root() {
+        let full = rustix::io::Errno::NOSPC;
+        let check = assess_dir("state.dir", Path::new("/s"), Err(full.into()));
+        assert_eq!(
+            check.verdict,
+            Verdict::Fail("make room there, or set state.dir to another directory".to_owned())
+        );
     }
 
     #[test]
