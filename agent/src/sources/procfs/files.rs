@@ -13,7 +13,7 @@ use super::{
     descriptors::Descriptors,
     mounts::Mounts,
     process::{DescriptorInfo, Process, path_of_target},
-    shortage::if_there,
+    shortage::{if_there, is_closed},
     taps,
 };
 use crate::inventory::{FileIdentity, OpenFile};
@@ -88,9 +88,12 @@ fn look_at(
         if found.files.len() >= MAX_FILES {
             break;
         }
-        let Some((info, tap)) = if_there(process.descriptor_info(*fd))? else {
-            found.is_outdated = true;
-            continue;
+        let (info, tap) = match process.descriptor_info(*fd) {
+            Ok(known) => known,
+            Err(error) => {
+                found.is_outdated |= is_closed(error)?;
+                continue;
+            }
         };
         if let Some(tap) = tap.or_else(|| taps::macvtap(process, *fd, path)) {
             if found.taps.len() < MAX_TAPS {
@@ -99,11 +102,14 @@ fn look_at(
             continue;
         }
         let mut filesystem = filesystems.of(info.mount)?;
-        let Some(identity) = if_there(identity(process, *fd, info, filesystem))? else {
-            found.is_outdated = true;
-            continue;
+        let identity = match identity(process, *fd, info, filesystem) {
+            Ok(Some(identity)) => identity,
+            Ok(None) => continue,
+            Err(error) => {
+                found.is_outdated |= is_closed(error)?;
+                continue;
+            }
         };
-        let Some(identity) = identity else { continue };
         let is_block_device = identity.is_block_device();
         if !is_block_device && filesystem.device.is_none() {
             filesystem = filesystems.look_up(info.mount)?;
@@ -238,7 +244,10 @@ mod tests {
     use std::{
         path::Path,
         process::{Child, Command, Stdio},
+        time::{Duration, Instant},
     };
+
+    use rustix::fs::{CWD, Mode, mkdirat, openat};
 
     use super::*;
 
@@ -250,6 +259,30 @@ mod tests {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
+    }
+
+    #[test]
+    fn a_file_whose_path_is_not_told_is_not_taken_for_closed() {
+        let place = tempfile::tempdir().unwrap();
+        let name = "d".repeat(250);
+        let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut dir = openat(CWD, place.path(), how, Mode::empty()).unwrap();
+        // readlink(2) tells 4,095 bytes at most.
+        for _ in 0..17 {
+            mkdirat(&dir, &name, Mode::RWXU).unwrap();
+            dir = openat(&dir, &name, how, Mode::empty()).unwrap();
+        }
+        let how = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let stdin = Stdio::from(openat(&dir, "f", how, Mode::RWXU).unwrap());
+        let sleeper = Sleeper(Command::new("sleep").arg("600").stdin(stdin).spawn().unwrap());
+        let process = Process::hold(Path::new("/proc"), sleeper.0.id()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // Before that it closes the libraries that it has opened.
+        while process.stat().unwrap().state != 'S' {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert!(!Descriptors::of(&process, false).unwrap().is_outdated);
     }
 
     #[test]

@@ -20,7 +20,10 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open, test_kill_process},
 };
 
-use super::{plugged::has_write_lock, shortage::if_there};
+use super::{
+    plugged::has_write_lock,
+    shortage::{if_there, is_closed},
+};
 use crate::{
     counting::{HeldThread, RunState, Schedstat, identity_of},
     inventory::{DiskSize, FileIdentity},
@@ -156,8 +159,9 @@ impl Process {
         Ok(stat.is_some_and(|stat| stat.stx_uid == 0 && stat.stx_mode & 0o022 == 0))
     }
 
-    /// Has `visit` see the process's descriptors, ascending, each with the target of its link, until it breaks off. Those that are
-    /// closed meanwhile are left out. Returns whether there were any.
+    /// Has `visit` see the process's descriptors, ascending, each with the target of its link, until it breaks off. Left out are those
+    /// that are closed meanwhile, and those whose target the kernel does not tell, as of a path of more than 4,095 bytes. Returns
+    /// whether any were closed.
     pub(super) fn visit_descriptors(
         &self,
         mut visit: impl FnMut(u32, &str) -> ControlFlow<()>,
@@ -167,10 +171,10 @@ impl Process {
         for entry in Dir::read_from(&dir)? {
             let entry = entry?;
             let Some(number) = number_of(&entry) else { continue };
-            match if_there(readlinkat(&dir, entry.file_name(), std::mem::take(&mut buffer)))? {
-                Some(target) if visit(number, &target.to_string_lossy()).is_break() => break,
-                Some(target) => buffer = target.into_bytes(),
-                None => are_closed = true,
+            match readlinkat(&dir, entry.file_name(), std::mem::take(&mut buffer)) {
+                Ok(target) if visit(number, &target.to_string_lossy()).is_break() => break,
+                Ok(target) => buffer = target.into_bytes(),
+                Err(error) => are_closed |= is_closed(error.into())?,
             }
         }
         Ok(are_closed)

@@ -40,6 +40,15 @@ pub(super) fn if_there<T, E: Into<io::Error>>(result: Result<T, E>) -> io::Resul
     }
 }
 
+/// Whether the error of looking at a descriptor says that it was closed: otherwise the next look says the same.
+///
+/// # Errors
+///
+/// The error itself, if it is about what the agent lacks.
+pub(super) fn is_closed(error: io::Error) -> io::Result<bool> {
+    if is_shortage(&error) { Err(error) } else { Ok(is_gone(&error)) }
+}
+
 /// What the agent lacks, as the status shows it.
 #[derive(Debug, Default)]
 pub(super) struct Shortages(Mutex<Option<Shortage>>);
