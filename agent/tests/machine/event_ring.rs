@@ -11,13 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{
-    stage::{Stage, VM_CUR_CPU_NUMBER},
-    traps::{notifications, wait_for_those},
+use crate::{
+    lab::{
+        sandbox::raw,
+        stage::{Stage, VM_CUR_CPU_NUMBER},
+        traps::{notifications, wait_for_those},
+    },
+    submission::Vmm,
 };
 use kvmeter_common::EVENT_RING_LEN;
 use rustix::process::Signal;
-use xtask::lab::{Child, PATIENCE, Snmptrapd, TinyGuest, Way};
+use xtask::lab::{Child, PATIENCE, Snmptrapd, TinyGuest, Way, wait_until};
 
 /// Events for which the ring has room: an event takes 24 bytes with the kernel's header.
 const EVENTS: u32 = EVENT_RING_LEN / 24;
@@ -90,4 +94,30 @@ fn the_end_of_a_vm_for_which_the_ring_had_no_room_is_told() {
         plug_often(other);
     });
     assert!(took < LATE, "{took:?}");
+}
+
+#[test]
+fn a_vmm_that_turns_to_io_submit_while_the_ring_is_full_is_not_shown_as_idle() {
+    require!("ebpf", "kvm", "snmpd", "root");
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.img");
+    raw(&image);
+    let stage = Stage::new();
+    let mut other = TinyGuest::start(&["--name", "other", "--duty", "idle"]).unwrap();
+    let mut vmm = Vmm::start(image.to_str().unwrap());
+    stage.wait_for_vm(other.pid(), 1);
+    let pid = vmm.pid();
+    let disk = |stage: &Stage| stage.vm("pid", pid)?["disks"].get(0).cloned();
+    let wait = |stage: &Stage, what: &str, is_wanted: &dyn Fn(&serde_json::Value) -> bool| {
+        let found = wait_until(PATIENCE, what, || disk(stage).filter(is_wanted));
+        found.unwrap_or_else(|error| panic!("{error}: {:?}\n{}", disk(stage), stage.agent.log()))
+    };
+    wait(&stage, "the disk is counted", &|disk| disk["counted_by"] == "syscall");
+    stage.agent.child().unwrap().stop().unwrap();
+    flood(dir.path());
+    plug_often(&mut other);
+    vmm.order("submit");
+    stage.agent.child().unwrap().go_on().unwrap();
+    wait(&stage, "its other way is known", &|disk| disk["counted_by"] != "syscall");
+    assert!(stage.status()["probe"]["events_lost"].as_u64().unwrap() > 0);
 }

@@ -40,13 +40,13 @@ while (<STDIN>) {
   print "done\n";
 }"#;
 
-struct Vmm {
+pub(crate) struct Vmm {
     child: Child,
     said: BufReader<ChildStdout>,
 }
 
 impl Vmm {
-    fn start(image: &str) -> Self {
+    pub(crate) fn start(image: &str) -> Self {
         let mut command = Command::new("bash");
         command.args(["-c", "exec -a cloud-hypervisor perl -e \"$PROGRAM\" -- \"$@\"", "sh"]);
         command.args(["--cpus", "boot=1", "--memory", "size=64M", "--disk"]);
@@ -56,7 +56,12 @@ impl Vmm {
         Self { child, said }
     }
 
-    fn order(&mut self, what: &str) {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Has it read `what`: by "read" or "submit".
+    pub(crate) fn order(&mut self, what: &str) {
         writeln!(self.child.process().stdin.as_mut().unwrap(), "{what}").unwrap();
         let mut line = String::new();
         self.said.read_line(&mut line).unwrap();
@@ -72,7 +77,7 @@ fn a_disk_whose_vmm_turns_to_io_submit_is_not_shown_as_idle() {
     raw(&image);
     let mut stage = Stage::new();
     let mut vmm = Vmm::start(image.to_str().unwrap());
-    let pid = vmm.child.pid();
+    let pid = vmm.pid();
     let disk = |stage: &Stage| stage.vm("pid", pid)?["disks"].get(0).cloned();
     let wait = |stage: &Stage, what: &str, is_wanted: &dyn Fn(&serde_json::Value) -> bool| {
         wait_until(PATIENCE, what, || disk(stage).filter(is_wanted))

@@ -164,6 +164,8 @@ impl Worker {
         if lost != self.lost {
             self.lost = lost;
             self.processes.suspect_all(now);
+            // What they said of images is not said again.
+            self.images_claimed.extend(self.processes.pids());
             self.scan_all_soon(now);
         }
     }
