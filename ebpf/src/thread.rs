@@ -274,8 +274,29 @@ pub(crate) fn vm_of(task: Task) -> Option<(u16, *mut VmRecord)> {
 /// Claims a free record of the VM for a new thread.
 #[inline(always)]
 pub(crate) fn claim_record(vm_slot: u16, vm: *mut VmRecord, tid: u32) -> Option<Thread> {
-    let count = get!(vm, block_count);
     let owner = Owner::new(tid, vm_slot).0;
+    search_records(vm, |slot, record| {
+        if slot == 0 || get!(record, owner) != 0 {
+            return None;
+        }
+        // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
+        if !unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, owner) } {
+            return None;
+        }
+        // A program on another CPU may have written after the record was freed.
+        set!(record, run, word::UNKNOWN);
+        set!(record, wait, word::UNKNOWN);
+        Some(Thread { slot, record })
+    })
+}
+
+/// Shows the records of the VM to `look`, with their slots, until it returns something.
+#[inline(always)]
+pub(crate) fn search_records<T>(
+    vm: *mut VmRecord,
+    look: impl Fn(u16, *mut ThreadRecord) -> Option<T>,
+) -> Option<T> {
+    let count = get!(vm, block_count);
     for b in 0..SEARCHED_BLOCKS {
         if b as u64 >= count {
             break;
@@ -288,16 +309,9 @@ pub(crate) fn claim_record(vm_slot: u16, vm: *mut VmRecord, tid: u32) -> Option<
                 reason = "a block's number is below 2^16 / BLOCK_LEN"
             )]
             let slot = (usize::from(block) * BLOCK_LEN + i) as u16;
-            let record = maps::thread(slot)?;
-            if slot == 0 || get!(record, owner) != 0 {
-                continue;
-            }
-            // SAFETY: `record` is a whole value of the map, and the field an aligned word of it.
-            if unsafe { atomic::compare_exchange(&raw mut (*record).owner, 0, owner) } {
-                // A program on another CPU may have written after the record was freed.
-                set!(record, run, word::UNKNOWN);
-                set!(record, wait, word::UNKNOWN);
-                return Some(Thread { slot, record });
+            let found = look(slot, maps::thread(slot)?);
+            if found.is_some() {
+                return found;
             }
         }
     }

@@ -3,12 +3,9 @@
 #![expect(unsafe_code, reason = "map memory is reached by raw pointers")]
 
 use aya_ebpf::helpers::bpf_get_current_comm;
-use kvmeter_common::{BLOCK_LEN, Owner, SEARCHED_BLOCKS, Vcpu, VmRecord};
+use kvmeter_common::{Owner, Vcpu, VmRecord};
 
-use crate::{
-    maps,
-    thread::{Thread, get, set},
-};
+use crate::thread::{Thread, get, search_records, set};
 
 /// Notes the vCPU whose number is in the name of the running thread, which is `thread`. Only what the thread has used until its end is
 /// counted for the vCPU.
@@ -50,26 +47,9 @@ fn number_in_name() -> Option<u16> {
 /// Slot of the record that keeps the counts of a vCPU.
 #[inline(always)]
 fn kept(vm_slot: u16, vm: *mut VmRecord, number: u16) -> Option<u16> {
-    let count = get!(vm, block_count);
-    for b in 0..SEARCHED_BLOCKS {
-        if b as u64 >= count {
-            break;
-        }
-        // SAFETY: `b` is below `VM_BLOCKS`, the length of the array, which lies in a whole value of the map.
-        let block = unsafe { (&raw const (*vm).blocks).cast::<u16>().add(b).read_volatile() };
-        for i in 0..BLOCK_LEN {
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "a block's number is below 2^16 / BLOCK_LEN"
-            )]
-            let slot = (usize::from(block) * BLOCK_LEN + i) as u16;
-            let record = maps::thread(slot)?;
-            if get!(record, owner) == Owner::kept(vm_slot).0
-                && get!(record, vcpu) == Vcpu::new(number, 0)
-            {
-                return Some(slot);
-            }
-        }
-    }
-    None
+    search_records(vm, |slot, record| {
+        let is_kept = get!(record, owner) == Owner::kept(vm_slot).0
+            && get!(record, vcpu) == Vcpu::new(number, 0);
+        is_kept.then_some(slot)
+    })
 }
