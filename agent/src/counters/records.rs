@@ -159,6 +159,29 @@ impl Records {
         })
     }
 
+    /// CPU time in ns of a thread at the time `now`, and no less than what a reader was given for it. A thread that was switched in
+    /// after `now` is some nanoseconds short; the VM's high-water mark covers that.
+    fn counted(&self, owner: Owner, thread: &SharedThreadRecord, now: u64) -> u64 {
+        let given = match self.earlier_of(owner, thread) {
+            None => thread.high_water.load(Ordering::Acquire),
+            Some(kept) => given_beyond(kept),
+        };
+        shows(thread.run.load(Ordering::Acquire), now).max(given)
+    }
+
+    /// CPU time in ns of a VM's vCPUs at the time `now`, with that of their threads that have ended.
+    fn sum_of_vcpus(&self, vm: &SharedVmRecord, now: u64) -> u64 {
+        let of_record = |(_, record): (_, &SharedThreadRecord)| {
+            let owner = Owner(record.owner.load(Ordering::Acquire));
+            match owner.is_of_thread() {
+                true if owner.has(Owner::VCPU) => self.counted(owner, record, now),
+                false if owner.is_kept() => kept_ns(record),
+                _ => 0,
+            }
+        };
+        self.threads_of(vm).map(of_record).fold(0, u64::wrapping_add)
+    }
+
     /// CPU time in ns of a VM's recorded and exited threads, now. Never less than the sum of what was returned for the vCPUs.
     fn vm_sum(&self, vm: &SharedVmRecord) -> u64 {
         let mut sum = 0;
@@ -170,30 +193,20 @@ impl Records {
             }
             let now = monotonic_ns();
             sum = vm.exited.load(Ordering::Acquire);
-            // The kernel's own sum over exited threads lacks their last microseconds.
-            let mut of_vcpus: u64 = 0;
+            let mut has_kept = false;
             for (_, thread) in self.threads_of(vm) {
                 let owner = Owner(thread.owner.load(Ordering::Acquire));
-                // A thread that was switched in after `now` is some nanoseconds short; the high-water mark covers that.
-                let shown = shows(thread.run.load(Ordering::Acquire), now);
-                if owner.is_kept() {
-                    of_vcpus = of_vcpus.wrapping_add(shown);
-                }
                 // A program that had found the record before it was freed may have written to it.
                 if !owner.is_of_thread() {
+                    has_kept |= owner.is_kept();
                     continue;
                 }
-                let given = match self.earlier_of(owner, thread) {
-                    None => thread.high_water.load(Ordering::Acquire),
-                    Some(kept) => given_beyond(kept),
-                };
-                let counted = shown.max(given);
-                sum = sum.wrapping_add(counted);
-                if owner.has(Owner::VCPU) {
-                    of_vcpus = of_vcpus.wrapping_add(counted);
-                }
+                sum = sum.wrapping_add(self.counted(owner, thread, now));
             }
-            sum = sum.max(of_vcpus);
+            if has_kept {
+                // The kernel's own sum over exited threads lacks their last microseconds.
+                sum = sum.max(self.sum_of_vcpus(vm, now));
+            }
             fence(Ordering::Acquire);
             if vm.handovers_begun.load(Ordering::Relaxed) == done {
                 break;
