@@ -299,14 +299,17 @@ mod tests {
         fs::{self, File},
         os::unix::fs::{MetadataExt as _, symlink},
         path::Path,
-        process::{Child, Command, Stdio},
+        process::{Command, Stdio},
     };
 
-    use super::{super::descriptors::Descriptors, *};
+    use super::{
+        super::{descriptors::Descriptors, test_child::TestChild},
+        *,
+    };
 
     /// A process that has two files open, in a directory of its own.
     struct Sleeper {
-        child: Child,
+        child: TestChild,
         dir: tempfile::TempDir,
     }
 
@@ -329,7 +332,7 @@ mod tests {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            Self { child, dir }
+            Self { child: TestChild(child), dir }
         }
 
         fn path(&self, name: &str) -> String {
@@ -356,13 +359,6 @@ mod tests {
 
         fn answer(&self, path: &str) -> PathAnswer {
             self.answers(&[path], None).0.remove(path).unwrap()
-        }
-    }
-
-    impl Drop for Sleeper {
-        fn drop(&mut self) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
         }
     }
 

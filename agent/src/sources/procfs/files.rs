@@ -243,23 +243,13 @@ impl<'a> Filesystems<'a> {
 mod tests {
     use std::{
         path::Path,
-        process::{Child, Command, Stdio},
+        process::{Command, Stdio},
         time::{Duration, Instant},
     };
 
     use rustix::fs::{CWD, Mode, mkdirat, openat};
 
-    use super::*;
-
-    /// Ends with the test.
-    struct Sleeper(Child);
-
-    impl Drop for Sleeper {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
+    use super::{super::test_child::TestChild, *};
 
     #[test]
     fn a_file_whose_path_is_not_told_is_not_taken_for_closed() {
@@ -274,8 +264,8 @@ mod tests {
         }
         let how = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         let stdin = Stdio::from(openat(&dir, "f", how, Mode::RWXU).unwrap());
-        let sleeper = Sleeper(Command::new("sleep").arg("600").stdin(stdin).spawn().unwrap());
-        let process = Process::hold(Path::new("/proc"), sleeper.0.id()).unwrap();
+        let sleeper = TestChild(Command::new("sleep").arg("600").stdin(stdin).spawn().unwrap());
+        let process = Process::hold(Path::new("/proc"), sleeper.id()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         // Before that it closes the libraries that it has opened.
         while process.stat().unwrap().state != 'S' {
@@ -289,8 +279,8 @@ mod tests {
     fn a_file_that_is_opened_anew_during_a_scan_is_found() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let stdin = Stdio::from(file.reopen().unwrap());
-        let sleeper = Sleeper(Command::new("sleep").arg("600").stdin(stdin).spawn().unwrap());
-        let process = Process::hold(Path::new("/proc"), sleeper.0.id()).unwrap();
+        let sleeper = TestChild(Command::new("sleep").arg("600").stdin(stdin).spawn().unwrap());
+        let process = Process::hold(Path::new("/proc"), sleeper.id()).unwrap();
         let path: Rc<str> = file.path().to_str().unwrap().into();
         // When its descriptors were listed, the process had the file at another one.
         let before = || {

@@ -49,6 +49,8 @@ mod shortage;
 mod subordinate_ids;
 mod taps;
 mod temporary_overlays;
+#[cfg(test)]
+mod test_child;
 mod threads;
 mod tracked;
 mod uevent;

@@ -170,7 +170,7 @@ mod tests {
         process,
     };
 
-    use super::*;
+    use super::{super::test_child::TestChild, *};
 
     #[test]
     fn a_name_makes_no_line_of_its_own() {
@@ -210,8 +210,8 @@ mod tests {
         let start = |held: process::Stdio| {
             let mut command = process::Command::new("sleep");
             command.arg("1000").uid(user).gid(user).stdin(held);
-            let child = Child(command.spawn().unwrap());
-            let process = Process::hold(Path::new("/proc"), child.0.id()).unwrap();
+            let child = TestChild(command.spawn().unwrap());
+            let process = Process::hold(Path::new("/proc"), child.id()).unwrap();
             (child, process)
         };
         let (_child, process) = start(process::Stdio::null());
@@ -231,16 +231,6 @@ mod tests {
         std::os::unix::fs::chown(&closed, Some(user), None).unwrap();
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         assert!(matches!(read(&process, &hidden), Err(Unread::Forbidden(_))));
-    }
-
-    /// A process that ends with the test.
-    struct Child(process::Child);
-
-    impl Drop for Child {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
     }
 
     #[test]

@@ -508,7 +508,10 @@ impl Worker {
 mod tests {
     use std::{os::unix::process::CommandExt as _, process};
 
-    use super::{super::Procfs, *};
+    use super::{
+        super::{Procfs, test_child::TestChild},
+        *,
+    };
     use crate::sources::Source as _;
 
     fn worker() -> Worker {
@@ -518,7 +521,7 @@ mod tests {
     }
 
     /// A process of a user.
-    struct OfUser(process::Child, Account);
+    struct OfUser(TestChild, Account);
 
     impl OfUser {
         fn start() -> Self {
@@ -526,14 +529,7 @@ mod tests {
             let user = if own == 0 { 1000 } else { own };
             let mut command = process::Command::new("sleep");
             let child = command.arg("120").uid(user).spawn().unwrap();
-            Self(child, Account::User(user))
-        }
-    }
-
-    impl Drop for OfUser {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
+            Self(TestChild(child), Account::User(user))
         }
     }
 
