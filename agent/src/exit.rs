@@ -15,8 +15,8 @@ pub enum Status {
 
 /// Ends the process. What was written to standard output is flushed.
 ///
-/// `exit(3)` would run the exit handlers of libraries beside threads that still run or end: libvirt's, of which a call may hang
-/// for ever. OpenSSL, which libvirt loads, frees in its handler what an ending thread frees too (`OPENSSL_cleanup(3)`;
+/// `exit(3)` would run the exit handlers of libraries while threads that have called libvirt still run or end; a call of libvirt may
+/// hang for ever. libvirt loads OpenSSL, whose handler and an ending thread free the same memory (`OPENSSL_cleanup(3)`;
 /// `init_thread_deregister` in OpenSSL's crypto/initthread.c takes no lock then).
 pub fn end_process(status: Status) -> ! {
     // A reader that has closed the pipe gets no more.

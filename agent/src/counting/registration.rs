@@ -280,7 +280,7 @@ impl<R: AsRef<Records>> Tracker for Registration<R> {
             if known == 0 || !owner.is_dying() {
                 break;
             }
-            // The owner, of which this thread may have the id, is about to be switched out for the last time.
+            // The record's thread, this one or an earlier one with its id, is about to make its last switch.
             std::hint::spin_loop();
             known = entry.load(Ordering::Acquire);
         }

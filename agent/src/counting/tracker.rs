@@ -180,7 +180,7 @@ pub enum TrackError {
         tid: u32,
     },
     /// An earlier thread of the same vCPU has not ended yet. The thread is counted; its vCPU is known when the earlier one has ended.
-    #[error("Thread {tid} runs a vCPU of which an earlier thread has not ended yet")]
+    #[error("An earlier thread of the vCPU that thread {tid} runs has not ended yet")]
     NotAlone {
         /// The thread.
         tid: u32,

@@ -22,8 +22,8 @@ const FOLLOW_UPS: [Duration; 5] = [
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// Scans of the host's own processes because their threads have changed, all together: a scan takes one or two milliseconds, so these
-/// take a fifth of a CPU at most in the long run. No share of a user limits them.
+/// Scans of the host's own processes because their threads have changed, all together. A scan of a VM with some tens of threads takes
+/// one or two milliseconds: these take about a fifth of a CPU in the long run. No share of a user limits them.
 const HOST_CHANGES: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
 
 /// A process that was not scanned for this long does not wait for its turn by [`HOST_CHANGES`], but for the one by [`QUIET_CHANGES`].
